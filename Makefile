@@ -1,0 +1,37 @@
+# SPDX-License-Identifier: GPL-2.0
+# The project's own commands. In a kernel tree the file Kbuild beside this one
+# is what builds the driver.
+#
+## make run       boot a machine with this driver: what it owns, DMA with checksums
+## make test      every check and test, with a summary
+## make kernel    build the kernel only; ends with image=, source=, objects=
+## make guest     boot to a shell (APPEND= adds to the kernel's command line)
+## make modules   KDIR=<prepared tree>: build the driver as an external module
+## make modules_install  KDIR=...: install it
+## make integrate put the driver into a kernel tree (KDIR=, or the one in the cache)
+## make fmt       format all Rust
+## make clippy    clippy on all Rust, the driver included
+## make checkpatch  the kernel's checkpatch on all C
+## make rustdoc   the driver's documentation
+## make bare      SUITE=bookworm|trixie TARGET=test: run a command in a bare Debian
+## make clean     remove what was built; downloads stay in the cache
+##
+## Variables: KDIR= kernel tree, KOUT= objects folder, MODULE=1 the driver as a
+## module, CONFIG=a,b fragments of tools/config, UPDATE=1 look for a newer kernel,
+## JOBS= processes, S390_IOMMU_CACHE= downloads and objects (~/.cache/s390-iommu),
+## RUSTC= CARGO= BINDGEN= LLVM= QEMU= tools other than Debian's
+
+CARGO ?= /usr/bin/cargo
+RUSTC ?= /usr/bin/rustc
+export CARGO RUSTC
+
+COMMANDS := run test kernel guest integrate modules modules_install fmt clippy checkpatch rustdoc bare clean
+.PHONY: help $(COMMANDS)
+
+help:
+	@sed -n 's/^## \?//p' Makefile
+
+$(COMMANDS):
+	@sh tools/bootstrap.sh
+	@$(CARGO) run --quiet --release --locked --target-dir build/target/tools \
+		--manifest-path tools/Cargo.toml -- $(subst _,-,$@)

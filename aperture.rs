@@ -1,0 +1,88 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Ranges of IOVAs: a function's window, what a flush covers, reserved regions.
+//!
+//! All ends are inclusive, so that a range may end at the last address there
+//! is. Pure functions, no state.
+
+/// A range of addresses, in bytes, both ends inclusive.
+///
+/// # Invariants
+///
+/// `start <= last`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Range {
+    start: u64,
+    last: u64,
+}
+
+impl Range {
+    /// All addresses.
+    pub(crate) const ALL: Range = Range {
+        start: 0,
+        last: u64::MAX,
+    };
+
+    /// The range from `start` to `last`, or `None` if that is empty.
+    pub(crate) const fn new(start: u64, last: u64) -> Option<Self> {
+        if start <= last {
+            // INVARIANT: Just checked.
+            Some(Range { start, last })
+        } else {
+            None
+        }
+    }
+
+    /// The range of `size` bytes from `start` on, or `None` if that is empty or
+    /// goes past the last address.
+    #[inline]
+    pub(crate) const fn sized(start: u64, size: u64) -> Option<Self> {
+        let last = start.wrapping_add(size).wrapping_sub(1);
+        Range::new(start, last)
+    }
+
+    /// The first address.
+    #[inline]
+    pub(crate) const fn start(self) -> u64 {
+        self.start
+    }
+
+    /// The last address.
+    #[inline]
+    pub(crate) const fn last(self) -> u64 {
+        self.last
+    }
+
+    /// How many bytes it holds; all 2^64 of them count as `u64::MAX`.
+    pub(crate) const fn size(self) -> u64 {
+        (self.last - self.start).saturating_add(1)
+    }
+
+    /// What is also in `other`.
+    pub(crate) fn clip(self, other: Range) -> Option<Self> {
+        Range::new(
+            core::cmp::max(self.start, other.start),
+            core::cmp::min(self.last, other.last),
+        )
+    }
+}
+
+/// The IOVAs that a function can use: from `start_dma` to the lowest of
+/// `end_dma` (inclusive), what a table of the function's `reach` (inclusive)
+/// maps, and `limit` bytes. `None` if there are none.
+pub(crate) fn window(start_dma: u64, end_dma: u64, reach: u64, limit: u64) -> Option<Range> {
+    let granted = Range::new(start_dma, core::cmp::min(end_dma, reach))?;
+    let wanted = Range::new(start_dma, start_dma.saturating_add(limit.checked_sub(1)?))?;
+    granted.clip(wanted)
+}
+
+/// What is left of `[0, reach]` below and above a window: the regions that a
+/// function reserves. They depend on the function alone.
+pub(crate) fn reserved(window: Range, reach: u64) -> [Option<Range>; 2] {
+    let below = window.start.checked_sub(1);
+    let above = window.last.checked_add(1);
+    [
+        below.and_then(|last| Range::new(0, last)),
+        above.and_then(|start| Range::new(start, reach)),
+    ]
+}

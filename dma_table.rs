@@ -1,0 +1,1212 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! I/O translation tables: format, walk, map, unmap, lookup, growth and reclaim.
+//!
+//! A radix tree as the machine reads it. Entries are 64 bits, big endian, in
+//! tables that are aligned to their size:
+//!
+//! | table         | entries | one entry spans | top of an aperture of |
+//! |---------------|---------|-----------------|-----------------------|
+//! | region first  | 2048    | 8 PiB           | `[0, 2^64 - 1]`       |
+//! | region second | 2048    | 4 TiB           | `[0, 2^53 - 1]`       |
+//! | region third  | 2048    | 2 GiB           | `[0, 2^42 - 1]`       |
+//! | segment       | 2048    | 1 MiB           |                       |
+//! | page          | 256     | 4 KiB           |                       |
+//!
+//! A segment entry points to a page table, or maps a frame of 1 MiB by itself.
+//!
+//! # The protocol that keeps it right
+//!
+//! *Ranges have owners.* The IOMMU API gives every IOVA range to one caller at
+//! a time: between a map of a range and its unmap nobody else maps, unmaps or
+//! looks up anything in it. Calls on disjoint ranges run at the same time and
+//! take no lock. Breaking the rule garbles the translations of the ranges that
+//! are fought over; a table that two callers fight over could be freed under
+//! one of them, which is why [`DmaTable::map`], [`DmaTable::unmap`] and
+//! [`DmaTable::lookup`] are unsafe.
+//!
+//! *Leaf entries belong to the owner of the range*, so they are read and
+//! written with plain 64-bit accesses, run by run, one walk a leaf table. A map
+//! reads before it writes and refuses a run that holds a live entry; an unmap
+//! stops at the first entry that is not live.
+//!
+//! *Tables are shared between neighbours.* A missing one is installed with a
+//! compare-and-exchange from "empty", release on success: its empty entries are
+//! visible before it can be reached. Whoever loses frees its own and goes on
+//! with the winner's. Walkers read table entries with acquire.
+//!
+//! *A table is unlinked only by an unmap that covers all that it spans.* That
+//! caller owns every range in it, so no other map, unmap or lookup is inside
+//! nor can enter. The unlinked table keeps its content and goes to the
+//! [`Retire`] of the call, which must not free it before the machine was told
+//! to forget the range (the refresh that follows the unmap, or the full one
+//! after a queue of them).
+//!
+//! *The tree only grows at the top.* [`DmaTable::widen`] makes a table whose
+//! entry 0 is the old top and swings the root to it, release. A walker that
+//! still holds the old root finds the same entries below it, since an IOVA that
+//! it looks for lies below the old reach. The old top stays part of the tree
+//! for as long as the tree lives: machines may have it registered. So the first
+//! entry of a region-first or region-second table on the way to IOVA 0 is never
+//! unlinked.
+//!
+//! *The machine* reads entries at any time. A 64-bit aligned store is atomic to
+//! it. It may keep what it read until it is told to refresh; the stores here
+//! come before the refresh because the caller puts a full barrier between them
+//! (the `domain` room, which also says why none is missed).
+//!
+//! The file knows nothing of devices and instructions. It is compiled into the
+//! kernel, into tests on the host, and (with narrow tables) into a model
+//! checker for threads, through the traits [`Memory`] and [`Cell`].
+
+use core::marker::PhantomData;
+use core::sync::atomic::{AtomicU64, Ordering};
+
+/// log2 of the smallest page that can be mapped, in bytes.
+pub(crate) const PAGE_SHIFT: u32 = 12;
+/// The smallest page that can be mapped, in bytes.
+pub(crate) const PAGE_SIZE: u64 = 1 << PAGE_SHIFT;
+/// log2 of what one segment entry spans, in bytes: the size of a frame.
+pub(crate) const FRAME_SHIFT: u32 = Segment::SHIFT;
+/// The size of a frame in bytes.
+pub(crate) const FRAME_SIZE: u64 = 1 << FRAME_SHIFT;
+
+/// Index bits of a page table. The model checker explores narrow tables: the
+/// protocol does not depend on the width, the number of states does.
+const PAGE_TABLE_BITS: u32 = if cfg!(loom) { 1 } else { 8 };
+/// Index bits of segment and region tables.
+const UPPER_TABLE_BITS: u32 = if cfg!(loom) { 1 } else { 11 };
+
+/// Invalid bit of a segment- or region-table entry.
+const ENTRY_INVALID: u64 = 0x20;
+/// Invalid bit of a page-table entry.
+const PAGE_INVALID: u64 = 0x400;
+/// Writes are refused by the machine (leaf entries).
+const PROTECTED: u64 = 0x200;
+/// Format control of a segment entry: it maps a frame.
+const FRAME: u64 = 0x400;
+/// Table length of a region entry: all 2048 entries are there.
+const FULL_LENGTH: u64 = 0x3;
+
+/// An I/O virtual address, in bytes.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub(crate) struct Iova(pub(crate) u64);
+
+/// A physical address, in bytes.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub(crate) struct Phys(pub(crate) u64);
+
+/// What a device may do through a mapping. The format cannot refuse reads.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Access {
+    /// Device writes are refused by the machine.
+    ReadOnly,
+    /// Device reads and writes are served.
+    ReadWrite,
+}
+
+impl Access {
+    const fn bits(self) -> u64 {
+        match self {
+            Access::ReadOnly => PROTECTED,
+            Access::ReadWrite => 0,
+        }
+    }
+
+    const fn of(entry: u64) -> Self {
+        if entry & PROTECTED != 0 {
+            Access::ReadOnly
+        } else {
+            Access::ReadWrite
+        }
+    }
+}
+
+/// Which table is the top of a tree, and so how far it reaches.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+#[repr(u64)]
+pub(crate) enum Depth {
+    /// Three levels: region third, segment, page.
+    Third = 1,
+    /// Four levels, from region second.
+    Second = 2,
+    /// Five levels, from region first.
+    First = 3,
+}
+
+impl Depth {
+    /// The last IOVA (inclusive) that a tree of this depth reaches.
+    pub(crate) const fn reach(self) -> u64 {
+        match self {
+            Depth::Third => last_of::<Third>(),
+            Depth::Second => last_of::<Second>(),
+            Depth::First => last_of::<First>(),
+        }
+    }
+
+    /// The least depth that reaches `last` (inclusive).
+    pub(crate) const fn for_reach(last: u64) -> Self {
+        if last <= Depth::Third.reach() {
+            Depth::Third
+        } else if last <= Depth::Second.reach() {
+            Depth::Second
+        } else {
+            Depth::First
+        }
+    }
+
+    const fn deeper(self) -> Option<Self> {
+        match self {
+            Depth::Third => Some(Depth::Second),
+            Depth::Second => Some(Depth::First),
+            Depth::First => None,
+        }
+    }
+}
+
+/// The two kinds of table, as the allocator sees them.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Shape {
+    /// A page table.
+    Page,
+    /// A segment or region table.
+    Upper,
+}
+
+impl Shape {
+    const fn bits(self) -> u32 {
+        match self {
+            Shape::Page => PAGE_TABLE_BITS,
+            Shape::Upper => UPPER_TABLE_BITS,
+        }
+    }
+
+    /// How many entries a table has.
+    pub(crate) const fn entries(self) -> usize {
+        1 << self.bits()
+    }
+
+    /// The size, and so the alignment, of a table in bytes.
+    pub(crate) const fn bytes(self) -> usize {
+        self.entries() * 8
+    }
+
+    /// The value of every entry of an empty table.
+    pub(crate) const fn empty(self) -> u64 {
+        match self {
+            Shape::Page => PAGE_INVALID,
+            Shape::Upper => ENTRY_INVALID,
+        }
+    }
+}
+
+/// A level of the tree. Each is a type, so that an entry of one cannot be read
+/// as an entry of another.
+pub(crate) trait Level {
+    /// log2 of the bytes that one entry spans.
+    const SHIFT: u32;
+    /// The kind of table at this level.
+    const SHAPE: Shape;
+
+    /// The index of the entry that translates `iova` in a table of this level.
+    #[inline]
+    fn index(iova: Iova) -> usize {
+        (iova.0 >> Self::SHIFT) as usize & (Self::SHAPE.entries() - 1)
+    }
+}
+
+/// The last address (inclusive) in the span of a table of level `L` that begins
+/// at 0: what the table spans less one byte, as a region-first table spans 2^64.
+const fn last_of<L: Level>() -> u64 {
+    u64::MAX >> (u64::BITS - L::SHIFT - L::SHAPE.bits())
+}
+
+/// A level whose entries point to tables.
+pub(crate) trait Upper: Level {
+    /// The level of the tables that entries point to.
+    type Below: Level;
+    /// Table type and length, as they stand in an entry.
+    const TYPE: u64;
+    /// The bits of an entry that hold the origin of the table below.
+    const ORIGIN: u64;
+    /// Bits that are clear in an entry that points to a table.
+    const NOT_TABLE: u64;
+
+    /// The table that `entry` points to.
+    #[inline]
+    fn origin(entry: u64) -> Option<Phys> {
+        if entry & Self::NOT_TABLE == 0 {
+            Some(Phys(entry & Self::ORIGIN))
+        } else {
+            None
+        }
+    }
+
+    /// The entry that points to the table at `origin`.
+    #[inline]
+    fn entry(origin: Phys) -> u64 {
+        origin.0 | Self::TYPE
+    }
+}
+
+/// Page tables: 256 entries of 4 KiB.
+pub(crate) struct Page;
+/// Segment tables: 2048 entries of 1 MiB.
+pub(crate) struct Segment;
+/// Region-third tables: 2048 entries of 2 GiB.
+pub(crate) struct Third;
+/// Region-second tables: 2048 entries of 4 TiB.
+pub(crate) struct Second;
+/// Region-first tables: 2048 entries of 8 PiB.
+pub(crate) struct First;
+
+impl Level for Page {
+    const SHIFT: u32 = PAGE_SHIFT;
+    const SHAPE: Shape = Shape::Page;
+}
+
+impl Level for Segment {
+    const SHIFT: u32 = Page::SHIFT + PAGE_TABLE_BITS;
+    const SHAPE: Shape = Shape::Upper;
+}
+
+impl Upper for Segment {
+    type Below = Page;
+    const TYPE: u64 = 0x0;
+    const ORIGIN: u64 = !(Shape::Page.bytes() as u64 - 1);
+    const NOT_TABLE: u64 = ENTRY_INVALID | FRAME;
+}
+
+macro_rules! region_level {
+    ($level:ident over $below:ident, table type $ty:literal) => {
+        impl Level for $level {
+            const SHIFT: u32 = $below::SHIFT + UPPER_TABLE_BITS;
+            const SHAPE: Shape = Shape::Upper;
+        }
+
+        impl Upper for $level {
+            type Below = $below;
+            const TYPE: u64 = $ty | FULL_LENGTH;
+            const ORIGIN: u64 = !(Shape::Upper.bytes() as u64 - 1);
+            const NOT_TABLE: u64 = ENTRY_INVALID;
+        }
+    };
+}
+
+region_level!(Third over Segment, table type 0x4);
+region_level!(Second over Third, table type 0x8);
+region_level!(First over Second, table type 0xc);
+
+/// One 64-bit word that the machine or another thread may read at any time.
+pub(crate) trait Cell {
+    /// Reads an entry that the caller owns.
+    fn load(&self) -> u64;
+    /// Reads an entry that points to a table, before that table is read.
+    fn load_acquire(&self) -> u64;
+    /// Writes an entry that the caller owns.
+    fn store(&self, value: u64);
+    /// Replaces `old` by `new` and publishes all that was written before.
+    ///
+    /// # Errors
+    ///
+    /// What is there instead, if it is not `old`; read with acquire.
+    fn install(&self, old: u64, new: u64) -> Result<(), u64>;
+}
+
+// The kernel's own `Atomic` calls a helper for each access; these compile to
+// one instruction, and on this machine to a plain one for all but `install`
+// (loads are acquire, stores release there).
+impl Cell for AtomicU64 {
+    #[inline(always)]
+    fn load(&self) -> u64 {
+        AtomicU64::load(self, Ordering::Relaxed)
+    }
+
+    #[inline(always)]
+    fn load_acquire(&self) -> u64 {
+        AtomicU64::load(self, Ordering::Acquire)
+    }
+
+    #[inline(always)]
+    fn store(&self, value: u64) {
+        AtomicU64::store(self, value, Ordering::Relaxed);
+    }
+
+    #[inline(always)]
+    fn install(&self, old: u64, new: u64) -> Result<(), u64> {
+        self.compare_exchange(old, new, Ordering::AcqRel, Ordering::Acquire)
+            .map(|_| ())
+    }
+}
+
+/// Where tables live.
+///
+/// # Safety
+///
+/// [`Memory::alloc`] returns memory of `shape.entries()` cells that nobody else
+/// uses, at a physical address aligned to `shape.bytes()`, every cell holding
+/// `shape.empty()`. [`Memory::cells`] points to that memory until it is given
+/// back.
+pub(crate) unsafe trait Memory {
+    /// An entry in a table.
+    type Cell: Cell;
+    /// How an allocation may be made (may it sleep, is it charged).
+    type Flags: Copy;
+
+    /// A new empty table, or `None` if there is no memory.
+    fn alloc(&self, shape: Shape, flags: Self::Flags) -> Option<Phys>;
+
+    /// Gives a table back.
+    ///
+    /// # Safety
+    ///
+    /// `table` came from [`Memory::alloc`] with the same shape, was not given
+    /// back yet, and nobody can reach it, neither here nor in the machine.
+    unsafe fn free(&self, table: Phys, shape: Shape);
+
+    /// The first cell of a table.
+    ///
+    /// # Safety
+    ///
+    /// `table` came from [`Memory::alloc`] and was not given back yet.
+    unsafe fn cells(&self, table: Phys) -> *const Self::Cell;
+}
+
+/// Takes the tables that an unmap unlinked.
+pub(crate) trait Retire {
+    /// Keeps `table` until the machine cannot be reading it any more, then
+    /// gives it back.
+    fn retire(&mut self, table: Phys, shape: Shape);
+}
+
+/// Why a map stopped.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum MapError {
+    /// The range holds a live mapping (`EADDRINUSE`).
+    InUse,
+    /// No memory for a table (`ENOMEM`).
+    NoMemory,
+}
+
+/// A range to map: `size` bytes from `iova` on to `phys` on.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Mapping {
+    /// The first IOVA, aligned to the page size.
+    pub(crate) iova: Iova,
+    /// The first physical address, aligned to the page size.
+    pub(crate) phys: Phys,
+    /// Bytes, a multiple of the page size, not 0.
+    pub(crate) size: u64,
+    /// What the device may do.
+    pub(crate) access: Access,
+    /// Whether frames may be used: `iova`, `phys` and `size` are then multiples
+    /// of [`FRAME_SIZE`].
+    pub(crate) frames: bool,
+}
+
+impl Mapping {
+    /// What is left after `bytes` were mapped.
+    #[inline]
+    fn advance(&mut self, bytes: u64) {
+        self.iova.0 = self.iova.0.wrapping_add(bytes);
+        self.phys.0 = self.phys.0.wrapping_add(bytes);
+        self.size = self.size.wrapping_sub(bytes);
+    }
+}
+
+/// A translation that was found.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Translation {
+    /// The physical address of the IOVA that was asked for, offset included.
+    pub(crate) phys: Phys,
+    /// The size of the page that holds it, in bytes.
+    pub(crate) page_size: u64,
+    /// What the device may do.
+    pub(crate) access: Access,
+}
+
+/// The top table: its origin and depth in one word, so that a walker reads both
+/// at once.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Root {
+    /// The physical address of the top table.
+    pub(crate) origin: Phys,
+    /// Which table it is.
+    pub(crate) depth: Depth,
+}
+
+impl Root {
+    #[inline]
+    fn pack(self) -> u64 {
+        self.origin.0 | self.depth as u64
+    }
+
+    #[inline]
+    fn unpack(word: u64) -> Self {
+        Root {
+            origin: Phys(word & !3),
+            depth: match word & 3 {
+                1 => Depth::Third,
+                2 => Depth::Second,
+                _ => Depth::First,
+            },
+        }
+    }
+}
+
+/// A table of level `L` in the tree.
+///
+/// # Invariants
+///
+/// `cells` are the entries of a table of level `L`, alive for `'t`.
+struct Table<'t, L: Level, M: Memory> {
+    cells: &'t [M::Cell],
+    level: PhantomData<L>,
+}
+
+impl<'t, L: Level, M: Memory> Table<'t, L, M> {
+    /// # Safety
+    ///
+    /// `origin` is a table of level `L` that came from `memory` and stays for
+    /// `'t`.
+    #[inline]
+    unsafe fn new(memory: &'t M, origin: Phys) -> Self {
+        // SAFETY: The caller's promise.
+        let first = unsafe { memory.cells(origin) };
+        // SAFETY: `first` points to as many entries as a table of this shape
+        // has, so it is not null; entries are only accessed as cells. Said
+        // twice, as the compiler does not conclude it from the slice.
+        let cells = unsafe {
+            core::hint::assert_unchecked(!first.is_null());
+            core::slice::from_raw_parts(first, L::SHAPE.entries())
+        };
+        // INVARIANT: The caller's promise.
+        Table {
+            cells,
+            level: PhantomData,
+        }
+    }
+
+    /// The entry that translates `iova`.
+    #[inline]
+    fn cell(&self, iova: Iova) -> &'t M::Cell {
+        // `index` is masked to the length of `cells`, so this does not panic,
+        // and the compiler knows.
+        &self.cells[L::index(iova)]
+    }
+
+    /// The entries from `iova` on, for `size` bytes but not past the end.
+    #[inline]
+    fn run(&self, iova: Iova, size: u64) -> &'t [M::Cell] {
+        let rest = &self.cells[L::index(iova)..];
+        let wanted = (size >> L::SHIFT) as usize;
+        &rest[..core::cmp::min(wanted, rest.len())]
+    }
+}
+
+/// How much of `size` bytes (not 0) from `iova` on lies in the table of level
+/// `L` that translates `iova`.
+#[inline]
+fn part_in<L: Level>(iova: Iova, size: u64) -> u64 {
+    let to_end = !iova.0 & last_of::<L>();
+    core::cmp::min(size.wrapping_sub(1), to_end).wrapping_add(1)
+}
+
+/// Whether all of these page entries are invalid. One load and one AND an
+/// entry.
+#[inline]
+fn all_empty<C: Cell>(run: &[C]) -> bool {
+    run.iter().fold(PAGE_INVALID, |all, cell| all & cell.load()) != 0
+}
+
+/// Whether all of these page entries are valid.
+#[inline]
+fn all_live<C: Cell>(run: &[C]) -> bool {
+    run.iter().fold(0, |any, cell| any | cell.load()) & PAGE_INVALID == 0
+}
+
+/// A tree of translation tables.
+///
+/// # Invariants
+///
+/// `root` holds a [`Root`] whose table came from `memory`. Every entry of a
+/// table in the tree is empty, or points to a table of the level below that
+/// came from `memory`, or (page and segment entries) maps memory.
+pub(crate) struct DmaTable<M: Memory> {
+    memory: M,
+    root: M::Cell,
+}
+
+impl<M: Memory> DmaTable<M> {
+    /// An empty tree of the given depth. `cell` makes a cell that holds a
+    /// value.
+    ///
+    /// # Errors
+    ///
+    /// [`MapError::NoMemory`].
+    pub(crate) fn new(
+        memory: M,
+        depth: Depth,
+        flags: M::Flags,
+        cell: impl FnOnce(u64) -> M::Cell,
+    ) -> Result<Self, MapError> {
+        let origin = memory
+            .alloc(Shape::Upper, flags)
+            .ok_or(MapError::NoMemory)?;
+        let root = cell(Root { origin, depth }.pack());
+        // INVARIANT: The only table is new and empty.
+        Ok(DmaTable { memory, root })
+    }
+
+    /// The allocator.
+    pub(crate) fn memory(&self) -> &M {
+        &self.memory
+    }
+
+    /// The top table as it is now. A later one reaches further and finds all
+    /// that this one finds.
+    #[inline]
+    pub(crate) fn root(&self) -> Root {
+        Root::unpack(self.root.load_acquire())
+    }
+
+    /// Makes the tree reach at least as far as `depth` does. Maps, unmaps and
+    /// lookups may run meanwhile.
+    ///
+    /// # Errors
+    ///
+    /// [`MapError::NoMemory`]; levels that were added on the way stay.
+    pub(crate) fn widen(&self, depth: Depth, flags: M::Flags) -> Result<(), MapError> {
+        loop {
+            let old = self.root();
+            let deeper = match old.depth.deeper() {
+                Some(deeper) if old.depth < depth => deeper,
+                _ => return Ok(()),
+            };
+            self.add_top(old, deeper, flags)?;
+        }
+    }
+
+    /// Puts a table of depth `deeper` on top of `old`, unless somebody else
+    /// did.
+    fn add_top(&self, old: Root, deeper: Depth, flags: M::Flags) -> Result<(), MapError> {
+        let origin = self
+            .memory
+            .alloc(Shape::Upper, flags)
+            .ok_or(MapError::NoMemory)?;
+        // SAFETY: The table is new. All upper tables have the same shape, so
+        // the level named here only has to be an upper one.
+        let top: Table<'_, First, M> = unsafe { Table::new(&self.memory, origin) };
+        top.cells[0].store(match deeper {
+            Depth::First => First::entry(old.origin),
+            _ => Second::entry(old.origin),
+        });
+        // INVARIANT: Entry 0 of the new top points to the old one, which is of
+        // the level below; the others are empty.
+        let new = Root {
+            origin,
+            depth: deeper,
+        };
+        if self.root.install(old.pack(), new.pack()).is_err() {
+            // SAFETY: The table was not published.
+            unsafe { self.memory.free(origin, Shape::Upper) };
+        }
+        Ok(())
+    }
+
+    /// Maps `count` pages if one page table holds them, is there, and has room:
+    /// what most maps are, in few instructions. If not, nothing has changed, and
+    /// [`DmaTable::map`] does it or says why not.
+    ///
+    /// # Safety
+    ///
+    /// The caller owns the range (see the head of this file).
+    #[inline]
+    pub(crate) unsafe fn map_in_leaf(
+        &self,
+        iova: Iova,
+        phys: Phys,
+        count: usize,
+        access: Access,
+    ) -> bool {
+        let aligned = (iova.0 | phys.0) & (PAGE_SIZE - 1) == 0;
+        match self.leaf_run(iova, count) {
+            Some(run) if aligned => map_pages(run, phys, access).is_ok(),
+            _ => false,
+        }
+    }
+
+    /// Maps a range. Returns how many bytes were mapped, from the start of the
+    /// range on, and why it stopped if that is not all. A run of entries is
+    /// written only after all of it was found empty; tables that were made stay
+    /// and are used later.
+    ///
+    /// # Safety
+    ///
+    /// The caller owns the range (see the head of this file).
+    #[inline(never)]
+    pub(crate) unsafe fn map(
+        &self,
+        mapping: Mapping,
+        flags: M::Flags,
+    ) -> (u64, Result<(), MapError>) {
+        let mut rest = mapping;
+        while rest.size != 0 {
+            let done = self
+                .segment_table(rest.iova, flags)
+                .and_then(|segments| self.map_in(&segments, rest, flags));
+            match done {
+                Ok(bytes) => rest.advance(bytes),
+                Err((bytes, error)) => {
+                    rest.advance(bytes);
+                    return (mapping.size.wrapping_sub(rest.size), Err(error));
+                }
+            }
+        }
+        (mapping.size, Ok(()))
+    }
+
+    /// The entries of `count` pages, if one page table holds all of them
+    /// and it is there already.
+    #[inline]
+    fn leaf_run(&self, iova: Iova, count: usize) -> Option<&[M::Cell]> {
+        let root = self.root();
+        if root.depth != Depth::Third || iova.0 > Depth::Third.reach() {
+            return None;
+        }
+        // SAFETY: The root is a table of the level that its depth says.
+        let third: Table<'_, Third, M> = unsafe { Table::new(&self.memory, root.origin) };
+        let segments = self.peek::<Third>(third.cell(iova))?;
+        let pages = self.peek::<Segment>(segments.cell(iova))?;
+        pages.cells[Page::index(iova)..].get(..count)
+    }
+
+    /// Maps what of `mapping` lies in one segment table. On an error says how
+    /// many bytes were mapped before it.
+    #[inline]
+    fn map_in(
+        &self,
+        segments: &Table<'_, Segment, M>,
+        mapping: Mapping,
+        flags: M::Flags,
+    ) -> Result<u64, (u64, MapError)> {
+        let part = part_in::<Segment>(mapping.iova, mapping.size);
+        let mut rest = mapping;
+        rest.size = part;
+        while rest.size != 0 {
+            let done = if rest.frames {
+                map_frames(segments.run(rest.iova, rest.size), rest)
+            } else {
+                0
+            };
+            rest.advance(done);
+            if rest.size != 0 {
+                let bytes = self
+                    .below::<Segment>(segments.cell(rest.iova), flags)
+                    .and_then(|pages| {
+                        let run = pages.run(rest.iova, rest.size);
+                        map_pages(run, rest.phys, rest.access)?;
+                        Ok((run.len() as u64) << PAGE_SHIFT)
+                    })
+                    .map_err(|error| (part.wrapping_sub(rest.size), error))?;
+                rest.advance(bytes);
+            }
+        }
+        Ok(part)
+    }
+
+    /// Unmaps a range, up to the first part of it that is not mapped or that is
+    /// mapped by a frame which the range does not cover. Returns how many bytes
+    /// were unmapped. Allocates nothing.
+    ///
+    /// The machine may go on using what was unmapped, and reads the tables in
+    /// `retire`, until it was told to refresh.
+    ///
+    /// # Safety
+    ///
+    /// The caller owns the range (see the head of this file).
+    #[inline]
+    pub(crate) unsafe fn unmap(&self, iova: Iova, size: u64, retire: &mut impl Retire) -> u64 {
+        match self.leaf_run(iova, (size >> PAGE_SHIFT) as usize) {
+            // A page table that is covered whole goes as it is.
+            Some(run) if run.len() < Shape::Page.entries() => {
+                (unmap_pages(run) as u64) << PAGE_SHIFT
+            }
+            _ => self.unmap_long(iova, size, retire),
+        }
+    }
+
+    /// Unmaps a range of any size.
+    #[inline(never)]
+    fn unmap_long(&self, iova: Iova, size: u64, retire: &mut impl Retire) -> u64 {
+        let root = self.root();
+        match root.depth {
+            // SAFETY: The root is a table of the level that its depth says, and
+            // is never freed while the tree lives.
+            Depth::Third => unsafe { self.sweep_top::<Third>(root, iova, size, retire) },
+            // SAFETY: As above.
+            Depth::Second => unsafe { self.sweep_top::<Second>(root, iova, size, retire) },
+            // SAFETY: As above.
+            Depth::First => unsafe { self.sweep_top::<First>(root, iova, size, retire) },
+        }
+    }
+
+    /// # Safety
+    ///
+    /// `root` is a table of level `L`.
+    #[inline]
+    unsafe fn sweep_top<L: Sweep>(
+        &self,
+        root: Root,
+        iova: Iova,
+        size: u64,
+        retire: &mut impl Retire,
+    ) -> u64 {
+        // SAFETY: The caller's promise; a top is never freed while the tree
+        // lives.
+        let top: Table<'_, L, M> = unsafe { Table::new(&self.memory, root.origin) };
+        L::sweep(self, &top, iova, size, retire)
+    }
+
+    /// Finds the translation of `iova`.
+    ///
+    /// # Safety
+    ///
+    /// Nobody unmaps a range that holds `iova` meanwhile.
+    pub(crate) unsafe fn lookup(&self, iova: Iova) -> Option<Translation> {
+        let root = self.root();
+        if iova.0 > root.depth.reach() {
+            return None;
+        }
+        let segments = self.peek::<Third>(self.third_table(root, iova)?.cell(iova))?;
+        let segment = segments.cell(iova).load_acquire();
+        if segment & (ENTRY_INVALID | FRAME) == FRAME {
+            return Some(translation(segment, FRAME_SIZE, iova));
+        }
+        let pages = self.peek::<Segment>(segments.cell(iova))?;
+        let page = pages.cell(iova).load();
+        (page & PAGE_INVALID == 0).then(|| translation(page, PAGE_SIZE, iova))
+    }
+
+    /// The region-third table that translates `iova`, if there is one.
+    fn third_table(&self, root: Root, iova: Iova) -> Option<Table<'_, Third, M>> {
+        // SAFETY: The root is a table of the level that its depth says.
+        unsafe {
+            match root.depth {
+                Depth::Third => Some(Table::new(&self.memory, root.origin)),
+                Depth::Second => {
+                    let top: Table<'_, Second, M> = Table::new(&self.memory, root.origin);
+                    self.peek::<Second>(top.cell(iova))
+                }
+                Depth::First => {
+                    let top: Table<'_, First, M> = Table::new(&self.memory, root.origin);
+                    self.peek::<Second>(self.peek::<First>(top.cell(iova))?.cell(iova))
+                }
+            }
+        }
+    }
+
+    /// The segment table that translates `iova`, made if it is missing.
+    #[inline]
+    fn segment_table(
+        &self,
+        iova: Iova,
+        flags: M::Flags,
+    ) -> Result<Table<'_, Segment, M>, (u64, MapError)> {
+        let root = self.root();
+        let third = match root.depth {
+            // SAFETY: The root is a table of the level that its depth says.
+            Depth::Third => Ok(unsafe { Table::new(&self.memory, root.origin) }),
+            _ => self.make_third_table(root, iova, flags),
+        };
+        third
+            .and_then(|third: Table<'_, Third, M>| self.below::<Third>(third.cell(iova), flags))
+            .map_err(|error| (0, error))
+    }
+
+    /// The region-third table below a deeper root, made if it is missing.
+    fn make_third_table(
+        &self,
+        root: Root,
+        iova: Iova,
+        flags: M::Flags,
+    ) -> Result<Table<'_, Third, M>, MapError> {
+        // SAFETY: The root is a table of the level that its depth says.
+        let second: Table<'_, Second, M> = unsafe {
+            if root.depth == Depth::First {
+                let top: Table<'_, First, M> = Table::new(&self.memory, root.origin);
+                self.below::<First>(top.cell(iova), flags)?
+            } else {
+                Table::new(&self.memory, root.origin)
+            }
+        };
+        self.below::<Second>(second.cell(iova), flags)
+    }
+
+    /// The table that an entry of level `L` points to, if it points to one.
+    #[inline]
+    fn peek<L: Upper>(&self, cell: &M::Cell) -> Option<Table<'_, L::Below, M>> {
+        // SAFETY: By the invariant of the tree the entry points to a table of
+        // the level below; it stays, because only an owner of all that it spans
+        // unlinks it, and the caller owns a part of that.
+        L::origin(cell.load_acquire()).map(|origin| unsafe { Table::new(&self.memory, origin) })
+    }
+
+    /// The table that an entry of level `L` points to, made if it is missing.
+    #[inline]
+    fn below<L: Upper>(
+        &self,
+        cell: &M::Cell,
+        flags: M::Flags,
+    ) -> Result<Table<'_, L::Below, M>, MapError> {
+        match self.peek::<L>(cell) {
+            Some(table) => Ok(table),
+            None => self.install::<L>(cell, flags),
+        }
+    }
+
+    /// Puts a new table into an empty entry, or finds the one that somebody
+    /// else put there.
+    #[cold]
+    fn install<L: Upper>(
+        &self,
+        cell: &M::Cell,
+        flags: M::Flags,
+    ) -> Result<Table<'_, L::Below, M>, MapError> {
+        if cell.load() != ENTRY_INVALID {
+            return match self.peek::<L>(cell) {
+                Some(table) => Ok(table),
+                None => Err(MapError::InUse),
+            };
+        }
+        let shape = L::Below::SHAPE;
+        let origin = self.memory.alloc(shape, flags).ok_or(MapError::NoMemory)?;
+        // INVARIANT: The new table is empty.
+        match cell.install(ENTRY_INVALID, L::entry(origin)) {
+            // SAFETY: The table is of the level below and now in the tree.
+            Ok(()) => Ok(unsafe { Table::new(&self.memory, origin) }),
+            Err(winner) => {
+                // SAFETY: The table was not published.
+                unsafe { self.memory.free(origin, shape) };
+                let winner = L::origin(winner).ok_or(MapError::InUse)?;
+                // SAFETY: By the invariant of the tree.
+                Ok(unsafe { Table::new(&self.memory, winner) })
+            }
+        }
+    }
+
+    /// Frees a table of level `L` and all below it.
+    ///
+    /// # Safety
+    ///
+    /// `table` is of level `L`; nobody can reach it any more.
+    unsafe fn free_tree<L: FreeTree>(&self, table: Phys) {
+        // SAFETY: The caller's promise.
+        unsafe {
+            L::free_below(self, table);
+            self.memory.free(table, L::SHAPE);
+        }
+    }
+}
+
+impl<M: Memory> Drop for DmaTable<M> {
+    fn drop(&mut self) {
+        let root = self.root();
+        // SAFETY: The root is a table of the level that its depth says. `self`
+        // is exclusive; that no machine has it registered is the domain's
+        // promise.
+        unsafe {
+            match root.depth {
+                Depth::Third => self.free_tree::<Third>(root.origin),
+                Depth::Second => self.free_tree::<Second>(root.origin),
+                Depth::First => self.free_tree::<First>(root.origin),
+            }
+        }
+    }
+}
+
+/// Fills page entries. All of the run (not none) is empty, or nothing is
+/// written.
+#[inline]
+fn map_pages<C: Cell>(run: &[C], phys: Phys, access: Access) -> Result<(), MapError> {
+    let entry = phys.0 | access.bits();
+    // A single page is not worth the set-up of unrolled loops.
+    let empty = match run {
+        [cell] => {
+            let empty = cell.load() & PAGE_INVALID != 0;
+            if empty {
+                cell.store(entry);
+            }
+            empty
+        }
+        run => fill_run(run, entry),
+    };
+    if empty {
+        Ok(())
+    } else {
+        Err(MapError::InUse)
+    }
+}
+
+/// Fills entries, the first with `entry`, if there are any and all are empty.
+#[inline(never)]
+fn fill_run<C: Cell>(run: &[C], entry: u64) -> bool {
+    if run.is_empty() || !all_empty(run) {
+        return false;
+    }
+    let mut entry = entry;
+    for cell in run {
+        cell.store(entry);
+        entry = entry.wrapping_add(PAGE_SIZE);
+    }
+    true
+}
+
+/// Empties page entries, up to the first that is not live. Returns how many
+/// there were.
+#[inline]
+fn unmap_pages<C: Cell>(run: &[C]) -> usize {
+    match run {
+        [cell] => {
+            let live = cell.load() & PAGE_INVALID == 0;
+            if live {
+                cell.store(PAGE_INVALID);
+            }
+            live.into()
+        }
+        run => clear_run(run),
+    }
+}
+
+#[inline(never)]
+fn clear_run<C: Cell>(run: &[C]) -> usize {
+    let mut run = run;
+    if !all_live(run) {
+        let live = |cell: &&C| cell.load() & PAGE_INVALID == 0;
+        run = &run[..run.iter().take_while(live).count()];
+    }
+    for cell in run {
+        cell.store(PAGE_INVALID);
+    }
+    run.len()
+}
+
+/// Maps frames into segment entries for as long as they are empty. Returns the
+/// bytes that were mapped.
+fn map_frames<C: Cell>(run: &[C], mapping: Mapping) -> u64 {
+    let mut entry = mapping.phys.0 | FRAME | mapping.access.bits();
+    let mut bytes = 0u64;
+    for cell in run {
+        if cell.load() != ENTRY_INVALID {
+            break;
+        }
+        cell.store(entry);
+        entry = entry.wrapping_add(FRAME_SIZE);
+        bytes = bytes.wrapping_add(FRAME_SIZE);
+    }
+    bytes
+}
+
+fn translation(entry: u64, page_size: u64, iova: Iova) -> Translation {
+    let offset = page_size - 1;
+    Translation {
+        phys: Phys((entry & !offset) | (iova.0 & offset)),
+        page_size,
+        access: Access::of(entry),
+    }
+}
+
+/// Unmapping, level by level.
+trait Sweep: Level + Sized {
+    /// Unmaps what of the range lies in `table`. Returns the bytes that were
+    /// unmapped, from the start on.
+    fn sweep<M: Memory>(
+        tree: &DmaTable<M>,
+        table: &Table<'_, Self, M>,
+        iova: Iova,
+        size: u64,
+        retire: &mut impl Retire,
+    ) -> u64;
+}
+
+impl Sweep for Page {
+    #[inline]
+    fn sweep<M: Memory>(
+        _tree: &DmaTable<M>,
+        table: &Table<'_, Page, M>,
+        iova: Iova,
+        size: u64,
+        _retire: &mut impl Retire,
+    ) -> u64 {
+        (unmap_pages(table.run(iova, size)) as u64) << PAGE_SHIFT
+    }
+}
+
+impl Sweep for Segment {
+    #[inline]
+    fn sweep<M: Memory>(
+        tree: &DmaTable<M>,
+        table: &Table<'_, Segment, M>,
+        iova: Iova,
+        size: u64,
+        retire: &mut impl Retire,
+    ) -> u64 {
+        let size = part_in::<Segment>(iova, size);
+        let mut done = 0u64;
+        while done < size {
+            let at = Iova(iova.0.wrapping_add(done));
+            let part = part_in::<Page>(at, size.wrapping_sub(done));
+            let cell = table.cell(at);
+            let swept = match tree.peek::<Segment>(cell) {
+                Some(pages) if part == FRAME_SIZE && all_live(pages.cells) => {
+                    // The page table goes as it is.
+                    unlink::<Segment, M::Cell>(cell, retire);
+                    part
+                }
+                Some(pages) => Page::sweep(tree, &pages, at, part, retire),
+                None if part == FRAME_SIZE && cell.load() & ENTRY_INVALID == 0 => {
+                    cell.store(ENTRY_INVALID);
+                    part
+                }
+                None => 0,
+            };
+            done = done.wrapping_add(swept);
+            if swept != part {
+                break;
+            }
+        }
+        done
+    }
+}
+
+macro_rules! region_sweep {
+    ($level:ident) => {
+        impl Sweep for $level {
+            #[inline]
+            fn sweep<M: Memory>(
+                tree: &DmaTable<M>,
+                table: &Table<'_, $level, M>,
+                iova: Iova,
+                size: u64,
+                retire: &mut impl Retire,
+            ) -> u64 {
+                sweep_regions::<$level, M>(tree, table, iova, size, retire)
+            }
+        }
+    };
+}
+
+region_sweep!(Third);
+region_sweep!(Second);
+region_sweep!(First);
+
+/// Unmaps in a region table, and unlinks the tables below it that are covered
+/// whole.
+#[inline]
+fn sweep_regions<L, M>(
+    tree: &DmaTable<M>,
+    table: &Table<'_, L, M>,
+    iova: Iova,
+    size: u64,
+    retire: &mut impl Retire,
+) -> u64
+where
+    L: Upper,
+    L::Below: Sweep + Spine,
+    M: Memory,
+{
+    let size = part_in::<L>(iova, size);
+    let mut done = 0u64;
+    while done < size {
+        let at = Iova(iova.0.wrapping_add(done));
+        let part = part_in::<L::Below>(at, size.wrapping_sub(done));
+        let cell = table.cell(at);
+        let swept = match tree.peek::<L>(cell) {
+            Some(below) => L::Below::sweep(tree, &below, at, part, retire),
+            None => 0,
+        };
+        done = done.wrapping_add(swept);
+        if swept != part {
+            break;
+        }
+        if part.wrapping_sub(1) == last_of::<L::Below>() && !L::Below::stays(at) {
+            unlink::<L, M::Cell>(cell, retire);
+        }
+    }
+    done
+}
+
+/// Takes the table below an entry out of the tree. The caller owns all that it
+/// spans.
+#[inline]
+fn unlink<L: Upper, C: Cell>(cell: &C, retire: &mut impl Retire) {
+    if let Some(origin) = L::origin(cell.load()) {
+        cell.store(ENTRY_INVALID);
+        retire.retire(origin, L::Below::SHAPE);
+    }
+}
+
+/// Which tables a machine may have registered as its top.
+trait Spine: Level {
+    /// Whether the table of this level that begins at `iova` stays for as long
+    /// as the tree: it may have been a top.
+    fn stays(iova: Iova) -> bool;
+}
+
+impl Spine for Segment {
+    #[inline]
+    fn stays(_iova: Iova) -> bool {
+        false
+    }
+}
+
+impl Spine for Third {
+    #[inline]
+    fn stays(iova: Iova) -> bool {
+        iova.0 == 0
+    }
+}
+
+impl Spine for Second {
+    #[inline]
+    fn stays(iova: Iova) -> bool {
+        iova.0 == 0
+    }
+}
+
+/// Freeing a tree that nobody uses any more.
+trait FreeTree: Level + Sized {
+    /// Frees all below `table`.
+    ///
+    /// # Safety
+    ///
+    /// `table` is of this level; nobody can reach it any more.
+    unsafe fn free_below<M: Memory>(tree: &DmaTable<M>, table: Phys);
+}
+
+impl FreeTree for Page {
+    unsafe fn free_below<M: Memory>(_tree: &DmaTable<M>, _table: Phys) {}
+}
+
+macro_rules! free_upper {
+    ($level:ident) => {
+        impl FreeTree for $level {
+            unsafe fn free_below<M: Memory>(tree: &DmaTable<M>, table: Phys) {
+                // SAFETY: The caller's promise.
+                let cells: Table<'_, $level, M> = unsafe { Table::new(&tree.memory, table) };
+                for cell in cells.cells {
+                    if let Some(below) = $level::origin(cell.load_acquire()) {
+                        // SAFETY: By the invariant of the tree it is a table of
+                        // the level below; it is reached from here only.
+                        unsafe { tree.free_tree::<<$level as Upper>::Below>(below) };
+                    }
+                }
+            }
+        }
+    };
+}
+
+free_upper!(Segment);
+free_upper!(Third);
+free_upper!(Second);
+free_upper!(First);

@@ -1,0 +1,404 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! An address space: its table, the functions attached to it, and the flushes
+//! that keep them in step.
+//!
+//! # No flush is missed, none hits a function that is not registered
+//!
+//! A map or an unmap stores entries, then runs a full barrier, then refreshes
+//! every member that it sees and that is *live*. An attach makes the function a
+//! member, then runs a full barrier, then registers the table and refreshes the
+//! whole window (`function.rs`). Whichever barrier comes first: either the
+//! flush sees the member, or the refresh of the attach sees the entries.
+//!
+//! A function is live while the machine has a table registered for it, whatever
+//! table that is: refreshing it is then legal. It stays registered from its
+//! first attach on; while blocked, with a table that maps nothing. So a flush
+//! that still sees a function which is just leaving does no harm, and an attach
+//! waits for no grace period.
+//!
+//! Where the machine drops a registration without asking (a function is
+//! disabled to be reset) or a function stops translating (identity), it is made
+//! not live first, and flushes that may have seen it live are waited for (RCU).
+//! It becomes live again after a table was registered, and is then refreshed
+//! over its whole window after a full barrier: again Dekker's pattern.
+//!
+//! # Locks
+//!
+//! The core's group mutex or the subsystem's state lock, then a function's
+//! mutex, then the domain's attach lock. Flushes take none of these; they run
+//! in any context, under RCU. Full flushes take turns under the flush lock, so
+//! that none returns before what another took is refreshed: the flush queue
+//! frees IOVAs when one returns.
+
+use core::sync::atomic::Ordering;
+
+use kernel::{
+    new_mutex,
+    new_spinlock_irq,
+    prelude::*,
+    sync::{
+        rcu,
+        Arc,
+        Mutex,
+        SpinLockIrq, //
+    }, //
+};
+
+use crate::{
+    aperture::Range,
+    dma_table::{
+        Access,
+        Depth,
+        DmaTable,
+        Iova,
+        MapError,
+        Mapping,
+        Phys,
+        Translation,
+        FRAME_SHIFT,
+        FRAME_SIZE,
+        PAGE_SHIFT,
+        PAGE_SIZE, //
+    },
+    function::Function,
+    iommu::{self, Gather, Gfp, Prot},
+    members::Members,
+    memory::{Retired, TablePages},
+    pending::Pending,
+    zpci::{Counters, Designation, Refusal}, //
+};
+
+/// A domain as the core sees it.
+pub(crate) type Domain = iommu::Domain<Paging>;
+
+/// What the core's domain holds: a share in the address space. Functions hold
+/// others, so a table outlives a function that could not be taken off it.
+pub(crate) struct Paging {
+    /// The address space.
+    pub(crate) space: Arc<Space>,
+}
+
+/// An address space.
+#[pin_data]
+pub(crate) struct Space {
+    table: DmaTable<TablePages>,
+    members: Members<Function>,
+    pending: Pending,
+    #[pin]
+    flush: SpinLockIrq<()>,
+    #[pin]
+    attach: Mutex<()>,
+    counters: Counters,
+}
+
+impl Domain {
+    /// An empty address space that suits `function`: its table is as deep as
+    /// the function's window needs.
+    ///
+    /// # Errors
+    ///
+    /// `ENOMEM`.
+    ///
+    /// # Context
+    ///
+    /// May sleep.
+    pub(crate) fn for_function(function: &Function, page_sizes: u64) -> Result<Pin<KBox<Self>>> {
+        let last = function.window().last();
+        let depth = Depth::for_reach(last);
+        let space = Arc::pin_init(Space::new(depth, last), GFP_KERNEL)?;
+        Domain::new(Paging { space }, page_sizes, depth.reach())
+    }
+
+    /// The address space.
+    #[inline]
+    pub(crate) fn space(&self) -> &Arc<Space> {
+        &self.data().space
+    }
+
+    /// Checks a map of `count` pages of `page_size` bytes.
+    ///
+    /// # Errors
+    ///
+    /// `EINVAL` if it is empty, not aligned, not in the aperture, or of a page
+    /// size that the domain does not have.
+    #[inline]
+    pub(crate) fn mapping(
+        &self,
+        iova: u64,
+        phys: u64,
+        page_size: usize,
+        count: usize,
+        prot: Prot,
+    ) -> Result<Mapping> {
+        let page_size = page_size as u64;
+        let frames = page_size == FRAME_SIZE;
+        let shift = if frames { FRAME_SHIFT } else { PAGE_SHIFT };
+        let known = if frames {
+            self.page_sizes() & FRAME_SIZE != 0
+        } else {
+            page_size == PAGE_SIZE
+        };
+        // The aperture ends where a page of any size ends, so that the pages
+        // after the first one can be counted; of none, the first one is short.
+        let (first, last) = (iova, self.aperture_last());
+        let after_first = (count as u64).wrapping_sub(1);
+        let fits = first <= last && after_first <= (last - first) >> shift;
+        if !known || !fits || (iova | phys) & (page_size - 1) != 0 {
+            return Err(EINVAL);
+        }
+        Ok(Mapping {
+            iova: Iova(iova),
+            phys: Phys(phys),
+            size: (count as u64) << shift,
+            access: access(prot),
+            frames,
+        })
+    }
+
+    /// Whether a range is one of whole pages in the aperture.
+    #[inline]
+    pub(crate) fn holds_pages(&self, iova: u64, size: u64) -> bool {
+        (iova | size) & (PAGE_SIZE - 1) == 0 && self.holds(iova, size)
+    }
+
+    /// Whether a range is in the aperture, and not empty.
+    #[inline]
+    fn holds(&self, iova: u64, size: u64) -> bool {
+        let last = iova.wrapping_add(size).wrapping_sub(1);
+        iova <= last && last <= self.aperture_last() && size != 0
+    }
+
+    /// Makes a function a member: from here on flushes reach it, if it is live.
+    /// The aperture is widened before, if the function needs that; it stays so.
+    ///
+    /// # Errors
+    ///
+    /// `EINVAL` if the function, or another member, cannot use a table as deep
+    /// as it would have to be; `ENOMEM`.
+    ///
+    /// # Context
+    ///
+    /// May sleep.
+    pub(crate) fn admit(&self, function: &Function) -> Result {
+        let space = self.space();
+        let _attach = space.attach.lock();
+        let depth = space.depth_with(function)?;
+        space.table.widen(depth, Gfp::KERNEL)?;
+        // The core reads the aperture at any time, so the table comes first.
+        self.widen_aperture(depth.reach());
+        // SAFETY: A function leaves before it goes, and waits for a grace
+        // period then. The attach lock is held.
+        unsafe { space.members.join(function) }
+    }
+}
+
+impl Space {
+    fn new(depth: Depth, last: u64) -> impl PinInit<Self, Error> {
+        try_pin_init!(Self {
+            table: DmaTable::new(TablePages::default(), depth, Gfp::KERNEL, Into::into)?,
+            members: Members::new(),
+            pending: Pending::new(last),
+            flush <- new_spinlock_irq!((), "s390_iommu::flush"),
+            attach <- new_mutex!((), "s390_iommu::attach"),
+            counters: Counters::default(),
+        }? Error)
+    }
+
+    /// How deep the table has to be with `function` among the members.
+    fn depth_with(&self, function: &Function) -> Result<Depth> {
+        let needed = Depth::for_reach(function.window().last());
+        let depth = core::cmp::max(needed, self.table.root().depth);
+        let guard = rcu::read_lock();
+        let served = |member: &Function| member.deepest() >= depth;
+        if served(function) && self.members.iter(&guard).all(served) {
+            Ok(depth)
+        } else {
+            Err(EINVAL)
+        }
+    }
+
+    /// Ends a membership.
+    pub(crate) fn dismiss(&self, function: &Function) {
+        let _attach = self.attach.lock();
+        self.members.leave(function);
+    }
+
+    /// What the machine is told to use this table.
+    pub(crate) fn designation(&self) -> Designation {
+        self.table.root().into()
+    }
+
+    /// The counters.
+    pub(crate) fn counters(&self) -> &Counters {
+        &self.counters
+    }
+
+    /// Maps a range, which must be in the aperture and aligned. Returns how
+    /// many bytes were mapped before an error.
+    ///
+    /// # Safety
+    ///
+    /// The caller owns the range.
+    #[inline]
+    pub(crate) unsafe fn map(&self, mapping: Mapping, gfp: Gfp) -> (usize, Result) {
+        // SAFETY: The caller's promise.
+        let (bytes, result) = unsafe { self.table.map(mapping, gfp) };
+        self.counters
+            .mapped_pages
+            .fetch_add(bytes >> PAGE_SHIFT, Ordering::Relaxed);
+        (bytes as usize, result.map_err(Error::from))
+    }
+
+    /// Maps `count` pages of 4 KiB if that needs no more than a page table that
+    /// is there, and nothing is wrong with it. If not, nothing has changed, and
+    /// [`Space::map`] does it or says why not.
+    ///
+    /// # Safety
+    ///
+    /// The caller owns the range.
+    #[inline]
+    pub(crate) unsafe fn map_in_leaf(
+        &self,
+        iova: u64,
+        phys: u64,
+        count: usize,
+        access: Access,
+    ) -> bool {
+        // SAFETY: The caller's promise.
+        let mapped = unsafe {
+            self.table
+                .map_in_leaf(Iova(iova), Phys(phys), count, access)
+        };
+        if mapped {
+            self.counters
+                .mapped_pages
+                .fetch_add(count as u64, Ordering::Relaxed);
+        }
+        mapped
+    }
+
+    /// Unmaps a range, which must be in the aperture, up to the first hole.
+    ///
+    /// # Safety
+    ///
+    /// The caller owns the range.
+    #[inline]
+    pub(crate) unsafe fn unmap(&self, iova: u64, size: u64, gather: &mut Gather) -> usize {
+        let mut retired = Retired {
+            gather,
+            pages: self.table.memory(),
+        };
+        // SAFETY: The caller's promise.
+        let bytes = unsafe { self.table.unmap(Iova(iova), size, &mut retired) };
+        if bytes != 0 {
+            gather.add(iova, bytes);
+            self.pending
+                .mark(iova, iova.wrapping_add(bytes).wrapping_sub(1));
+            self.counters
+                .unmapped_pages
+                .fetch_add(bytes >> PAGE_SHIFT, Ordering::Relaxed);
+        }
+        bytes as usize
+    }
+
+    /// Finds a translation.
+    ///
+    /// # Safety
+    ///
+    /// Nobody unmaps a range that holds `iova` meanwhile.
+    pub(crate) unsafe fn lookup(&self, iova: u64) -> Option<Translation> {
+        // SAFETY: The caller's promise.
+        unsafe { self.table.lookup(Iova(iova)) }
+    }
+
+    /// Makes members see what was mapped.
+    ///
+    /// # Errors
+    ///
+    /// The first error of a member that is neither gone nor in the error state.
+    #[inline]
+    pub(crate) fn sync_map(&self, iova: u64, size: u64) -> Result {
+        if self.members.nobody_sees_stores() {
+            return Ok(());
+        }
+        self.refresh_mapped(Range::sized(iova, size).ok_or(EINVAL)?)
+    }
+
+    fn refresh_mapped(&self, range: Range) -> Result {
+        let mut result = Ok(());
+        let guard = rcu::read_lock();
+        for member in self.members.iter(&guard) {
+            if member.needs_refresh_to_map() {
+                let refreshed = member.refresh_or_all(range, &self.counters.sync_map_rpcits);
+                result = result.and(refreshed);
+            }
+        }
+        result.map_err(Error::from)
+    }
+
+    /// Makes members forget what is in the gather, then frees the tables that
+    /// it holds.
+    #[inline]
+    pub(crate) fn sync(&self, gather: &mut Gather) {
+        if !self.members.nobody_sees_stores() {
+            let (start, last) = gather.range();
+            if let Some(range) = Range::new(start, last) {
+                self.refresh_unmapped(range, &self.counters.sync_rpcits);
+            }
+        }
+        if gather.holds_pages() {
+            // SAFETY: Every member forgot the range, or cannot do DMA.
+            unsafe { gather.free_flushed() }
+        }
+    }
+
+    /// Makes members forget all that was unmapped since the last time.
+    pub(crate) fn flush_all(&self) {
+        let _turn = self.flush.lock();
+        let nobody = self.members.nobody_sees_stores();
+        self.pending.take(|range| {
+            if !nobody {
+                self.refresh_unmapped(range, &self.counters.global_rpcits);
+            }
+        });
+    }
+
+    fn refresh_unmapped(&self, range: Range, counter: &core::sync::atomic::AtomicU64) {
+        let guard = rcu::read_lock();
+        for member in self.members.iter(&guard) {
+            if let Err(refusal) = member.refresh_or_all(range, counter) {
+                member.complain(refusal);
+            }
+        }
+    }
+}
+
+impl From<MapError> for Error {
+    fn from(error: MapError) -> Self {
+        match error {
+            MapError::InUse => EADDRINUSE,
+            MapError::NoMemory => ENOMEM,
+        }
+    }
+}
+
+/// What a protection allows. The format cannot refuse reads, so a mapping to be
+/// written only can be read too.
+#[inline]
+pub(crate) fn access(prot: Prot) -> Access {
+    if prot.writable() {
+        Access::ReadWrite
+    } else {
+        Access::ReadOnly
+    }
+}
+
+/// Whether a refusal leaves a member that goes on translating with what it
+/// should have forgotten.
+pub(crate) fn matters(result: Result<(), Refusal>) -> Result<(), Refusal> {
+    match result {
+        Err(refusal) if refusal.is_harmless() => Ok(()),
+        result => result,
+    }
+}

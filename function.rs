@@ -1,0 +1,468 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! A function and what is attached to it: the attach transaction.
+//!
+//! # Attach
+//!
+//! 1. *Widen.* The domain admits the function: its table is made deep enough,
+//!    and flushes reach the function from here on. May fail; nothing has changed
+//!    for anybody then, but the domain stays widened.
+//! 2. *Register.* The machine is told of the new table, and to read all of it
+//!    anew. The only other step that may fail; the function is then put back
+//!    where it was.
+//! 3. *Account.* The function leaves the old domain. Cannot fail.
+//!
+//! A function that translates goes from table to table by re-registering: no
+//! deregistration is issued. One that is not registered is first registered with
+//! the empty table, so that step 2 is always the same, and no flush is missed
+//! between the registration and the first refresh.
+//!
+//! While the function is re-registered it is a member of both domains, and is
+//! refreshed by flushes of either; that is legal, it is registered. It leaves
+//! the old domain only when the machine no longer knows the old table.
+//!
+//! *Blocked* is the empty table (after an attach), or no registration (before
+//! the first one, and after a reset). Blocking cannot fail: if the machine
+//! refuses, the function is deregistered by force; if it refuses that as well,
+//! the function keeps its share of the old address space, which is then not
+//! freed.
+//!
+//! A function that is gone or in the error state does no DMA. It counts as
+//! attached; the reset path registers what was recorded last
+//! ([`Function::register_recorded`]), and so does the recovery without a reset
+//! ([`Function::resume`]).
+
+use core::sync::atomic::{
+    fence,
+    AtomicBool,
+    AtomicU64,
+    Ordering, //
+};
+
+use kernel::{
+    bindings,
+    new_mutex,
+    prelude::*,
+    sync::{
+        rcu,
+        Arc,
+        Mutex, //
+    }, //
+};
+
+use crate::{
+    aperture::{self, Range},
+    dma_table::Depth,
+    domain::{self, Domain, Space},
+    zpci::{
+        Designation,
+        Outcome,
+        Refusal,
+        Registered,
+        Zdev, //
+    }, //
+};
+
+/// What is attached.
+enum Attached {
+    Blocked,
+    Identity,
+    Space(Arc<Space>),
+}
+
+/// What changes when something is attached.
+struct State {
+    attached: Attached,
+    /// What the machine was told last, if it still knows.
+    registered: Option<Designation>,
+    /// An address space that the machine may still be using although something
+    /// else is attached, as it refused to block.
+    stuck: Option<Arc<Space>>,
+}
+
+/// A function that the driver serves.
+#[pin_data]
+pub(crate) struct Function {
+    zdev: Zdev,
+    window: Range,
+    deepest: Depth,
+    /// A table that maps nothing.
+    empty: Designation,
+    /// Whether a refresh is legal.
+    live: AtomicBool,
+    #[pin]
+    state: Mutex<State>,
+}
+
+impl Function {
+    /// Sets a function up, blocked. Its window is clamped here, once.
+    ///
+    /// # Errors
+    ///
+    /// `EINVAL` if its window is empty.
+    pub(crate) fn new(
+        zdev: Zdev,
+        empty: Designation,
+        limit: u64,
+    ) -> Result<impl PinInit<Self, Error>> {
+        let deepest = zdev.deepest();
+        let (start, end) = zdev.dma_range();
+        let window = aperture::window(start, end, deepest.reach(), limit).ok_or(EINVAL)?;
+        zdev.clamp_dma_range(window);
+        Ok(try_pin_init!(Self {
+            zdev,
+            window,
+            deepest,
+            empty,
+            live: AtomicBool::new(false),
+            state <- new_mutex!(State {
+                attached: Attached::Blocked,
+                registered: None,
+                stuck: None,
+            }, "s390_iommu::function"),
+        }? Error))
+    }
+
+    /// The machine's side of it.
+    pub(crate) fn zdev(&self) -> Zdev {
+        self.zdev
+    }
+
+    /// The IOVAs that it can use.
+    pub(crate) fn window(&self) -> Range {
+        self.window
+    }
+
+    /// The deepest table that it can use.
+    pub(crate) fn deepest(&self) -> Depth {
+        self.deepest
+    }
+
+    /// Whether it has to be told of new mappings.
+    pub(crate) fn needs_refresh_to_map(&self) -> bool {
+        self.zdev.needs_refresh_to_map()
+    }
+
+    /// Attaches a domain. `EINVAL` if the two do not fit; on every error the
+    /// function stays attached to what it was.
+    ///
+    /// # Context
+    ///
+    /// May sleep.
+    pub(crate) fn attach(&self, domain: &Domain) -> Result {
+        let mut state = self.state.lock();
+        let space = domain.space();
+        let again = matches!(&state.attached, Attached::Space(old) if Arc::ptr_eq(old, space));
+        if !again {
+            domain.admit(self)?;
+        }
+        if let Err(refusal) = self.switch(&mut state, space.designation()) {
+            if !again {
+                space.dismiss(self);
+            }
+            return Err(refusal.into());
+        }
+        self.zdev.set_domain(domain.as_raw());
+        let old = core::mem::replace(&mut state.attached, Attached::Space(space.clone()));
+        if !again {
+            self.leave(old);
+        }
+        Ok(())
+    }
+
+    /// Attaches nothing: `blocked`, as the core sees it, is recorded.
+    ///
+    /// # Context
+    ///
+    /// May sleep.
+    pub(crate) fn block(&self, blocked: *mut bindings::iommu_domain) {
+        let mut state = self.state.lock();
+        if state.registered.is_some() {
+            if let Err(refusal) = self.tell(&mut state, self.empty) {
+                self.force_block(&mut state, refusal);
+            }
+        }
+        self.zdev.set_domain(blocked);
+        let old = core::mem::replace(&mut state.attached, Attached::Blocked);
+        self.leave(old);
+    }
+
+    /// Lets the function do DMA without translation: `identity`, as the core
+    /// sees it, is recorded.
+    ///
+    /// # Errors
+    ///
+    /// `EINVAL` if it must not; on every error the function stays attached to
+    /// what it was.
+    ///
+    /// # Context
+    ///
+    /// May sleep.
+    pub(crate) fn attach_identity(&self, identity: *mut bindings::iommu_domain) -> Result {
+        if !self.zdev.may_skip_translation() {
+            return Err(EINVAL);
+        }
+        let mut state = self.state.lock();
+        let before = state.registered;
+        // A function that does not translate must not be refreshed, so it comes
+        // off the table first, and then out of the flushes' sight.
+        if before.is_some() {
+            self.switch(&mut state, self.empty)?;
+        }
+        self.stop_refreshes();
+        if let Err(refusal) = domain::matters(self.set(&mut state, Designation::IDENTITY)) {
+            self.restore(&mut state, before);
+            return Err(refusal.into());
+        }
+        self.zdev.set_domain(identity);
+        let old = core::mem::replace(&mut state.attached, Attached::Identity);
+        self.leave(old);
+        Ok(())
+    }
+
+    /// The function is about to be disabled: the machine will drop what is
+    /// registered. Flushes leave it alone from here on.
+    ///
+    /// # Context
+    ///
+    /// May sleep.
+    pub(crate) fn quiesce(&self) {
+        let mut state = self.state.lock();
+        self.stop_refreshes();
+        state.registered = None;
+        state.stuck = None;
+    }
+
+    /// The function was enabled: registers what is attached.
+    ///
+    /// # Context
+    ///
+    /// May sleep.
+    pub(crate) fn register_recorded(&self) -> Outcome {
+        let mut state = self.state.lock();
+        state.registered = None;
+        match self.tell_recorded(&mut state) {
+            Ok(()) => Outcome::DONE,
+            Err(refusal) => refusal.into(),
+        }
+    }
+
+    /// The function is about to leave the error state without a reset: registers
+    /// what is attached, as attaches and flushes may have passed it by.
+    ///
+    /// # Context
+    ///
+    /// May sleep.
+    pub(crate) fn resume(&self) -> Result {
+        let mut state = self.state.lock();
+        let blocked = matches!(state.attached, Attached::Blocked);
+        if blocked && self.zdev.registered() != Ok(Registered::Nothing) {
+            // It may have been blocked while the machine took no orders.
+            self.tell(&mut state, self.empty)?;
+            return Ok(());
+        }
+        Ok(self.tell_recorded(&mut state)?)
+    }
+
+    /// The function goes: the machine forgets the driver's tables, and no flush
+    /// can see the function any more.
+    ///
+    /// # Context
+    ///
+    /// May sleep.
+    pub(crate) fn retire(&self) {
+        let mut state = self.state.lock();
+        self.stop_refreshes();
+        if state.registered.take().is_some() {
+            // The empty table may go with the driver. A function that is gone
+            // already has none.
+            let _ = self.zdev.deregister();
+        }
+        let old = core::mem::replace(&mut state.attached, Attached::Blocked);
+        self.leave(old);
+        rcu::synchronize_rcu();
+    }
+
+    /// Refreshes what of a range is in the window, if that is legal. If the
+    /// hypervisor has no room, lets it find out all that was unmapped, and tries
+    /// again.
+    ///
+    /// # Context
+    ///
+    /// Any; after a full barrier.
+    pub(crate) fn refresh_or_all(&self, range: Range, counter: &AtomicU64) -> Result<(), Refusal> {
+        let Some(range) = range.clip(self.window) else {
+            return Ok(());
+        };
+        if !self.live.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        counter.fetch_add(1, Ordering::Relaxed);
+        domain::matters(self.zdev.refresh(range).or_else(|refusal| {
+            if refusal != Refusal::Resources {
+                return Err(refusal);
+            }
+            counter.fetch_add(2, Ordering::Relaxed);
+            // Whether there is room now the next one tells.
+            let _ = self.zdev.refresh(self.window);
+            self.zdev.refresh(range)
+        }))
+    }
+
+    /// Says that the machine goes on using what was unmapped.
+    pub(crate) fn complain(&self, refusal: Refusal) {
+        self.zdev
+            .complain(c"refresh refused, DMA may reach unmapped memory", refusal);
+    }
+
+    /// Step 2: from what is registered to `target`, or back.
+    fn switch(&self, state: &mut State, target: Designation) -> Result<(), Refusal> {
+        let before = state.registered;
+        let told = self.tell(state, target);
+        if told.is_err() {
+            self.restore(state, before);
+        }
+        told
+    }
+
+    /// Registers `target` and refreshes the window. A function that cannot do
+    /// DMA counts as told; it is not live then.
+    fn tell(&self, state: &mut State, target: Designation) -> Result<(), Refusal> {
+        let told = self.start_refreshes(state).and_then(|()| {
+            self.set(state, target)?;
+            self.refresh_window()
+        });
+        match told {
+            Err(refusal) if refusal.is_harmless() => {
+                self.live.store(false, Ordering::Relaxed);
+                state.registered = None;
+                Ok(())
+            }
+            told => told,
+        }
+    }
+
+    /// Makes refreshes legal: a function that does not translate gets the empty
+    /// table.
+    fn start_refreshes(&self, state: &mut State) -> Result<(), Refusal> {
+        if state
+            .registered
+            .is_none_or(|now| now == Designation::IDENTITY)
+        {
+            self.set(state, self.empty)?;
+        }
+        self.live.store(true, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Makes refreshes illegal, and waits for those that are under way.
+    fn stop_refreshes(&self) {
+        if self.live.swap(false, Ordering::Relaxed) {
+            rcu::synchronize_rcu();
+        }
+    }
+
+    /// Lets the machine read all of the registered table. The barrier orders
+    /// all that was stored, and that the function is a member and live, before.
+    fn refresh_window(&self) -> Result<(), Refusal> {
+        fence(Ordering::SeqCst);
+        self.zdev.refresh(self.window)
+    }
+
+    /// Registers `target`, with whichever instruction fits.
+    fn set(&self, state: &mut State, target: Designation) -> Result<(), Refusal> {
+        let assumed = state.registered.is_some();
+        let mut result = self.issue(assumed, target);
+        if result == Err(Refusal::Other) {
+            // The machine may know better whether something is registered.
+            let actual = self.zdev.registered().map(|now| now != Registered::Nothing);
+            if actual.is_ok_and(|actual| actual != assumed) {
+                result = self.issue(!assumed, target);
+            }
+        }
+        result?;
+        state.registered = Some(target);
+        state.stuck = None;
+        Ok(())
+    }
+
+    fn issue(&self, registered: bool, target: Designation) -> Result<(), Refusal> {
+        if registered {
+            self.zdev.reregister(self.window, target).check()
+        } else {
+            self.zdev.register(self.window, target).check()
+        }
+    }
+
+    /// After a refusal: puts back what was registered before, if the machine
+    /// lost it.
+    fn restore(&self, state: &mut State, before: Option<Designation>) {
+        let Some(before) = before else {
+            // Nothing was: the empty table, if it is there by now, blocks too.
+            return;
+        };
+        if self.zdev.registered() == Ok(Registered::This(before)) {
+            // Nothing was lost, and nothing that was refreshed either.
+            self.live
+                .store(before != Designation::IDENTITY, Ordering::Relaxed);
+            state.registered = Some(before);
+            fence(Ordering::SeqCst);
+            return;
+        }
+        let restored = if before == Designation::IDENTITY {
+            self.stop_refreshes();
+            self.set(state, before)
+        } else {
+            self.tell(state, before)
+        };
+        if let Err(refusal) = domain::matters(restored) {
+            self.zdev
+                .complain(c"new table refused, then the old one; reset it", refusal);
+        }
+    }
+
+    /// Registers what is attached, if anything is.
+    fn tell_recorded(&self, state: &mut State) -> Result<(), Refusal> {
+        let target = match &state.attached {
+            Attached::Space(space) => space.designation(),
+            Attached::Identity => return self.set(state, Designation::IDENTITY),
+            Attached::Blocked => return Ok(()),
+        };
+        self.tell(state, target)
+    }
+
+    /// The machine refused to block: takes the table away.
+    fn force_block(&self, state: &mut State, refusal: Refusal) {
+        self.stop_refreshes();
+        let outcome = self.zdev.deregister();
+        state.registered = None;
+        let freed = domain::matters(outcome.check()).is_ok();
+        if !freed {
+            if let Attached::Space(space) = &state.attached {
+                state.stuck = Some(space.clone());
+            }
+        }
+        let text = if freed {
+            c"refused to be blocked, its table was taken away"
+        } else {
+            c"refused to be blocked and to give its table back; reset it"
+        };
+        self.zdev.complain(text, refusal);
+    }
+
+    /// Step 3: leaves what was attached.
+    fn leave(&self, old: Attached) {
+        if let Attached::Space(space) = old {
+            space.dismiss(self);
+        }
+    }
+}
+
+impl From<Refusal> for Outcome {
+    fn from(refusal: Refusal) -> Self {
+        match refusal {
+            Refusal::Gone => Outcome { cc: 3, status: 0 },
+            _ => Outcome { cc: 1, status: 0 },
+        }
+    }
+}

@@ -1,0 +1,242 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * The built-in end of the IOMMU driver in Rust.
+ *
+ * The s390 PCI subsystem is built in, the driver may be a module. Until a
+ * driver has registered, functions are refused, so that none does DMA without
+ * an IOMMU; then the subsystem looks for them again. A driver stays for as long
+ * as it serves a function.
+ *
+ * Also here: boot parameters, wrappers of static inlines, and exports of what
+ * the driver needs of the subsystem.
+ */
+
+#define pr_fmt(fmt) "s390_iommu: " fmt
+
+#include <linux/export.h>
+#include <linux/init.h>
+#include <linux/io.h>
+#include <linux/kstrtox.h>
+#include <linux/module.h>
+#include <linux/mutex.h>
+#include <linux/overflow.h>
+#include <linux/pci.h>
+
+#include <asm/machine.h>
+#include <asm/pci_debug.h>
+#include <asm/pci_dma.h>
+
+#include "../../dma-iommu.h"
+#include "../../iommu-pages.h"
+#include "zpci_iommu.h"
+
+static DEFINE_MUTEX(driver_lock);
+static const struct zpci_iommu_ops *driver;
+
+static u64 aperture = U64_MAX;
+static u32 aperture_factor __initdata = 1;
+
+/**
+ * zpci_iommu_driver_register() - register the driver and look for functions
+ * @ops: what the subsystem calls from here on
+ *
+ * Return: 0, or -EBUSY if there is a driver.
+ */
+int zpci_iommu_driver_register(const struct zpci_iommu_ops *ops)
+{
+	scoped_guard(mutex, &driver_lock) {
+		if (driver)
+			return -EBUSY;
+		driver = ops;
+	}
+
+	/* Adding a function takes the lock, so this is outside of it. */
+	if (zpci_is_enabled())
+		zpci_scan_devices();
+	return 0;
+}
+EXPORT_SYMBOL_GPL(zpci_iommu_driver_register);
+
+/**
+ * zpci_iommu_driver_unregister() - no function is served from here on
+ *
+ * None is served when this is called: each holds the driver's module.
+ */
+void zpci_iommu_driver_unregister(void)
+{
+	guard(mutex)(&driver_lock);
+	driver = NULL;
+}
+EXPORT_SYMBOL_GPL(zpci_iommu_driver_unregister);
+
+/* The driver, with a reference to its module. */
+static const struct zpci_iommu_ops *get_driver(void)
+{
+	guard(mutex)(&driver_lock);
+	if (!driver || !try_module_get(driver->owner))
+		return NULL;
+	return driver;
+}
+
+int zpci_init_iommu(struct zpci_dev *zdev)
+{
+	const struct zpci_iommu_ops *ops;
+	struct zpci_dev *known;
+	int rc;
+
+	/*
+	 * A function may be found at the same time by the scan for a driver and
+	 * by an event. Additions are serialised, so the second one is seen here.
+	 */
+	known = get_zdev_by_fid(zdev->fid);
+	if (known) {
+		/* Not the last reference: dropping that one takes a lock held here. */
+		WARN_ON(!refcount_dec_not_one(&known->kref.refcount));
+		return -EEXIST;
+	}
+
+	ops = get_driver();
+	if (!ops)
+		return -ENODEV;
+
+	spin_lock_init(&zdev->dom_lock);
+	rc = ops->init(zdev);
+	if (rc)
+		module_put(ops->owner);
+	return rc;
+}
+
+void zpci_destroy_iommu(struct zpci_dev *zdev)
+{
+	/* Served functions keep the driver, and are the only ones that get here. */
+	driver->destroy(zdev);
+	module_put(driver->owner);
+}
+
+int zpci_iommu_register_ioat(struct zpci_dev *zdev, u8 *status)
+{
+	return driver->register_ioat(zdev, status);
+}
+
+void zpci_iommu_quiesce(struct zpci_dev *zdev)
+{
+	driver->quiesce(zdev);
+}
+
+int zpci_iommu_resume(struct zpci_dev *zdev)
+{
+	return driver->resume(zdev);
+}
+
+struct zpci_iommu_ctrs *zpci_get_iommu_ctrs(struct zpci_dev *zdev)
+{
+	lockdep_assert_held(&zdev->dom_lock);
+
+	return driver->counters(zdev);
+}
+
+/**
+ * zpci_iommu_set_domain() - record what is attached
+ * @zdev: the function
+ * @domain: what is attached to it
+ */
+void zpci_iommu_set_domain(struct zpci_dev *zdev, struct iommu_domain *domain)
+{
+	guard(spinlock_irqsave)(&zdev->dom_lock);
+	WRITE_ONCE(zdev->s390_domain, domain);
+}
+EXPORT_SYMBOL_GPL(zpci_iommu_set_domain);
+
+/**
+ * zpci_iommu_aperture() - how many bytes a function may map
+ *
+ * Return: what s390_iommu_aperture= leaves, in bytes.
+ */
+u64 zpci_iommu_aperture(void)
+{
+	return aperture;
+}
+EXPORT_SYMBOL_GPL(zpci_iommu_aperture);
+
+/**
+ * zpci_iommu_machine_takes_frames() - whether segment entries may map frames
+ *
+ * Return: true where that is known.
+ */
+bool zpci_iommu_machine_takes_frames(void)
+{
+	return machine_is_kvm();
+}
+EXPORT_SYMBOL_GPL(zpci_iommu_machine_takes_frames);
+
+/**
+ * zpci_iommu_log_rereg() - write a refused re-registration to the debug feature
+ * @zdev: the function
+ * @cc: the condition code
+ * @status: the status
+ */
+void zpci_iommu_log_rereg(struct zpci_dev *zdev, int cc, int status)
+{
+	zpci_dbg(3, "rereg ioat fid:%x, cc:%d, status:%d\n", zdev->fid, cc, status);
+}
+EXPORT_SYMBOL_GPL(zpci_iommu_log_rereg);
+
+/**
+ * zpci_iommu_complain() - say that the machine refused what it must not refuse
+ * @zdev: the function
+ * @text: what was refused, and what follows
+ * @why: what the machine says
+ */
+void zpci_iommu_complain(struct zpci_dev *zdev, const char *text, const char *why)
+{
+	pr_err_ratelimited("function %08x: %s (%s)\n", zdev->fid, text, why);
+}
+EXPORT_SYMBOL_GPL(zpci_iommu_complain);
+
+/**
+ * zpci_iommu_pages_list_add() - iommu_pages_list_add() for the driver
+ * @list: the list
+ * @virt: pages of iommu_alloc_pages_node_sz()
+ */
+void zpci_iommu_pages_list_add(struct iommu_pages_list *list, void *virt)
+{
+	iommu_pages_list_add(list, virt);
+}
+EXPORT_SYMBOL_GPL(zpci_iommu_pages_list_add);
+
+/* Of arch/s390/pci, for the driver. */
+EXPORT_SYMBOL_GPL(zpci_refresh_trans);
+EXPORT_SYMBOL_GPL(zpci_unregister_ioat);
+
+static int __init s390_iommu_setup(char *str)
+{
+	if (!strcmp(str, "strict")) {
+		pr_warn("s390_iommu=strict is deprecated; use iommu.strict=1\n");
+		iommu_set_dma_strict();
+	} else {
+		pr_warn("s390_iommu=%s is not known, ignored\n", str);
+	}
+	return 1;
+}
+__setup("s390_iommu=", s390_iommu_setup);
+
+static int __init s390_iommu_aperture_setup(char *str)
+{
+	if (kstrtou32(str, 10, &aperture_factor)) {
+		pr_warn("s390_iommu_aperture=%s is not a number, 1 is used\n", str);
+		aperture_factor = 1;
+	}
+	return 1;
+}
+__setup("s390_iommu_aperture=", s390_iommu_aperture_setup);
+
+static int __init zpci_iommu_init(void)
+{
+	u64 memory = virt_to_phys(high_memory);
+
+	iommu_dma_forcedac = true;
+	if (!aperture_factor || check_mul_overflow(memory, (u64)aperture_factor, &aperture))
+		aperture = U64_MAX;
+	return 0;
+}
+subsys_initcall(zpci_iommu_init);

@@ -1,0 +1,49 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+/*
+ * Where an IOMMU driver that may be a module meets the s390 PCI subsystem.
+ */
+#ifndef _ZPCI_IOMMU_H
+#define _ZPCI_IOMMU_H
+
+#include <linux/types.h>
+
+struct iommu_domain;
+struct iommu_pages_list;
+struct module;
+struct zpci_dev;
+struct zpci_iommu_ctrs;
+
+/**
+ * struct zpci_iommu_ops - what the subsystem calls
+ * @owner: the module that holds the operations; kept while functions are served
+ * @init: a function appears; it is not shown to anybody before this succeeded
+ * @destroy: a function goes; nothing uses it any more
+ * @quiesce: a function is about to be disabled: what is registered will be lost
+ * @register_ioat: a function was enabled: register what is attached; returns a
+ *	condition code
+ * @resume: a function is about to leave the error state without a reset
+ * @counters: the counters of what is attached, or NULL; zdev->dom_lock is held
+ *
+ * All but @counters may sleep.
+ */
+struct zpci_iommu_ops {
+	struct module *owner;
+	int (*init)(struct zpci_dev *zdev);
+	void (*destroy)(struct zpci_dev *zdev);
+	void (*quiesce)(struct zpci_dev *zdev);
+	int (*register_ioat)(struct zpci_dev *zdev, u8 *status);
+	int (*resume)(struct zpci_dev *zdev);
+	struct zpci_iommu_ctrs *(*counters)(struct zpci_dev *zdev);
+};
+
+int zpci_iommu_driver_register(const struct zpci_iommu_ops *ops);
+void zpci_iommu_driver_unregister(void);
+
+void zpci_iommu_set_domain(struct zpci_dev *zdev, struct iommu_domain *domain);
+u64 zpci_iommu_aperture(void);
+bool zpci_iommu_machine_takes_frames(void);
+void zpci_iommu_log_rereg(struct zpci_dev *zdev, int cc, int status);
+void zpci_iommu_complain(struct zpci_dev *zdev, const char *text, const char *why);
+void zpci_iommu_pages_list_add(struct iommu_pages_list *list, void *virt);
+
+#endif /* _ZPCI_IOMMU_H */

@@ -1,0 +1,246 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! KUnit tests of the rooms that need no machine: ranges, marks, and the tables
+//! on the kernel's own allocator, big endian.
+
+use kernel::prelude::*;
+
+use crate::{
+    aperture::{self, Range},
+    dma_table::{
+        Access,
+        Depth,
+        DmaTable,
+        Iova,
+        MapError,
+        Mapping,
+        Memory,
+        Phys,
+        Retire,
+        Shape,
+        FRAME_SIZE,
+        PAGE_SIZE, //
+    },
+    iommu::Gfp,
+    memory::TablePages,
+    pending::Pending, //
+};
+
+const GIB: u64 = 1 << 30;
+
+/// Frees what was unlinked when told to: no machine reads these tables.
+struct Unlinked(KVec<(Phys, Shape)>);
+
+impl Unlinked {
+    fn new() -> Self {
+        Unlinked(KVec::new())
+    }
+
+    fn free(&mut self, tree: &DmaTable<TablePages>) {
+        for (table, shape) in self.0.drain_all() {
+            // SAFETY: It came from this tree, which does not reach it any more.
+            unsafe { tree.memory().free(table, shape) }
+        }
+    }
+}
+
+impl Retire for Unlinked {
+    fn retire(&mut self, table: Phys, shape: Shape) {
+        assert!(self.0.push((table, shape), GFP_KERNEL).is_ok());
+    }
+}
+
+fn tree(depth: Depth) -> Result<DmaTable<TablePages>> {
+    Ok(DmaTable::new(
+        TablePages::default(),
+        depth,
+        Gfp::KERNEL,
+        Into::into,
+    )?)
+}
+
+fn mapping(iova: u64, phys: u64, size: u64) -> Mapping {
+    Mapping {
+        iova: Iova(iova),
+        phys: Phys(phys),
+        size,
+        access: Access::ReadWrite,
+        frames: (iova | phys | size) & (FRAME_SIZE - 1) == 0,
+    }
+}
+
+fn map(tree: &DmaTable<TablePages>, mapping: Mapping) -> (u64, Result<(), MapError>) {
+    // SAFETY: A test has its tree for itself.
+    unsafe { tree.map(mapping, Gfp::KERNEL) }
+}
+
+fn unmap(tree: &DmaTable<TablePages>, iova: u64, size: u64) -> u64 {
+    let mut unlinked = Unlinked::new();
+    // SAFETY: A test has its tree for itself.
+    let bytes = unsafe { tree.unmap(Iova(iova), size, &mut unlinked) };
+    unlinked.free(tree);
+    bytes
+}
+
+fn phys(tree: &DmaTable<TablePages>, iova: u64) -> Option<u64> {
+    // SAFETY: A test has its tree for itself.
+    unsafe { tree.lookup(Iova(iova)) }.map(|found| found.phys.0)
+}
+
+#[kunit_tests(s390_iommu_aperture)]
+mod apertures {
+    use super::*;
+
+    fn regions(start: u64, end: u64, limit: u64, reach: u64) -> [Option<(u64, u64)>; 2] {
+        match aperture::window(start, end, reach, limit) {
+            Some(window) => aperture::reserved(window, reach)
+                .map(|region| region.map(|range| (range.start(), range.last()))),
+            None => [None, None],
+        }
+    }
+
+    #[test]
+    fn a_machine_of_32_gib() {
+        let reach = Depth::Third.reach();
+        assert_eq!(
+            regions(4 * GIB, u64::MAX, 32 * GIB, reach),
+            [
+                Some((0, 0xffff_ffff)),
+                Some((0x9_0000_0000, 0x3ff_ffff_ffff))
+            ]
+        );
+    }
+
+    #[test]
+    fn ends_are_inclusive() {
+        assert_eq!(regions(0, u64::MAX, u64::MAX, u64::MAX), [None, None]);
+        assert_eq!(
+            regions(PAGE_SIZE, 0xffff, u64::MAX, u64::MAX),
+            [Some((0, 0xfff)), Some((0x1_0000, u64::MAX))]
+        );
+        assert!(aperture::window(2, 1, u64::MAX, u64::MAX).is_none());
+        assert!(aperture::window(0, 1, u64::MAX, 0).is_none());
+        assert!(aperture::window(1 << 42, u64::MAX, Depth::Third.reach(), GIB).is_none());
+    }
+
+    #[test]
+    fn full_flushes_name_what_was_marked() {
+        let pending = Pending::new(64 * GIB - 1);
+        let taken = |pending: &Pending| {
+            let mut ranges = KVec::new();
+            pending.take(|range| {
+                assert!(ranges
+                    .push((range.start(), range.last()), GFP_KERNEL)
+                    .is_ok());
+            });
+            ranges
+        };
+        assert!(taken(&pending).is_empty());
+        let chunk = 16 << 20;
+        pending.mark(chunk, chunk);
+        pending.mark(2 * chunk - 1, 2 * chunk);
+        pending.mark(63 * GIB, u64::MAX);
+        let ranges = taken(&pending);
+        assert_eq!(ranges.len(), 2);
+        assert_eq!(ranges[0], (chunk, 3 * chunk - 1));
+        assert_eq!(ranges[1], (63 * GIB, u64::MAX));
+        assert!(taken(&pending).is_empty());
+    }
+
+    #[test]
+    fn ranges_clip() {
+        let window = Range::sized(16, 16);
+        assert_eq!(Range::sized(0, 16).and_then(|low| low.clip(window?)), None);
+        assert_eq!(
+            Range::new(0, 16).and_then(|low| low.clip(window?)),
+            Range::new(16, 16)
+        );
+        assert!(Range::sized(1, u64::MAX).is_some());
+        assert!(Range::sized(2, u64::MAX).is_none());
+        assert!(Range::sized(0, 0).is_none());
+    }
+}
+
+#[kunit_tests(s390_iommu_dma_table)]
+mod tables {
+    use super::*;
+
+    const DEPTHS: [Depth; 3] = [Depth::Third, Depth::Second, Depth::First];
+
+    #[test]
+    fn maps_and_gives_everything_back() -> Result {
+        for depth in DEPTHS {
+            let tree = tree(depth)?;
+            let empty = tree.memory().bytes();
+            for (frames, size) in [(false, 64 << 20), (true, 4 * GIB)] {
+                let mut range = mapping(4 * GIB, 0x4000_0000, size);
+                range.frames = frames;
+                assert_eq!(map(&tree, range), (size, Ok(())));
+                assert_eq!(phys(&tree, 4 * GIB + 0x12_3456), Some(0x4012_3456));
+                assert_eq!(phys(&tree, 4 * GIB + size), None);
+                assert_eq!(map(&tree, range), (0, Err(MapError::InUse)));
+                assert_eq!(unmap(&tree, 4 * GIB, size), size);
+                assert_eq!(phys(&tree, 4 * GIB), None);
+            }
+            // The segment tables that were covered in parts only stay.
+            assert_eq!(unmap(&tree, 4 * GIB, 2 * GIB), 0);
+            assert_eq!(map(&tree, mapping(4 * GIB, 0, 4 * GIB)).0, 4 * GIB);
+            assert_eq!(unmap(&tree, 4 * GIB, 4 * GIB), 4 * GIB);
+            let spine = tree.memory().bytes() - empty;
+            assert!(spine <= 2 * Shape::Upper.bytes());
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn refuses_what_is_live_and_stops_at_holes() -> Result {
+        let tree = tree(Depth::Third)?;
+        assert_eq!(
+            map(&tree, mapping(0x8000, 0x1000, 0x2000)),
+            (0x2000, Ok(()))
+        );
+        let over = mapping(0, 0x10_0000, 0x10_0000);
+        let over = Mapping {
+            frames: false,
+            ..over
+        };
+        assert_eq!(map(&tree, over), (0, Err(MapError::InUse)));
+        assert_eq!(phys(&tree, 0x0), None);
+        assert_eq!(phys(&tree, 0x9abc), Some(0x2abc));
+        assert_eq!(unmap(&tree, 0x7000, 0x3000), 0);
+        assert_eq!(unmap(&tree, 0x8000, 0x10_0000 - 0x8000), 0x2000);
+        assert_eq!(unmap(&tree, 0x8000, 0x1000), 0);
+        Ok(())
+    }
+
+    #[test]
+    fn a_frame_is_not_split() -> Result {
+        let tree = tree(Depth::Third)?;
+        let frame = mapping(FRAME_SIZE, 7 * FRAME_SIZE, FRAME_SIZE);
+        assert_eq!(map(&tree, frame), (FRAME_SIZE, Ok(())));
+        assert_eq!(unmap(&tree, FRAME_SIZE, PAGE_SIZE), 0);
+        assert_eq!(phys(&tree, FRAME_SIZE + 1), Some(7 * FRAME_SIZE + 1));
+        let page = mapping(FRAME_SIZE + PAGE_SIZE, 0x1000, PAGE_SIZE);
+        assert_eq!(map(&tree, page), (0, Err(MapError::InUse)));
+        assert_eq!(unmap(&tree, FRAME_SIZE, FRAME_SIZE), FRAME_SIZE);
+        assert_eq!(map(&tree, page), (PAGE_SIZE, Ok(())));
+        Ok(())
+    }
+
+    #[test]
+    fn grows_at_the_top() -> Result {
+        let tree = tree(Depth::Third)?;
+        let old = tree.root();
+        assert_eq!(map(&tree, mapping(0, 0x1000, 0x4000)), (0x4000, Ok(())));
+        tree.widen(Depth::First, Gfp::KERNEL)?;
+        assert_eq!(tree.root().depth, Depth::First);
+        assert!(tree.root().origin != old.origin);
+        assert_eq!(phys(&tree, 0x3fff), Some(0x4fff));
+        let far = mapping(0xffff_ffff_ffff_0000, 0x2000, 0x1_0000);
+        assert_eq!(map(&tree, far), (0x1_0000, Ok(())));
+        assert_eq!(phys(&tree, u64::MAX), Some(0x1_1fff));
+        tree.widen(Depth::Second, Gfp::KERNEL)?;
+        assert_eq!(tree.root().depth, Depth::First);
+        Ok(())
+    }
+}

@@ -1,0 +1,153 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The functions that are attached to a domain: a list that is read from any
+//! context without a lock.
+//!
+//! # The protocol
+//!
+//! Members stand in slots of chunks; chunks are only ever added and live as long
+//! as the list. Joining fills an empty slot, leaving empties it; both are
+//! serialised by the domain's attach lock. Readers walk the slots inside an RCU
+//! read-side critical section: a member that left may still be seen by a reader
+//! that began before, so a member is freed only after a grace period.
+//!
+//! The count is what makes maps of a domain without members cheap. It goes up
+//! before a member is refreshed for the first time, with a full barrier
+//! between; a flush stores entries, then a full barrier, then reads it. So
+//! either the flush sees the member, or the member's first refresh sees the
+//! entries (the pattern of Dekker).
+
+use core::{
+    ptr,
+    sync::atomic::{fence, AtomicPtr, AtomicUsize, Ordering}, //
+};
+
+use kernel::{
+    prelude::*,
+    sync::rcu, //
+};
+
+const SLOTS: usize = 6;
+
+struct Chunk<T> {
+    slots: [AtomicPtr<T>; SLOTS],
+    next: AtomicPtr<Chunk<T>>,
+}
+
+impl<T> Chunk<T> {
+    const fn new() -> Self {
+        Chunk {
+            slots: [const { AtomicPtr::new(ptr::null_mut()) }; SLOTS],
+            next: AtomicPtr::new(ptr::null_mut()),
+        }
+    }
+}
+
+/// The list.
+///
+/// # Invariants
+///
+/// A slot is null or points to a `T` that lives at least until a grace period
+/// after the slot was emptied. `next` is null or came from a [`KBox`].
+pub(crate) struct Members<T> {
+    first: Chunk<T>,
+    count: AtomicUsize,
+}
+
+// SAFETY: Members are shared between threads, never moved.
+unsafe impl<T: Sync> Send for Members<T> {}
+// SAFETY: As above.
+unsafe impl<T: Sync> Sync for Members<T> {}
+
+impl<T> Members<T> {
+    /// An empty list.
+    pub(crate) const fn new() -> Self {
+        Members {
+            first: Chunk::new(),
+            count: AtomicUsize::new(0),
+        }
+    }
+
+    /// Whether there is nobody to flush, after what was stored before. A full
+    /// barrier: also orders the stores before the instructions of the flush.
+    #[inline]
+    pub(crate) fn nobody_sees_stores(&self) -> bool {
+        fence(Ordering::SeqCst);
+        self.count.load(Ordering::Relaxed) == 0
+    }
+
+    /// Adds a member.
+    ///
+    /// # Safety
+    ///
+    /// `member` stays until a grace period after it left. Joining and leaving
+    /// are serialised.
+    ///
+    /// # Errors
+    ///
+    /// `ENOMEM`.
+    ///
+    /// # Context
+    ///
+    /// May sleep.
+    pub(crate) unsafe fn join(&self, member: *const T) -> Result {
+        let mut chunk = &self.first;
+        loop {
+            for slot in &chunk.slots {
+                if slot.load(Ordering::Relaxed).is_null() {
+                    self.count.fetch_add(1, Ordering::SeqCst);
+                    // INVARIANT: The caller's promise.
+                    slot.store(member.cast_mut(), Ordering::SeqCst);
+                    fence(Ordering::SeqCst);
+                    return Ok(());
+                }
+            }
+            if chunk.next.load(Ordering::Relaxed).is_null() {
+                let next = KBox::new(Chunk::new(), GFP_KERNEL)?;
+                chunk.next.store(KBox::into_raw(next), Ordering::Release);
+            }
+            // SAFETY: By the invariant; not null.
+            chunk = unsafe { &*chunk.next.load(Ordering::Relaxed) };
+        }
+    }
+
+    /// Removes a member. Readers that began before may still see it.
+    pub(crate) fn leave(&self, member: *const T) {
+        let guard = rcu::read_lock();
+        for slot in self.slots(&guard) {
+            if ptr::eq(slot.load(Ordering::Relaxed), member) {
+                slot.store(ptr::null_mut(), Ordering::Release);
+                self.count.fetch_sub(1, Ordering::Release);
+                return;
+            }
+        }
+    }
+
+    /// The members, for as long as the guard is held.
+    pub(crate) fn iter<'a>(&'a self, guard: &'a rcu::Guard) -> impl Iterator<Item = &'a T> + 'a {
+        self.slots(guard).filter_map(|slot| {
+            // SAFETY: By the invariant the member lives until a grace period
+            // after the slot was emptied; the guard holds that off.
+            unsafe { slot.load(Ordering::Acquire).as_ref() }
+        })
+    }
+
+    fn slots<'a>(&'a self, _guard: &'a rcu::Guard) -> impl Iterator<Item = &'a AtomicPtr<T>> + 'a {
+        let chunks = core::iter::successors(Some(&self.first), |chunk| {
+            // SAFETY: By the invariant; chunks live as long as the list.
+            unsafe { chunk.next.load(Ordering::Acquire).as_ref() }
+        });
+        chunks.flat_map(|chunk| chunk.slots.iter())
+    }
+}
+
+impl<T> Drop for Members<T> {
+    fn drop(&mut self) {
+        let mut next = *self.first.next.get_mut();
+        while !next.is_null() {
+            // SAFETY: By the invariant; nobody else sees the list any more.
+            let mut chunk = unsafe { KBox::from_raw(next) };
+            next = *chunk.next.get_mut();
+        }
+    }
+}

@@ -1,0 +1,124 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Table memory: the kernel's IOMMU pages, counted a domain.
+//!
+//! The kernel's helper charges them (`GFP_KERNEL_ACCOUNT`), shows them in
+//! `/proc/meminfo` (`SecPageTables`) and frees lists of them after a flush. It
+//! gives whole pages, so a page table takes 4 KiB, of which it uses 2: the
+//! price of memory that the deferred flush queue can free.
+
+use core::{
+    ptr::NonNull,
+    sync::atomic::{AtomicU64, AtomicUsize, Ordering}, //
+};
+
+use crate::{
+    dma_table::{Memory, Phys, Retire, Shape},
+    iommu::{self, Gather, Gfp}, //
+};
+
+/// What new tables are copied from: a copy is a few instructions, a loop of
+/// stores one an entry.
+static EMPTY_UPPER: [u64; Shape::Upper.entries()] = [Shape::Upper.empty(); Shape::Upper.entries()];
+static EMPTY_PAGE: [u64; Shape::Page.entries()] = [Shape::Page.empty(); Shape::Page.entries()];
+
+/// Where the identity mapping of the kernel begins: virtual addresses of
+/// allocated pages are physical ones plus this.
+///
+/// C: `__identity_base` in `arch/s390/include/asm/page.h`.
+#[inline(always)]
+fn identity_base() -> usize {
+    #[cfg(CONFIG_RANDOMIZE_IDENTITY_BASE)]
+    // SAFETY: Set at boot, never written afterwards.
+    return unsafe { (*(&raw const kernel::bindings::vm_layout)).identity_base as usize };
+    #[cfg(not(CONFIG_RANDOMIZE_IDENTITY_BASE))]
+    return 0;
+}
+
+/// The table memory of one domain.
+#[derive(Default)]
+pub(crate) struct TablePages {
+    bytes: AtomicUsize,
+}
+
+impl TablePages {
+    /// How much memory the tables take, in bytes, without those that wait for a
+    /// flush to be freed.
+    pub(crate) fn bytes(&self) -> usize {
+        self.bytes.load(Ordering::Relaxed)
+    }
+
+    /// What a table of a shape takes, in bytes.
+    const fn taken(shape: Shape) -> usize {
+        if shape.bytes() < kernel::page::PAGE_SIZE {
+            kernel::page::PAGE_SIZE
+        } else {
+            shape.bytes()
+        }
+    }
+
+    /// The pages of a table.
+    ///
+    /// # Safety
+    ///
+    /// `table` came from [`Memory::alloc`].
+    unsafe fn pages(table: Phys) -> NonNull<u8> {
+        let virt = (table.0 as usize).wrapping_add(identity_base()) as *mut u8;
+        // SAFETY: The sum is the address that `alloc` was given.
+        unsafe { NonNull::new_unchecked(virt) }
+    }
+}
+
+// SAFETY: Pages of the kernel are nobody else's until they are freed, aligned
+// to their size, at the address that the identity mapping says.
+unsafe impl Memory for TablePages {
+    type Cell = AtomicU64;
+    type Flags = Gfp;
+
+    fn alloc(&self, shape: Shape, gfp: Gfp) -> Option<Phys> {
+        let pages = iommu::alloc_pages(Self::taken(shape), gfp)?;
+        let empty: &[u64] = match shape {
+            Shape::Page => &EMPTY_PAGE,
+            Shape::Upper => &EMPTY_UPPER,
+        };
+        // SAFETY: The pages are new, aligned, and no smaller than a table.
+        unsafe {
+            core::ptr::copy_nonoverlapping(empty.as_ptr(), pages.as_ptr().cast(), empty.len())
+        };
+        self.bytes.fetch_add(Self::taken(shape), Ordering::Relaxed);
+        Some(Phys(
+            (pages.as_ptr() as usize).wrapping_sub(identity_base()) as u64,
+        ))
+    }
+
+    unsafe fn free(&self, table: Phys, shape: Shape) {
+        self.bytes.fetch_sub(Self::taken(shape), Ordering::Relaxed);
+        // SAFETY: The caller's promise.
+        unsafe { iommu::free_pages(Self::pages(table)) }
+    }
+
+    #[inline(always)]
+    unsafe fn cells(&self, table: Phys) -> *const AtomicU64 {
+        (table.0 as usize).wrapping_add(identity_base()) as *const AtomicU64
+    }
+}
+
+/// Hands unlinked tables to the gather of the unmap that unlinked them.
+pub(crate) struct Retired<'a> {
+    /// The gather that will be flushed.
+    pub(crate) gather: &'a mut Gather,
+    /// Where the tables came from.
+    pub(crate) pages: &'a TablePages,
+}
+
+impl Retire for Retired<'_> {
+    fn retire(&mut self, table: Phys, shape: Shape) {
+        self.pages
+            .bytes
+            .fetch_sub(TablePages::taken(shape), Ordering::Relaxed);
+        // SAFETY: The tree gives tables that came from its memory, and that
+        // nobody but the machine can reach; the machine forgets them with the
+        // flush.
+        unsafe { self.gather.free_after_flush(TablePages::pages(table)) }
+    }
+}

@@ -1,0 +1,244 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The IOMMU driver of the s390 PCI subsystem (zPCI).
+//!
+//! This room wires the others: what the IOMMU core calls ([`iommu::Driver`] and
+//! [`iommu::PagingDomain`]), what the s390 PCI subsystem calls
+//! ([`zpci::SubsystemOps`]), and the module.
+//!
+//! | room         | job                                                         |
+//! |--------------|-------------------------------------------------------------|
+//! | `dma_table`  | translation tables: format, map, unmap, growth, reclaim     |
+//! | `memory`     | where tables live                                           |
+//! | `aperture`   | ranges of IOVAs: windows, reserved regions                  |
+//! | `pending`    | what a full flush has to refresh                            |
+//! | `members`    | the functions of a domain, read without a lock              |
+//! | `domain`     | an address space and its flushes                            |
+//! | `function`   | a function and the attach transaction                       |
+//! | `subsystem`  | what the s390 PCI subsystem calls                           |
+//! | `zpci`       | the machine's instructions                                  |
+//! | `iommu`      | a safe abstraction of `<linux/iommu.h>`                     |
+
+use kernel::{
+    device::Device,
+    io::PhysAddr,
+    module::this_module,
+    prelude::*,
+    sync::SetOnce, //
+};
+
+mod aperture;
+mod dma_table;
+mod domain;
+mod function;
+mod iommu;
+#[cfg(CONFIG_S390_IOMMU_RUST_KUNIT_TEST)]
+mod kunit;
+mod members;
+mod memory;
+mod pending;
+mod subsystem;
+mod zpci;
+
+use dma_table::{Depth, DmaTable, FRAME_SIZE, PAGE_SHIFT, PAGE_SIZE};
+use domain::{Domain, Paging};
+use function::Function;
+use iommu::{
+    Capability,
+    Gather,
+    Gfp,
+    Ops,
+    OpsTable,
+    Probed,
+    Prot,
+    ResvRegions,
+    StaticDomain, //
+};
+use memory::TablePages;
+use zpci::{Designation, Service, SubsystemOps, Zdev};
+
+module! {
+    type: S390Iommu,
+    name: "s390_iommu",
+    authors: ["The s390 IOMMU in Rust contributors"],
+    description: "IOMMU driver for s390 PCI functions (zPCI)",
+    license: "GPL",
+    params: {
+        large_frames: u8 {
+            default: 2,
+            description: "Frames of 1 MiB: 0 off, 1 on, 2 by the machine (on under KVM and QEMU)",
+        },
+    },
+}
+
+/// The version that the boot log and `modinfo` show.
+const VERSION: &str = "0.1.0";
+
+static BLOCKED: StaticDomain = Ops::<S390Iommu>::blocked();
+static IDENTITY: StaticDomain = Ops::<S390Iommu>::identity();
+static IOMMU_OPS: OpsTable = Ops::<S390Iommu>::table(&BLOCKED, this_module::<LocalModule>());
+
+static SUBSYSTEM_OPS: SubsystemOps = subsystem::ops(this_module::<LocalModule>());
+
+/// What is decided once, when the driver starts.
+struct Config {
+    /// The page sizes of new domains, as a bitmap.
+    page_sizes: u64,
+    /// How many bytes a function may map, at most.
+    limit: u64,
+    /// A table that maps nothing; blocked functions stay registered with it.
+    empty: Designation,
+}
+
+static CONFIG: SetOnce<Config> = SetOnce::new();
+
+/// The driver while it is loaded. Fields are dropped in this order.
+pub(crate) struct S390Iommu {
+    _service: Service,
+    _empty: DmaTable<TablePages>,
+}
+
+impl kernel::Module for S390Iommu {
+    fn init(_module: &'static ThisModule) -> Result<Self> {
+        let frames = match module_parameters::large_frames.value() {
+            0 => false,
+            1 => true,
+            2 => zpci::machine_takes_frames(),
+            other => {
+                pr_err!("large_frames={}: 0, 1 or 2 expected\n", other);
+                return Err(EINVAL);
+            }
+        };
+        let empty = DmaTable::new(TablePages::default(), Depth::Third, Gfp::KERNEL, Into::into)?;
+        CONFIG.populate(Config {
+            page_sizes: PAGE_SIZE | if frames { FRAME_SIZE } else { 0 },
+            limit: zpci::aperture_limit(),
+            empty: empty.root().into(),
+        });
+        pr_info!(
+            "IOMMU driver for zPCI in Rust, version {}, pages of {}\n",
+            VERSION,
+            if frames { "4 KiB and 1 MiB" } else { "4 KiB" }
+        );
+        Ok(S390Iommu {
+            _service: Service::register(&SUBSYSTEM_OPS)?,
+            _empty: empty,
+        })
+    }
+}
+
+/// The function behind a device.
+fn function(dev: &Device) -> Result<&'static Function> {
+    Zdev::of(dev).and_then(subsystem::served).ok_or(ENODEV)
+}
+
+impl iommu::Driver for S390Iommu {
+    type Domain = Paging;
+
+    fn capable(dev: &Device, capability: Capability) -> bool {
+        match capability {
+            Capability::CacheCoherency => true,
+            Capability::DeferredFlush => Zdev::of(dev).is_some_and(|zdev| !zdev.is_ism()),
+        }
+    }
+
+    fn probe_device(dev: &Device) -> Result<Probed> {
+        let zdev = function(dev)?.zdev();
+        Ok(Probed {
+            iommu: zdev.iommu(),
+            shadow_on_flush: zdev.needs_refresh_to_map(),
+        })
+    }
+
+    fn domain_alloc_paging(dev: &Device) -> Result<Pin<KBox<Domain>>> {
+        Domain::for_function(function(dev)?, CONFIG.as_ref().ok_or(ENODEV)?.page_sizes)
+    }
+
+    fn identity_domain(dev: &Device) -> Option<&'static StaticDomain> {
+        let may = function(dev).is_ok_and(|function| function.zdev().may_skip_translation());
+        may.then_some(&IDENTITY)
+    }
+
+    fn resv_regions(dev: &Device, regions: &mut ResvRegions<'_>) -> Result {
+        let function = function(dev)?;
+        let reach = function.deepest().reach();
+        for region in aperture::reserved(function.window(), reach)
+            .into_iter()
+            .flatten()
+        {
+            regions.reserve(region.start(), region.last())?;
+        }
+        Ok(())
+    }
+
+    fn attach_identity(dev: &Device) -> Result {
+        function(dev)?.attach_identity(IDENTITY.as_raw())
+    }
+
+    fn attach_blocked(dev: &Device) {
+        if let Ok(function) = function(dev) {
+            function.block(BLOCKED.as_raw());
+        }
+    }
+}
+
+impl iommu::PagingDomain for Paging {
+    type Driver = S390Iommu;
+
+    fn attach(domain: &Domain, dev: &Device) -> Result {
+        function(dev)?.attach(domain)
+    }
+
+    #[inline]
+    unsafe fn map_pages(
+        domain: &Domain,
+        iova: u64,
+        phys: PhysAddr,
+        page_size: usize,
+        count: usize,
+        prot: Prot,
+        gfp: Gfp,
+    ) -> (usize, Result) {
+        let access = domain::access(prot);
+        // SAFETY: The caller's promise.
+        if page_size as u64 == PAGE_SIZE
+            && unsafe { domain.space().map_in_leaf(iova, phys, count, access) }
+        {
+            return (count << PAGE_SHIFT, Ok(()));
+        }
+        match domain.mapping(iova, phys, page_size, count, prot) {
+            // SAFETY: The caller's promise.
+            Ok(mapping) => unsafe { domain.space().map(mapping, gfp) },
+            Err(error) => (0, Err(error)),
+        }
+    }
+
+    #[inline]
+    unsafe fn unmap_pages(domain: &Domain, iova: u64, size: usize, gather: &mut Gather) -> usize {
+        if !domain.holds_pages(iova, size as u64) {
+            return 0;
+        }
+        // SAFETY: The caller's promise.
+        unsafe { domain.space().unmap(iova, size as u64, gather) }
+    }
+
+    fn flush_all(domain: &Domain) {
+        domain.space().flush_all();
+    }
+
+    #[inline]
+    fn sync(domain: &Domain, gather: &mut Gather) {
+        domain.space().sync(gather);
+    }
+
+    #[inline]
+    fn sync_map(domain: &Domain, iova: u64, size: usize) -> Result {
+        domain.space().sync_map(iova, size as u64)
+    }
+
+    unsafe fn iova_to_phys(domain: &Domain, iova: u64) -> Option<PhysAddr> {
+        // SAFETY: The caller's promise.
+        let found = unsafe { domain.space().lookup(iova) };
+        found.map(|translation| translation.phys.0)
+    }
+}

@@ -1,0 +1,76 @@
+// SPDX-License-Identifier: GPL-2.0
+//! What the kernel command line asks for.
+
+use anyhow::{Context, Result, bail};
+
+/// What this boot is for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Mode {
+    /// Show the machine, move data, give a verdict.
+    Run,
+    /// Run test suites and report in KTAP.
+    Test,
+    /// Give the user a shell.
+    Shell,
+}
+
+/// The words of the kernel command line that matter here.
+pub struct Cmdline {
+    pub mode: Mode,
+    /// Label of a run, for its verdict line.
+    pub phase: String,
+    words: Vec<String>,
+}
+
+impl Cmdline {
+    /// Reads `/proc/cmdline`.
+    pub fn read() -> Result<Self> {
+        let text = std::fs::read_to_string("/proc/cmdline").context("read /proc/cmdline")?;
+        Self::parse(&text)
+    }
+
+    fn parse(text: &str) -> Result<Self> {
+        let mut cmdline = Self {
+            mode: Mode::Shell,
+            phase: String::new(),
+            words: text.split_whitespace().map(String::from).collect(),
+        };
+        cmdline.mode = match cmdline.value("guest.mode") {
+            None | Some("shell") => Mode::Shell,
+            Some("run") => Mode::Run,
+            Some("test") => Mode::Test,
+            Some(other) => bail!("guest.mode={other} is not known; use run, test or shell"),
+        };
+        let default = if cmdline.strict() { "strict" } else { "lazy" };
+        cmdline.phase = cmdline.value("guest.phase").unwrap_or(default).to_owned();
+        Ok(cmdline)
+    }
+
+    /// The value of the last `key=value` word, as the kernel takes the last.
+    pub fn value(&self, key: &str) -> Option<&str> {
+        let value = |word: &'_ String| -> Option<usize> {
+            (word.strip_prefix(key)?.starts_with('=')).then_some(key.len() + 1)
+        };
+        let word = self.words.iter().rev().find(|w| value(w).is_some())?;
+        Some(&word[key.len() + 1..])
+    }
+
+    /// The suites to run, in the given order; none means all.
+    pub fn suites(&self) -> Option<Vec<&str>> {
+        Some(self.value("guest.suite")?.split(',').collect())
+    }
+
+    /// Whether the DMA API was asked to flush at every unmap.
+    pub fn strict(&self) -> bool {
+        // s390_iommu=strict only ever switches strict on, and it is read with
+        // the other __setup words, so it wins wherever it stands.
+        self.words.iter().any(|w| w == "s390_iommu=strict")
+            || matches!(self.value("iommu.strict"), Some("1" | "y" | "on" | "true"))
+    }
+
+    /// The factor of `s390_iommu_aperture=`; 0 is "no limit".
+    pub fn aperture_factor(&self) -> u64 {
+        let word = self.value("s390_iommu_aperture");
+        word.and_then(|v| v.parse().ok()).unwrap_or(1)
+    }
+}

@@ -1,0 +1,168 @@
+// SPDX-License-Identifier: GPL-2.0
+//! PCI functions as sysfs shows them.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result, anyhow, bail, ensure};
+
+use crate::sysfs;
+
+const DEVICES: &str = "/sys/bus/pci/devices";
+
+/// How long a device and its driver may take to come up on an emulated machine.
+pub const COME_UP: Duration = Duration::from_secs(30);
+
+/// One PCI function.
+#[derive(Clone)]
+pub struct Function {
+    pub address: String,
+}
+
+/// A line of `reserved_regions`; both ends are inside.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Region {
+    pub first: u64,
+    pub last: u64,
+}
+
+impl Function {
+    /// All functions, by address.
+    pub fn all() -> Vec<Self> {
+        let paths = sysfs::list(DEVICES);
+        let address = |path: &PathBuf| sysfs::name(path);
+        paths.iter().map(address).map(|address| Self { address }).collect()
+    }
+
+    /// The functions that a driver of this name is bound to.
+    pub fn of_driver(driver: &str) -> Vec<Self> {
+        let mut all = Self::all();
+        all.retain(|f| f.driver().as_deref() == Some(driver));
+        all
+    }
+
+    /// The first function of a driver.
+    pub fn first_of(driver: &str) -> Result<Self> {
+        let first = Self::of_driver(driver).into_iter().next();
+        first.ok_or_else(|| anyhow!("no PCI function is bound to the driver {driver}"))
+    }
+
+    /// The function's folder in sysfs.
+    pub fn path(&self) -> PathBuf {
+        Path::new(DEVICES).join(&self.address)
+    }
+
+    pub fn driver(&self) -> Option<String> {
+        sysfs::link_name(self.path().join("driver"))
+    }
+
+    pub fn group(&self) -> Option<String> {
+        sysfs::link_name(self.path().join("iommu_group"))
+    }
+
+    /// `DMA`, `DMA-FQ`, `identity`, `blocked`: the group's default domain.
+    pub fn group_type(&self) -> Result<String> {
+        sysfs::read(self.path().join("iommu_group/type"))
+    }
+
+    /// `vendor:device`, four hexadecimal digits each.
+    pub fn ids(&self) -> Result<String> {
+        let id = |file| -> Result<String> {
+            let text = sysfs::read(self.path().join(file))?;
+            Ok(text.trim_start_matches("0x").to_owned())
+        };
+        Ok(format!("{}:{}", id("vendor")?, id("device")?))
+    }
+
+    /// The zPCI function identifier.
+    pub fn fid(&self) -> Result<u32> {
+        let text = sysfs::read(self.path().join("function_id"))?;
+        let digits = text.trim_start_matches("0x");
+        u32::from_str_radix(digits, 16).with_context(|| format!("function_id {text}"))
+    }
+
+    /// The lines of `reserved_regions` as they stand.
+    pub fn reserved_lines(&self) -> Result<Vec<String>> {
+        let text = sysfs::read(self.path().join("iommu_group/reserved_regions"))?;
+        Ok(text.lines().map(String::from).collect())
+    }
+
+    /// The reserved regions; every one must be of the kind "reserved".
+    pub fn reserved(&self) -> Result<Vec<Region>> {
+        self.reserved_lines()?.iter().map(|line| Region::parse(line)).collect()
+    }
+
+    /// Takes the function from its driver, if it has one.
+    pub fn unbind(&self) -> Result<()> {
+        if self.driver().is_some() {
+            sysfs::write(self.path().join("driver/unbind"), &self.address)?;
+        }
+        Ok(())
+    }
+
+    /// Names the one driver that the function may have; none means any.
+    pub fn set_override(&self, driver: &str) -> Result<()> {
+        sysfs::write(self.path().join("driver_override"), &format!("{driver}\n"))
+    }
+
+    /// How the function is reset: "flr" by itself, "bus" by the platform,
+    /// which takes its translation away and registers it again.
+    pub fn set_reset_method(&self, method: &str) -> Result<()> {
+        sysfs::write(self.path().join("reset_method"), method)
+    }
+
+    /// Lets the bus look for a driver, and waits until one has the function.
+    pub fn probe(&self) -> Result<()> {
+        sysfs::write("/sys/bus/pci/drivers_probe", &self.address)?;
+        let what = format!("driver of {}", self.address);
+        sysfs::wait_for(&what, COME_UP, || self.driver())?;
+        Ok(())
+    }
+
+    /// The block device of an NVMe function, as a path in `/dev`.
+    pub fn disk(&self) -> Result<PathBuf> {
+        let what = format!("disk of {}", self.address);
+        let disk = sysfs::wait_for(&what, COME_UP, || self.find_disk())?;
+        let path = Path::new("/dev").join(disk);
+        // Node and disk are made by other threads of the kernel's; right after
+        // a removal the node of the disk before may still be there.
+        sysfs::wait_for(&what, COME_UP, || File::open(&path).ok())?;
+        Ok(path)
+    }
+
+    fn find_disk(&self) -> Option<String> {
+        let controllers = sysfs::list(self.path().join("nvme"));
+        let spaces = controllers.iter().flat_map(sysfs::list);
+        // Namespaces may show as nvme0n1 or, with multipath, nvme0c0n1.
+        let mut names = spaces.map(|path| sysfs::name(&path));
+        names.find(|name| name.starts_with("nvme") && Path::new("/sys/block").join(name).exists())
+    }
+
+    /// The network interface of a NIC.
+    pub fn interface(&self) -> Result<String> {
+        let what = format!("network interface of {}", self.address);
+        sysfs::wait_for(&what, COME_UP, || {
+            sysfs::list(self.path().join("net")).first().map(|path| sysfs::name(path))
+        })
+    }
+
+    /// The hotplug slot's power switch.
+    pub fn slot(&self) -> Result<PathBuf> {
+        let path = PathBuf::from(format!("/sys/bus/pci/slots/{:08x}/power", self.fid()?));
+        ensure!(path.exists(), "{}: no such slot", path.display());
+        Ok(path)
+    }
+}
+
+impl Region {
+    fn parse(line: &str) -> Result<Self> {
+        let words: Vec<_> = line.split_whitespace().collect();
+        let [first, last, kind] = words[..] else {
+            bail!("reserved_regions: what is {line:?}?");
+        };
+        ensure!(kind == "reserved", "reserved_regions: {line:?} is not of kind \"reserved\"");
+        let number = |text: &str| u64::from_str_radix(text.trim_start_matches("0x"), 16);
+        Ok(Self { first: number(first)?, last: number(last)? })
+    }
+}

@@ -1,0 +1,69 @@
+// SPDX-License-Identifier: GPL-2.0
+//! The kernel log.
+
+use std::fs::OpenOptions;
+use std::io::{ErrorKind, Read};
+use std::os::unix::fs::OpenOptionsExt;
+
+use anyhow::{Context, Result};
+use nix::fcntl::OFlag;
+
+/// What a healthy kernel never says. "Call Trace" and "Call trace" both exist.
+const BAD: [&str; 16] = [
+    "WARNING:",
+    "BUG:",
+    "BUG ",
+    "Oops",
+    "Call Trace",
+    "Call trace",
+    "Unable to handle",
+    "INFO: rcu",
+    "INFO: task",
+    "possible circular locking",
+    "possible recursive locking",
+    "inconsistent lock state",
+    "suspicious RCU",
+    "sleeping function called",
+    "KASAN:",
+    "rust_kernel: panicked",
+];
+
+/// All messages in the log, without their prefixes.
+pub fn messages() -> Result<Vec<String>> {
+    let mut file = OpenOptions::new()
+        .read(true)
+        .custom_flags(OFlag::O_NONBLOCK.bits())
+        .open("/dev/kmsg")
+        .context("open /dev/kmsg")?;
+    let mut messages = Vec::new();
+    let mut record = [0; 8192];
+    loop {
+        match file.read(&mut record) {
+            Ok(0) => break,
+            Ok(length) => messages.extend(text(&record[..length])),
+            Err(error) if error.kind() == ErrorKind::WouldBlock => break,
+            // The oldest record was overwritten while it was read: go on.
+            Err(error) if error.raw_os_error() == Some(nix::libc::EPIPE) => {}
+            Err(error) => return Err(error).context("read /dev/kmsg"),
+        }
+    }
+    Ok(messages)
+}
+
+/// A record is "priority,sequence,time,flags;text" and lines of properties.
+fn text(record: &[u8]) -> Option<String> {
+    let record = String::from_utf8_lossy(record);
+    let (_, text) = record.split_once(';')?;
+    Some(text.lines().next().unwrap_or_default().to_owned())
+}
+
+/// The messages that say that something is broken.
+pub fn bad(messages: &[String]) -> Vec<&String> {
+    let is_bad = |message: &&String| BAD.iter().any(|mark| message.contains(mark));
+    messages.iter().filter(is_bad).collect()
+}
+
+/// What the driver says of itself.
+pub fn driver_lines(messages: &[String]) -> Vec<&String> {
+    messages.iter().filter(|m| m.starts_with("s390_iommu:")).collect()
+}

@@ -1,0 +1,52 @@
+// SPDX-License-Identifier: GPL-2.0
+//! The `/init` of the test guest.
+//!
+//! Mounts what it needs, reads on the kernel command line what to do
+//! (`guest.mode=run|test|shell`), does it, prints `guest: done status=N` as
+//! the last line and powers the machine off.
+
+mod block;
+mod cmdline;
+mod console;
+mod counters;
+mod function;
+mod kmsg;
+mod ktap;
+mod module;
+mod netlink;
+mod nic;
+mod pattern;
+mod run;
+mod setup;
+mod shell;
+mod suites;
+mod sysfs;
+
+use cmdline::{Cmdline, Mode};
+use console::say;
+
+fn main() {
+    let status = match boot() {
+        Ok(true) => 0,
+        Ok(false) => 1,
+        Err(error) => {
+            say!("guest: {error:#}");
+            2
+        }
+    };
+    say!("guest: done status={status}");
+    setup::power_off();
+}
+
+/// Prepares the machine and runs what was asked for; says whether it was good.
+fn boot() -> anyhow::Result<bool> {
+    setup::mount_all()?;
+    setup::load_driver()?;
+    setup::wait_for_drivers();
+    let cmdline = Cmdline::read()?;
+    match cmdline.mode {
+        Mode::Run => run::run(&cmdline),
+        Mode::Test => suites::run(&cmdline),
+        Mode::Shell => shell::run().map(|()| true),
+    }
+}

@@ -1,0 +1,86 @@
+// SPDX-License-Identifier: GPL-2.0
+//! The five counters in debugfs say what happened.
+
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+
+use crate::block::{KIB, MIB, Transfer};
+use crate::cmdline::Cmdline;
+use crate::counters::Counters;
+use crate::function::Function;
+use crate::ktap::{Suite, skip};
+use crate::sysfs;
+
+const BYTES: usize = 4 * MIB;
+const PAGE: usize = 4 * KIB;
+const PAGES: u64 = (BYTES / PAGE) as u64;
+const SINGLES: u64 = 256;
+
+pub fn run(suite: &mut Suite, cmdline: &Cmdline) -> Result<()> {
+    let nvme = Function::first_of("nvme")?;
+    let transfer = Transfer { seed: 400, start: 0, bytes: BYTES, request: MIB, offset: 0 };
+    let before = Counters::read(&nvme)?;
+    transfer.verify(&nvme.disk()?)?;
+    let moved = Counters::read(&nvme)? - before;
+    suite.test("pages mapped are at least the pages moved", || {
+        // Every page is mapped once to be written and once to be read.
+        ensure!(moved.mapped >= 2 * PAGES, "{} pages moved: {moved}", 2 * PAGES);
+        ensure!(moved.mapped < 4 * PAGES, "{} pages moved: {moved}", 2 * PAGES);
+        Ok(())
+    });
+    suite.test("an idle disk has unmapped what it mapped", || {
+        ensure!(moved.unmapped == moved.mapped, "{moved}");
+        Ok(())
+    });
+    suite.test("mappings are made visible, and not one by one", || {
+        ensure!(moved.sync_map > 0, "{moved}");
+        ensure!(moved.sync_map < moved.mapped / 4, "{moved}");
+        Ok(())
+    });
+    let (before, single) = single_pages(&nvme)?;
+    if cmdline.strict() {
+        suite.test("strict: every unmap is flushed by itself", || strict(single));
+    } else {
+        suite.test("lazy: unmaps are flushed in batches", || lazy(&nvme, &before, single));
+    }
+    suite.test("other functions count for themselves", || others(&nvme, &transfer));
+    Ok(())
+}
+
+/// Requests of one page: larger ones take a path through the DMA API that
+/// flushes at every unmap, deferred flushing or not.
+fn single_pages(nvme: &Function) -> Result<(Counters, Counters)> {
+    let bytes = SINGLES as usize * PAGE;
+    let transfer = Transfer { seed: 401, start: 0, bytes, request: PAGE, offset: 0 };
+    let before = Counters::read(nvme)?;
+    transfer.verify(&nvme.disk()?)?;
+    Ok((before, Counters::read(nvme)? - before))
+}
+
+fn strict(moved: Counters) -> Result<()> {
+    ensure!(moved.sync >= 2 * SINGLES, "{} unmaps of a page: {moved}", 2 * SINGLES);
+    ensure!(moved.global == 0, "{moved}");
+    Ok(())
+}
+
+/// The queue of the DMA API is flushed when it is full or a second old.
+fn lazy(nvme: &Function, before: &Counters, moved: Counters) -> Result<()> {
+    ensure!(moved.sync < SINGLES / 4, "unmaps were flushed one by one: {moved}");
+    sysfs::wait_for("flush of everything", Duration::from_secs(5), || {
+        let now = Counters::read(nvme).ok()?;
+        (now.global > before.global).then_some(())
+    })
+}
+
+/// Nothing that one function does is counted for another, idle one.
+fn others(nvme: &Function, transfer: &Transfer) -> Result<()> {
+    let Some(idle) = Function::of_driver("igb").into_iter().next() else {
+        skip!("there is no second, idle function");
+    };
+    let before = Counters::read(&idle)?;
+    transfer.verify(&nvme.disk()?)?;
+    let moved = Counters::read(&idle)? - before;
+    ensure!(moved.mapped == 0 && moved.sync_map == 0, "{}: {moved}", idle.address);
+    Ok(())
+}

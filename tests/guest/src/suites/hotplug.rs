@@ -1,0 +1,110 @@
+// SPDX-License-Identifier: GPL-2.0
+//! A function comes back to its domain from whatever happens to it.
+
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+
+use crate::block::{MIB, Transfer};
+use crate::cmdline::Cmdline;
+use crate::function::{COME_UP, Function};
+use crate::ktap::Suite;
+use crate::sysfs;
+
+const ROUNDS: u64 = 3;
+
+pub fn run(suite: &mut Suite, _: &Cmdline) -> Result<()> {
+    let nvme = Function::first_of("nvme")?;
+    suite.test("reset by the function", || repeat(&nvme, 600, reset_function));
+    suite.test("reset by the platform", || repeat(&nvme, 605, reset));
+    suite.test("reset with transfers in flight", || reset_in_flight(&nvme));
+    suite.test("recover", || repeat(&nvme, 610, recover));
+    suite.test("slot off and on", || repeat(&nvme, 620, slot));
+    suite.test("driver unbound and bound", || repeat(&nvme, 630, rebind));
+    suite.test("reset of a function without a driver", || repeat(&nvme, 640, reset_unbound));
+    suite.test("slots of all functions off and on", || all_slots(&nvme));
+    Ok(())
+}
+
+/// After each time the disk must work, and the group must be as before.
+fn repeat(nvme: &Function, seed: u64, action: fn(&Function) -> Result<()>) -> Result<()> {
+    let kind = nvme.group_type()?;
+    for round in 0..ROUNDS {
+        action(nvme)?;
+        verify(nvme, seed + round)?;
+    }
+    let now = nvme.group_type()?;
+    ensure!(now == kind, "the group was {kind}, and is {now}");
+    Ok(())
+}
+
+fn verify(nvme: &Function, seed: u64) -> Result<()> {
+    let transfer = Transfer { seed, start: 0, bytes: 2 * MIB, request: MIB, offset: 0 };
+    transfer.verify(&nvme.disk()?).map(drop)
+}
+
+fn reset(nvme: &Function) -> Result<()> {
+    nvme.set_reset_method("bus")?;
+    sysfs::write(nvme.path().join("reset"), "1")
+}
+
+fn reset_function(nvme: &Function) -> Result<()> {
+    nvme.set_reset_method("flr")?;
+    sysfs::write(nvme.path().join("reset"), "1")
+}
+
+/// The transfer must be right in the end: the driver repeats what was lost.
+fn reset_in_flight(nvme: &Function) -> Result<()> {
+    let disk = nvme.disk()?;
+    let transfer = Transfer { seed: 650, start: 0, bytes: 16 * MIB, request: MIB, offset: 0 };
+    std::thread::scope(|scope| {
+        let writer = scope.spawn(|| transfer.verify(&disk));
+        for _ in 0..ROUNDS {
+            std::thread::sleep(Duration::from_millis(50));
+            reset(nvme)?;
+        }
+        writer.join().map_err(|_| anyhow::anyhow!("the writer died"))?.map(drop)
+    })
+}
+
+/// Takes the device away and finds it again.
+fn recover(nvme: &Function) -> Result<()> {
+    sysfs::write(nvme.path().join("recover"), "1")
+}
+
+fn slot(nvme: &Function) -> Result<()> {
+    let slot = nvme.slot()?;
+    sysfs::write(&slot, "0")?;
+    ensure!(!nvme.path().exists(), "the slot is off and the function is there");
+    sysfs::write(&slot, "1")?;
+    sysfs::wait_for("driver", COME_UP, || nvme.driver()).map(drop)
+}
+
+fn rebind(nvme: &Function) -> Result<()> {
+    nvme.unbind()?;
+    nvme.probe()
+}
+
+fn reset_unbound(nvme: &Function) -> Result<()> {
+    nvme.unbind()?;
+    reset(nvme)?;
+    nvme.probe()
+}
+
+/// All off, then all on: the last of the functions gives back what they share.
+fn all_slots(nvme: &Function) -> Result<()> {
+    let functions = Function::all();
+    let slots: Result<Vec<_>> = functions.iter().map(Function::slot).collect();
+    let slots = slots?;
+    for slot in &slots {
+        sysfs::write(slot, "0")?;
+    }
+    ensure!(Function::all().is_empty(), "all slots are off and there are functions");
+    for slot in &slots {
+        sysfs::write(slot, "1")?;
+    }
+    for function in &functions {
+        sysfs::wait_for("driver", COME_UP, || function.driver())?;
+    }
+    verify(nvme, 660)
+}

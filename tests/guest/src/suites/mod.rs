@@ -1,0 +1,64 @@
+// SPDX-License-Identifier: GPL-2.0
+//! Mode "test": suites of test points.
+
+mod boot;
+mod counters;
+mod dmesg;
+mod hotplug;
+mod kunit;
+mod modules;
+mod nic;
+mod nvme;
+
+use anyhow::{Result, bail};
+
+use crate::cmdline::Cmdline;
+use crate::ktap::{Report, Suite};
+
+/// A suite: its name and what runs it.
+type Entry = (&'static str, fn(&mut Suite, &Cmdline) -> Result<()>);
+
+/// All suites, in the order in which they run.
+const SUITES: [Entry; 12] = [
+    ("boot", boot::run),
+    ("nvme", nvme::run),
+    ("nic", nic::run),
+    ("counters", counters::run),
+    ("api", |suite, cmdline| modules::run(suite, cmdline, "iommu_api")),
+    ("dma", |suite, cmdline| modules::run(suite, cmdline, "dma")),
+    ("attach", |suite, cmdline| modules::run(suite, cmdline, "attach")),
+    ("refuse", |suite, cmdline| modules::run(suite, cmdline, "refuse")),
+    ("stress", |suite, cmdline| modules::run(suite, cmdline, "stress")),
+    ("aperture", |suite, cmdline| modules::run(suite, cmdline, "aperture")),
+    ("hotplug", hotplug::run),
+    ("kunit", kunit::run),
+];
+
+/// Runs the suites that the command line names, or all, then looks at the log.
+pub fn run(cmdline: &Cmdline) -> Result<bool> {
+    let chosen = choose(cmdline)?;
+    let mut report = Report::start();
+    for (name, suite) in chosen {
+        let mut points = report.suite(name);
+        if let Err(error) = suite(&mut points, cmdline) {
+            points.result("the suite can run", Err(error));
+        }
+    }
+    // The last, whatever was chosen: a kernel that complained did not pass.
+    dmesg::run(&mut report.suite("dmesg"));
+    Ok(report.finish())
+}
+
+fn choose(cmdline: &Cmdline) -> Result<Vec<Entry>> {
+    let Some(names) = cmdline.suites() else {
+        return Ok(SUITES.to_vec());
+    };
+    let mut chosen = Vec::new();
+    for name in names.into_iter().filter(|name| *name != "dmesg") {
+        match SUITES.iter().find(|(known, _)| *known == name) {
+            Some(entry) => chosen.push(*entry),
+            None => bail!("guest.suite: there is no suite \"{name}\""),
+        }
+    }
+    Ok(chosen)
+}

@@ -1,0 +1,113 @@
+// SPDX-License-Identifier: GPL-2.0
+//! Suites that run in the kernel, as test modules.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail, ensure};
+
+use crate::block::{MIB, Transfer};
+use crate::cmdline::Cmdline;
+use crate::function::Function;
+use crate::ktap::{Suite, skip};
+use crate::module::Module;
+use crate::sysfs;
+
+/// The module with what the suites share, and the driver in it that takes the
+/// functions under test.
+const SUPPORT: &str = "iommu_test";
+const RESULTS: &str = "/sys/kernel/debug/iommu_test";
+
+/// Runs the module of a suite on the machine's NVMe functions, then gives
+/// them back to their driver and sees whether the disk works.
+pub fn run(suite: &mut Suite, cmdline: &Cmdline, module: &str) -> Result<()> {
+    let functions = Function::of_driver("nvme");
+    ensure!(!functions.is_empty(), "no PCI function is bound to the driver nvme");
+    let borrowed = Borrowed::take(functions)?;
+    let result = run_module(suite, cmdline, module);
+    let disk = borrowed.give_back();
+    suite.test("the disk works afterwards", || verify(&disk?));
+    result
+}
+
+fn run_module(suite: &mut Suite, cmdline: &Cmdline, module: &str) -> Result<()> {
+    let support = Module::load(SUPPORT, &parameters(cmdline))?;
+    let tests = Module::load(module, "")?;
+    let results = find_results()?;
+    report(suite, &sysfs::read(results)?)?;
+    tests.unload()?;
+    support.unload()
+}
+
+/// What the command line says of the support module: `guest.only=`, a part of
+/// the names of the tests to run, and `guest.refresh_symbol=`.
+fn parameters(cmdline: &Cmdline) -> String {
+    let given = ["only", "refresh_symbol"].into_iter().filter_map(|name| {
+        let value = cmdline.value(&format!("guest.{name}"))?;
+        Some(format!("{name}={value}"))
+    });
+    given.collect::<Vec<_>>().join(" ")
+}
+
+/// The one file with results: a suite's name need not be its module's.
+fn find_results() -> Result<PathBuf> {
+    let files = sysfs::list(RESULTS);
+    files.into_iter().next().with_context(|| format!("no results in {RESULTS}"))
+}
+
+fn report(suite: &mut Suite, text: &str) -> Result<()> {
+    ensure!(!text.is_empty(), "the module reports nothing");
+    for line in text.lines() {
+        let Some((what, result)) = parse(line) else {
+            bail!("the module reports {line:?}");
+        };
+        suite.test(what, || result);
+    }
+    Ok(())
+}
+
+/// One line of the format that `tests/modules/iommu_test.h` describes.
+fn parse(line: &str) -> Option<(&str, Result<()>)> {
+    if let Some(rest) = line.strip_prefix("not ok ") {
+        let (what, why) = rest.split_once(" # ")?;
+        return Some((what, Err(anyhow::anyhow!("{why}"))));
+    }
+    let rest = line.strip_prefix("ok ")?;
+    match rest.split_once(" # SKIP ") {
+        Some((what, why)) => Some((what, skipped(why))),
+        None => Some((rest, Ok(()))),
+    }
+}
+
+fn skipped(why: &str) -> Result<()> {
+    skip!("{why}")
+}
+
+fn verify(disk: &Path) -> Result<()> {
+    let transfer = Transfer { seed: 500, start: 0, bytes: 2 * MIB, request: MIB, offset: 0 };
+    transfer.verify(disk).map(drop)
+}
+
+/// Functions that were taken from their driver for a test.
+struct Borrowed(Vec<Function>);
+
+impl Borrowed {
+    fn take(functions: Vec<Function>) -> Result<Self> {
+        for function in &functions {
+            function.unbind()?;
+            function.set_override(SUPPORT)?;
+            function.set_reset_method("bus")?;
+        }
+        Ok(Self(functions))
+    }
+
+    /// Returns the disk of the first function.
+    fn give_back(self) -> Result<PathBuf> {
+        for function in &self.0 {
+            function.unbind()?;
+            function.set_override("")?;
+            function.set_reset_method("default")?;
+            function.probe()?;
+        }
+        self.0[0].disk()
+    }
+}

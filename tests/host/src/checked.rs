@@ -1,0 +1,271 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! A tree of translation tables that is held against a plain map and against
+//! the walker in every operation. What differs panics.
+
+use std::collections::BTreeMap;
+use std::mem::ManuallyDrop;
+use std::sync::atomic::AtomicU64;
+
+use crate::dma_table::{
+    Access, Depth, DmaTable, Iova, MapError, Mapping, Phys, Root, Translation, FRAME_SIZE,
+    PAGE_SIZE,
+};
+use crate::memory::{HostMemory, Retired};
+use crate::walker::{self, Found, Leaf, Level};
+
+/// The walker's name for the top table of that depth.
+fn top(depth: Depth) -> Level {
+    Level::TOPS[match depth {
+        Depth::Third => 0,
+        Depth::Second => 1,
+        Depth::First => 2,
+    }]
+}
+
+/// A tree, what it should hold, and what it ever had registered.
+pub(crate) struct Checked<'m> {
+    memory: &'m HostMemory,
+    /// Not dropped after a panic: what is broken would panic again.
+    tree: ManuallyDrop<DmaTable<&'m HostMemory>>,
+    /// Leaves by the IOVA that they begin at.
+    model: BTreeMap<u64, Leaf>,
+    retired: Retired<'m>,
+    /// Every root that the tree had; machines may have any of them registered.
+    roots: Vec<Root>,
+}
+
+impl<'m> Checked<'m> {
+    /// An empty tree.
+    ///
+    /// # Errors
+    ///
+    /// No memory for the top table.
+    pub(crate) fn new(memory: &'m HostMemory, depth: Depth) -> Result<Self, MapError> {
+        let tree = DmaTable::new(memory, depth, (), AtomicU64::new)?;
+        assert_eq!(tree.root().depth, depth);
+        let roots = vec![tree.root()];
+        Ok(Checked {
+            memory,
+            tree: ManuallyDrop::new(tree),
+            model: BTreeMap::new(),
+            retired: Retired::new(memory),
+            roots,
+        })
+    }
+
+    /// The last IOVA that the tree reaches.
+    pub(crate) fn reach(&self) -> u64 {
+        let depth = self.tree.root().depth;
+        assert_eq!(depth.reach(), top(depth).last());
+        depth.reach()
+    }
+
+    fn walk_from(&self, root: Root, iova: u64) -> Found {
+        walker::find(self.memory, root.origin.0, top(root.depth), iova)
+            .unwrap_or_else(|error| panic!("walk to {iova:#x}: {error}"))
+    }
+
+    fn walk(&self, iova: u64) -> Found {
+        self.walk_from(self.tree.root(), iova)
+    }
+
+    /// The leaf that should map `iova`, and where it begins.
+    fn expected(&self, iova: u64) -> Option<(u64, Leaf)> {
+        let (&start, &leaf) = self.model.range(..=iova).next_back()?;
+        (iova - start < leaf.size).then_some((start, leaf))
+    }
+
+    /// Where the first live mapping in a range begins, in bytes from its start.
+    fn first_live(&self, iova: u64, size: u64) -> Option<u64> {
+        if self.expected(iova).is_some() {
+            return Some(0);
+        }
+        let (&start, _) = self.model.range(iova..=iova + (size - 1)).next()?;
+        Some(start - iova)
+    }
+
+    /// Maps a range, with at most `budget` allocations. Returns what the tree
+    /// answered.
+    pub(crate) fn map(
+        &mut self,
+        mapping: Mapping,
+        budget: Option<u64>,
+    ) -> (u64, Result<(), MapError>) {
+        let Mapping { iova, size, .. } = mapping;
+        let step = if mapping.frames {
+            FRAME_SIZE
+        } else {
+            PAGE_SIZE
+        };
+        // A frame is used wherever no table is in the way.
+        let leaves = (0..size).step_by(step as usize).map(|offset| {
+            let is_free = mapping.frames && self.walk(iova.0 + offset).is_free(Level::Segment);
+            (offset, if is_free { FRAME_SIZE } else { PAGE_SIZE })
+        });
+        let leaves: Vec<_> = leaves.collect();
+        let live = self.first_live(iova.0, size);
+
+        self.memory.limit(budget);
+        // SAFETY: There is one thread, and the range lies within reach.
+        let (bytes, result) = unsafe { self.tree.map(mapping, ()) };
+        match result {
+            Ok(()) => assert_eq!((bytes, live), (size, None), "mapped over a live entry"),
+            Err(MapError::InUse) => assert!(live.is_some(), "refused what is free"),
+            Err(MapError::NoMemory) => assert!(self.memory.refused(), "there is memory"),
+        }
+        self.memory.limit(None);
+        assert!(bytes <= live.unwrap_or(size), "mapped over a live entry");
+        assert_eq!(bytes % step, 0);
+
+        for (offset, leaf) in leaves.into_iter().take_while(|(at, _)| *at < bytes) {
+            for part in (0..step).step_by(leaf as usize) {
+                self.model.insert(
+                    iova.0 + offset + part,
+                    Leaf {
+                        phys: mapping.phys.0 + offset + part,
+                        size: leaf,
+                        read_only: mapping.access == Access::ReadOnly,
+                    },
+                );
+            }
+        }
+        self.agree_around(iova.0, size);
+        (bytes, result)
+    }
+
+    /// Unmaps a range, up to the first hole. Returns the bytes.
+    pub(crate) fn unmap(&mut self, iova: u64, size: u64) -> u64 {
+        let mut expected = 0;
+        while let Some(leaf) = self.model.get(&iova.wrapping_add(expected)) {
+            if expected == size || leaf.size > size - expected {
+                break;
+            }
+            expected += leaf.size;
+        }
+        let made = self.memory.made();
+        // SAFETY: There is one thread, and the range lies within reach.
+        let bytes = unsafe { self.tree.unmap(Iova(iova), size, &mut self.retired) };
+        assert_eq!(bytes, expected, "unmapped from {iova:#x}, of {size:#x}");
+        assert_eq!(self.memory.made(), made, "an unmap allocated");
+        if bytes != 0 {
+            let last = iova + (bytes - 1);
+            let gone: Vec<u64> = self.model.range(iova..=last).map(|(&at, _)| at).collect();
+            for at in gone {
+                self.model.remove(&at);
+            }
+            self.check_reclaim(iova, last);
+        }
+        self.agree_around(iova, size);
+        bytes
+    }
+
+    /// No table is left that an unmap of `iova..=last` covered whole, but for
+    /// those on the way to 0, which may be registered somewhere.
+    fn check_reclaim(&self, iova: u64, last: u64) {
+        let root = top(self.tree.root().depth);
+        for level in [
+            Level::Segment,
+            Level::RegionThird,
+            Level::RegionSecond,
+            Level::RegionFirst,
+        ] {
+            let first = iova.checked_next_multiple_of(level.span());
+            let stays = |at: u64| at == 0 && level > Level::RegionThird;
+            let covered = |at: &u64| *at <= last && last - at >= level.span() - 1;
+            let mut at = first.filter(|_| level <= root);
+            while let Some(here) = at.filter(covered) {
+                let found = self.walk(here);
+                assert!(
+                    stays(here) || found.is_free(level),
+                    "a table is left at {here:#x}: {found:?}"
+                );
+                at = here.checked_add(level.span());
+            }
+        }
+    }
+
+    /// Makes the tree deeper, with at most `budget` allocations.
+    pub(crate) fn widen(&mut self, depth: Depth, budget: Option<u64>) -> Result<(), MapError> {
+        let before = self.tree.root().depth;
+        self.memory.limit(budget);
+        let result = self.tree.widen(depth, ());
+        let after = self.tree.root();
+        match result {
+            Ok(()) => assert_eq!(after.depth, before.max(depth)),
+            Err(_) => assert!(self.memory.refused() && after.depth < depth),
+        }
+        assert!(after.depth >= before);
+        self.memory.limit(None);
+        if !self.roots.contains(&after) {
+            self.roots.push(after);
+        }
+        self.agree_around(0, PAGE_SIZE);
+        result
+    }
+
+    /// Gives the retired tables back, as after a refresh.
+    pub(crate) fn refresh(&mut self) {
+        self.retired.refresh();
+    }
+
+    /// How many tables were retired since the last refresh.
+    pub(crate) fn waiting(&self) -> usize {
+        self.retired.waiting()
+    }
+
+    /// Compares the tree's own lookup, the walk from every root that reaches so
+    /// far, and the plain map.
+    pub(crate) fn agree(&self, iova: u64) {
+        let expected = self.expected(iova);
+        for root in self.roots.iter().filter(|r| iova <= top(r.depth).last()) {
+            match (self.walk_from(*root, iova), expected) {
+                (Found::Leaf(found), Some((_, leaf))) => assert_eq!(found, leaf, "at {iova:#x}"),
+                (Found::Invalid(_), None) => {}
+                (found, _) => panic!("at {iova:#x} is {found:?}, should be {expected:x?}"),
+            }
+        }
+        let translation = expected.map(|(start, leaf)| Translation {
+            phys: Phys(leaf.phys + (iova - start)),
+            page_size: leaf.size,
+            access: match leaf.read_only {
+                true => Access::ReadOnly,
+                false => Access::ReadWrite,
+            },
+        });
+        // SAFETY: There is one thread.
+        let found = unsafe { self.tree.lookup(Iova(iova)) };
+        assert_eq!(found, translation, "lookup of {iova:#x}");
+    }
+
+    /// Compares at the ends of a range, beside them and at a few places inside.
+    pub(crate) fn agree_around(&self, iova: u64, size: u64) {
+        let last = iova + (size - 1);
+        let inside = (1..8).map(|eighth| iova + (size / 8 * eighth + 0x123) % size);
+        let ends = [iova, last, iova.wrapping_sub(1), last.wrapping_add(1)];
+        ends.into_iter().chain(inside).for_each(|at| self.agree(at));
+    }
+
+    /// Compares everything, from every root, and counts the tables.
+    pub(crate) fn agree_all(&self) {
+        for root in &self.roots {
+            let level = top(root.depth);
+            let mut model = self.model.range(..=level.last());
+            let mut visit = |at, leaf| assert_eq!(model.next(), Some((&at, &leaf)));
+            let tables = walker::walk(self.memory, root.origin.0, level, 0, &mut visit)
+                .unwrap_or_else(|error| panic!("{error}"));
+            assert_eq!(model.next(), None, "not mapped");
+            if *root == self.tree.root() {
+                assert_eq!(tables, self.memory.live(), "lost tables");
+            }
+        }
+    }
+
+    /// Compares everything, drops the tree and looks for leaks.
+    pub(crate) fn finish(mut self) {
+        self.agree_all();
+        drop(ManuallyDrop::into_inner(self.tree));
+        self.retired.refresh();
+        self.memory.check_all_freed();
+    }
+}

@@ -1,0 +1,163 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Every allocation fails in turn, for each operation: what was mapped stays,
+//! nothing beyond the reported bytes is mapped, a retry works, nothing leaks.
+//! [`Checked`] sees to all but the retry.
+
+use crate::checked::Checked;
+use crate::dma_table::{Access, Depth, Iova, MapError, Mapping, Phys, FRAME_SIZE, PAGE_SIZE};
+use crate::memory::HostMemory;
+use crate::walker::Level;
+
+const DEPTHS: [Depth; 3] = [Depth::Third, Depth::Second, Depth::First];
+
+fn mapping(iova: u64, size: u64, frames: bool) -> Mapping {
+    Mapping {
+        iova: Iova(iova),
+        phys: Phys(0x1234_5000_0000),
+        size,
+        access: Access::ReadOnly,
+        frames,
+    }
+}
+
+/// A tree in which one page at each of the places is mapped.
+fn tree_with<'m>(memory: &'m HostMemory, depth: Depth, pages: &[u64]) -> Checked<'m> {
+    let mut tree = Checked::new(memory, depth).expect("memory is not limited");
+    for &iova in pages {
+        let page = mapping(iova, PAGE_SIZE, false);
+        assert_eq!(tree.map(page, None), (PAGE_SIZE, Ok(())));
+    }
+    tree
+}
+
+/// Lets one more allocation succeed each time until the map does. Returns how
+/// many it took. What a failure leaves is undone first, or gone on with.
+fn fail_in_map(depth: Depth, pages: &[u64], whole: Mapping, undo: bool) -> u64 {
+    for budget in 0.. {
+        let memory = HostMemory::default();
+        let mut tree = tree_with(&memory, depth, pages);
+        let (bytes, result) = tree.map(whole, Some(budget));
+        tree.agree_all();
+        if result.is_ok() {
+            tree.finish();
+            return budget;
+        }
+        assert_eq!(result, Err(MapError::NoMemory));
+        let mut rest = whole;
+        if undo {
+            assert_eq!(tree.unmap(whole.iova.0, whole.size), bytes);
+        } else {
+            rest.iova.0 += bytes;
+            rest.phys.0 += bytes;
+            rest.size -= bytes;
+        }
+        assert_eq!(tree.map(rest, None), (rest.size, Ok(())));
+        tree.finish();
+    }
+    unreachable!()
+}
+
+/// At each depth, with the page before the range mapped and without. `tables`:
+/// how many the map makes in an empty tree of three levels.
+fn fail_in_maps(iova: u64, size: u64, frames: bool, tables: u64) {
+    let whole = mapping(iova, size, frames);
+    for undo in [false, true] {
+        for (more, depth) in (0..).zip(DEPTHS) {
+            if iova + (size - 1) <= depth.reach() {
+                let made = fail_in_map(depth, &[], whole, undo);
+                assert_eq!(made, tables + more);
+                assert!(fail_in_map(depth, &[iova - PAGE_SIZE], whole, undo) < made);
+            }
+        }
+    }
+}
+
+#[test]
+fn map_one_page() {
+    fail_in_maps(FRAME_SIZE + PAGE_SIZE, PAGE_SIZE, false, 2);
+}
+
+#[test]
+fn map_a_page_table() {
+    fail_in_maps(FRAME_SIZE, FRAME_SIZE, false, 2);
+}
+
+#[test]
+fn map_across_page_tables() {
+    fail_in_maps(FRAME_SIZE - PAGE_SIZE, 2 * PAGE_SIZE, false, 3);
+}
+
+#[test]
+fn map_across_segment_tables() {
+    let boundary = Level::RegionThird.span();
+    fail_in_maps(boundary - PAGE_SIZE, 2 * PAGE_SIZE, false, 4);
+}
+
+#[test]
+fn map_frames_across_segment_tables() {
+    let boundary = Level::RegionThird.span();
+    fail_in_maps(boundary - FRAME_SIZE, 2 * FRAME_SIZE, true, 2);
+}
+
+/// Both sides of where a table of that level begins that is not the first.
+fn across(boundary: u64, depth: Depth, tables: u64) {
+    let whole = mapping(boundary - PAGE_SIZE, 2 * PAGE_SIZE, false);
+    for undo in [false, true] {
+        assert_eq!(fail_in_map(depth, &[], whole, undo), tables);
+    }
+}
+
+#[test]
+fn map_across_region_third_tables() {
+    across(Level::RegionSecond.span(), Depth::Second, 2 * 3);
+    across(Level::RegionSecond.span(), Depth::First, 1 + 2 * 3);
+}
+
+#[test]
+fn map_across_region_second_tables() {
+    across(Level::RegionFirst.span(), Depth::First, 2 * 4);
+}
+
+/// A frame-sized map finds the page table that a page left behind.
+#[test]
+fn map_frames_over_an_empty_page_table() {
+    for budget in 0..2 {
+        let memory = HostMemory::default();
+        let mut tree = tree_with(&memory, Depth::Third, &[FRAME_SIZE]);
+        assert_eq!(tree.unmap(FRAME_SIZE, PAGE_SIZE), PAGE_SIZE);
+        let frames = mapping(0, 2 * FRAME_SIZE, true);
+        assert_eq!(tree.map(frames, Some(budget)), (frames.size, Ok(())));
+        tree.finish();
+    }
+}
+
+#[test]
+fn new_tree() {
+    for depth in DEPTHS {
+        let memory = HostMemory::default();
+        memory.limit(Some(0));
+        assert_eq!(Checked::new(&memory, depth).err(), Some(MapError::NoMemory));
+        memory.limit(None);
+        Checked::new(&memory, depth)
+            .expect("there is memory")
+            .finish();
+    }
+}
+
+#[test]
+fn widen() {
+    for (levels, from) in [(2, Depth::Third), (1, Depth::Second), (0, Depth::First)] {
+        for budget in 0..=levels {
+            let memory = HostMemory::default();
+            let mut tree = tree_with(&memory, from, &[0, FRAME_SIZE]);
+            let result = tree.widen(Depth::First, Some(budget));
+            assert_eq!(result.is_ok(), budget == levels);
+            tree.agree_all();
+            assert_eq!(tree.widen(Depth::First, None), Ok(()));
+            let high = mapping(Depth::First.reach() - PAGE_SIZE + 1, PAGE_SIZE, false);
+            assert_eq!(tree.map(high, None), (PAGE_SIZE, Ok(())));
+            tree.finish();
+        }
+    }
+}

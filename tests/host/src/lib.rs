@@ -1,0 +1,32 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Tests of the driver's pure parts on the host. The driver's own file is
+//! compiled in; around it are table memory that notices misuse, a walker that
+//! was written from the format alone, and a tree that is compared with a plain
+//! map after every operation.
+//!
+//! Built with `--cfg loom` all tables have two entries. Every level is then
+//! filled and reclaimed within a few pages, and the model checks are built.
+
+// The fuzzer uses only a part.
+#![cfg_attr(not(test), allow(dead_code))]
+
+#[allow(dead_code)]
+#[path = "../../../dma_table.rs"]
+mod dma_table;
+
+mod checked;
+mod memory;
+pub mod operations;
+mod walker;
+
+#[cfg(test)]
+mod failures;
+#[cfg(all(test, loom))]
+mod flush;
+#[cfg(test)]
+mod properties;
+#[cfg(test)]
+mod reclaim;
+#[cfg(all(test, loom))]
+mod threads;

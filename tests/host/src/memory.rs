@@ -1,0 +1,206 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Table memory that notices misuse: what is given back is poisoned and kept, so
+//! that a later use panics, and every table must be given back exactly once.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use crate::dma_table::{Memory, Phys, Retire, Shape};
+use crate::walker::Storage;
+
+/// Physical addresses begin here, so that high bits of an origin count.
+const BASE: u64 = 0x00ab_c000_0000_0000;
+/// Tables are this far apart: the alignment of the largest one.
+const STRIDE: u64 = 0x4000;
+/// What a table that was given back is full of: valid at every level, pointing
+/// to no table.
+const POISON: u64 = 0xdead_dead_dead_d000;
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Life {
+    /// In the tree, or about to be.
+    Live,
+    /// Unlinked; a machine that was not told may still read it.
+    Retired,
+    /// Given back.
+    Freed,
+}
+
+struct Table {
+    cells: Arc<[AtomicU64]>,
+    shape: Shape,
+    life: Life,
+}
+
+#[derive(Default)]
+struct State {
+    tables: Vec<Table>,
+    /// How many more allocations succeed, if not all.
+    budget: Option<u64>,
+    refused: bool,
+}
+
+impl State {
+    fn table(&mut self, origin: u64) -> Option<&mut Table> {
+        let offset = origin.checked_sub(BASE)?;
+        match offset % STRIDE {
+            0 => self.tables.get_mut((offset / STRIDE) as usize),
+            _ => None,
+        }
+    }
+
+    /// Moves a table on to the next part of its life.
+    fn turn(&mut self, origin: Phys, shape: Shape, from: &[Life], to: Life) -> &Table {
+        let table = self.table(origin.0).expect("no table begins there");
+        assert_eq!(table.shape, shape, "shape of {origin:x?}");
+        assert!(
+            from.contains(&table.life),
+            "{origin:x?}: from {:?} to {to:?}",
+            table.life
+        );
+        table.life = to;
+        table
+    }
+}
+
+/// Memory for the tables of one tree.
+#[derive(Default)]
+pub(crate) struct HostMemory {
+    state: Mutex<State>,
+}
+
+impl HostMemory {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().expect("a test panicked in the allocator")
+    }
+
+    /// Lets `budget` more allocations succeed, or all; forgets past refusals.
+    pub(crate) fn limit(&self, budget: Option<u64>) {
+        let mut state = self.state();
+        state.budget = budget;
+        state.refused = false;
+    }
+
+    /// Whether an allocation was refused since the last [`HostMemory::limit`].
+    pub(crate) fn refused(&self) -> bool {
+        self.state().refused
+    }
+
+    /// How many tables were made so far.
+    pub(crate) fn made(&self) -> usize {
+        self.state().tables.len()
+    }
+
+    fn count(&self, life: Life) -> usize {
+        let state = self.state();
+        state.tables.iter().filter(|t| t.life == life).count()
+    }
+
+    /// How many tables are in the tree.
+    pub(crate) fn live(&self) -> usize {
+        self.count(Life::Live)
+    }
+
+    /// Checks that every table was given back, and not written since.
+    pub(crate) fn check_all_freed(&self) {
+        assert_eq!(self.live(), 0, "tables that nobody gave back");
+        assert_eq!(self.count(Life::Retired), 0, "retired and never given back");
+        for table in &self.state().tables {
+            let poisoned = |cell: &AtomicU64| cell.load(Ordering::Relaxed) == POISON;
+            assert!(table.cells.iter().all(poisoned), "written after free");
+        }
+    }
+}
+
+// SAFETY: Each table is made of cells of its own, which stay where they are
+// until the memory goes; they are filled with what empty tables hold, and
+// addresses are multiples of the largest table's size.
+unsafe impl Memory for &HostMemory {
+    type Cell = AtomicU64;
+    type Flags = ();
+
+    fn alloc(&self, shape: Shape, _flags: ()) -> Option<Phys> {
+        let mut state = self.state();
+        match &mut state.budget {
+            Some(0) => {
+                state.refused = true;
+                return None;
+            }
+            Some(left) => *left -= 1,
+            None => {}
+        }
+        let empty = || AtomicU64::new(shape.empty());
+        let cells = std::iter::repeat_with(empty).take(shape.entries());
+        let origin = BASE + state.tables.len() as u64 * STRIDE;
+        state.tables.push(Table {
+            cells: cells.collect(),
+            shape,
+            life: Life::Live,
+        });
+        Some(Phys(origin))
+    }
+
+    unsafe fn free(&self, origin: Phys, shape: Shape) {
+        let mut state = self.state();
+        let table = state.turn(origin, shape, &[Life::Live, Life::Retired], Life::Freed);
+        for cell in table.cells.iter() {
+            cell.store(POISON, Ordering::Relaxed);
+        }
+    }
+
+    unsafe fn cells(&self, origin: Phys) -> *const AtomicU64 {
+        let mut state = self.state();
+        let table = state.table(origin.0).expect("no table begins there");
+        assert_eq!(table.life, Life::Live, "walked into {origin:x?}");
+        table.cells.as_ptr()
+    }
+}
+
+/// What a machine finds that was told of every unlinked table: only live ones.
+impl Storage for HostMemory {
+    fn table(&self, origin: u64, entries: usize) -> Option<impl Fn(usize) -> u64> {
+        let mut state = self.state();
+        let table = state.table(origin)?;
+        (table.life == Life::Live && table.shape.entries() == entries).then(|| {
+            let cells = table.cells.clone();
+            move |index: usize| cells[index].load(Ordering::Relaxed)
+        })
+    }
+}
+
+/// Keeps retired tables until a refresh.
+pub(crate) struct Retired<'m> {
+    memory: &'m HostMemory,
+    tables: Vec<(Phys, Shape)>,
+}
+
+impl<'m> Retired<'m> {
+    /// An empty queue.
+    pub(crate) fn new(memory: &'m HostMemory) -> Self {
+        let tables = Vec::new();
+        Retired { memory, tables }
+    }
+
+    /// How many tables wait.
+    pub(crate) fn waiting(&self) -> usize {
+        self.tables.len()
+    }
+
+    /// The machine was told: gives all of them back.
+    pub(crate) fn refresh(&mut self) {
+        for (origin, shape) in self.tables.drain(..) {
+            // SAFETY: It is unlinked, this test has no other thread, and the
+            // walker reads the tree from its root only.
+            unsafe { self.memory.free(origin, shape) };
+        }
+    }
+}
+
+impl Retire for Retired<'_> {
+    fn retire(&mut self, origin: Phys, shape: Shape) {
+        let mut state = self.memory.state();
+        state.turn(origin, shape, &[Life::Live], Life::Retired);
+        self.tables.push((origin, shape));
+    }
+}

@@ -1,0 +1,130 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What large unmaps give back, and what they must not.
+
+use std::sync::atomic::AtomicU64;
+
+use crate::checked::Checked;
+use crate::dma_table::{Access, Depth, DmaTable, Iova, Mapping, Phys, FRAME_SIZE, PAGE_SIZE};
+use crate::memory::{HostMemory, Retired};
+use crate::walker::Level;
+
+fn mapping(iova: u64, size: u64, frames: bool) -> Mapping {
+    Mapping {
+        iova: Iova(iova),
+        phys: Phys(0x1234_5000_0000),
+        size,
+        access: Access::ReadWrite,
+        frames,
+    }
+}
+
+/// Maps and unmaps a range in a tree that holds a page far from it. Returns how
+/// many tables that added to the tree for good.
+fn map_and_unmap(depth: Depth, iova: u64, size: u64, frames: bool) -> usize {
+    let memory = HostMemory::default();
+    let tree = DmaTable::new(&memory, depth, (), AtomicU64::new).expect("there is memory");
+    let mut retired = Retired::new(&memory);
+    let far = mapping(iova ^ (depth.reach() / 2 + 1), PAGE_SIZE, false);
+    // SAFETY: There is one thread, and all lies within reach.
+    unsafe {
+        assert_eq!(tree.map(far, ()), (PAGE_SIZE, Ok(())));
+        let before = memory.live();
+        let range = mapping(iova, size, frames);
+        assert_eq!(tree.map(range, ()), (size, Ok(())));
+        assert_eq!(tree.unmap(Iova(iova), size, &mut retired), size);
+        assert!(tree.lookup(far.iova).is_some());
+        let after = memory.live();
+        retired.refresh();
+        drop(tree);
+        memory.check_all_freed();
+        after - before
+    }
+}
+
+/// 4 GiB, aligned: two segment tables and their page tables go. Where the tree
+/// is deeper, the tables that led there stay, as others share them.
+#[cfg(not(loom))] // Two entries a table leave no room for the page far away.
+#[test]
+fn four_gib() {
+    let size = 2 * Level::RegionThird.span();
+    for (depth, ways) in [(Depth::Third, 0), (Depth::Second, 1), (Depth::First, 2)] {
+        for frames in [false, true] {
+            for iova in [0, size] {
+                assert_eq!(map_and_unmap(depth, iova, size, frames), ways);
+            }
+        }
+    }
+}
+
+/// 4 TiB, aligned: a region-third table goes, unless it leads to address 0 and
+/// may so be registered.
+#[test]
+fn four_tib() {
+    let size = Level::RegionSecond.span();
+    assert_eq!(map_and_unmap(Depth::Second, size, size, true), 0);
+    assert_eq!(map_and_unmap(Depth::Second, 0, size, true), 1);
+    assert_eq!(map_and_unmap(Depth::First, size, size, true), 1);
+    assert_eq!(map_and_unmap(Depth::First, 0, size, true), 2);
+}
+
+/// 8 PiB in the real format, of which a test can only fill narrow tables: a
+/// region-second table goes, unless it leads to address 0.
+#[cfg(loom)]
+#[test]
+fn eight_pib() {
+    let size = Level::RegionFirst.span();
+    for frames in [false, true] {
+        assert_eq!(map_and_unmap(Depth::First, size, size, frames), 0);
+        assert_eq!(map_and_unmap(Depth::First, 0, size, frames), 2);
+    }
+}
+
+/// All that a tree of three levels reaches; its top stays.
+#[test]
+fn everything() {
+    let size = Level::RegionSecond.span();
+    let memory = HostMemory::default();
+    let tree = DmaTable::new(&memory, Depth::Third, (), AtomicU64::new).expect("there is memory");
+    let mut retired = Retired::new(&memory);
+    // SAFETY: There is one thread, and all lies within reach.
+    unsafe {
+        assert_eq!(tree.map(mapping(0, size, true), ()), (size, Ok(())));
+        tree.widen(Depth::First, ()).expect("there is memory");
+        assert_eq!(tree.unmap(Iova(0), size, &mut retired), size);
+    }
+    assert_eq!(memory.live(), 3);
+    retired.refresh();
+    drop(tree);
+    memory.check_all_freed();
+}
+
+/// A page table that is unmapped piece by piece stays; the next whole unmap
+/// takes it away.
+#[test]
+fn piece_by_piece() {
+    let memory = HostMemory::default();
+    let mut tree = Checked::new(&memory, Depth::Third).expect("there is memory");
+    let whole = mapping(FRAME_SIZE, FRAME_SIZE, false);
+    assert_eq!(tree.map(whole, None).0, FRAME_SIZE);
+    for page in (FRAME_SIZE..2 * FRAME_SIZE).step_by(PAGE_SIZE as usize) {
+        assert_eq!(tree.unmap(page, PAGE_SIZE), PAGE_SIZE);
+    }
+    assert_eq!(tree.waiting(), 0);
+    assert_eq!(tree.map(whole, None).0, FRAME_SIZE);
+    assert_eq!(tree.unmap(FRAME_SIZE, 2 * FRAME_SIZE), FRAME_SIZE);
+    assert_eq!(tree.waiting(), 1);
+    tree.finish();
+}
+
+/// A table is not reclaimed when a hole shows that others may own a part.
+#[test]
+fn a_hole_keeps_the_table() {
+    let memory = HostMemory::default();
+    let mut tree = Checked::new(&memory, Depth::Third).expect("there is memory");
+    let most = mapping(0, FRAME_SIZE - PAGE_SIZE, false);
+    assert_eq!(tree.map(most, None).0, most.size);
+    assert_eq!(tree.unmap(0, FRAME_SIZE), most.size);
+    assert_eq!(tree.waiting(), 0);
+    tree.finish();
+}

@@ -1,0 +1,132 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * Suite "aperture": dma-iommu hands out no IOVA that the function cannot
+ * reach, and comes to a clean end when there are no more.
+ */
+#define pr_fmt(fmt) "aperture: " fmt
+
+#include <linux/delay.h>
+#include <linux/dma-mapping.h>
+#include <linux/module.h>
+#include <linux/sizes.h>
+#include <linux/vmalloc.h>
+
+#include "iommu_test.h"
+
+/* One buffer is mapped over and over; its pages are not touched. */
+#define BUFFER		SZ_4M
+#define MAX_MAPPINGS	8192
+
+/* The DMA API's queue of unmaps that wait for their flush keeps IOVAs for up
+ * to a second.
+ */
+#define QUEUE_AGE_MS	1500
+
+static struct test_function *fn;
+static struct page *buffer;
+static dma_addr_t *mappings;
+
+static int check_mapping(dma_addr_t iova)
+{
+	if (iova < fn->first || iova + BUFFER - 1 > fn->last)
+		return test_fail("%pad is outside the window %pad to %pad",
+				 &iova, &fn->first, &fn->last);
+	return 0;
+}
+
+/* Returns how many mappings there was room for, or a failed test. */
+static int fill(void)
+{
+	struct device *dev = &fn->pdev->dev;
+	int count = 0;
+	int ret = 0;
+
+	while (!ret && count < MAX_MAPPINGS) {
+		dma_addr_t iova = dma_map_page(dev, buffer, 0, BUFFER, DMA_TO_DEVICE);
+
+		if (dma_mapping_error(dev, iova))
+			return count;
+		mappings[count++] = iova;
+		ret = check_mapping(iova);
+		cond_resched();
+	}
+	return ret ? ret : test_fail("the window does not end");
+}
+
+static void empty(void)
+{
+	struct device *dev = &fn->pdev->dev;
+	unsigned int i;
+
+	for (i = 0; i < MAX_MAPPINGS; i++) {
+		if (!mappings[i])
+			continue;
+		dma_unmap_page(dev, mappings[i], BUFFER, DMA_TO_DEVICE);
+		mappings[i] = 0;
+		cond_resched();
+	}
+}
+
+static bool is_small(void)
+{
+	return (fn->last - fn->first) / BUFFER < MAX_MAPPINGS;
+}
+
+/* A few large pieces of the window may be lost to what is mapped anyway. */
+static int expect_full(int count)
+{
+	int room = (fn->last - fn->first + 1) / BUFFER;
+
+	if (count < room - 8)
+		return test_fail("room for %d mappings, %d were made", room, count);
+	return 0;
+}
+
+static int test_exhaust(void)
+{
+	unsigned int round;
+	int ret = 0;
+
+	if (!is_small())
+		return test_skip("the window is too large to fill: use s390_iommu_aperture=");
+	/* The second round shows that everything was given back. */
+	for (round = 0; !ret && round < 2; round++) {
+		ret = fill();
+		empty();
+		if (ret >= 0)
+			ret = expect_full(ret);
+		msleep(QUEUE_AGE_MS);
+	}
+	return ret;
+}
+
+static const struct test_case cases[] = {
+	{ "the DMA API stays in the window to the last IOVA", test_exhaust },
+};
+
+static int __init aperture_init(void)
+{
+	int ret = -ENOMEM;
+
+	fn = test_function(0);
+	if (!fn)
+		return -ENODEV;
+	buffer = alloc_pages(GFP_KERNEL, get_order(BUFFER));
+	mappings = vcalloc(MAX_MAPPINGS, sizeof(*mappings));
+	if (buffer && mappings)
+		ret = test_run("aperture", cases, ARRAY_SIZE(cases));
+	vfree(mappings);
+	if (buffer)
+		__free_pages(buffer, get_order(BUFFER));
+	return ret;
+}
+
+static void __exit aperture_exit(void)
+{
+	test_forget("aperture");
+}
+
+module_init(aperture_init);
+module_exit(aperture_exit);
+MODULE_DESCRIPTION("Test of the DMA API's address space");
+MODULE_LICENSE("GPL");

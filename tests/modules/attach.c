@@ -1,0 +1,421 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * Suite "attach": replacing domains, sharing domains, and what must not
+ * depend on what is attached.
+ */
+#define pr_fmt(fmt) "attach: " fmt
+
+#include <linux/kthread.h>
+#include <linux/module.h>
+#include <linux/pci.h>
+#include <linux/sizes.h>
+
+#include "iommu-priv.h"
+#include "iommu_test.h"
+
+#define REPLACES 1000
+
+static struct test_function *fn;
+static struct test_queue queue;
+static struct test_domain pair[2];
+
+static int begin_pair(void)
+{
+	unsigned int i;
+	int ret;
+
+	inject_reset();
+	ret = test_claim(fn);
+	if (ret)
+		return ret;
+	for (i = 0; i < ARRAY_SIZE(pair); i++) {
+		ret = test_domain_alloc(&pair[i], fn);
+		if (ret)
+			goto out;
+		ret = test_domain_map(&pair[i], &queue);
+		if (ret) {
+			test_domain_free(&pair[i]);
+			goto out;
+		}
+	}
+	return 0;
+out:
+	while (i--)
+		test_domain_free(&pair[i]);
+	test_release(fn);
+	return ret;
+}
+
+static void end_pair(void)
+{
+	unsigned int i;
+
+	admin_stop(fn);
+	test_detach(&pair[0]);
+	for (i = 0; i < ARRAY_SIZE(pair); i++)
+		test_domain_free(&pair[i]);
+	test_release(fn);
+}
+
+/* Maps and unmaps on both domains, far from what the device uses. */
+static int disturb(void *unused)
+{
+	dma_addr_t iova = fn->first + SZ_256M;
+	struct iommu_domain *domain;
+	unsigned int i;
+	int errors = 0;
+
+	for (i = 0; !kthread_should_stop(); i++) {
+		domain = pair[i % 2].domain;
+		if (iommu_map(domain, iova, virt_to_phys(pair[0].data), PAGE_SIZE,
+			      IOMMU_READ, GFP_KERNEL))
+			errors++;
+		else if (iommu_unmap(domain, iova, PAGE_SIZE) != PAGE_SIZE)
+			errors++;
+		cond_resched();
+	}
+	return errors;
+}
+
+/* The device is quiet during each replace, and writes after it. */
+static int replace_once(unsigned int round)
+{
+	struct test_domain *now = &pair[round % 2];
+	struct test_domain *before = &pair[(round + 1) % 2];
+	int ret = test_replace(now);
+
+	if (ret)
+		return test_fail("round %u: replace: error %d", round, ret);
+	page_poison(before->data);
+	ret = test_domain_check(now);
+	if (ret)
+		return test_fail("round %u: DMA does not work on the new domain", round);
+	if (!page_is_poison(before->data))
+		return test_fail("round %u: the old domain's page was written to", round);
+	return 0;
+}
+
+static int replace_many(void)
+{
+	unsigned int round;
+	int ret = 0;
+
+	for (round = 1; !ret && round <= REPLACES; round++)
+		ret = replace_once(round);
+	return ret;
+}
+
+static int replace_disturbed(void)
+{
+	struct task_struct *task = kthread_run(disturb, NULL, "iommu_test");
+	int ret, errors;
+
+	if (IS_ERR(task))
+		return PTR_ERR(task);
+	ret = replace_many();
+	errors = kthread_stop(task);
+	/* -EINTR: stopped before it ran */
+	if (!ret && errors > 0)
+		ret = test_fail("%d maps beside the replaces failed", errors);
+	return ret;
+}
+
+static int check_counts(void)
+{
+	struct inject_counts counts;
+	int errors = atomic_read(&fn->errors);
+
+	inject_counts(&counts);
+	if (errors)
+		return test_fail("%d error events", errors);
+	if (counts.outside)
+		return test_fail("%u refreshes outside the window", counts.outside);
+	if (!counts.refreshes)
+		return test_fail("no refresh was seen: is the probe in the right place?");
+	return 0;
+}
+
+static int test_replaces(void)
+{
+	int ret = begin_pair();
+
+	if (ret)
+		return ret;
+	ret = test_replace(&pair[0]);
+	if (!ret)
+		ret = test_domain_start(&pair[0], &queue);
+	inject_reset();
+	if (!ret)
+		ret = replace_disturbed();
+	if (!ret)
+		ret = check_counts();
+	end_pair();
+	return ret;
+}
+
+/* Only what is asked of the machine, so that it says something even where
+ * DMA does not work after a replace.
+ */
+static int test_no_deregistration(void)
+{
+	struct inject_counts counts;
+	unsigned int round;
+	int ret = begin_pair();
+
+	if (ret)
+		return ret;
+	ret = test_replace(&pair[0]);
+	inject_reset();
+	for (round = 1; !ret && round <= 10; round++)
+		ret = test_replace(&pair[round % 2]);
+	inject_counts(&counts);
+	if (!ret && counts.operations[FC_DEREGISTER])
+		ret = test_fail("10 replaces, %u deregistrations",
+				counts.operations[FC_DEREGISTER]);
+	if (!ret && counts.operations[FC_REREGISTER] != 10)
+		ret = test_fail("10 replaces, %u re-registrations",
+				counts.operations[FC_REREGISTER]);
+	end_pair();
+	return ret;
+}
+
+/* From the DMA API's domain and back, on a function that nobody claimed. */
+static int test_from_default(void)
+{
+	struct device *dev = &fn->pdev->dev;
+	struct iommu_domain *before = iommu_get_domain_for_dev(dev);
+	struct test_domain dom;
+	int ret = test_domain_alloc(&dom, fn);
+
+	if (ret)
+		return ret;
+	ret = iommu_attach_device(dom.domain, dev);
+	if (!ret) {
+		ret = test_domain_map(&dom, &queue);
+		if (!ret)
+			ret = test_domain_start(&dom, &queue);
+		if (!ret)
+			ret = test_domain_check(&dom);
+		admin_stop(fn);
+		iommu_detach_device(dom.domain, dev);
+	}
+	if (!ret && iommu_get_domain_for_dev(dev) != before)
+		ret = test_fail("the default domain is not back");
+	test_domain_free(&dom);
+	return ret;
+}
+
+/* The DMA API's own queue works, after everything else that was attached. */
+static int test_dma_api(void)
+{
+	struct device *dev = &fn->pdev->dev;
+	dma_addr_t iova;
+	void *pages = dma_alloc_coherent(dev, 3 * PAGE_SIZE, &iova, GFP_KERNEL);
+	int ret;
+
+	if (!pages)
+		return test_fail("dma_alloc_coherent failed");
+	ret = admin_start(fn, pages, iova, pages + PAGE_SIZE, iova + PAGE_SIZE);
+	page_poison(pages + 2 * PAGE_SIZE);
+	if (!ret)
+		ret = admin_identify(fn, iova + 2 * PAGE_SIZE);
+	if (!ret && !page_is_identity(fn, pages + 2 * PAGE_SIZE))
+		ret = test_fail("the device's data is not in the page");
+	admin_stop(fn);
+	dma_free_coherent(dev, 3 * PAGE_SIZE, pages, iova);
+	return ret;
+}
+
+/* Two functions on one domain */
+
+static int check_second(struct test_domain *dom, struct test_function *second,
+			struct test_queue *own)
+{
+	struct test_domain view = *dom;
+	int ret;
+
+	view.fn = second;
+	ret = iommu_attach_group_handle(dom->domain, second->group, &view.handle);
+	if (ret)
+		return test_fail("attach of the second: error %d", ret);
+	ret = admin_start(second, own->sq, data_iova(second) + SZ_1M,
+			  own->cq, data_iova(second) + SZ_2M);
+	if (!ret)
+		ret = test_domain_check(&view);
+	/* The first works on beside it. */
+	if (!ret)
+		ret = test_domain_check(dom);
+	/* A mapping that is made now is for both. */
+	if (!ret) {
+		iommu_unmap(dom->domain, data_iova(fn), PAGE_SIZE);
+		ret = iommu_map(dom->domain, data_iova(fn), virt_to_phys(dom->data),
+				PAGE_SIZE, IOMMU_READ | IOMMU_WRITE, GFP_KERNEL);
+	}
+	if (!ret)
+		ret = test_domain_check(&view);
+	if (!ret)
+		ret = test_domain_check(dom);
+	admin_stop(second);
+	iommu_detach_group_handle(dom->domain, second->group);
+	if (!ret && test_domain_check(dom))
+		ret = test_fail("the first stopped when the second left");
+	return ret;
+}
+
+static int map_own(struct test_domain *dom, struct test_queue *own)
+{
+	const int prot = IOMMU_READ | IOMMU_WRITE;
+	int ret = iommu_map(dom->domain, data_iova(fn) + SZ_1M,
+			    virt_to_phys(own->sq), PAGE_SIZE, prot, GFP_KERNEL);
+
+	if (!ret)
+		ret = iommu_map(dom->domain, data_iova(fn) + SZ_2M,
+				virt_to_phys(own->cq), PAGE_SIZE, prot, GFP_KERNEL);
+	return ret;
+}
+
+static void unmap_own(struct test_domain *dom)
+{
+	const dma_addr_t pages[] = { data_iova(fn) + SZ_1M, data_iova(fn) + SZ_2M };
+	unsigned int i;
+
+	for (i = 0; i < ARRAY_SIZE(pages); i++)
+		if (iommu_iova_to_phys(dom->domain, pages[i]))
+			iommu_unmap(dom->domain, pages[i], PAGE_SIZE);
+}
+
+static int share_domain(struct test_function *second, struct test_queue *own)
+{
+	struct test_domain *dom = &pair[0];
+	int ret = test_replace(dom);
+
+	if (ret)
+		return test_fail("attach: error %d", ret);
+	ret = test_domain_start(dom, &queue);
+	if (!ret)
+		ret = test_domain_check(dom);
+	if (!ret)
+		ret = map_own(dom, own);
+	if (!ret)
+		ret = check_second(dom, second, own);
+	unmap_own(dom);
+	return ret;
+}
+
+static int test_shared(void)
+{
+	struct test_function *second = test_function(1);
+	struct test_queue own;
+	int ret;
+
+	if (!second)
+		return test_skip("there is no second NVMe function");
+	ret = test_queue_alloc(&own);
+	if (ret)
+		return ret;
+	ret = begin_pair();
+	if (!ret) {
+		ret = test_claim(second);
+		if (!ret) {
+			ret = share_domain(second, &own);
+			test_release(second);
+		}
+		end_pair();
+	}
+	test_queue_free(&own);
+	return ret;
+}
+
+/* What depends on the device alone */
+
+static int expect_window(const char *when, dma_addr_t first, dma_addr_t last)
+{
+	struct iommu_resv_region *region;
+	dma_addr_t below = 0, above = 0;
+	LIST_HEAD(regions);
+
+	iommu_get_resv_regions(&fn->pdev->dev, &regions);
+	list_for_each_entry(region, &regions, list) {
+		if (!region->start)
+			below = region->length;
+		else
+			above = region->start;
+	}
+	iommu_put_resv_regions(&fn->pdev->dev, &regions);
+	if (below != first || (above && above - 1 != last) || (!above && last != U64_MAX))
+		return test_fail("%s: reserved below %pad and from %pad, not %pad and behind %pad",
+				 when, &below, &above, &first, &last);
+	return 0;
+}
+
+static int test_reserved(void)
+{
+	int ret = expect_window("on the DMA API's domain", fn->first, fn->last);
+
+	if (!ret)
+		ret = begin_pair();
+	if (ret)
+		return ret;
+	ret = expect_window("blocked", fn->first, fn->last);
+	if (!ret)
+		ret = test_replace(&pair[0]);
+	if (!ret)
+		ret = expect_window("on a paging domain", fn->first, fn->last);
+	end_pair();
+	return ret;
+}
+
+/* Domains come and go, and the zdev's window is as it was. */
+static int test_window_constant(void)
+{
+	struct zpci_dev *zdev = to_zpci(fn->pdev);
+	u64 start = zdev->start_dma, end = zdev->end_dma;
+	int ret;
+
+	/* A change shows where the window has room to be cut: lend it some. */
+	zdev->end_dma = end + SZ_1M;
+	ret = begin_pair();
+	if (!ret)
+		end_pair();
+	if (!ret && (zdev->start_dma != start || zdev->end_dma != end + SZ_1M))
+		ret = test_fail("a domain operation wrote the window's end: %#llx, was %#llx",
+				zdev->end_dma, end + SZ_1M);
+	zdev->end_dma = end;
+	return ret;
+}
+
+static const struct test_case cases[] = {
+	{ "reserved regions do not depend on the domain", test_reserved },
+	{ "domains do not write the function's window", test_window_constant },
+	{ "replace issues no deregistration", test_no_deregistration },
+	{ "replace 1000 times, DMA hits the new domain", test_replaces },
+	{ "from the DMA API's domain and back", test_from_default },
+	{ "two functions on one domain", test_shared },
+	{ "the DMA API works afterwards", test_dma_api },
+};
+
+static int __init attach_init(void)
+{
+	int ret;
+
+	fn = test_function(0);
+	if (!fn)
+		return -ENODEV;
+	ret = test_queue_alloc(&queue);
+	if (ret)
+		return ret;
+	ret = test_run("attach", cases, ARRAY_SIZE(cases));
+	test_queue_free(&queue);
+	return ret;
+}
+
+static void __exit attach_exit(void)
+{
+	test_forget("attach");
+}
+
+module_init(attach_init);
+module_exit(attach_exit);
+MODULE_IMPORT_NS("IOMMUFD_INTERNAL");
+MODULE_DESCRIPTION("Tests of attaching and replacing domains");
+MODULE_LICENSE("GPL");

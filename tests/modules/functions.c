@@ -1,0 +1,409 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * The functions under test, and domains for them.
+ *
+ * A driver of our own is bound to them (by driver_override), as the IOMMU API
+ * expects of its callers; it lets the kernel reset the function when an error
+ * event is reported.
+ */
+#define pr_fmt(fmt) "iommu_test: " fmt
+
+#include <linux/delay.h>
+#include <linux/ktime.h>
+#include <linux/module.h>
+#include <linux/slab.h>
+
+#include "internal.h"
+
+/* iommu_replace_group_handle() is for iommufd, the one way from a domain to
+ * another without a stop at the blocked one.
+ */
+#include "iommu-priv.h"
+
+#define RECOVERY_LIMIT (20 * HZ)
+#define SETTLE_LIMIT_MS 5000
+
+static struct test_function *functions[TEST_MAX_FUNCTIONS];
+
+/**
+ * test_function() - a function under test
+ * @index: which, in the order of addresses
+ *
+ * Returns: the function, NULL if there are not so many
+ */
+struct test_function *test_function(unsigned int index)
+{
+	return index < TEST_MAX_FUNCTIONS ? functions[index] : NULL;
+}
+EXPORT_SYMBOL_GPL(test_function);
+
+/* The window is what the reserved regions leave; it is taken before anything
+ * is attached, to see whether it moves afterwards.
+ */
+static void read_window(struct test_function *fn)
+{
+	struct iommu_resv_region *region;
+	LIST_HEAD(regions);
+
+	fn->first = 0;
+	fn->last = U64_MAX;
+	iommu_get_resv_regions(&fn->pdev->dev, &regions);
+	list_for_each_entry(region, &regions, list) {
+		if (!region->start)
+			fn->first = region->length;
+		else if (region->start - 1 < fn->last)
+			fn->last = region->start - 1;
+	}
+	iommu_put_resv_regions(&fn->pdev->dev, &regions);
+}
+
+static int test_probe(struct pci_dev *pdev, const struct pci_device_id *id)
+{
+	struct test_function *fn;
+	unsigned int i;
+	int ret;
+
+	for (i = 0; i < TEST_MAX_FUNCTIONS && functions[i]; i++)
+		;
+	if (i == TEST_MAX_FUNCTIONS)
+		return -ENOSPC;
+
+	fn = devm_kzalloc(&pdev->dev, sizeof(*fn), GFP_KERNEL);
+	if (!fn)
+		return -ENOMEM;
+	fn->pdev = pdev;
+	init_completion(&fn->resumed);
+	ret = pcim_enable_device(pdev);
+	if (ret)
+		return ret;
+	fn->bar = pcim_iomap_region(pdev, 0, "iommu_test");
+	if (IS_ERR(fn->bar))
+		return PTR_ERR(fn->bar);
+	ret = dma_set_mask_and_coherent(&pdev->dev, DMA_BIT_MASK(64));
+	if (ret)
+		return ret;
+	fn->group = iommu_group_get(&pdev->dev);
+	if (!fn->group)
+		return -ENODEV;
+	pci_set_master(pdev);
+	pci_save_state(pdev);
+	read_window(fn);
+	pci_set_drvdata(pdev, fn);
+	functions[i] = fn;
+	return 0;
+}
+
+static void test_remove(struct pci_dev *pdev)
+{
+	struct test_function *fn = pci_get_drvdata(pdev);
+	unsigned int i;
+
+	admin_stop(fn);
+	iommu_group_put(fn->group);
+	for (i = 0; i < TEST_MAX_FUNCTIONS; i++)
+		if (functions[i] == fn)
+			functions[i] = NULL;
+}
+
+static pci_ers_result_t on_error(struct pci_dev *pdev, pci_channel_state_t state)
+{
+	struct test_function *fn = pci_get_drvdata(pdev);
+
+	atomic_inc(&fn->errors);
+	if (state == pci_channel_io_perm_failure)
+		return PCI_ERS_RESULT_DISCONNECT;
+	return PCI_ERS_RESULT_NEED_RESET;
+}
+
+static pci_ers_result_t on_slot_reset(struct pci_dev *pdev)
+{
+	pci_restore_state(pdev);
+	pci_save_state(pdev);
+	pci_set_master(pdev);
+	return PCI_ERS_RESULT_RECOVERED;
+}
+
+static void on_resume(struct pci_dev *pdev)
+{
+	struct test_function *fn = pci_get_drvdata(pdev);
+
+	complete(&fn->resumed);
+}
+
+static const struct pci_error_handlers test_error_handlers = {
+	.error_detected = on_error,
+	.slot_reset = on_slot_reset,
+	.resume = on_resume,
+};
+
+/* Binds by driver_override alone. */
+static const struct pci_device_id test_ids[] = { {} };
+
+static struct pci_driver test_driver = {
+	.name = "iommu_test",
+	.id_table = test_ids,
+	.probe = test_probe,
+	.remove = test_remove,
+	.err_handler = &test_error_handlers,
+	/* The suites attach domains of their own. */
+	.driver_managed_dma = true,
+};
+
+/**
+ * test_wait_recovery() - wait until the kernel has recovered the function
+ * @fn: the function that made an error
+ *
+ * Returns: 0, or a failed test if no error event was reported in time
+ */
+int test_wait_recovery(struct test_function *fn)
+{
+	if (!wait_for_completion_timeout(&fn->resumed, RECOVERY_LIMIT))
+		return test_fail("no error event, or no recovery from it");
+	return 0;
+}
+EXPORT_SYMBOL_GPL(test_wait_recovery);
+
+/**
+ * test_reset() - reset the function as sysfs would
+ * @fn: the function
+ *
+ * Returns: 0 or a failed test
+ */
+int test_reset(struct test_function *fn)
+{
+	int ret = pci_reset_function(fn->pdev);
+
+	return ret ? test_fail("reset: error %d", ret) : 0;
+}
+EXPORT_SYMBOL_GPL(test_reset);
+
+/**
+ * test_queue_alloc() - pages for an admin queue
+ * @queue: where to put them
+ *
+ * Returns: 0 or -ENOMEM
+ */
+int test_queue_alloc(struct test_queue *queue)
+{
+	queue->sq = (void *)get_zeroed_page(GFP_KERNEL);
+	queue->cq = (void *)get_zeroed_page(GFP_KERNEL);
+	if (queue->sq && queue->cq)
+		return 0;
+	test_queue_free(queue);
+	return -ENOMEM;
+}
+EXPORT_SYMBOL_GPL(test_queue_alloc);
+
+/**
+ * test_queue_free() - free the pages of an admin queue
+ * @queue: the pages
+ */
+void test_queue_free(struct test_queue *queue)
+{
+	free_page((unsigned long)queue->sq);
+	free_page((unsigned long)queue->cq);
+}
+EXPORT_SYMBOL_GPL(test_queue_free);
+
+/**
+ * test_domain_alloc() - make an empty domain, and a page of data for it
+ * @dom: where to put them
+ * @fn: the function that it is for
+ *
+ * Returns: 0 or a failed test
+ */
+int test_domain_alloc(struct test_domain *dom, struct test_function *fn)
+{
+	dom->fn = fn;
+	dom->data = (void *)get_zeroed_page(GFP_KERNEL);
+	if (!dom->data)
+		return -ENOMEM;
+	dom->domain = iommu_paging_domain_alloc(&fn->pdev->dev);
+	if (!IS_ERR(dom->domain))
+		return 0;
+	free_page((unsigned long)dom->data);
+	return test_fail("no domain: error %pe", dom->domain);
+}
+EXPORT_SYMBOL_GPL(test_domain_alloc);
+
+static int map_page(struct test_domain *dom, dma_addr_t iova, void *page)
+{
+	int ret = iommu_map(dom->domain, iova, virt_to_phys(page), PAGE_SIZE,
+			    IOMMU_READ | IOMMU_WRITE, GFP_KERNEL);
+
+	return ret ? test_fail("map at %pad: error %d", &iova, ret) : 0;
+}
+
+/**
+ * test_domain_map() - map the admin queue and the page of data
+ * @dom: the domain
+ * @queue: the queue's pages
+ *
+ * Returns: 0 or a failed test
+ */
+int test_domain_map(struct test_domain *dom, struct test_queue *queue)
+{
+	int ret = map_page(dom, sq_iova(dom->fn), queue->sq);
+
+	if (!ret)
+		ret = map_page(dom, cq_iova(dom->fn), queue->cq);
+	if (!ret)
+		ret = map_page(dom, data_iova(dom->fn), dom->data);
+	return ret;
+}
+EXPORT_SYMBOL_GPL(test_domain_map);
+
+/**
+ * test_domain_free() - unmap everything and free the domain
+ * @dom: the domain, attached nowhere
+ */
+void test_domain_free(struct test_domain *dom)
+{
+	const dma_addr_t pages[] = {
+		sq_iova(dom->fn), cq_iova(dom->fn), data_iova(dom->fn)
+	};
+	unsigned int i;
+
+	/* What is not mapped is left alone: the C driver warns of it. */
+	for (i = 0; i < ARRAY_SIZE(pages); i++)
+		if (iommu_iova_to_phys(dom->domain, pages[i]))
+			iommu_unmap(dom->domain, pages[i], PAGE_SIZE);
+	iommu_domain_free(dom->domain);
+	free_page((unsigned long)dom->data);
+}
+EXPORT_SYMBOL_GPL(test_domain_free);
+
+/**
+ * test_domain_start() - start the controller on the domain's admin queue
+ * @dom: the domain that the function is attached to
+ * @queue: the pages that are mapped there
+ *
+ * Returns: 0 or a failed test
+ */
+int test_domain_start(struct test_domain *dom, struct test_queue *queue)
+{
+	return admin_start(dom->fn, queue->sq, sq_iova(dom->fn),
+				queue->cq, cq_iova(dom->fn));
+}
+EXPORT_SYMBOL_GPL(test_domain_start);
+
+/**
+ * test_domain_check() - have the device write to the page of data
+ * @dom: the domain that the function must be attached to
+ *
+ * Returns: 0 if the data arrived in this domain's page, or a failed test
+ */
+int test_domain_check(struct test_domain *dom)
+{
+	int ret;
+
+	page_poison(dom->data);
+	ret = admin_identify(dom->fn, data_iova(dom->fn));
+	if (ret)
+		return ret;
+	if (!page_is_identity(dom->fn, dom->data))
+		return test_fail("the device's data is not in the page");
+	return 0;
+}
+EXPORT_SYMBOL_GPL(test_domain_check);
+
+/* After a test that ended in the error state, the kernel is still about to
+ * reset the function: the next test must not meet that.
+ */
+static void settle(struct test_function *fn)
+{
+	ktime_t end = ktime_add_ms(ktime_get(), SETTLE_LIMIT_MS);
+
+	while (!admin_answers(fn) && ktime_before(ktime_get(), end))
+		msleep(20);
+	/* The recovery holds the lock to its end. */
+	device_lock(&fn->pdev->dev);
+	device_unlock(&fn->pdev->dev);
+	if (!admin_answers(fn))
+		test_reset(fn);
+	atomic_set(&fn->errors, 0);
+	reinit_completion(&fn->resumed);
+}
+
+/**
+ * test_claim() - take the function from the DMA API; it is blocked afterwards
+ * @fn: the function
+ *
+ * Returns: 0 or a failed test
+ */
+int test_claim(struct test_function *fn)
+{
+	int ret;
+
+	settle(fn);
+	ret = iommu_device_claim_dma_owner(&fn->pdev->dev, fn);
+	return ret ? test_fail("claim: error %d", ret) : 0;
+}
+EXPORT_SYMBOL_GPL(test_claim);
+
+/**
+ * test_release() - give the function back to the DMA API
+ * @fn: the function
+ */
+void test_release(struct test_function *fn)
+{
+	iommu_device_release_dma_owner(&fn->pdev->dev);
+}
+EXPORT_SYMBOL_GPL(test_release);
+
+/**
+ * test_replace() - attach the domain in place of what is attached
+ * @dom: the domain
+ *
+ * Returns: 0 or the core's error; the test has to say what it expected
+ */
+int test_replace(struct test_domain *dom)
+{
+	return iommu_replace_group_handle(dom->fn->group, dom->domain,
+					  &dom->handle);
+}
+EXPORT_SYMBOL_GPL(test_replace);
+
+/**
+ * test_detach() - block the function
+ * @dom: the domain that is attached
+ */
+void test_detach(struct test_domain *dom)
+{
+	iommu_detach_group_handle(dom->domain, dom->fn->group);
+}
+EXPORT_SYMBOL_GPL(test_detach);
+
+static int __init iommu_test_init(void)
+{
+	int ret = results_init();
+
+	if (ret)
+		return ret;
+	ret = pci_register_driver(&test_driver);
+	if (ret)
+		goto out_results;
+	ret = inject_init();
+	if (ret)
+		goto out_driver;
+	return 0;
+
+out_driver:
+	pci_unregister_driver(&test_driver);
+out_results:
+	results_exit();
+	return ret;
+}
+
+static void __exit iommu_test_exit(void)
+{
+	inject_exit();
+	pci_unregister_driver(&test_driver);
+	results_exit();
+}
+
+module_init(iommu_test_init);
+module_exit(iommu_test_exit);
+MODULE_IMPORT_NS("IOMMUFD_INTERNAL");
+MODULE_DESCRIPTION("What the IOMMU test suites share");
+MODULE_LICENSE("GPL");

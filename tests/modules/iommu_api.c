@@ -1,0 +1,639 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * Suite "api": a paging domain by the public IOMMU API, no device attached.
+ */
+#define pr_fmt(fmt) "iommu_api: " fmt
+
+#include <linux/module.h>
+#include <linux/prandom.h>
+#include <linux/scatterlist.h>
+#include <linux/sizes.h>
+#include <linux/vmalloc.h>
+
+#include "iommu_test.h"
+
+#define RW	(IOMMU_READ | IOMMU_WRITE)
+
+/* No memory is touched, so that any address does; not 0, which is "none". */
+#define PHYS	0x10000000UL
+
+static struct iommu_domain *domain;
+static struct test_function *fn;
+/* Where to map: the start of the function's window */
+static unsigned long base;
+
+static int fresh_domain(void)
+{
+	if (domain)
+		iommu_domain_free(domain);
+	domain = iommu_paging_domain_alloc(&fn->pdev->dev);
+	if (!IS_ERR(domain))
+		return 0;
+	domain = NULL;
+	return test_fail("no domain");
+}
+
+static int map(unsigned long iova, phys_addr_t phys, size_t size)
+{
+	int ret = iommu_map(domain, iova, phys, size, RW, GFP_KERNEL);
+
+	if (ret)
+		return test_fail("iommu_map(%#lx, %#zx): error %d", iova, size, ret);
+	return 0;
+}
+
+static int unmap(unsigned long iova, size_t size)
+{
+	size_t done = iommu_unmap(domain, iova, size);
+
+	if (done != size)
+		return test_fail("iommu_unmap(%#lx, %#zx): %#zx", iova, size, done);
+	return 0;
+}
+
+/* iova must translate to phys; 0 for "not at all". */
+static int expect(unsigned long iova, phys_addr_t phys)
+{
+	phys_addr_t found = iommu_iova_to_phys(domain, iova);
+
+	if (found != phys)
+		return test_fail("%#lx translates to %pa, not %pa", iova, &found, &phys);
+	return 0;
+}
+
+/* Each page of a range must translate, or none of them. */
+static int expect_range(unsigned long iova, phys_addr_t phys, size_t size)
+{
+	size_t offset;
+	int ret;
+
+	for (offset = 0; offset < size; offset += SZ_4K) {
+		ret = expect(iova + offset, phys ? phys + offset : 0);
+		if (ret)
+			return ret;
+	}
+	return 0;
+}
+
+/* The call must fail, with this error if there is one to expect. */
+static int refuse(unsigned long iova, phys_addr_t phys, size_t size, int error)
+{
+	int ret = iommu_map(domain, iova, phys, size, RW, GFP_KERNEL);
+
+	if (!ret) {
+		iommu_unmap(domain, iova, size);
+		return test_fail("map %#lx size %#zx was let through", iova, size);
+	}
+	if (error && ret != error)
+		return test_fail("map %#lx size %#zx: error %d, not %d",
+				 iova, size, ret, error);
+	return 0;
+}
+
+static int test_geometry(void)
+{
+	struct iommu_domain_geometry *geometry = &domain->geometry;
+
+	if (!geometry->force_aperture)
+		return test_fail("the aperture is not forced");
+	if (geometry->aperture_start)
+		return test_fail("the aperture starts at %pad", &geometry->aperture_start);
+	if (geometry->aperture_end < fn->last)
+		return test_fail("the aperture ends at %pad, in the function's window",
+				 &geometry->aperture_end);
+	if (!is_power_of_2(geometry->aperture_end + 1) && geometry->aperture_end != U64_MAX)
+		return test_fail("the aperture ends at %pad: no table does",
+				 &geometry->aperture_end);
+	if (!(domain->pgsize_bitmap & SZ_4K))
+		return test_fail("no 4 KiB pages");
+	return 0;
+}
+
+static int map_check_unmap(unsigned long iova, phys_addr_t phys, size_t size)
+{
+	int ret = map(iova, phys, size);
+
+	if (ret)
+		return ret;
+	ret = expect_range(iova, phys, size);
+	if (!ret && iova)
+		ret = expect(iova - 1, 0);
+	if (!ret)
+		ret = expect(iova + size, 0);
+	if (!ret)
+		ret = unmap(iova, size);
+	if (!ret)
+		ret = expect_range(iova, 0, size);
+	return ret;
+}
+
+static int test_sizes(void)
+{
+	size_t size;
+	int ret;
+
+	for (size = SZ_4K; size <= SZ_256M; size *= 2) {
+		ret = map_check_unmap(base, PHYS, size);
+		if (ret)
+			return ret;
+	}
+	return 0;
+}
+
+/* Neither aligned to anything but the page, nor IOVA and address alike. */
+static int test_odd_ranges(void)
+{
+	static const struct {
+		unsigned long offset;
+		size_t size;
+	} ranges[] = {
+		{ SZ_1M - SZ_4K, 2 * SZ_4K },
+		{ SZ_1M - SZ_4K, SZ_1M + 2 * SZ_4K },
+		{ SZ_2G - SZ_4K, 2 * SZ_4K },
+		{ SZ_2G - SZ_1M - SZ_4K, 2 * SZ_1M + 3 * SZ_4K },
+		{ SZ_4K, SZ_64M - SZ_4K },
+	};
+	unsigned int i;
+	int ret;
+
+	for (i = 0; i < ARRAY_SIZE(ranges); i++) {
+		ret = map_check_unmap(base + ranges[i].offset, PHYS, ranges[i].size);
+		if (!ret)
+			ret = map_check_unmap(base + ranges[i].offset,
+					      PHYS + 3 * SZ_4K, ranges[i].size);
+		if (ret)
+			return ret;
+	}
+	return 0;
+}
+
+static int test_offset(void)
+{
+	static const unsigned long offsets[] = { 0, 1, 0x123, 0x7ff, SZ_4K - 1 };
+	unsigned int i;
+	int ret = map(base, PHYS, 2 * SZ_4K);
+
+	for (i = 0; !ret && i < ARRAY_SIZE(offsets); i++) {
+		ret = expect(base + offsets[i], PHYS + offsets[i]);
+		if (!ret)
+			ret = expect(base + SZ_4K + offsets[i], PHYS + SZ_4K + offsets[i]);
+	}
+	iommu_unmap(domain, base, 2 * SZ_4K);
+	return ret;
+}
+
+/* Frames of 1 MiB, where there are any, have longer offsets. */
+static int test_large_offset(void)
+{
+	int ret = map(base, PHYS, SZ_2M);
+
+	if (!ret)
+		ret = expect(base + 0x12345, PHYS + 0x12345);
+	if (!ret)
+		ret = expect(base + SZ_2M - 1, PHYS + SZ_2M - 1);
+	iommu_unmap(domain, base, SZ_2M);
+	return ret;
+}
+
+static int test_misaligned_map(void)
+{
+	int ret = refuse(base + 0x800, PHYS, SZ_4K, -EINVAL);
+
+	if (!ret)
+		ret = refuse(base, PHYS + 0x10, SZ_4K, -EINVAL);
+	if (!ret)
+		ret = refuse(base, PHYS, SZ_4K + 1, -EINVAL);
+	if (!ret)
+		ret = refuse(base, PHYS, 1, -EINVAL);
+	if (!ret)
+		ret = expect_range(base, 0, 4 * SZ_4K);
+	return ret;
+}
+
+static int test_misaligned_unmap(void)
+{
+	int ret = map(base, PHYS, 2 * SZ_4K);
+
+	if (ret)
+		return ret;
+	if (iommu_unmap(domain, base + 1, SZ_4K) ||
+	    iommu_unmap(domain, base, SZ_4K - 1))
+		ret = test_fail("a misaligned range was unmapped");
+	if (!ret)
+		ret = expect_range(base, PHYS, 2 * SZ_4K);
+	iommu_unmap(domain, base, 2 * SZ_4K);
+	return ret;
+}
+
+static int test_zero_size(void)
+{
+	int ret = map(base, PHYS, SZ_4K);
+
+	if (!ret)
+		ret = map(base + SZ_4K, PHYS, 0);
+	if (!ret)
+		ret = map(base, PHYS + SZ_4K, 0);
+	if (!ret && iommu_unmap(domain, base, 0))
+		ret = test_fail("unmap of nothing did something");
+	if (!ret)
+		ret = expect(base, PHYS);
+	if (!ret)
+		ret = expect(base + SZ_4K, 0);
+	iommu_unmap(domain, base, SZ_4K);
+	return ret;
+}
+
+static int test_overflow(void)
+{
+	int ret = refuse(-SZ_4K, PHYS, 2 * SZ_4K, 0);
+
+	if (!ret)
+		ret = refuse(base, PHYS, -SZ_4K, 0);
+	if (!ret)
+		ret = expect(0, 0);
+	if (!ret)
+		ret = expect(base, 0);
+	return ret;
+}
+
+static int test_outside_map(void)
+{
+	unsigned long end = domain->geometry.aperture_end;
+	int ret;
+
+	if (end == ULONG_MAX)
+		return test_skip("the aperture has no outside");
+	ret = refuse(end + 1, PHYS, SZ_4K, 0);
+	if (!ret)
+		ret = refuse(end + 1 - SZ_4K, PHYS, 2 * SZ_4K, 0);
+	if (!ret)
+		ret = refuse(ULONG_MAX + 1 - SZ_4K, PHYS, SZ_4K, 0);
+	/* Nothing may be left where the range was inside. */
+	if (!ret)
+		ret = expect(end + 1 - SZ_4K, 0);
+	return ret;
+}
+
+static int test_outside_unmap(void)
+{
+	unsigned long end = domain->geometry.aperture_end;
+
+	if (end == ULONG_MAX)
+		return test_skip("the aperture has no outside");
+	if (iommu_unmap(domain, end + 1, SZ_4K) ||
+	    iommu_unmap(domain, ULONG_MAX + 1 - SZ_4K, SZ_4K))
+		return test_fail("something outside the aperture was unmapped");
+	return 0;
+}
+
+static int test_outside_lookup(void)
+{
+	unsigned long end = domain->geometry.aperture_end;
+	/* A table of three levels would find this at the same indices. */
+	int ret = map(base, PHYS, SZ_4K);
+
+	if (!ret && end != ULONG_MAX)
+		ret = expect(base + end + 1, 0);
+	iommu_unmap(domain, base, SZ_4K);
+	return ret;
+}
+
+static int test_edges(void)
+{
+	unsigned long end = domain->geometry.aperture_end;
+	unsigned long last = end + 1 - SZ_4K;
+	int ret = map(last, PHYS, SZ_4K);
+
+	if (!ret)
+		ret = expect(end, PHYS + SZ_4K - 1);
+	if (!ret)
+		ret = unmap(last, SZ_4K);
+	if (!ret)
+		ret = map_check_unmap(0, PHYS, 2 * SZ_4K);
+	return ret;
+}
+
+static int test_overlap_page(void)
+{
+	int ret = map(base, PHYS, SZ_4K);
+
+	if (!ret)
+		ret = refuse(base, PHYS + SZ_1M, SZ_4K, -EADDRINUSE);
+	if (!ret)
+		ret = expect(base, PHYS);
+	iommu_unmap(domain, base, SZ_4K);
+	return ret;
+}
+
+/* The live page is in the last of three leaf tables that the range touches. */
+static int test_overlap_range(void)
+{
+	unsigned long live = base + 2 * SZ_1M + 5 * SZ_4K;
+	int ret = map(live, PHYS, SZ_4K);
+
+	if (!ret)
+		ret = refuse(base, PHYS + SZ_64M, 3 * SZ_1M, -EADDRINUSE);
+	if (!ret)
+		ret = expect_range(base, 0, live - base);
+	if (!ret)
+		ret = expect(live, PHYS);
+	if (!ret)
+		ret = expect_range(live + SZ_4K, 0, SZ_1M);
+	iommu_unmap(domain, live, SZ_4K);
+	return ret;
+}
+
+/* A range over tables that are there but empty must go through. */
+static int test_overlap_nothing(void)
+{
+	int ret = map_check_unmap(base + SZ_1M, PHYS, SZ_4K);
+
+	return ret ? ret : map_check_unmap(base, PHYS, SZ_4M);
+}
+
+static int test_unmap_hole(void)
+{
+	/* Where no table is, and where one is */
+	if (iommu_unmap(domain, base + SZ_1G, SZ_64M) ||
+	    iommu_unmap(domain, base, SZ_4K))
+		return test_fail("a hole was unmapped");
+	return 0;
+}
+
+static int test_unmap_into_hole(void)
+{
+	size_t four = 4 * SZ_4K;
+	size_t done;
+	int ret = map(base, PHYS, four);
+
+	if (!ret)
+		ret = map(base + 2 * four, PHYS, four);
+	if (ret)
+		return ret;
+	done = iommu_unmap(domain, base, 3 * four);
+	if (done != four)
+		ret = test_fail("unmap went on to %#zx, the hole is at %#zx", done, four);
+	if (!ret)
+		ret = expect_range(base, 0, 2 * four);
+	if (!ret)
+		ret = expect_range(base + 2 * four, PHYS, four);
+	if (!ret)
+		ret = unmap(base + 2 * four, four);
+	return ret;
+}
+
+static int test_remap(void)
+{
+	unsigned int i;
+	int ret;
+
+	for (i = 0; i < 100; i++) {
+		ret = map_check_unmap(base, PHYS + i * SZ_64K, SZ_16K);
+		if (ret)
+			return ret;
+	}
+	return 0;
+}
+
+/* A read-only mapping translates like any other. */
+static int test_read_only(void)
+{
+	int ret = iommu_map(domain, base, PHYS, SZ_4K, IOMMU_READ, GFP_KERNEL);
+
+	if (ret)
+		return test_fail("map: error %d", ret);
+	ret = expect(base, PHYS);
+	return ret ? ret : unmap(base, SZ_4K);
+}
+
+static int test_scattered(void)
+{
+	struct scatterlist list[4];
+	struct page *page = pfn_to_page(PHYS >> PAGE_SHIFT);
+	phys_addr_t phys[] = { 0, SZ_1M, SZ_64K, SZ_2M };
+	ssize_t done;
+	unsigned int i;
+	int ret = 0;
+
+	sg_init_table(list, ARRAY_SIZE(list));
+	for (i = 0; i < ARRAY_SIZE(list); i++)
+		sg_set_page(&list[i], page + (phys[i] >> PAGE_SHIFT), SZ_8K, 0);
+	done = iommu_map_sg(domain, base, list, ARRAY_SIZE(list), RW, GFP_KERNEL);
+	if (done != 4 * SZ_8K)
+		return test_fail("iommu_map_sg: %zd", done);
+	for (i = 0; !ret && i < ARRAY_SIZE(list); i++)
+		ret = expect_range(base + i * SZ_8K, sg_phys(&list[i]), SZ_8K);
+	return ret ? ret : unmap(base, 4 * SZ_8K);
+}
+
+/* Random ranges against a list of what every page must translate to */
+
+#define SOAK_PAGES	6144
+#define SOAK_ROUNDS	20000
+#define SOAK_LONGEST	700
+
+static phys_addr_t *shadow;
+
+static unsigned long soak_iova(unsigned int page)
+{
+	/* Across a region boundary, 4 GiB aligned windows or not */
+	unsigned long middle = round_up(base + SZ_1G, SZ_2G);
+
+	return middle - SOAK_PAGES / 2 * SZ_4K + (unsigned long)page * SZ_4K;
+}
+
+/* First page from `page` on, before `end`, whose state is not `live`. */
+static unsigned int run_end(unsigned int page, unsigned int end, bool live)
+{
+	while (page < end && !!shadow[page] == live)
+		page++;
+	return page;
+}
+
+static int soak_map(struct rnd_state *rnd, unsigned int page, unsigned int end)
+{
+	/* One in two is aligned like the IOVA, as frames want it. */
+	phys_addr_t phys = PHYS + (soak_iova(page) & (SZ_1M - 1)) +
+			   (prandom_u32_state(rnd) % 2) * SZ_4K;
+	unsigned int free = run_end(page, end, false);
+	size_t size = (end - page) * SZ_4K;
+	int ret;
+
+	if (free < end)
+		return refuse(soak_iova(page), phys, size, -EADDRINUSE);
+	ret = map(soak_iova(page), phys, size);
+	for (; !ret && page < end; page++, phys += SZ_4K)
+		shadow[page] = phys;
+	return ret;
+}
+
+/* Goes on into the hole behind the run, where it must stop. */
+static int soak_unmap(unsigned int page, unsigned int end)
+{
+	unsigned int stop = run_end(page, end, true);
+	size_t done = iommu_unmap(domain, soak_iova(page), (end - page) * SZ_4K);
+
+	if (done != (size_t)(stop - page) * SZ_4K)
+		return test_fail("unmapped %#zx of %#x pages, live are %#x",
+				 done, end - page, stop - page);
+	for (; page < stop; page++)
+		shadow[page] = 0;
+	return 0;
+}
+
+static int soak_compare(unsigned int from, unsigned int to)
+{
+	int ret = 0;
+
+	for (; !ret && from < to; from++)
+		ret = expect(soak_iova(from), shadow[from]);
+	return ret;
+}
+
+/* Unmaps take whole runs of live pages: the API forbids to split a mapping,
+ * which may be larger than a page.
+ */
+static int soak_round(struct rnd_state *rnd)
+{
+	unsigned int page = prandom_u32_state(rnd) % SOAK_PAGES;
+	unsigned int length = 1 + prandom_u32_state(rnd) % SOAK_LONGEST;
+	unsigned int end = min(page + length, SOAK_PAGES);
+	int ret;
+
+	if (shadow[page]) {
+		while (page && shadow[page - 1])
+			page--;
+		end = run_end(page, SOAK_PAGES, true);
+		end = min(end + length % 2, SOAK_PAGES);
+		ret = soak_unmap(page, end);
+	} else {
+		ret = soak_map(rnd, page, end);
+	}
+	if (ret)
+		return ret;
+	return soak_compare(max(page, 2U) - 2, min(page + 4, SOAK_PAGES));
+}
+
+static int soak(void)
+{
+	struct rnd_state rnd;
+	unsigned int i;
+	int ret;
+
+	prandom_seed_state(&rnd, 20260101);
+	for (i = 0; i < SOAK_ROUNDS; i++) {
+		ret = soak_round(&rnd);
+		if (!ret && i % 1000 == 0)
+			ret = soak_compare(0, SOAK_PAGES);
+		if (ret)
+			return ret;
+		cond_resched();
+	}
+	return soak_compare(0, SOAK_PAGES);
+}
+
+static int test_soak(void)
+{
+	unsigned int page, end;
+	int ret;
+
+	shadow = vcalloc(SOAK_PAGES, sizeof(*shadow));
+	if (!shadow)
+		return -ENOMEM;
+	ret = soak();
+	for (page = 0; page < SOAK_PAGES; page = end + 1) {
+		end = run_end(page, SOAK_PAGES, true);
+		if (end > page)
+			iommu_unmap(domain, soak_iova(page), (end - page) * SZ_4K);
+	}
+	vfree(shadow);
+	return ret;
+}
+
+static int test_attach(void)
+{
+	struct device *dev = &fn->pdev->dev;
+	struct iommu_domain *before = iommu_get_domain_for_dev(dev);
+	int ret = map(base, PHYS, SZ_64K);
+
+	if (ret)
+		return ret;
+	ret = iommu_attach_device(domain, dev);
+	if (ret)
+		return test_fail("attach: error %d", ret);
+	if (iommu_get_domain_for_dev(dev) != domain)
+		ret = test_fail("the domain is not attached");
+	if (!ret)
+		ret = expect_range(base, PHYS, SZ_64K);
+	if (!ret)
+		ret = map_check_unmap(base + SZ_1M, PHYS, SZ_1M);
+	if (!ret)
+		ret = unmap(base, SZ_64K);
+	iommu_detach_device(domain, dev);
+	if (!ret && iommu_get_domain_for_dev(dev) != before)
+		ret = test_fail("the default domain is not back");
+	return ret;
+}
+
+/* Mappings that are still there when the domain goes must not matter. */
+static int test_free_populated(void)
+{
+	int ret = fresh_domain();
+
+	if (!ret)
+		ret = map(base, PHYS, SZ_8M);
+	return ret ? ret : fresh_domain();
+}
+
+static const struct test_case cases[] = {
+	{ "the aperture is the table's reach", test_geometry },
+	{ "map and unmap 4 KiB to 256 MiB", test_sizes },
+	{ "map and unmap across tables", test_odd_ranges },
+	{ "iova_to_phys keeps the offset", test_offset },
+	{ "iova_to_phys keeps the offset in 2 MiB", test_large_offset },
+	{ "misaligned map is refused", test_misaligned_map },
+	{ "misaligned unmap does nothing", test_misaligned_unmap },
+	{ "zero size does nothing", test_zero_size },
+	{ "overflowing map is refused", test_overflow },
+	{ "map outside the aperture is refused", test_outside_map },
+	{ "unmap outside the aperture does nothing", test_outside_unmap },
+	{ "lookup outside the aperture finds nothing", test_outside_lookup },
+	{ "first and last page of the aperture", test_edges },
+	{ "map over a live page is refused", test_overlap_page },
+	{ "map of a range over a live page changes nothing", test_overlap_range },
+	{ "map over empty tables", test_overlap_nothing },
+	{ "unmap of a hole does nothing", test_unmap_hole },
+	{ "unmap stops at a hole", test_unmap_into_hole },
+	{ "map again elsewhere", test_remap },
+	{ "read-only map", test_read_only },
+	{ "map a scatterlist", test_scattered },
+	{ "random maps and unmaps against a shadow", test_soak },
+	{ "map, attach, map, unmap, detach", test_attach },
+	{ "free a populated domain", test_free_populated },
+};
+
+static int __init iommu_api_init(void)
+{
+	int ret;
+
+	fn = test_function(0);
+	if (!fn)
+		return -ENODEV;
+	base = fn->first;
+	ret = fresh_domain();
+	if (ret)
+		return ret;
+	ret = test_run("api", cases, ARRAY_SIZE(cases));
+	iommu_domain_free(domain);
+	return ret;
+}
+
+static void __exit iommu_api_exit(void)
+{
+	test_forget("api");
+}
+
+module_init(iommu_api_init);
+module_exit(iommu_api_exit);
+MODULE_DESCRIPTION("Tests of the IOMMU API on a paging domain");
+MODULE_LICENSE("GPL");

@@ -1,0 +1,180 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+/*
+ * What the test modules share: results, the functions under test, a tiny NVMe
+ * driver, and the injection of refusals.
+ *
+ * A suite is a module. It runs when it is loaded and leaves its results in
+ * /sys/kernel/debug/iommu_test/<suite>, one line a test:
+ *
+ *	ok <name>
+ *	not ok <name> # <reason>
+ *	ok <name> # SKIP <reason>
+ *
+ * where the guest's init picks them up. A kernel warning fails the test that
+ * it comes up in.
+ */
+#ifndef IOMMU_TEST_H
+#define IOMMU_TEST_H
+
+#include <linux/completion.h>
+#include <linux/iommu.h>
+#include <linux/pci.h>
+
+/* Results */
+
+/* What a test that cannot run here returns, see test_skip(). */
+#define TEST_SKIPPED 1
+
+/**
+ * struct test_case - one line of the results
+ * @name: what is tested
+ * @run: the test; 0, TEST_SKIPPED, or a negative error
+ */
+struct test_case {
+	const char *name;
+	int (*run)(void);
+};
+
+int test_run(const char *suite, const struct test_case *cases, size_t count);
+void test_forget(const char *suite);
+int __printf(1, 2) test_fail(const char *fmt, ...);
+int __printf(1, 2) test_skip(const char *fmt, ...);
+
+/* Functions under test: those bound to the driver "iommu_test" */
+
+#define TEST_MAX_FUNCTIONS 2
+
+/**
+ * struct test_function - an NVMe function and what happened to it
+ * @pdev: the function
+ * @bar: its registers
+ * @group: its IOMMU group, which has no other member
+ * @first: first IOVA that it can reach
+ * @last: last IOVA that it can reach
+ * @errors: error events that were reported for it
+ * @resumed: completed when the kernel has recovered it from an error
+ * @stride: distance of its doorbells
+ * @sq: submission queue, while the controller runs
+ * @cq: completion queue, while the controller runs
+ * @tail: next submission
+ * @head: next completion
+ * @phase: phase tag of the next completion
+ */
+struct test_function {
+	struct pci_dev *pdev;
+	void __iomem *bar;
+	struct iommu_group *group;
+	dma_addr_t first;
+	dma_addr_t last;
+	atomic_t errors;
+	struct completion resumed;
+	u32 stride;
+	void *sq;
+	void *cq;
+	u16 tail;
+	u16 head;
+	u16 phase;
+};
+
+struct test_function *test_function(unsigned int index);
+int test_wait_recovery(struct test_function *fn);
+int test_reset(struct test_function *fn);
+
+/* NVMe's admin queue, as a device that does DMA where we want it */
+
+int admin_start(struct test_function *fn, void *sq, dma_addr_t sq_iova,
+		void *cq, dma_addr_t cq_iova);
+bool admin_answers(struct test_function *fn);
+void admin_stop(struct test_function *fn);
+int admin_identify(struct test_function *fn, dma_addr_t iova);
+
+/* A page of data, and whether the device wrote it */
+
+void page_poison(void *page);
+bool page_is_poison(const void *page);
+bool page_is_identity(struct test_function *fn, const void *page);
+
+/* A domain with mappings for the admin queue and a page of data */
+
+/**
+ * struct test_domain - a paging domain for one function's admin queue
+ * @domain: the domain
+ * @handle: what iommu_replace_group_handle() wants to have
+ * @fn: the function that the mappings are for
+ * @data: a page of this domain's own, mapped at data_iova()
+ */
+struct test_domain {
+	struct iommu_domain *domain;
+	struct iommu_attach_handle handle;
+	struct test_function *fn;
+	void *data;
+};
+
+/* The admin queue's pages, the same in all domains: a running controller
+ * moves from domain to domain without noticing.
+ */
+struct test_queue {
+	void *sq;
+	void *cq;
+};
+
+int test_queue_alloc(struct test_queue *queue);
+void test_queue_free(struct test_queue *queue);
+
+static inline dma_addr_t sq_iova(struct test_function *fn)
+{
+	return fn->first + 0x100000;
+}
+
+static inline dma_addr_t cq_iova(struct test_function *fn)
+{
+	return fn->first + 0x101000;
+}
+
+static inline dma_addr_t data_iova(struct test_function *fn)
+{
+	return fn->first + 0x300000;
+}
+
+int test_domain_alloc(struct test_domain *dom, struct test_function *fn);
+int test_domain_map(struct test_domain *dom, struct test_queue *queue);
+void test_domain_free(struct test_domain *dom);
+int test_domain_start(struct test_domain *dom, struct test_queue *queue);
+int test_domain_check(struct test_domain *dom);
+
+/* Owning a function: no DMA API, blocked until a domain is attached */
+
+int test_claim(struct test_function *fn);
+void test_release(struct test_function *fn);
+int test_replace(struct test_domain *dom);
+void test_detach(struct test_domain *dom);
+
+/* Refusing what the machine is asked */
+
+/* Operations of MPCIFC */
+#define FC_REGISTER	4
+#define FC_DEREGISTER	5
+#define FC_REREGISTER	6
+
+#define FC_ALL_TABLES	(BIT(FC_REGISTER) | BIT(FC_DEREGISTER) | BIT(FC_REREGISTER))
+
+/**
+ * struct inject_counts - what the driver asked for since inject_reset()
+ * @operations: MPCIFC, by operation
+ * @refreshes: RPCIT
+ * @outside: RPCIT that reach out of the function's window
+ */
+struct inject_counts {
+	unsigned int operations[16];
+	unsigned int refreshes;
+	unsigned int outside;
+};
+
+void inject_reset(void);
+void inject_counts(struct inject_counts *counts);
+void inject_refuse(struct test_function *fn, unsigned long operations);
+void inject_refuse_refresh(struct test_function *fn, int error,
+			   unsigned int count);
+unsigned int inject_refused(void);
+
+#endif /* IOMMU_TEST_H */

@@ -1,0 +1,446 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * Suite "stress": maps and unmaps, in atomic context and on other CPUs, beside
+ * everything that changes what the function is registered with.
+ *
+ * A refresh of a function that is not registered puts it into the error state:
+ * an error event that the test did not ask for is a flush that hit the wrong
+ * moment. A flush that was missed shows in where the device writes.
+ */
+#define pr_fmt(fmt) "stress: " fmt
+
+#include <linux/delay.h>
+#include <linux/kthread.h>
+#include <linux/module.h>
+#include <linux/sizes.h>
+
+#include "iommu_test.h"
+
+#define TRANSITIONS	3000
+#define RACES		2000
+#define RESETS		40
+#define RECOVERIES	10
+#define MAX_WORKERS	3
+
+static struct test_function *fn;
+static struct test_queue queue;
+static struct test_domain pair[2];
+
+static int begin(void)
+{
+	int ret;
+
+	inject_reset();
+	ret = test_claim(fn);
+	if (ret)
+		return ret;
+	ret = test_domain_alloc(&pair[0], fn);
+	if (ret)
+		goto out_release;
+	ret = test_domain_alloc(&pair[1], fn);
+	if (ret)
+		goto out_first;
+	ret = test_domain_map(&pair[0], &queue);
+	if (!ret)
+		ret = test_domain_map(&pair[1], &queue);
+	if (!ret)
+		return 0;
+	test_domain_free(&pair[1]);
+out_first:
+	test_domain_free(&pair[0]);
+out_release:
+	test_release(fn);
+	return ret;
+}
+
+static void end(void)
+{
+	admin_stop(fn);
+	test_detach(&pair[0]);
+	test_domain_free(&pair[0]);
+	test_domain_free(&pair[1]);
+	test_release(fn);
+}
+
+static int expect_errors(int expected)
+{
+	int errors = atomic_read(&fn->errors);
+
+	if (errors != expected)
+		return test_fail("%d error events, %d were asked for", errors, expected);
+	return 0;
+}
+
+/* Map on a domain with the CPU's interrupts off, as a driver's submission path
+ * may do.
+ */
+static int map_atomic(struct iommu_domain *domain, dma_addr_t iova, void *page)
+{
+	unsigned long flags;
+	int ret;
+
+	local_irq_save(flags);
+	ret = iommu_map(domain, iova, virt_to_phys(page), PAGE_SIZE,
+			IOMMU_READ | IOMMU_WRITE, GFP_ATOMIC);
+	local_irq_restore(flags);
+	return ret;
+}
+
+static size_t unmap_atomic(struct iommu_domain *domain, dma_addr_t iova)
+{
+	unsigned long flags;
+	size_t done;
+
+	local_irq_save(flags);
+	done = iommu_unmap(domain, iova, PAGE_SIZE);
+	local_irq_restore(flags);
+	return done;
+}
+
+/* Workers that map and unmap on both domains without a pause */
+
+struct worker {
+	struct task_struct *task;
+	dma_addr_t iova;
+	unsigned long rounds;
+	unsigned long failures;
+};
+
+static struct worker workers[MAX_WORKERS];
+static unsigned int worker_count;
+
+static int work(void *argument)
+{
+	struct worker *worker = argument;
+
+	while (!kthread_should_stop()) {
+		struct iommu_domain *domain = pair[worker->rounds++ % 2].domain;
+
+		if (map_atomic(domain, worker->iova, pair[0].data))
+			worker->failures++;
+		else if (unmap_atomic(domain, worker->iova) != PAGE_SIZE)
+			worker->failures++;
+		cond_resched();
+	}
+	return 0;
+}
+
+static void stop_workers(void)
+{
+	while (worker_count)
+		kthread_stop(workers[--worker_count].task);
+}
+
+static int start_workers(void)
+{
+	unsigned int count = clamp(num_online_cpus() - 1, 1, MAX_WORKERS);
+	struct worker *worker;
+
+	while (worker_count < count) {
+		worker = &workers[worker_count];
+		worker->iova = fn->first + SZ_256M + worker_count * SZ_4M;
+		worker->rounds = 0;
+		worker->failures = 0;
+		worker->task = kthread_run(work, worker, "iommu_stress");
+		if (IS_ERR(worker->task)) {
+			stop_workers();
+			return PTR_ERR(worker->task);
+		}
+		worker_count++;
+	}
+	return 0;
+}
+
+/* A map may be refused while the function is in the error state, or being
+ * reset; elsewhere it must not be.
+ */
+static int expect_no_failures(void)
+{
+	unsigned long rounds = 0, failures = 0;
+	unsigned int i;
+
+	for (i = 0; i < ARRAY_SIZE(workers); i++) {
+		rounds += workers[i].rounds;
+		failures += workers[i].failures;
+	}
+	if (failures)
+		return test_fail("%lu of %lu maps and unmaps failed", failures, rounds);
+	if (!rounds)
+		return test_fail("nothing was mapped beside the test");
+	return 0;
+}
+
+/* Every transition, with the controller off */
+
+static int step(unsigned int round)
+{
+	int ret;
+
+	switch (round % 3) {
+	case 0:
+		ret = test_replace(&pair[0]);
+		break;
+	case 1:
+		ret = test_replace(&pair[1]);
+		break;
+	default:
+		test_detach(&pair[1]);
+		return 0;
+	}
+	return ret ? test_fail("round %u: attach: error %d", round, ret) : 0;
+}
+
+static int run_transitions(void)
+{
+	unsigned int round;
+	int ret = 0;
+
+	for (round = 0; !ret && round < TRANSITIONS; round++)
+		ret = step(round);
+	return ret;
+}
+
+static int test_transitions(void)
+{
+	struct inject_counts counts;
+	int ret = begin();
+
+	if (ret)
+		return ret;
+	inject_reset();
+	ret = start_workers();
+	if (!ret)
+		ret = run_transitions();
+	stop_workers();
+	inject_counts(&counts);
+	/* Events take a moment. */
+	msleep(100);
+	if (!ret)
+		ret = expect_errors(0);
+	if (!ret)
+		ret = expect_no_failures();
+	if (!ret && counts.outside)
+		ret = test_fail("%u refreshes outside the window", counts.outside);
+	if (!ret && test_replace(&pair[0]))
+		ret = test_fail("attach after all that failed");
+	if (!ret)
+		ret = test_domain_start(&pair[0], &queue);
+	if (!ret)
+		ret = test_domain_check(&pair[0]);
+	end();
+	return ret;
+}
+
+/* One unmap and map on the domain that is being attached, at the same moment:
+ * whoever comes first, the device must see the new page afterwards.
+ */
+
+struct race {
+	atomic_t round;
+	atomic_t done;
+	struct iommu_domain *domain;
+	void *page;
+	int error;
+};
+
+static struct race race;
+
+static void remap_in_race(unsigned int round)
+{
+	/* From well before the registration to well after the refresh */
+	ndelay((round * 37) % 400 * 100);
+	if (unmap_atomic(race.domain, data_iova(fn)) != PAGE_SIZE ||
+	    map_atomic(race.domain, data_iova(fn), race.page))
+		race.error = 1;
+}
+
+static int racer(void *unused)
+{
+	int last = 0;
+
+	while (!kthread_should_stop()) {
+		int round = atomic_read_acquire(&race.round);
+
+		if (round == last) {
+			cond_resched();
+			continue;
+		}
+		last = round;
+		remap_in_race(round);
+		atomic_set_release(&race.done, round);
+	}
+	return 0;
+}
+
+static int race_once(unsigned int round, void **spare)
+{
+	struct test_domain *now = &pair[round % 2];
+	void *old = now->data;
+	int ret;
+
+	page_poison(old);
+	race.domain = now->domain;
+	race.page = *spare;
+	atomic_set_release(&race.round, round);
+	ret = test_replace(now);
+	while (atomic_read_acquire(&race.done) != round)
+		cond_resched();
+	now->data = *spare;
+	*spare = old;
+	if (ret || race.error)
+		return test_fail("round %u: attach %d, remap %d", round, ret, race.error);
+	ret = test_domain_check(now);
+	if (ret)
+		return test_fail("round %u: a flush beside the attach was missed", round);
+	if (!page_is_poison(old))
+		return test_fail("round %u: the page that was unmapped was written to", round);
+	return 0;
+}
+
+static int run_races(void)
+{
+	void *spare = (void *)get_zeroed_page(GFP_KERNEL);
+	struct task_struct *task;
+	unsigned int round;
+	int ret = 0;
+
+	if (!spare)
+		return -ENOMEM;
+	memset(&race, 0, sizeof(race));
+	task = kthread_run(racer, NULL, "iommu_race");
+	if (IS_ERR(task)) {
+		free_page((unsigned long)spare);
+		return PTR_ERR(task);
+	}
+	for (round = 1; !ret && round <= RACES; round++)
+		ret = race_once(round, &spare);
+	kthread_stop(task);
+	free_page((unsigned long)spare);
+	return ret;
+}
+
+static int test_races(void)
+{
+	int ret = begin();
+
+	if (ret)
+		return ret;
+	if (test_replace(&pair[0]))
+		ret = test_fail("attach failed");
+	if (!ret)
+		ret = test_domain_start(&pair[0], &queue);
+	if (!ret)
+		ret = run_races();
+	if (!ret)
+		ret = expect_errors(0);
+	end();
+	return ret;
+}
+
+/* What the platform does to the function */
+
+static int begin_attached(void)
+{
+	int ret = begin();
+
+	if (ret)
+		return ret;
+	if (test_replace(&pair[0]))
+		ret = test_fail("attach failed");
+	if (!ret)
+		ret = start_workers();
+	if (ret)
+		end();
+	return ret;
+}
+
+static int start_and_check(void)
+{
+	int ret = test_domain_start(&pair[0], &queue);
+
+	return ret ? ret : test_domain_check(&pair[0]);
+}
+
+static int test_resets(void)
+{
+	unsigned int round;
+	int ret = begin_attached();
+
+	if (ret)
+		return ret;
+	for (round = 0; !ret && round < RESETS; round++) {
+		admin_stop(fn);
+		ret = test_reset(fn);
+		if (!ret)
+			ret = start_and_check();
+	}
+	stop_workers();
+	msleep(100);
+	if (!ret)
+		ret = expect_errors(0);
+	if (!ret)
+		ret = expect_no_failures();
+	end();
+	return ret;
+}
+
+static int recover_once(void)
+{
+	reinit_completion(&fn->resumed);
+	if (!admin_identify(fn, data_iova(fn) + SZ_1M))
+		return test_fail("DMA to an unmapped IOVA was let through");
+	return test_wait_recovery(fn);
+}
+
+static int test_recoveries(void)
+{
+	unsigned int round;
+	int ret = begin_attached();
+
+	if (ret)
+		return ret;
+	ret = start_and_check();
+	for (round = 0; !ret && round < RECOVERIES; round++) {
+		ret = recover_once();
+		if (!ret)
+			ret = start_and_check();
+	}
+	stop_workers();
+	msleep(100);
+	if (!ret)
+		ret = expect_errors(RECOVERIES);
+	end();
+	return ret;
+}
+
+static const struct test_case cases[] = {
+	{ "flushes beside attach, replace and block", test_transitions },
+	{ "no flush beside an attach is missed", test_races },
+	{ "flushes beside resets", test_resets },
+	{ "flushes beside recoveries", test_recoveries },
+};
+
+static int __init stress_init(void)
+{
+	int ret;
+
+	fn = test_function(0);
+	if (!fn)
+		return -ENODEV;
+	ret = test_queue_alloc(&queue);
+	if (ret)
+		return ret;
+	ret = test_run("stress", cases, ARRAY_SIZE(cases));
+	test_queue_free(&queue);
+	return ret;
+}
+
+static void __exit stress_exit(void)
+{
+	test_forget("stress");
+}
+
+module_init(stress_init);
+module_exit(stress_exit);
+MODULE_DESCRIPTION("Tests of flushes beside changes of a function's state");
+MODULE_LICENSE("GPL");

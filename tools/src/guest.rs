@@ -1,0 +1,137 @@
+// SPDX-License-Identifier: GPL-2.0
+//! `make run` and `make guest`.
+
+use crate::{
+    deps,
+    initramfs,
+    kernel::{self, Flavour},
+    ktap::Outcome,
+    project::Project,
+    qemu::Boot,
+    steps::Step,
+};
+use anyhow::{bail, Result};
+use std::{
+    path::PathBuf,
+    time::{Duration, Instant},
+};
+
+/// What `make run` boots: a label, and the kernel's words for it.
+const PHASES: [(&str, &str); 2] = [("lazy", ""), ("strict", "iommu.strict=1")];
+/// A boot with its transfers takes a fraction of this.
+const LIMIT: Duration = Duration::from_secs(300);
+
+/// What is needed for a boot.
+pub struct Machine {
+    /// The emulator.
+    pub qemu: PathBuf,
+    /// The kernel.
+    pub kernel: kernel::Kernel,
+    /// The guest's root.
+    pub initrd: PathBuf,
+}
+
+impl Machine {
+    /// Builds all of it.
+    pub fn prepare(project: &Project, flavour: &Flavour) -> Result<Self> {
+        let kernel = kernel::build(project, flavour)?;
+        let initrd = initramfs::build(project, &kernel)?;
+        Ok(Self {
+            qemu: deps::qemu(project)?,
+            kernel,
+            initrd,
+        })
+    }
+
+    /// A boot of it.
+    pub fn boot<'a>(&'a self, name: &'a str, append: String, limit: Duration) -> Boot<'a> {
+        Boot {
+            name,
+            qemu: &self.qemu,
+            kernel: &self.kernel,
+            initrd: &self.initrd,
+            append,
+            limit,
+        }
+    }
+}
+
+/// `make run`: real transfers in both modes of the DMA API, and a verdict.
+pub fn run(project: &Project, flavour: &Flavour) -> Result<()> {
+    let start = Instant::now();
+    let machine = Machine::prepare(project, flavour)?;
+    let mut faults = Vec::new();
+    for (phase, words) in PHASES {
+        let name = format!("run-{phase}");
+        let step = Step::start(project, &name, "booting the guest")?;
+        let append = format!("guest.mode=run guest.phase={phase} {words}");
+        let report = machine.boot(&name, append, LIMIT).run(project, |line| {
+            if is_interesting(line) {
+                println!("    | {line}");
+            }
+        })?;
+        let console = project.logs.join(format!("{name}.console.log"));
+        for point in report.points.iter().filter(|p| p.outcome == Outcome::Failed) {
+            faults.push(format!("{phase}: {}", point.name));
+        }
+        for fault in report.faults(false) {
+            faults.push(format!("{phase}: {fault}"));
+        }
+        step.done(&format!("the whole console is in {}", console.display()));
+    }
+    let seconds = start.elapsed().as_secs_f64();
+    if !faults.is_empty() {
+        println!("run: FAIL — {} ({seconds:.1} s)", faults.join("; "));
+        bail!("the run failed; read the consoles in {}", project.logs.display());
+    }
+    println!(
+        "run: PASS — Linux {} with this driver, transfers verified in lazy and strict mode \
+         ({seconds:.1} s)",
+        machine.kernel.version
+    );
+    Ok(())
+}
+
+/// Whether a line of the console is for the caller's eyes: what the guest's
+/// program prints, and what the kernel says of itself and its IOMMU.
+fn is_interesting(line: &str) -> bool {
+    const WORDS: [&str; 9] = [
+        "Linux version",
+        "iommu",
+        "zpci:",
+        "WARNING",
+        "BUG",
+        "Oops",
+        "panic",
+        "Call Trace",
+        "Unable to handle",
+    ];
+    if line.trim().is_empty() {
+        return false;
+    }
+    let kernel = line.starts_with('[') && line[1..].trim_start().starts_with(|c: char| c.is_ascii_digit());
+    !kernel || WORDS.iter().any(|word| line.contains(word))
+}
+
+/// `make guest`: a shell; Ctrl-A X ends it.
+pub fn shell(project: &Project, flavour: &Flavour) -> Result<()> {
+    let machine = Machine::prepare(project, flavour)?;
+    println!("guest: Ctrl-A X ends the machine, Ctrl-A C is QEMU's monitor");
+    let words = crate::project::variable("APPEND").unwrap_or_default();
+    let append = format!("guest.mode=shell {}", words.to_string_lossy());
+    machine.boot("shell", append, LIMIT).shell(project)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_interesting;
+
+    #[test]
+    fn the_kernels_chatter_is_left_out() {
+        assert!(is_interesting("nvme0n1: 64 MiB written and read back"));
+        assert!(is_interesting("[    0.000000] Linux version 7.3.4"));
+        assert!(is_interesting("[    1.5] WARNING: CPU: 0 PID: 1"));
+        assert!(!is_interesting("[    0.012345] Memory: 2 GiB"));
+        assert!(!is_interesting(""));
+    }
+}

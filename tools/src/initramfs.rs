@@ -1,0 +1,225 @@
+// SPDX-License-Identifier: GPL-2.0
+//! The guest's root: our own /init, a busybox for the shell, test modules.
+
+use crate::{
+    apt::{self, Root},
+    kernel::{variable, Kernel},
+    project::Project,
+    steps::Step,
+};
+use anyhow::{bail, Context, Result};
+use cpio::{newc, NewcBuilder};
+use flate2::{write::GzEncoder, Compression};
+use std::{
+    fs::{self, File},
+    io::{self, BufWriter, Write},
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+/// What the guest's programs are built for.
+pub const TARGET: &str = "s390x-unknown-linux-gnu";
+
+/// Builds the guest's root and returns the archive.
+pub fn build(project: &Project, kernel: &Kernel) -> Result<PathBuf> {
+    let step = Step::start(project, "guest", "building the guest's root")?;
+    let init = init_program(project, &step)?;
+    let busybox = busybox(project, &step)?;
+    let mut modules = test_modules(project, kernel, &step)?;
+    modules.extend(kernel_modules(kernel)?);
+    let path = project.build.join("initrd.gz");
+    pack(&path, &init, &busybox, &modules)
+        .with_context(|| format!("cannot write {}", path.display()))?;
+    step.done(&format!("root with {} modules packed", modules.len()));
+    Ok(path)
+}
+
+/// Cargo for the guest: the standard library is built along, from source,
+/// since none is there for s390x; `RUSTC_BOOTSTRAP` is what allows it.
+pub fn guest_cargo(project: &Project, program: &Path) -> Command {
+    let mut command = project.command(program);
+    command
+        .env("RUSTC_BOOTSTRAP", "1")
+        .env(
+            "CARGO_TARGET_S390X_UNKNOWN_LINUX_GNU_RUSTFLAGS",
+            "-Ctarget-feature=+crt-static -Clinker=s390x-linux-gnu-gcc",
+        )
+        .env("CARGO_TARGET_DIR", project.cache.join("target/guest"));
+    command
+}
+
+/// What every call of [`guest_cargo`] names.
+pub const GUEST_ARGUMENTS: [&str; 4] =
+    ["--locked", "-Zbuild-std=std,panic_abort", "--target", TARGET];
+
+fn init_program(project: &Project, step: &Step) -> Result<PathBuf> {
+    let manifest = project.root.join("tests/guest/Cargo.toml");
+    step.run(
+        guest_cargo(project, &project.cargo)
+            .args(["build", "--release", "--manifest-path"])
+            .arg(&manifest)
+            .args(GUEST_ARGUMENTS),
+        "correct what the compiler says",
+    )?;
+    let folder = project.cache.join("target/guest").join(TARGET);
+    Ok(folder.join("release/guest"))
+}
+
+/// Debian's static busybox of the guest's architecture.
+fn busybox(project: &Project, step: &Step) -> Result<PathBuf> {
+    let folder = project.cache.join("guest/busybox");
+    let program = ["usr/bin/busybox", "bin/busybox"]
+        .map(|path| folder.join(path))
+        .into_iter()
+        .find(|path| path.is_file());
+    if let Some(path) = program {
+        return Ok(path);
+    }
+    let Some(suite) = apt::codename() else {
+        bail!("the guest's busybox comes from Debian's packages; put a static s390x one at {}", folder.join("bin/busybox").display());
+    };
+    let root = Root::of_suite(project, step, &suite, "s390x")?;
+    let deb = root.download(project, step, "busybox-static", &project.cache.join("deb"))?;
+    let partial = folder.with_extension("partial");
+    let _ = fs::remove_dir_all(&partial);
+    step.run(
+        project.command("dpkg-deb").arg("-x").arg(&deb).arg(&partial),
+        "the package is broken: remove it and run it again",
+    )?;
+    fs::rename(&partial, &folder)?;
+    busybox(project, step)
+}
+
+/// The modules in `tests/modules`, built against this kernel.
+fn test_modules(project: &Project, kernel: &Kernel, step: &Step) -> Result<Vec<PathBuf>> {
+    let source = project.root.join("tests/modules");
+    if !source.join("Kbuild").is_file() && !source.join("Makefile").is_file() {
+        return Ok(Vec::new());
+    }
+    let output = project.build.join("test-modules");
+    fs::create_dir_all(&output)?;
+    step.run(
+        kernel
+            .make(project)
+            .arg(variable("M", &source))
+            .arg(variable("MO", &output))
+            .arg(format!("-j{}", project.jobs))
+            .arg("modules"),
+        "correct what the compiler says",
+    )?;
+    modules_in(&output.join("modules.order"), &output)
+}
+
+/// The modules of the kernel itself (the driver, when it is one).
+fn kernel_modules(kernel: &Kernel) -> Result<Vec<PathBuf>> {
+    modules_in(&kernel.objects.join("modules.order"), &kernel.objects)
+}
+
+/// `modules.order` names the objects of the modules, relative to the folder.
+fn modules_in(order: &Path, folder: &Path) -> Result<Vec<PathBuf>> {
+    let text = fs::read_to_string(order).unwrap_or_default();
+    Ok(text
+        .lines()
+        .map(|line| folder.join(line).with_extension("ko"))
+        .collect())
+}
+
+fn pack(path: &Path, init: &Path, busybox: &Path, modules: &[PathBuf]) -> Result<()> {
+    let file = BufWriter::new(File::create(path)?);
+    let mut archive = Archive {
+        output: GzEncoder::new(file, Compression::fast()),
+        inode: 0,
+    };
+    for folder in [
+        "bin", "dev", "etc", "lib", "lib/modules", "mnt", "proc", "root", "run", "sbin", "sys",
+        "tmp", "usr", "usr/bin", "usr/sbin", "var",
+    ] {
+        archive.entry(folder, 0o040_755, None, &[])?;
+    }
+    // The console must be there before /init can mount a /dev.
+    archive.entry("dev/console", 0o020_600, Some((5, 1)), &[])?;
+    archive.entry("bin/sh", 0o120_777, None, b"busybox")?;
+    archive.file("bin/busybox", busybox)?;
+    archive.file("init", init)?;
+    for module in modules {
+        let name = module.file_name().unwrap_or_default().to_string_lossy();
+        archive.file(&format!("lib/modules/{name}"), module)?;
+    }
+    let output = newc::trailer(archive.output)?;
+    output.finish()?.flush()?;
+    Ok(())
+}
+
+struct Archive<W: Write> {
+    output: W,
+    inode: u32,
+}
+
+impl<W: Write> Archive<W> {
+    fn file(&mut self, name: &str, from: &Path) -> Result<()> {
+        let content = fs::read(from).with_context(|| format!("cannot read {}", from.display()))?;
+        self.entry(name, 0o100_755, None, &content)?;
+        Ok(())
+    }
+
+    fn entry(
+        &mut self,
+        name: &str,
+        mode: u32,
+        device: Option<(u32, u32)>,
+        content: &[u8],
+    ) -> io::Result<()> {
+        self.inode += 1;
+        let (major, minor) = device.unwrap_or_default();
+        let size = u32::try_from(content.len()).map_err(io::Error::other)?;
+        let mut writer = NewcBuilder::new(name)
+            .ino(self.inode)
+            .mode(mode)
+            .nlink(1)
+            .rdev_major(major)
+            .rdev_minor(minor)
+            .write(&mut self.output, size);
+        writer.write_all(content)?;
+        writer.finish()?;
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Read;
+
+    #[test]
+    fn the_archive_reads_back() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        for name in ["i", "b", "m.ko"] {
+            fs::write(at(name), name).unwrap();
+        }
+        pack(&at("out"), &at("i"), &at("b"), &[at("m.ko")]).unwrap();
+        let mut bytes = Vec::new();
+        flate2::read::GzDecoder::new(File::open(at("out")).unwrap())
+            .read_to_end(&mut bytes)
+            .unwrap();
+        let mut rest = &bytes[..];
+        let mut found = Vec::new();
+        loop {
+            let mut reader = cpio::NewcReader::new(rest).unwrap();
+            if reader.entry().is_trailer() {
+                break;
+            }
+            let name = reader.entry().name().to_owned();
+            let (mode, rdev) = (reader.entry().mode(), reader.entry().rdev_minor());
+            let mut text = String::new();
+            reader.read_to_string(&mut text).unwrap();
+            found.push((name, mode, rdev, text));
+            rest = reader.finish().unwrap();
+        }
+        let get = |name: &str| found.iter().find(|entry| entry.0 == name).unwrap();
+        assert_eq!(get("init").3, "i");
+        assert_eq!(get("lib/modules/m.ko").3, "m.ko");
+        assert_eq!((get("dev/console").1, get("dev/console").2), (0o020_600, 1));
+        assert_eq!(get("bin/sh").3, "busybox");
+    }
+}

@@ -1,0 +1,373 @@
+// SPDX-License-Identifier: GPL-2.0
+//! Makes the driver selectable in a kernel tree: the hooks' lines, and the
+//! driver's files in `drivers/iommu/s390/`.
+//!
+//! Everything is read and checked before the first file is written, so a tree
+//! that is not understood stays as it was. Doing it again changes nothing, and
+//! files that do not change keep their times, so `make` builds only what did.
+
+use crate::{
+    deps::Version,
+    hooks::{self, Hooks},
+    source::{Source, OLDEST, TOO_NEW},
+    steps::write_if_changed,
+};
+use anyhow::{bail, Context, Result};
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+};
+
+/// Where the driver lies in a kernel tree.
+const PLACE: &str = "drivers/iommu/s390";
+/// Lists the files that were put there, so that those that are gone are removed.
+const LIST: &str = ".integrated-files";
+
+/// What was found and done.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Report {
+    /// The tree's version.
+    pub version: Version,
+    /// Files of the kernel tree that were edited now.
+    pub edited: usize,
+    /// Files of the driver that were written or removed now.
+    pub copied: usize,
+}
+
+/// Integrates the driver in `root` into a kernel tree.
+///
+/// # Errors
+///
+/// The tree is not a Linux that the hooks understand; nothing was written.
+pub fn integrate(root: &Path, source: &Source) -> Result<Report> {
+    let path = root.join("integration/hooks.toml");
+    let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+    let hooks = hooks::parse(&text)?;
+    let files = driver_files(root)?;
+
+    let refuse = || {
+        format!(
+            "{} is not a kernel tree that is understood, nothing was changed",
+            source.tree.display()
+        )
+    };
+    let version = tree_version(&source.tree).with_context(refuse)?;
+    let edits = plan_edits(&hooks, source).with_context(refuse)?;
+    let place = source.tree.join(PLACE);
+    check_place(root, &place, &files).with_context(refuse)?;
+
+    let edited = write_edits(source, &edits)?;
+    let copied = copy_files(root, &place, &files)?;
+    Ok(Report {
+        version,
+        edited,
+        copied,
+    })
+}
+
+/// The version in the tree's Makefile, if it is one that the hooks can know.
+pub fn tree_version(tree: &Path) -> Result<Version> {
+    let makefile = fs::read_to_string(tree.join("Makefile")).context("it has no Makefile")?;
+    let number = |key: &str| {
+        makefile
+            .lines()
+            .find_map(|line| line.strip_prefix(key)?.trim_start().strip_prefix('='))
+            .and_then(|text| text.trim().parse().ok())
+            .with_context(|| format!("its Makefile has no {key}"))
+    };
+    let version = Version(number("VERSION")?, number("PATCHLEVEL")?, number("SUBLEVEL")?);
+    if version < OLDEST || version >= TOO_NEW {
+        bail!("it is Linux {version}; {OLDEST} or a newer 7.x is needed");
+    }
+    Ok(version)
+}
+
+/// The new text of each file that changes, or must be put back.
+fn plan_edits(hooks: &Hooks, source: &Source) -> Result<BTreeMap<String, String>> {
+    let mut texts = BTreeMap::new();
+    for edit in &hooks.edits {
+        let old = match texts.get(&edit.file) {
+            Some(text) => text,
+            None => {
+                let text = untouched(source, &edit.file)?;
+                texts.entry(edit.file.clone()).or_insert(text)
+            }
+        };
+        if let Some(new) = edit.apply(old)? {
+            texts.insert(edit.file.clone(), new);
+        }
+    }
+    // A file that an older set of hooks changed and this one does not.
+    if let Some(pristine) = &source.pristine {
+        for file in files_below(pristine)? {
+            if !texts.contains_key(&file) {
+                let text = untouched(source, &file)?;
+                texts.insert(file, text);
+            }
+        }
+    }
+    Ok(texts)
+}
+
+/// A file's text before any hook; in a caller's tree, as it is.
+fn untouched(source: &Source, file: &str) -> Result<String> {
+    let kept = source.pristine.as_ref().map(|folder| folder.join(file));
+    let path = kept
+        .filter(|path| path.is_file())
+        .unwrap_or_else(|| source.tree.join(file));
+    fs::read_to_string(path).with_context(|| format!("it has no {file}"))
+}
+
+fn write_edits(source: &Source, edits: &BTreeMap<String, String>) -> Result<usize> {
+    let mut count = 0;
+    for (file, text) in edits {
+        let path = source.tree.join(file);
+        if let Some(pristine) = &source.pristine {
+            let kept = pristine.join(file);
+            if !kept.is_file() {
+                fs::create_dir_all(kept.parent().unwrap_or(pristine))?;
+                fs::copy(&path, &kept)
+                    .with_context(|| format!("cannot keep {}", kept.display()))?;
+            }
+        }
+        count += usize::from(write_if_changed(&path, text.as_bytes())?);
+    }
+    Ok(count)
+}
+
+/// The driver's files, relative to the checkout.
+pub fn driver_files(root: &Path) -> Result<Vec<String>> {
+    let mut list = Vec::new();
+    for (folder, wanted) in [
+        ("", &["rs", "c", "h", "Kbuild", "Kconfig"][..]),
+        ("integration", &["c", "h", "rs", "Kbuild"]),
+        ("tests/kunit", &["rs", "c", "h", "Kbuild"]),
+    ] {
+        let Ok(entries) = fs::read_dir(root.join(folder)) else {
+            continue;
+        };
+        for entry in entries {
+            let path = entry?.path();
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            let kind = name.rsplit('.').next().unwrap_or_default();
+            // What an external build leaves behind is not ours to copy.
+            let made = name.ends_with(".mod.c") || name.starts_with('.');
+            if path.is_file() && wanted.contains(&kind) && !made {
+                list.push(
+                    Path::new(folder)
+                        .join(name.as_ref())
+                        .to_string_lossy()
+                        .into_owned(),
+                );
+            }
+        }
+    }
+    for file in ["Kbuild", "Kconfig"] {
+        if !list.iter().any(|name| name == file) {
+            bail!("the checkout {} has no {file}", root.display());
+        }
+    }
+    list.sort();
+    Ok(list)
+}
+
+/// The folder must be ours, or not there.
+fn check_place(root: &Path, place: &Path, files: &[String]) -> Result<()> {
+    if !place.exists() || is_same_folder(root, place) || place.join(LIST).is_file() {
+        return Ok(());
+    }
+    let by_hand = files
+        .iter()
+        .any(|file| file.ends_with(".rs") && place.join(file).is_file());
+    if by_hand {
+        return Ok(());
+    }
+    bail!("its {PLACE} holds something else");
+}
+
+/// A tree into which the checkout was linked needs no copies.
+fn is_same_folder(root: &Path, place: &Path) -> bool {
+    let real = |path: &Path| fs::canonicalize(path).ok();
+    real(root).is_some() && real(root) == real(place)
+}
+
+fn copy_files(root: &Path, place: &Path, files: &[String]) -> Result<usize> {
+    if is_same_folder(root, place) {
+        return Ok(0);
+    }
+    let list = place.join(LIST);
+    let mut count = 0;
+    for old in fs::read_to_string(&list).unwrap_or_default().lines() {
+        if !files.iter().any(|file| file == old) && fs::remove_file(place.join(old)).is_ok() {
+            count += 1;
+        }
+    }
+    for file in files {
+        let from = root.join(file);
+        let content = fs::read(&from).with_context(|| format!("cannot read {}", from.display()))?;
+        count += usize::from(write_if_changed(&place.join(file), &content)?);
+    }
+    write_if_changed(&list, (files.join("\n") + "\n").as_bytes())?;
+    Ok(count)
+}
+
+/// All files below a folder, relative to it.
+fn files_below(folder: &Path) -> Result<Vec<String>> {
+    let mut list = Vec::new();
+    let mut folders: Vec<PathBuf> = vec![folder.to_owned()];
+    while let Some(next) = folders.pop() {
+        let Ok(entries) = fs::read_dir(&next) else {
+            continue;
+        };
+        for entry in entries {
+            let path = entry?.path();
+            if path.is_dir() {
+                folders.push(path);
+            } else {
+                list.push(path.strip_prefix(folder)?.to_string_lossy().into_owned());
+            }
+        }
+    }
+    Ok(list)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::SystemTime;
+    use tempfile::TempDir;
+
+    const HOOKS: &str = "[[edit]]\nfile='drivers/iommu/Makefile'\nanchor='obj-c += c.o'\n\
+                         action='insert_after'\ntext='obj-rust += s390/'\n";
+
+    fn write(folder: &Path, file: &str, text: &str) {
+        write_if_changed(&folder.join(file), text.as_bytes()).unwrap();
+    }
+
+    fn checkout() -> TempDir {
+        let folder = tempfile::tempdir().unwrap();
+        write(folder.path(), "integration/hooks.toml", HOOKS);
+        write(folder.path(), "integration/glue.c", "glue");
+        write(folder.path(), "Kbuild", "kbuild");
+        write(folder.path(), "Kconfig", "kconfig");
+        write(folder.path(), "driver.rs", "driver");
+        write(folder.path(), "driver.mod.c", "made");
+        write(folder.path(), "README.md", "readme");
+        folder
+    }
+
+    fn tree(version: (u32, u32)) -> (TempDir, Source) {
+        let folder = tempfile::tempdir().unwrap();
+        let (major, minor) = version;
+        let makefile = format!("VERSION = {major}\nPATCHLEVEL = {minor}\nSUBLEVEL = 4\n");
+        write(folder.path(), "tree/Makefile", &makefile);
+        write(folder.path(), "tree/drivers/iommu/Makefile", "a\nobj-c += c.o\nb\n");
+        let source = Source {
+            tree: folder.path().join("tree"),
+            name: "test".into(),
+            pristine: Some(folder.path().join("pristine")),
+        };
+        (folder, source)
+    }
+
+    fn times(folder: &Path) -> Vec<(String, SystemTime)> {
+        let mut list: Vec<_> = files_below(folder)
+            .unwrap()
+            .into_iter()
+            .map(|file| {
+                let data = fs::metadata(folder.join(&file)).unwrap();
+                (file, data.modified().unwrap())
+            })
+            .collect();
+        list.sort();
+        list
+    }
+
+    #[test]
+    fn twice_is_once() {
+        let (root, (_folder, mut source)) = (checkout(), tree((7, 3)));
+        let report = integrate(root.path(), &source).unwrap();
+        assert_eq!((report.version, report.edited), (Version(7, 3, 4), 1));
+        let makefile = source.tree.join("drivers/iommu/Makefile");
+        let text = fs::read_to_string(&makefile).unwrap();
+        assert_eq!(text, "a\nobj-c += c.o\nobj-rust += s390/\nb\n");
+        let place = source.tree.join(PLACE);
+        assert_eq!(fs::read_to_string(place.join("integration/glue.c")).unwrap(), "glue");
+        assert!(!place.join("README.md").exists());
+        assert!(!place.join("driver.mod.c").exists());
+
+        let before = times(&source.tree);
+        for pristine in [source.pristine.clone(), None] {
+            source.pristine = pristine;
+            let report = integrate(root.path(), &source).unwrap();
+            assert_eq!((report.edited, report.copied), (0, 0));
+            assert_eq!(times(&source.tree), before);
+        }
+    }
+
+    #[test]
+    fn only_what_changed_is_written() {
+        let (root, (_folder, source)) = (checkout(), tree((7, 2)));
+        integrate(root.path(), &source).unwrap();
+        fs::remove_file(root.path().join("integration/glue.c")).unwrap();
+        write(root.path(), "driver.rs", "changed");
+        let report = integrate(root.path(), &source).unwrap();
+        assert_eq!(report.copied, 2);
+        assert!(!source.tree.join(PLACE).join("integration/glue.c").exists());
+    }
+
+    #[test]
+    fn changed_hooks_start_from_the_untouched_file() {
+        let (root, (_folder, source)) = (checkout(), tree((7, 3)));
+        integrate(root.path(), &source).unwrap();
+        let hooks = HOOKS.replace("obj-rust", "obj-new");
+        write(root.path(), "integration/hooks.toml", &hooks);
+        integrate(root.path(), &source).unwrap();
+        let text = fs::read_to_string(source.tree.join("drivers/iommu/Makefile")).unwrap();
+        assert_eq!(text, "a\nobj-c += c.o\nobj-new += s390/\nb\n");
+    }
+
+    #[test]
+    fn what_is_not_understood_stays_untouched() {
+        let refused = |change: &dyn Fn(&Path)| {
+            let (root, (_folder, mut source)) = (checkout(), tree((7, 3)));
+            source.pristine = None;
+            change(&source.tree);
+            let before = times(&source.tree);
+            let error = format!("{:#}", integrate(root.path(), &source).unwrap_err());
+            assert!(error.contains("nothing was changed"), "{error}");
+            assert_eq!(times(&source.tree), before);
+            error
+        };
+        let makefile = "drivers/iommu/Makefile";
+        assert!(refused(&|tree| write(tree, makefile, "a\n")).contains("no line `obj-c += c.o`"));
+        let twice = "obj-c += c.o\nobj-c += c.o\n";
+        assert!(refused(&|tree| write(tree, makefile, twice)).contains("more than once"));
+        let older = "VERSION = 7\nPATCHLEVEL = 1\nSUBLEVEL = 9\n";
+        assert!(refused(&|tree| write(tree, "Makefile", older)).contains("Linux 7.1.9"));
+        let newer = "VERSION = 8\nPATCHLEVEL = 0\nSUBLEVEL = 0\n";
+        assert!(refused(&|tree| write(tree, "Makefile", newer)).contains("Linux 8.0.0"));
+        assert!(refused(&|tree| write(tree, "Makefile", "all:\n")).contains("no VERSION"));
+        let foreign = format!("{PLACE}/Kconfig");
+        assert!(refused(&|tree| write(tree, &foreign, "other")).contains("something else"));
+    }
+
+    #[test]
+    fn a_second_edit_that_fails_keeps_the_first_from_being_written() {
+        let (root, (_folder, source)) = (checkout(), tree((7, 3)));
+        let more = "[[edit]]\nfile='arch/none.c'\nanchor='x'\naction='insert_after'\ntext='y'\n";
+        write(root.path(), "integration/hooks.toml", &format!("{HOOKS}{more}"));
+        let before = times(&source.tree);
+        let error = format!("{:#}", integrate(root.path(), &source).unwrap_err());
+        assert!(error.contains("it has no arch/none.c"), "{error}");
+        assert_eq!(times(&source.tree), before);
+    }
+
+    #[test]
+    fn a_linked_checkout_is_left_alone() {
+        let (root, (_folder, source)) = (checkout(), tree((7, 3)));
+        std::os::unix::fs::symlink(root.path(), source.tree.join(PLACE)).unwrap();
+        assert_eq!(integrate(root.path(), &source).unwrap().copied, 0);
+    }
+}

@@ -1,0 +1,255 @@
+// SPDX-License-Identifier: GPL-2.0
+//! Formatting, clippy, checkpatch and documentation of what is in the checkout.
+
+use crate::{
+    initramfs::{guest_cargo, GUEST_ARGUMENTS},
+    integrate,
+    kernel::{self, variable, Flavour, Kernel},
+    project::Project,
+    steps::{write_if_changed, Step},
+};
+use anyhow::{bail, Context, Result};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+/// The edition of Rust code in the kernel.
+const KERNEL_EDITION: &str = "2021";
+
+/// The programs of the checkout: folders with a `Cargo.toml`.
+pub fn crates(project: &Project) -> Vec<PathBuf> {
+    ["tools", "tests/host", "tests/guest"]
+        .map(|folder| project.root.join(folder))
+        .into_iter()
+        .filter(|folder| folder.join("Cargo.toml").is_file())
+        .collect()
+}
+
+/// The Rust files that the kernel builds.
+fn kernel_rust(project: &Project) -> Result<Vec<PathBuf>> {
+    Ok(integrate::driver_files(&project.root)?
+        .into_iter()
+        .filter(|file| file.ends_with(".rs"))
+        .map(|file| project.root.join(file))
+        .collect())
+}
+
+/// The C files of the checkout: the glue and the guest's test modules.
+fn c_files(project: &Project) -> Result<Vec<PathBuf>> {
+    let mut list: Vec<PathBuf> = integrate::driver_files(&project.root)?
+        .into_iter()
+        .map(|file| project.root.join(file))
+        .collect();
+    if let Ok(entries) = fs::read_dir(project.root.join("tests/modules")) {
+        list.extend(entries.flatten().map(|entry| entry.path()));
+    }
+    list.retain(|path| {
+        let name = path.to_string_lossy();
+        (name.ends_with(".c") || name.ends_with(".h")) && !name.ends_with(".mod.c")
+    });
+    list.sort();
+    Ok(list)
+}
+
+/// The commands that format everything, or check that nothing is to be done.
+fn format_commands(project: &Project, check: bool) -> Result<Vec<Command>> {
+    let mut list = Vec::new();
+    let files = kernel_rust(project)?;
+    if !files.is_empty() {
+        let mut command = project.command(project.rust_tool("rustfmt"));
+        command.args(["--edition", KERNEL_EDITION]).args(files);
+        if check {
+            command.arg("--check");
+        }
+        list.push(command);
+    }
+    for folder in crates(project) {
+        let mut command = project.command(project.rust_tool("cargo-fmt"));
+        command.arg("fmt").arg("--manifest-path");
+        command.arg(folder.join("Cargo.toml"));
+        if check {
+            command.arg("--check");
+        }
+        list.push(command);
+    }
+    Ok(list)
+}
+
+/// `make fmt`.
+pub fn format(project: &Project) -> Result<()> {
+    crate::deps::ensure(project)?;
+    let step = Step::start(project, "fmt", "formatting all Rust")?;
+    for mut command in format_commands(project, false)? {
+        step.run(&mut command, "correct what rustfmt says")?;
+    }
+    step.done("formatted");
+    Ok(())
+}
+
+/// Checks the formatting; the parts that are as they should be, and all.
+pub fn check_format(project: &Project, step: &Step) -> Result<(usize, usize)> {
+    let mut commands = format_commands(project, true)?;
+    let good = count(step, &mut commands)?;
+    Ok((good, commands.len()))
+}
+
+/// Clippy on the programs; those without a complaint, and all.
+pub fn clippy_programs(project: &Project, step: &Step) -> Result<(usize, usize)> {
+    let clippy = project.rust_tool("cargo-clippy");
+    let mut commands: Vec<Command> = crates(project)
+        .into_iter()
+        .map(|folder| {
+            let manifest = folder.join("Cargo.toml");
+            let mut command;
+            if folder.ends_with("guest") {
+                command = guest_cargo(project, &clippy);
+                command.args(["clippy", "--release", "--manifest-path"]);
+                command.arg(manifest).args(GUEST_ARGUMENTS);
+            } else {
+                command = project.command(&clippy);
+                command.env("CARGO_TARGET_DIR", target_folder(project, &folder));
+                command.args(["clippy", "--locked", "--all-targets", "--manifest-path"]);
+                command.arg(manifest);
+            }
+            command.args(["--", "--deny", "warnings"]);
+            command
+        })
+        .collect();
+    let good = count(step, &mut commands)?;
+    Ok((good, commands.len()))
+}
+
+/// Where the objects of a program for the host go.
+pub fn target_folder(project: &Project, folder: &Path) -> PathBuf {
+    let name = folder.file_name().unwrap_or_default();
+    project.build.join("target").join(name)
+}
+
+/// Clippy on the driver: built as an external module of the kernel with
+/// `CLIPPY=1`, which leaves the kernel's own crates as they are.
+pub fn clippy_driver(project: &Project, kernel: &Kernel, step: &Step) -> Result<bool> {
+    let folder = project.build.join("clippy-driver");
+    let _ = fs::remove_dir_all(&folder);
+    for file in integrate::driver_files(&project.root)? {
+        let content = fs::read(project.root.join(&file))?;
+        write_if_changed(&folder.join(file), &content)?;
+    }
+    let before = fs::metadata(step.log())?.len() as usize;
+    let good = step.status(
+        kernel
+            .make(project)
+            .arg(variable("M", &folder))
+            .args(["CLIPPY=1", "modules"]),
+    )?;
+    // The kernel's build lets warnings pass.
+    let log = fs::read(step.log())?;
+    let said = String::from_utf8_lossy(log.get(before..).unwrap_or_default());
+    Ok(good && !said.lines().any(|line| line.starts_with("warning:")))
+}
+
+/// checkpatch on each C file; those without a complaint, and all.
+pub fn checkpatch(project: &Project, tree: &Path, step: &Step) -> Result<(usize, usize)> {
+    let mut commands: Vec<Command> = c_files(project)?
+        .into_iter()
+        .map(|file| {
+            let mut command = project.command("perl");
+            command
+                .current_dir(tree)
+                .args(["scripts/checkpatch.pl", "--strict", "--terse", "--file"])
+                // A new file needs no entry in the tree's MAINTAINERS.
+                .args(["--ignore", "FILE_PATH_CHANGES"])
+                .arg(file);
+            command
+        })
+        .collect();
+    let good = count(step, &mut commands)?;
+    Ok((good, commands.len()))
+}
+
+/// Runs all commands and counts those that succeed.
+fn count(step: &Step, commands: &mut [Command]) -> Result<usize> {
+    let mut good = 0;
+    for command in commands {
+        good += usize::from(step.status(command)?);
+    }
+    Ok(good)
+}
+
+/// `make rustdoc`: the driver's pages, with the command line that built it.
+pub fn rustdoc(project: &Project, flavour: &Flavour) -> Result<()> {
+    let kernel = kernel::build(project, flavour)?;
+    let step = Step::start(project, "rustdoc", "writing the driver's pages")?;
+    let made = kernel
+        .objects
+        .join("drivers/iommu/s390/.s390_iommu.o.cmd");
+    let text = fs::read_to_string(&made)
+        .with_context(|| format!("the driver was not built here: no {}", made.display()))?;
+    let line = build_command(&text).context("the kernel's record of the build is not understood")?;
+    let output = project.build.join("rustdoc");
+    let rustdoc = project.rust_tool("rustdoc");
+    let line = documentation_command(&line, &rustdoc, &output);
+    step.run(
+        project
+            .command("sh")
+            .current_dir(&kernel.objects)
+            .args(["-c", &line]),
+        "correct what rustdoc says",
+    )?;
+    let page = output.join("s390_iommu/index.html");
+    if !page.is_file() {
+        bail!("rustdoc wrote no {}", page.display());
+    }
+    step.done(&format!("written: {}", page.display()));
+    Ok(())
+}
+
+/// The command in a `.cmd` file of kbuild.
+fn build_command(text: &str) -> Option<String> {
+    let line = text.lines().next()?.split_once(":= ")?.1;
+    // What follows the compiler is kbuild's own bookkeeping.
+    let line = line.split(" ; ").next()?;
+    Some(line.replace("\\#", "#"))
+}
+
+/// Turns a call of rustc into one of rustdoc.
+fn documentation_command(line: &str, rustdoc: &Path, output: &Path) -> String {
+    let mut words = Vec::new();
+    let mut all = line.split(' ').filter(|word| !word.is_empty());
+    while let Some(word) = all.next() {
+        let name = word.rsplit('/').next().unwrap_or(word);
+        match word {
+            "-o" | "--out-dir" => {
+                all.next();
+            }
+            _ if name == "rustc" || name == "clippy-driver" => {
+                words.push(rustdoc.display().to_string());
+            }
+            _ if ["--emit", "-C", "-Cforce", "-Ccode", "-Crelocation"]
+                .iter()
+                .any(|start| *start != "-C" && word.starts_with(start)) => {}
+            _ => words.push(word.to_owned()),
+        }
+    }
+    words.push(format!("--document-private-items --out-dir {}", output.display()));
+    words.join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_build_becomes_a_documentation() {
+        let text = "savedcmd_x.o := OBJTREE=/o rustc --edition=2021 --emit=obj=x.o \
+                    --cfg a -o y z/x.rs ; ./tools/objtool x.o\n\nsource_x := z\n";
+        let line = build_command(text).unwrap();
+        let line = documentation_command(&line, Path::new("/usr/bin/rustdoc"), Path::new("/out"));
+        assert_eq!(
+            line,
+            "OBJTREE=/o /usr/bin/rustdoc --edition=2021 --cfg a z/x.rs \
+             --document-private-items --out-dir /out"
+        );
+    }
+}

@@ -1,0 +1,124 @@
+// SPDX-License-Identifier: GPL-2.0
+//! Fetches, builds, boots and tests what this project needs. The `Makefile`
+//! calls it; `make help` is the manual.
+
+mod apt;
+mod bare;
+mod clean;
+mod deps;
+mod guest;
+mod hash;
+mod hooks;
+mod initramfs;
+mod integrate;
+mod kernel;
+mod ktap;
+mod lint;
+mod modules;
+mod project;
+mod qemu;
+mod source;
+mod steps;
+mod suite;
+
+use anyhow::{bail, Result};
+use clap::{Parser, Subcommand};
+use project::Project;
+use std::process::ExitCode;
+
+#[derive(Parser)]
+#[command(about)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Builds and boots twice, lazy and strict, with real transfers
+    Run,
+    /// Every check and test, with a summary
+    Test,
+    /// Builds the kernel only and says where it is
+    Kernel,
+    /// Boots to a shell
+    Guest,
+    /// Puts the driver into a kernel tree
+    Integrate,
+    /// Builds the driver as an external module for KDIR=
+    Modules,
+    /// Installs that module
+    ModulesInstall,
+    /// Formats all Rust
+    Fmt,
+    /// Clippy on all Rust
+    Clippy,
+    /// The kernel's checkpatch on all C
+    Checkpatch,
+    /// The driver's documentation
+    Rustdoc,
+    /// Removes what was built, keeps downloads
+    Clean,
+    /// Runs a command in a bare Debian
+    Bare,
+}
+
+fn main() -> ExitCode {
+    match run(&Arguments::parse().command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: &Command) -> Result<()> {
+    let project = Project::open()?;
+    if let Command::Bare = command {
+        // Has caches of its own.
+        return bare::run(&project);
+    }
+    let _lock = project.lock()?;
+    let flavour = project.flavour()?;
+    match command {
+        Command::Run => guest::run(&project, &flavour),
+        Command::Test => suite::run(&project, &flavour),
+        Command::Kernel => {
+            let kernel = kernel::build(&project, &flavour)?;
+            kernel::print_places(&kernel);
+            Ok(())
+        }
+        Command::Guest => guest::shell(&project, &flavour),
+        Command::Integrate => kernel::integrate_only(&project),
+        Command::Modules => modules::build(&project),
+        Command::ModulesInstall => modules::install(&project),
+        Command::Fmt => lint::format(&project),
+        Command::Clippy => suite::only(&project, &flavour, &[suite::Part::Clippy]),
+        Command::Checkpatch => suite::only(&project, &flavour, &[suite::Part::Checkpatch]),
+        Command::Rustdoc => lint::rustdoc(&project, &flavour),
+        Command::Clean => clean::clean(&project),
+        Command::Bare => bare::run(&project),
+    }
+}
+
+impl Project {
+    /// The configuration to build: `CONFIG=a,b` names files of `tools/config/`,
+    /// `MODULE=1` is the driver as a module.
+    fn flavour(&self) -> Result<kernel::Flavour> {
+        let module = project::variable("MODULE").is_some_and(|value| value != "0");
+        let text = match project::variable("CONFIG") {
+            Some(value) => value.to_string_lossy().into_owned(),
+            None if module => "module".into(),
+            None => "rust".into(),
+        };
+        let names: kernel::Flavour = text.split([',', ' ']).map(str::to_owned).collect();
+        for name in &names {
+            let path = self.root.join(format!("tools/config/{name}.config"));
+            if name == "base" || !path.is_file() {
+                bail!("CONFIG={text}: there is no {}", path.display());
+            }
+        }
+        Ok(names)
+    }
+}

@@ -1,0 +1,220 @@
+// SPDX-License-Identifier: GPL-2.0
+//! Where things are: the checkout, its build folder, the cache, and what the
+//! caller named in the environment.
+
+use anyhow::{bail, Context, Result};
+use std::{
+    env,
+    ffi::OsString,
+    fs::{self, File},
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+/// The folders of this checkout and the caller's settings.
+pub struct Project {
+    /// The checkout.
+    pub root: PathBuf,
+    /// What is built for this checkout alone; may be deleted at any time.
+    pub build: PathBuf,
+    /// One log a step.
+    pub logs: PathBuf,
+    /// Downloads, kernel trees and objects, shared by checkouts.
+    pub cache: PathBuf,
+    /// `CARGO=`, by default the one of Debian's `cargo-web`.
+    pub cargo: PathBuf,
+    /// `RUSTC=`, by default the one of Debian's `rustc-web`.
+    pub rustc: PathBuf,
+    /// `LLVM=` in the kernel's notation: a suffix (`-22`) or a folder (`/opt/llvm/bin/`).
+    pub llvm: String,
+    /// `BINDGEN=`.
+    pub bindgen: Option<PathBuf>,
+    /// `QEMU=`.
+    pub qemu: Option<PathBuf>,
+    /// `KDIR=`: the caller's kernel tree.
+    pub kdir: Option<PathBuf>,
+    /// `KOUT=`: the caller's objects folder.
+    pub kout: Option<PathBuf>,
+    /// `UPDATE=1`: look for a newer kernel source though one is there.
+    pub update: bool,
+    /// `JOBS=`, by default the number of processors.
+    pub jobs: usize,
+}
+
+/// A variable of the environment; an empty one counts as not set.
+pub fn variable(name: &str) -> Option<OsString> {
+    env::var_os(name).filter(|value| !value.is_empty())
+}
+
+fn path_variable(name: &str) -> Result<Option<PathBuf>> {
+    let Some(value) = variable(name) else {
+        return Ok(None);
+    };
+    let path = PathBuf::from(value);
+    fs::canonicalize(&path)
+        .map(Some)
+        .with_context(|| format!("{name}={} is not there", path.display()))
+}
+
+/// A program that the caller names: a path, or a name to look for in `PATH`.
+fn tool_variable(name: &str) -> Result<Option<PathBuf>> {
+    let Some(value) = variable(name) else {
+        return Ok(None);
+    };
+    match find_program(Path::new(&value)) {
+        Some(path) => Ok(Some(path)),
+        None => bail!(
+            "{name}={} is no program; give the path of one",
+            Path::new(&value).display()
+        ),
+    }
+}
+
+/// Finds a program by path or by `PATH`.
+pub fn find_program(name: &Path) -> Option<PathBuf> {
+    if name.components().count() > 1 {
+        return fs::canonicalize(name).ok().filter(|p| p.is_file());
+    }
+    let folders = env::var_os("PATH")?;
+    env::split_paths(&folders)
+        .map(|folder| folder.join(name))
+        .find(|path| path.is_file())
+}
+
+impl Project {
+    /// Reads the environment and makes the folders.
+    pub fn open() -> Result<Self> {
+        let tools = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let root = tools.parent().context("tools/ has no parent")?.to_owned();
+        let build = root.join("build");
+        let logs = build.join("logs");
+        fs::create_dir_all(&logs).with_context(|| format!("cannot make {}", logs.display()))?;
+        let cache = cache_folder()?;
+        fs::create_dir_all(&cache).with_context(|| {
+            format!(
+                "cannot make the cache {}; name another with S390_IOMMU_CACHE=",
+                cache.display()
+            )
+        })?;
+        let kout = match variable("KOUT") {
+            Some(path) => {
+                fs::create_dir_all(&path).with_context(|| format!("cannot make KOUT={path:?}"))?;
+                Some(fs::canonicalize(path)?)
+            }
+            None => None,
+        };
+        let processors = std::thread::available_parallelism().map_or(1, usize::from);
+        Ok(Self {
+            cache: fs::canonicalize(cache)?,
+            cargo: variable("CARGO").unwrap_or("/usr/bin/cargo".into()).into(),
+            rustc: variable("RUSTC").unwrap_or("/usr/bin/rustc".into()).into(),
+            llvm: env::var("LLVM")
+                .ok()
+                .filter(|v| !v.is_empty())
+                .unwrap_or("-22".into()),
+            bindgen: tool_variable("BINDGEN")?,
+            qemu: tool_variable("QEMU")?,
+            kdir: path_variable("KDIR")?,
+            kout,
+            update: variable("UPDATE").is_some(),
+            jobs: match env::var("JOBS") {
+                Ok(text) if !text.is_empty() => text
+                    .parse()
+                    .with_context(|| format!("JOBS={text} is no number"))?,
+                _ => processors,
+            },
+            root,
+            build,
+            logs,
+        })
+    }
+
+    /// Takes the cache for this process; another run waits until it is dropped.
+    pub fn lock(&self) -> Result<File> {
+        use rustix::fs::{flock, FlockOperation};
+        let path = self.cache.join("lock");
+        let file = File::create(&path).with_context(|| format!("cannot open {}", path.display()))?;
+        if flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
+            println!(
+                "waiting: another run uses the cache {}",
+                self.cache.display()
+            );
+            flock(&file, FlockOperation::LockExclusive)?;
+        }
+        Ok(file)
+    }
+
+    /// A tool of LLVM by the kernel's notation of `LLVM=`.
+    pub fn llvm_tool(&self, name: &str) -> PathBuf {
+        if self.llvm.ends_with('/') {
+            PathBuf::from(format!("{}{name}", self.llvm))
+        } else if self.llvm.starts_with('-') {
+            PathBuf::from(format!("{name}{}", self.llvm))
+        } else {
+            PathBuf::from(name)
+        }
+    }
+
+    /// A tool of the same Rust toolchain as `RUSTC=`.
+    pub fn rust_tool(&self, name: &str) -> PathBuf {
+        self.rustc.with_file_name(name)
+    }
+
+    /// A command for building: the toolchain that was checked comes first,
+    /// and nothing of the `make` that called us comes through.
+    pub fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
+        let mut command = Command::new(program);
+        for name in [
+            "MAKEFLAGS",
+            "MFLAGS",
+            "MAKELEVEL",
+            "MAKEOVERRIDES",
+            "ARCH",
+            "CROSS_COMPILE",
+            "KDIR",
+            "KOUT",
+            "LLVM",
+            "CONFIG",
+            "RUSTFLAGS",
+            "CARGO_ENCODED_RUSTFLAGS",
+            "CARGO_BUILD_TARGET",
+            "RUSTUP_TOOLCHAIN",
+            "LD_LIBRARY_PATH",
+        ] {
+            command.env_remove(name);
+        }
+        command
+            .env("CARGO", &self.cargo)
+            .env("RUSTC", &self.rustc)
+            .env("RUSTDOC", self.rust_tool("rustdoc"))
+            .env("RUSTFMT", self.rust_tool("rustfmt"))
+            .env("PATH", self.path())
+            .env("LC_ALL", "C.UTF-8")
+            .stdin(std::process::Stdio::null());
+        command
+    }
+
+    /// `PATH` with the folder of the Rust toolchain in front, so that nothing
+    /// picks up another one by name.
+    fn path(&self) -> OsString {
+        let rust = self.rustc.parent().map(Path::to_owned);
+        let rest = env::var_os("PATH").unwrap_or_default();
+        let folders = rust.into_iter().chain(env::split_paths(&rest));
+        let system = ["/usr/sbin", "/usr/bin", "/sbin", "/bin"].map(PathBuf::from);
+        env::join_paths(folders.chain(system)).unwrap_or(rest)
+    }
+}
+
+fn cache_folder() -> Result<PathBuf> {
+    if let Some(path) = variable("S390_IOMMU_CACHE") {
+        return Ok(path.into());
+    }
+    let base = match variable("XDG_CACHE_HOME") {
+        Some(path) => PathBuf::from(path),
+        None => PathBuf::from(
+            variable("HOME").context("HOME is not set; name a cache with S390_IOMMU_CACHE=")?,
+        )
+        .join(".cache"),
+    };
+    Ok(base.join("s390-iommu"))
+}

@@ -1,0 +1,166 @@
+// SPDX-License-Identifier: GPL-2.0
+//! The emulated machine: an s390x guest with real (emulated) PCI devices.
+
+use crate::{kernel::Kernel, ktap::Report, project::Project};
+use anyhow::{bail, Context, Result};
+use std::{
+    fs::{self, File},
+    io::{BufRead, BufReader, Write},
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    sync::mpsc::{self, RecvTimeoutError},
+    time::{Duration, Instant},
+};
+
+/// The size of the NVMe drive in bytes.
+const DRIVE: u64 = 256 << 20;
+
+/// One boot.
+pub struct Boot<'a> {
+    /// For the names of its files.
+    pub name: &'a str,
+    /// The program.
+    pub qemu: &'a Path,
+    /// What to boot.
+    pub kernel: &'a Kernel,
+    /// Its root.
+    pub initrd: &'a Path,
+    /// Words for the kernel's command line, beside the console.
+    pub append: String,
+    /// How long it may take.
+    pub limit: Duration,
+}
+
+impl Boot<'_> {
+    /// Boots, hands each line to `see`, and waits for the end.
+    ///
+    /// # Errors
+    ///
+    /// QEMU cannot be started, failed, or took longer than the limit. What the
+    /// guest itself says of its success is in the report.
+    pub fn run(&self, project: &Project, mut see: impl FnMut(&str)) -> Result<Report> {
+        let drive = self.fresh_drive(project)?;
+        let path = project.logs.join(format!("{}.console.log", self.name));
+        let mut log = File::create(&path)?;
+        let mut command = self.command(project, &drive);
+        command
+            .args(["-serial", "stdio", "-monitor", "none"])
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        let mut child = Guard(
+            command
+                .spawn()
+                .with_context(|| format!("cannot start {}", self.qemu.display()))?,
+        );
+        let lines = read_lines(&mut child.0)?;
+        let end = Instant::now() + self.limit;
+        let mut console = Vec::new();
+        loop {
+            match lines.recv_timeout(end.saturating_duration_since(Instant::now())) {
+                Ok(line) => {
+                    writeln!(log, "{line}")?;
+                    see(&line);
+                    console.push(line);
+                }
+                Err(RecvTimeoutError::Disconnected) => break,
+                Err(RecvTimeoutError::Timeout) => bail!(
+                    "{}: the guest did not end within {} s and was stopped; its console is in {}",
+                    self.name,
+                    self.limit.as_secs(),
+                    path.display()
+                ),
+            }
+        }
+        let status = child.0.wait()?;
+        let _ = fs::remove_file(drive);
+        let report = Report::parse(console.iter().map(String::as_str));
+        if !status.success() && report.panic.is_none() {
+            let last = console.last().map_or("it printed nothing", String::as_str);
+            bail!("{}: QEMU failed ({status}): {last}", self.name);
+        }
+        Ok(report)
+    }
+
+    /// Boots with the caller's terminal as the console.
+    pub fn shell(&self, project: &Project) -> Result<()> {
+        let drive = self.fresh_drive(project)?;
+        let mut command = self.command(project, &drive);
+        command
+            .args(["-serial", "mon:stdio"])
+            .stdin(Stdio::inherit());
+        let status = command
+            .status()
+            .with_context(|| format!("cannot start {}", self.qemu.display()))?;
+        let _ = fs::remove_file(drive);
+        if !status.success() {
+            bail!("QEMU failed ({status})");
+        }
+        Ok(())
+    }
+
+    /// A drive that nothing was written to: an old pattern looks like a success.
+    fn fresh_drive(&self, project: &Project) -> Result<PathBuf> {
+        let path = project.build.join(format!("{}.nvme", self.name));
+        let _ = fs::remove_file(&path);
+        File::create(&path)
+            .and_then(|file| file.set_len(DRIVE))
+            .with_context(|| format!("cannot make {}", path.display()))?;
+        Ok(path)
+    }
+
+    fn command(&self, project: &Project, drive: &Path) -> Command {
+        let mut command = project.command(self.qemu);
+        command
+            .args(["-M", "s390-ccw-virtio", "-cpu", "max"])
+            .args(["-accel", "tcg,thread=multi", "-smp", "2", "-m", "2G"])
+            .args(["-nodefaults", "-display", "none", "-no-reboot"])
+            .arg("-kernel")
+            .arg(&self.kernel.image)
+            .arg("-initrd")
+            .arg(self.initrd)
+            .arg("-append")
+            .arg(format!("console=ttysclp0 panic=-1 {}", self.append))
+            .arg("-drive")
+            .arg(format!("file={},if=none,id=d0,format=raw", drive.display()))
+            .args(["-device", "nvme,drive=d0,serial=x"])
+            // Two cards back to back. Their boot ROMs are not in the package.
+            .args(["-netdev", "hubport,id=n0,hubid=0"])
+            .args(["-netdev", "hubport,id=n1,hubid=0"])
+            .args(["-device", "igb,romfile=,netdev=n0"])
+            .args(["-device", "e1000e,romfile=,netdev=n1"]);
+        command
+    }
+}
+
+/// Stops QEMU however this ends.
+struct Guard(Child);
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// The lines of the console and of QEMU's own complaints.
+fn read_lines(child: &mut Child) -> Result<mpsc::Receiver<String>> {
+    let (sender, receiver) = mpsc::channel();
+    let follow = |stream: Box<dyn std::io::Read + Send>| {
+        let sender = sender.clone();
+        std::thread::spawn(move || {
+            let mut reader = BufReader::new(stream);
+            let mut bytes = Vec::new();
+            while reader.read_until(b'\n', &mut bytes).is_ok_and(|n| n > 0) {
+                let line = String::from_utf8_lossy(&bytes);
+                let line = line.trim_end_matches(['\r', '\n']).to_owned();
+                if sender.send(line).is_err() {
+                    return;
+                }
+                bytes.clear();
+            }
+        });
+    };
+    follow(Box::new(child.stdout.take().context("no pipe")?));
+    follow(Box::new(child.stderr.take().context("no pipe")?));
+    Ok(receiver)
+}

@@ -1,0 +1,368 @@
+// SPDX-License-Identifier: GPL-2.0
+//! `make test`: every check, with a summary. What cannot be run has failed.
+
+use crate::{
+    deps,
+    guest::Machine,
+    initramfs,
+    kernel::{self, Flavour, Kernel},
+    ktap::Outcome,
+    lint,
+    project::Project,
+    steps::Step,
+};
+use anyhow::{bail, Context, Result};
+use std::{fs, path::Path, time::Duration};
+
+/// A boot with all suites takes a fraction of this.
+const LIMIT: Duration = Duration::from_secs(900);
+/// The boots of `make test`, and the kernel's words for them.
+const BOOTS: [(&str, &str); 2] = [("lazy", ""), ("strict", "iommu.strict=1")];
+/// The driver's KUnit suites run at boot; the guest's program reads their results.
+const KUNIT: &str = "kunit.enable=1 kunit.autorun=1 kunit.filter_glob=s390_iommu*";
+
+/// A part of `make test`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// rustfmt
+    Format,
+    /// clippy on the programs and on the driver
+    Clippy,
+    /// the unit tests of this program
+    Tools,
+    /// the driver's pure rooms on the host
+    Host,
+    /// the same under every interleaving of a few threads
+    Model,
+    /// the kernel's checkpatch
+    Checkpatch,
+    /// everything in the guest
+    Guest,
+}
+
+const ALL: [Part; 7] = [
+    Part::Format,
+    Part::Tools,
+    Part::Host,
+    Part::Model,
+    Part::Clippy,
+    Part::Checkpatch,
+    Part::Guest,
+];
+
+/// Results of a part.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Count {
+    passed: usize,
+    failed: usize,
+    skipped: usize,
+}
+
+impl Count {
+    fn of((good, all): (usize, usize)) -> Self {
+        Self {
+            passed: good,
+            failed: all - good,
+            skipped: 0,
+        }
+    }
+
+    fn add(&mut self, other: Self) {
+        self.passed += other.passed;
+        self.failed += other.failed;
+        self.skipped += other.skipped;
+    }
+
+    fn one(good: bool) -> Self {
+        Self::of((usize::from(good), 1))
+    }
+}
+
+/// `make test`.
+pub fn run(project: &Project, flavour: &Flavour) -> Result<()> {
+    only(project, flavour, &ALL)
+}
+
+/// Some parts of it.
+pub fn only(project: &Project, flavour: &Flavour, parts: &[Part]) -> Result<()> {
+    deps::ensure(project)?;
+    let mut suite = Suite {
+        project,
+        flavour,
+        kernel: None,
+        summary: Vec::new(),
+    };
+    for part in parts {
+        suite.part(*part);
+    }
+    suite.finish()
+}
+
+struct Suite<'a> {
+    project: &'a Project,
+    flavour: &'a Flavour,
+    /// Built by the first part that needs one; the error is told once.
+    kernel: Option<Option<Kernel>>,
+    summary: Vec<(String, Count)>,
+}
+
+impl Suite<'_> {
+    fn part(&mut self, part: Part) {
+        match part {
+            Part::Format => self.step("format", "checking the formatting", |project, step| {
+                lint::check_format(project, step).map(Count::of)
+            }),
+            Part::Tools => self.step("tools", "testing the tools", |project, step| {
+                cargo_test(project, step, "tools", "")
+            }),
+            Part::Host => self.step("host", "testing the pure rooms on this machine", |project, step| {
+                cargo_test(project, step, "tests/host", "")
+            }),
+            Part::Model => self.step("model", "checking every interleaving", |project, step| {
+                cargo_test(project, step, "tests/host", "--cfg loom")
+            }),
+            Part::Clippy => {
+                self.step("clippy", "clippy on the programs", |project, step| {
+                    lint::clippy_programs(project, step).map(Count::of)
+                });
+                self.with_kernel("clippy-driver", "clippy on the driver", |project, kernel, step| {
+                    lint::clippy_driver(project, kernel, step).map(Count::one)
+                });
+            }
+            Part::Checkpatch => {
+                self.with_kernel("checkpatch", "checkpatch on all C", |project, kernel, step| {
+                    lint::checkpatch(project, &kernel.source.tree, step).map(Count::of)
+                });
+            }
+            Part::Guest => self.guest(),
+        }
+    }
+
+    /// Runs a part and keeps its result; an error is a failure.
+    fn step(
+        &mut self,
+        name: &str,
+        doing: &str,
+        work: impl FnOnce(&Project, &Step) -> Result<Count>,
+    ) {
+        let count = Step::start(self.project, name, doing).and_then(|step| {
+            let count = work(self.project, &step)?;
+            if count.failed > 0 {
+                let _ = step.fail(name, "");
+            }
+            step.done(&format!("{} passed, {} failed", count.passed, count.failed));
+            Ok(count)
+        });
+        self.keep(name, count);
+    }
+
+    fn keep(&mut self, name: &str, count: Result<Count>) {
+        let count = match count {
+            // A part that did nothing has not passed.
+            Ok(count) if count == Count::default() => {
+                println!("error: {name}: nothing was run");
+                Count::one(false)
+            }
+            Ok(count) => count,
+            Err(error) => {
+                println!("error: {error:#}");
+                Count::one(false)
+            }
+        };
+        self.summary.push((name.to_owned(), count));
+    }
+
+    fn with_kernel(
+        &mut self,
+        name: &str,
+        doing: &str,
+        work: impl FnOnce(&Project, &Kernel, &Step) -> Result<Count>,
+    ) {
+        let project = self.project;
+        let Some(kernel) = self.kernel() else {
+            return self.keep(name, Err(anyhow::anyhow!("{name}: there is no kernel")));
+        };
+        self.step(name, doing, |_, step| work(project, &kernel, step));
+        self.kernel = Some(Some(kernel));
+    }
+
+    /// Takes the kernel out, building it the first time.
+    fn kernel(&mut self) -> Option<Kernel> {
+        match self.kernel.take() {
+            Some(kernel) => {
+                if kernel.is_none() {
+                    self.kernel = Some(None);
+                }
+                kernel
+            }
+            None => match kernel::build(self.project, self.flavour) {
+                Ok(kernel) => {
+                    self.keep("kernel", Ok(Count::one(true)));
+                    Some(kernel)
+                }
+                Err(error) => {
+                    self.keep("kernel", Err(error));
+                    self.kernel = Some(None);
+                    None
+                }
+            },
+        }
+    }
+
+    fn guest(&mut self) {
+        let Some(kernel) = self.kernel() else {
+            let error = anyhow::anyhow!("guest: there is no kernel to boot");
+            return self.keep("guest", Err(error));
+        };
+        let machine = initramfs::build(self.project, &kernel).and_then(|initrd| {
+            let qemu = deps::qemu(self.project)?;
+            Ok(Machine {
+                qemu,
+                kernel,
+                initrd,
+            })
+        });
+        match machine {
+            Ok(machine) => {
+                for (mode, words) in BOOTS {
+                    self.boot(&machine, mode, words);
+                }
+            }
+            Err(error) => self.keep("guest", Err(error)),
+        }
+    }
+
+    fn boot(&mut self, machine: &Machine, mode: &str, words: &str) {
+        let name = format!("guest-{mode}");
+        self.step(&name, "running the guest's suites", |project, step| {
+            let append = format!("guest.mode=test {KUNIT} {words}");
+            let boot = machine.boot(&name, append, LIMIT);
+            let report = boot.run(project, |line| {
+                if line.starts_with("not ok ") {
+                    println!("    | {line}");
+                }
+            })?;
+            let mut count = Count {
+                passed: report.count(&Outcome::Passed),
+                failed: report.count(&Outcome::Failed),
+                skipped: report.count(&Outcome::Skipped),
+            };
+            for fault in report.faults(true) {
+                println!("    | {fault}");
+                count.failed += 1;
+            }
+            let console = project.logs.join(format!("{name}.console.log"));
+            fs::copy(&console, step.log())
+                .with_context(|| format!("cannot copy {}", console.display()))?;
+            Ok(count)
+        });
+    }
+
+    /// The summary; its last line is one that any reader of test results takes.
+    fn finish(self) -> Result<()> {
+        let mut sum = Count::default();
+        println!();
+        for (name, count) in &self.summary {
+            let word = if count.failed == 0 { "ok  " } else { "FAIL" };
+            println!(
+                "{word} {name:<16} {:>4} passed {:>4} failed {:>4} skipped",
+                count.passed, count.failed, count.skipped
+            );
+            sum.add(*count);
+        }
+        println!("{}", last_line(&sum));
+        if sum.failed > 0 || sum.passed == 0 {
+            // The line above says it all.
+            std::process::exit(1);
+        }
+        Ok(())
+    }
+}
+
+fn last_line(sum: &Count) -> String {
+    let mut line = format!("{} passed, {} failed", sum.passed, sum.failed);
+    if sum.skipped > 0 {
+        line += &format!(", {} skipped", sum.skipped);
+    }
+    line
+}
+
+/// The tests of a program of the checkout, with flags for the compiler.
+fn cargo_test(project: &Project, step: &Step, folder: &str, flags: &str) -> Result<Count> {
+    let folder = project.root.join(folder);
+    let manifest = folder.join("Cargo.toml");
+    if !manifest.is_file() {
+        bail!("{} is not there", manifest.display());
+    }
+    let target = lint::target_folder(project, &folder);
+    let mut command = project.command(&project.cargo);
+    command
+        .args(["test", "--release", "--locked", "--no-fail-fast"])
+        .arg("--manifest-path")
+        .arg(manifest);
+    if flags.is_empty() {
+        command.env("CARGO_TARGET_DIR", target);
+    } else {
+        // Other flags, other objects.
+        command.env("CARGO_TARGET_DIR", target.with_extension("flags"));
+        command.env("RUSTFLAGS", flags);
+    }
+    let good = step.status(&mut command)?;
+    let mut count = count_results(&read(step.log())?);
+    if !good && count.failed == 0 {
+        count.failed = 1;
+    }
+    Ok(count)
+}
+
+fn read(path: &Path) -> Result<String> {
+    let bytes = fs::read(path)?;
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+/// Adds up cargo's `test result: ok. 3 passed; 0 failed; 1 ignored; ...` lines.
+fn count_results(log: &str) -> Count {
+    let mut sum = Count::default();
+    for line in log.lines().filter_map(|l| l.strip_prefix("test result: ")) {
+        let number = |word: &str| -> usize {
+            line.split([';', '.'])
+                .filter_map(|part| part.trim().split_once(' '))
+                .find(|(_, name)| *name == word)
+                .and_then(|(number, _)| number.parse().ok())
+                .unwrap_or(0)
+        };
+        sum.add(Count {
+            passed: number("passed"),
+            failed: number("failed"),
+            skipped: number("ignored"),
+        });
+    }
+    sum
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn results_of_cargo_are_added() {
+        let log = "running 3 tests\n\
+            test result: ok. 3 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out; finished in 0.1s\n\
+            test result: FAILED. 2 passed; 1 failed; 0 ignored; 0 measured; 0 filtered out; finished in 0.1s\n";
+        let want = Count {
+            passed: 5,
+            failed: 1,
+            skipped: 1,
+        };
+        assert_eq!(count_results(log), want);
+        assert_eq!(count_results("error: could not compile"), Count::default());
+    }
+
+    #[test]
+    fn the_last_line() {
+        let mut sum = Count::of((5, 6));
+        assert_eq!(last_line(&sum), "5 passed, 1 failed");
+        sum.skipped = 2;
+        assert_eq!(last_line(&sum), "5 passed, 1 failed, 2 skipped");
+    }
+}
