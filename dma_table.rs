@@ -504,6 +504,15 @@ impl<'t, L: Level, M: Memory> Table<'t, L, M> {
     }
 }
 
+/// The origin of a page table that stays for as long as the caller owns a part
+/// of what it spans. (An address rather than a [`Table`]: in an option that
+/// takes a test for null more.)
+///
+/// # Invariants
+///
+/// It is one.
+struct Leaf(Phys);
+
 /// How much of `size` bytes (not 0) from `iova` on lies in the table of level
 /// `L` that translates `iova`.
 #[inline]
@@ -512,17 +521,51 @@ fn part_in<L: Level>(iova: Iova, size: u64) -> u64 {
     core::cmp::min(size.wrapping_sub(1), to_end).wrapping_add(1)
 }
 
-/// Whether all of these page entries are invalid. One load and one AND an
-/// entry.
+/// How many entries a turn of the loops below takes: the compiler unrolls turns
+/// of a fixed length, so that an entry costs little more than its access.
+const TURN: usize = 16;
+
+/// Whether all of these page entries are invalid. One AND an entry.
 #[inline]
 fn all_empty<C: Cell>(run: &[C]) -> bool {
-    run.iter().fold(PAGE_INVALID, |all, cell| all & cell.load()) != 0
+    let and = |all, cell: &C| all & cell.load();
+    let turns = run.chunks_exact(TURN);
+    let all = turns.remainder().iter().fold(PAGE_INVALID, and);
+    turns.fold(all, |all, turn| turn.iter().fold(all, and)) != 0
 }
 
-/// Whether all of these page entries are valid.
+/// Whether all of these page entries are valid. One OR an entry.
 #[inline]
 fn all_live<C: Cell>(run: &[C]) -> bool {
-    run.iter().fold(0, |any, cell| any | cell.load()) & PAGE_INVALID == 0
+    let or = |any, cell: &C| any | cell.load();
+    let turns = run.chunks_exact(TURN);
+    let any = turns.remainder().iter().fold(0, or);
+    turns.fold(any, |any, turn| turn.iter().fold(any, or)) & PAGE_INVALID == 0
+}
+
+/// Writes consecutive pages, the first one `entry`. A store and an addition an
+/// entry.
+#[inline]
+fn fill<C: Cell>(run: &[C], entry: u64) {
+    let next = |entry: u64, cell: &C| {
+        cell.store(entry);
+        entry.wrapping_add(PAGE_SIZE)
+    };
+    let turns = run.chunks_exact(TURN);
+    let rest = turns.remainder();
+    let entry = turns.fold(entry, |entry, turn| turn.iter().fold(entry, next));
+    rest.iter().fold(entry, next);
+}
+
+/// Empties entries. A store an entry.
+#[inline]
+fn clear<C: Cell>(run: &[C]) {
+    let turns = run.chunks_exact(TURN);
+    turns
+        .remainder()
+        .iter()
+        .for_each(|cell| cell.store(PAGE_INVALID));
+    turns.for_each(|turn| turn.iter().for_each(|cell| cell.store(PAGE_INVALID)));
 }
 
 /// A tree of translation tables.
@@ -614,9 +657,31 @@ impl<M: Memory> DmaTable<M> {
         Ok(())
     }
 
-    /// Maps `count` pages if one page table holds them, is there, and has room:
-    /// what most maps are, in few instructions. If not, nothing has changed, and
+    /// Maps one page if its page table is there and has room: what most maps
+    /// are, in few instructions. If not, nothing has changed, and
     /// [`DmaTable::map`] does it or says why not.
+    ///
+    /// # Safety
+    ///
+    /// The caller owns the page (see the head of this file).
+    #[inline]
+    pub(crate) unsafe fn map_page(&self, iova: Iova, phys: Phys, access: Access) -> bool {
+        match self.leaf(iova) {
+            Some(leaf) if (iova.0 | phys.0) & (PAGE_SIZE - 1) == 0 => {
+                let cell = self.pages(leaf).cell(iova);
+                let empty = cell.load() & PAGE_INVALID != 0;
+                if empty {
+                    cell.store(phys.0 | access.bits());
+                }
+                empty
+            }
+            _ => false,
+        }
+    }
+
+    /// Maps `count` pages if one page table holds them, is there, and has room.
+    /// If not, nothing has changed, and [`DmaTable::map`] does it or says why
+    /// not.
     ///
     /// # Safety
     ///
@@ -631,7 +696,10 @@ impl<M: Memory> DmaTable<M> {
     ) -> bool {
         let aligned = (iova.0 | phys.0) & (PAGE_SIZE - 1) == 0;
         match self.leaf_run(iova, count) {
-            Some(run) if aligned => map_pages(run, phys, access).is_ok(),
+            Some(run) if aligned && !run.is_empty() && all_empty(run) => {
+                fill(run, phys.0 | access.bits());
+                true
+            }
             _ => false,
         }
     }
@@ -666,18 +734,38 @@ impl<M: Memory> DmaTable<M> {
         (mapping.size, Ok(()))
     }
 
-    /// The entries of `count` pages, if one page table holds all of them
-    /// and it is there already.
+    /// The page table that translates `iova`, if it is there already and the
+    /// tree is as shallow as most are.
     #[inline]
-    fn leaf_run(&self, iova: Iova, count: usize) -> Option<&[M::Cell]> {
+    fn leaf(&self, iova: Iova) -> Option<Leaf> {
         let root = self.root();
         if root.depth != Depth::Third || iova.0 > Depth::Third.reach() {
             return None;
         }
-        // SAFETY: The root is a table of the level that its depth says.
-        let third: Table<'_, Third, M> = unsafe { Table::new(&self.memory, root.origin) };
-        let segments = self.peek::<Third>(third.cell(iova))?;
-        let pages = self.peek::<Segment>(segments.cell(iova))?;
+        // SAFETY: The root is a table of the level that its depth says. By the
+        // invariant of the tree an entry points to a table of the level below,
+        // which stays: the caller owns a part of what it spans.
+        unsafe {
+            let third: Table<'_, Third, M> = Table::new(&self.memory, root.origin);
+            let origin = Third::origin(third.cell(iova).load_acquire())?;
+            let segments: Table<'_, Segment, M> = Table::new(&self.memory, origin);
+            let origin = Segment::origin(segments.cell(iova).load_acquire())?;
+            Some(Leaf(origin))
+        }
+    }
+
+    /// The entries of a page table.
+    #[inline]
+    fn pages(&self, leaf: Leaf) -> Table<'_, Page, M> {
+        // SAFETY: By the invariant of `Leaf`.
+        unsafe { Table::new(&self.memory, leaf.0) }
+    }
+
+    /// The entries of `count` pages, if one page table holds all of them and it
+    /// is there already.
+    #[inline]
+    fn leaf_run(&self, iova: Iova, count: usize) -> Option<&[M::Cell]> {
+        let pages = self.pages(self.leaf(iova)?);
         pages.cells[Page::index(iova)..].get(..count)
     }
 
@@ -702,17 +790,55 @@ impl<M: Memory> DmaTable<M> {
             rest.advance(done);
             if rest.size != 0 {
                 let bytes = self
-                    .below::<Segment>(segments.cell(rest.iova), flags)
-                    .and_then(|pages| {
-                        let run = pages.run(rest.iova, rest.size);
-                        map_pages(run, rest.phys, rest.access)?;
-                        Ok((run.len() as u64) << PAGE_SHIFT)
-                    })
+                    .map_pages(segments.cell(rest.iova), rest, flags)
                     .map_err(|error| (part.wrapping_sub(rest.size), error))?;
                 rest.advance(bytes);
             }
         }
         Ok(part)
+    }
+
+    /// Maps what of `mapping` lies in the page table below a segment entry.
+    /// Returns how many bytes that is.
+    #[inline]
+    fn map_pages(
+        &self,
+        segment: &M::Cell,
+        mapping: Mapping,
+        flags: M::Flags,
+    ) -> Result<u64, MapError> {
+        let (pages, new) = match self.peek::<Segment>(segment) {
+            Some(pages) => (pages, false),
+            None => self.install::<Segment>(segment, flags)?,
+        };
+        let run = pages.run(mapping.iova, mapping.size);
+        // Nobody but the owner of this range could have put anything there.
+        if !new && !all_empty(run) {
+            return Err(MapError::InUse);
+        }
+        fill(run, mapping.phys.0 | mapping.access.bits());
+        Ok((run.len() as u64) << PAGE_SHIFT)
+    }
+
+    /// Unmaps one page if its page table is there and it is mapped. If not,
+    /// nothing has changed, and [`DmaTable::unmap`] does it.
+    ///
+    /// # Safety
+    ///
+    /// The caller owns the page (see the head of this file).
+    #[inline]
+    pub(crate) unsafe fn unmap_page(&self, iova: Iova) -> bool {
+        match self.leaf(iova) {
+            Some(leaf) if iova.0 & (PAGE_SIZE - 1) == 0 => {
+                let cell = self.pages(leaf).cell(iova);
+                let live = cell.load() & PAGE_INVALID == 0;
+                if live {
+                    cell.store(PAGE_INVALID);
+                }
+                live
+            }
+            _ => false,
+        }
     }
 
     /// Unmaps a range, up to the first part of it that is not mapped or that is
@@ -729,8 +855,9 @@ impl<M: Memory> DmaTable<M> {
     pub(crate) unsafe fn unmap(&self, iova: Iova, size: u64, retire: &mut impl Retire) -> u64 {
         match self.leaf_run(iova, (size >> PAGE_SHIFT) as usize) {
             // A page table that is covered whole goes as it is.
-            Some(run) if run.len() < Shape::Page.entries() => {
-                (unmap_pages(run) as u64) << PAGE_SHIFT
+            Some(run) if run.len() < Shape::Page.entries() && all_live(run) => {
+                clear(run);
+                size
             }
             _ => self.unmap_long(iova, size, retire),
         }
@@ -861,38 +988,39 @@ impl<M: Memory> DmaTable<M> {
     ) -> Result<Table<'_, L::Below, M>, MapError> {
         match self.peek::<L>(cell) {
             Some(table) => Ok(table),
-            None => self.install::<L>(cell, flags),
+            None => Ok(self.install::<L>(cell, flags)?.0),
         }
     }
 
     /// Puts a new table into an empty entry, or finds the one that somebody
-    /// else put there.
+    /// else put there. Says whether it is new.
     #[cold]
     fn install<L: Upper>(
         &self,
         cell: &M::Cell,
         flags: M::Flags,
-    ) -> Result<Table<'_, L::Below, M>, MapError> {
+    ) -> Result<(Table<'_, L::Below, M>, bool), MapError> {
         if cell.load() != ENTRY_INVALID {
+            // A frame, or a table that has come meanwhile.
             return match self.peek::<L>(cell) {
-                Some(table) => Ok(table),
+                Some(table) => Ok((table, false)),
                 None => Err(MapError::InUse),
             };
         }
         let shape = L::Below::SHAPE;
         let origin = self.memory.alloc(shape, flags).ok_or(MapError::NoMemory)?;
         // INVARIANT: The new table is empty.
-        match cell.install(ENTRY_INVALID, L::entry(origin)) {
-            // SAFETY: The table is of the level below and now in the tree.
-            Ok(()) => Ok(unsafe { Table::new(&self.memory, origin) }),
+        let (origin, new) = match cell.install(ENTRY_INVALID, L::entry(origin)) {
+            Ok(()) => (origin, true),
             Err(winner) => {
                 // SAFETY: The table was not published.
                 unsafe { self.memory.free(origin, shape) };
-                let winner = L::origin(winner).ok_or(MapError::InUse)?;
-                // SAFETY: By the invariant of the tree.
-                Ok(unsafe { Table::new(&self.memory, winner) })
+                (L::origin(winner).ok_or(MapError::InUse)?, false)
             }
-        }
+        };
+        // SAFETY: By the invariant of the tree; it stays, as the caller owns a
+        // part of what it spans.
+        Ok((unsafe { Table::new(&self.memory, origin) }, new))
     }
 
     /// Frees a table of level `L` and all below it.
@@ -925,72 +1053,6 @@ impl<M: Memory> Drop for DmaTable<M> {
     }
 }
 
-/// Fills page entries. All of the run (not none) is empty, or nothing is
-/// written.
-#[inline]
-fn map_pages<C: Cell>(run: &[C], phys: Phys, access: Access) -> Result<(), MapError> {
-    let entry = phys.0 | access.bits();
-    // A single page is not worth the set-up of unrolled loops.
-    let empty = match run {
-        [cell] => {
-            let empty = cell.load() & PAGE_INVALID != 0;
-            if empty {
-                cell.store(entry);
-            }
-            empty
-        }
-        run => fill_run(run, entry),
-    };
-    if empty {
-        Ok(())
-    } else {
-        Err(MapError::InUse)
-    }
-}
-
-/// Fills entries, the first with `entry`, if there are any and all are empty.
-#[inline(never)]
-fn fill_run<C: Cell>(run: &[C], entry: u64) -> bool {
-    if run.is_empty() || !all_empty(run) {
-        return false;
-    }
-    let mut entry = entry;
-    for cell in run {
-        cell.store(entry);
-        entry = entry.wrapping_add(PAGE_SIZE);
-    }
-    true
-}
-
-/// Empties page entries, up to the first that is not live. Returns how many
-/// there were.
-#[inline]
-fn unmap_pages<C: Cell>(run: &[C]) -> usize {
-    match run {
-        [cell] => {
-            let live = cell.load() & PAGE_INVALID == 0;
-            if live {
-                cell.store(PAGE_INVALID);
-            }
-            live.into()
-        }
-        run => clear_run(run),
-    }
-}
-
-#[inline(never)]
-fn clear_run<C: Cell>(run: &[C]) -> usize {
-    let mut run = run;
-    if !all_live(run) {
-        let live = |cell: &&C| cell.load() & PAGE_INVALID == 0;
-        run = &run[..run.iter().take_while(live).count()];
-    }
-    for cell in run {
-        cell.store(PAGE_INVALID);
-    }
-    run.len()
-}
-
 /// Maps frames into segment entries for as long as they are empty. Returns the
 /// bytes that were mapped.
 fn map_frames<C: Cell>(run: &[C], mapping: Mapping) -> u64 {
@@ -1005,6 +1067,20 @@ fn map_frames<C: Cell>(run: &[C], mapping: Mapping) -> u64 {
         bytes = bytes.wrapping_add(FRAME_SIZE);
     }
     bytes
+}
+
+/// Empties segment entries for as long as they map frames. Returns the bytes
+/// that were unmapped.
+fn unmap_frames<C: Cell>(run: &[C]) -> u64 {
+    let mut count = 0u64;
+    for cell in run {
+        if cell.load() & (ENTRY_INVALID | FRAME) != FRAME {
+            break;
+        }
+        cell.store(ENTRY_INVALID);
+        count = count.wrapping_add(1);
+    }
+    count << FRAME_SHIFT
 }
 
 fn translation(entry: u64, page_size: u64, iova: Iova) -> Translation {
@@ -1038,7 +1114,13 @@ impl Sweep for Page {
         size: u64,
         _retire: &mut impl Retire,
     ) -> u64 {
-        (unmap_pages(table.run(iova, size)) as u64) << PAGE_SHIFT
+        let mut run = table.run(iova, size);
+        if !all_live(run) {
+            let live = |cell: &&M::Cell| cell.load() & PAGE_INVALID == 0;
+            run = &run[..run.iter().take_while(live).count()];
+        }
+        clear(run);
+        (run.len() as u64) << PAGE_SHIFT
     }
 }
 
@@ -1064,14 +1146,11 @@ impl Sweep for Segment {
                     part
                 }
                 Some(pages) => Page::sweep(tree, &pages, at, part, retire),
-                None if part == FRAME_SIZE && cell.load() & ENTRY_INVALID == 0 => {
-                    cell.store(ENTRY_INVALID);
-                    part
-                }
+                None if part == FRAME_SIZE => unmap_frames(table.run(at, size.wrapping_sub(done))),
                 None => 0,
             };
             done = done.wrapping_add(swept);
-            if swept != part {
+            if swept < part {
                 break;
             }
         }

@@ -116,14 +116,57 @@ impl Domain {
         &self.data().space
     }
 
+    /// Maps `count` pages of `page_size` bytes. Returns how many bytes were
+    /// mapped before an error.
+    ///
+    /// # Safety
+    ///
+    /// The caller owns the range.
+    ///
+    /// # Errors
+    ///
+    /// `EINVAL` for what cannot be mapped at all, `EADDRINUSE` if the range
+    /// holds a live mapping, `ENOMEM`.
+    #[inline(never)]
+    pub(crate) unsafe fn map(
+        &self,
+        iova: u64,
+        phys: u64,
+        page_size: usize,
+        count: usize,
+        prot: Prot,
+        gfp: Gfp,
+    ) -> (usize, Result) {
+        match self.mapping(iova, phys, page_size, count, prot) {
+            // SAFETY: The caller's promise.
+            Ok(mapping) => unsafe { self.space().map(mapping, gfp) },
+            Err(error) => (0, Err(error)),
+        }
+    }
+
+    /// Unmaps a range up to the first hole. Returns how many bytes were
+    /// unmapped: none of what cannot have been mapped.
+    ///
+    /// # Safety
+    ///
+    /// The caller owns the range.
+    #[inline(never)]
+    pub(crate) unsafe fn unmap(&self, iova: u64, size: u64, gather: &mut Gather) -> usize {
+        if self.holds_pages(iova, size) {
+            // SAFETY: The caller's promise.
+            unsafe { self.space().unmap(iova, size, gather) }
+        } else {
+            0
+        }
+    }
+
     /// Checks a map of `count` pages of `page_size` bytes.
     ///
     /// # Errors
     ///
     /// `EINVAL` if it is empty, not aligned, not in the aperture, or of a page
     /// size that the domain does not have.
-    #[inline]
-    pub(crate) fn mapping(
+    fn mapping(
         &self,
         iova: u64,
         phys: u64,
@@ -157,13 +200,11 @@ impl Domain {
     }
 
     /// Whether a range is one of whole pages in the aperture.
-    #[inline]
-    pub(crate) fn holds_pages(&self, iova: u64, size: u64) -> bool {
+    fn holds_pages(&self, iova: u64, size: u64) -> bool {
         (iova | size) & (PAGE_SIZE - 1) == 0 && self.holds(iova, size)
     }
 
     /// Whether a range is in the aperture, and not empty.
-    #[inline]
     fn holds(&self, iova: u64, size: u64) -> bool {
         let last = iova.wrapping_add(size).wrapping_sub(1);
         iova <= last && last <= self.aperture_last() && size != 0
@@ -258,17 +299,21 @@ impl Space {
     ///
     /// The caller owns the range.
     #[inline]
-    pub(crate) unsafe fn map_in_leaf(
+    pub(crate) unsafe fn map_pages(
         &self,
         iova: u64,
         phys: u64,
         count: usize,
         access: Access,
     ) -> bool {
+        let (iova, phys) = (Iova(iova), Phys(phys));
         // SAFETY: The caller's promise.
         let mapped = unsafe {
-            self.table
-                .map_in_leaf(Iova(iova), Phys(phys), count, access)
+            if count == 1 {
+                self.table.map_page(iova, phys, access)
+            } else {
+                self.map_run(iova, phys, count, access)
+            }
         };
         if mapped {
             self.counters
@@ -278,12 +323,40 @@ impl Space {
         mapped
     }
 
+    /// Not inlined, so that a map of one page does not save registers for it.
+    ///
+    /// # Safety
+    ///
+    /// The caller owns the range.
+    #[inline(never)]
+    unsafe fn map_run(&self, iova: Iova, phys: Phys, count: usize, access: Access) -> bool {
+        // SAFETY: The caller's promise.
+        unsafe { self.table.map_in_leaf(iova, phys, count, access) }
+    }
+
+    /// Unmaps one page if that needs no more than to empty its entry. If not,
+    /// nothing has changed, and [`Space::unmap`] does it.
+    ///
+    /// # Safety
+    ///
+    /// The caller owns the page.
+    #[inline]
+    pub(crate) unsafe fn unmap_page(&self, iova: u64, gather: &mut Gather) -> bool {
+        // SAFETY: The caller's promise.
+        let unmapped = unsafe { self.table.unmap_page(Iova(iova)) };
+        if unmapped {
+            gather.add(iova, PAGE_SIZE);
+            self.pending.mark_one(iova);
+            self.counters.unmapped_pages.fetch_add(1, Ordering::Relaxed);
+        }
+        unmapped
+    }
+
     /// Unmaps a range, which must be in the aperture, up to the first hole.
     ///
     /// # Safety
     ///
     /// The caller owns the range.
-    #[inline]
     pub(crate) unsafe fn unmap(&self, iova: u64, size: u64, gather: &mut Gather) -> usize {
         let mut retired = Retired {
             gather,
@@ -312,16 +385,19 @@ impl Space {
         unsafe { self.table.lookup(Iova(iova)) }
     }
 
-    /// Makes members see what was mapped.
+    /// Whether anybody has to be told of what was stored. A full barrier between
+    /// the stores and what the answer leads to.
+    #[inline]
+    pub(crate) fn is_seen(&self) -> bool {
+        !self.members.nobody_sees_stores()
+    }
+
+    /// Makes members see what was mapped, after [`Space::is_seen`].
     ///
     /// # Errors
     ///
     /// The first error of a member that is neither gone nor in the error state.
-    #[inline]
     pub(crate) fn sync_map(&self, iova: u64, size: u64) -> Result {
-        if self.members.nobody_sees_stores() {
-            return Ok(());
-        }
         self.refresh_mapped(Range::sized(iova, size).ok_or(EINVAL)?)
     }
 
@@ -338,14 +414,11 @@ impl Space {
     }
 
     /// Makes members forget what is in the gather, then frees the tables that
-    /// it holds.
-    #[inline]
+    /// it holds; after [`Space::is_seen`].
     pub(crate) fn sync(&self, gather: &mut Gather) {
-        if !self.members.nobody_sees_stores() {
-            let (start, last) = gather.range();
-            if let Some(range) = Range::new(start, last) {
-                self.refresh_unmapped(range, &self.counters.sync_rpcits);
-            }
+        let (start, last) = gather.range();
+        if let Some(range) = Range::new(start, last) {
+            self.refresh_unmapped(range, &self.counters.sync_rpcits);
         }
         if gather.holds_pages() {
             // SAFETY: Every member forgot the range, or cannot do DMA.

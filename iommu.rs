@@ -301,8 +301,12 @@ pub(crate) trait PagingDomain: Sized + Send + Sync + 'static {
     /// May be atomic.
     fn flush_all(domain: &Domain<Self>);
 
+    /// Whether any device has to be told of what was mapped or unmapped. A full
+    /// barrier between the stores to tables and what the answer leads to.
+    fn is_seen(domain: &Domain<Self>) -> bool;
+
     /// Makes devices forget what is in the gather, and frees the pages that it
-    /// holds.
+    /// holds. Called if [`PagingDomain::is_seen`] or if it holds any.
     ///
     /// # Context
     ///
@@ -310,6 +314,7 @@ pub(crate) trait PagingDomain: Sized + Send + Sync + 'static {
     fn sync(domain: &Domain<Self>, gather: &mut Gather);
 
     /// Makes devices see `size` bytes (not 0) that were mapped from `iova` on.
+    /// Called if [`PagingDomain::is_seen`].
     ///
     /// # Errors
     ///
@@ -654,17 +659,51 @@ impl<D: Driver> Ops<D> {
         D::Domain::flush_all(unsafe { Domain::from_raw(domain) });
     }
 
+    // The two below are called for every map and unmap, and mostly have nothing
+    // to do. What they do otherwise is a function of the same signature, so that
+    // it is jumped to and these need no stack.
+
     unsafe extern "C" fn iotlb_sync(
         domain: *mut bindings::iommu_domain,
         gather: *mut bindings::iommu_iotlb_gather,
     ) {
         // SAFETY: The core passes one of this driver's domains and a valid
         // gather; `Gather` is transparent.
+        unsafe {
+            let seen = D::Domain::is_seen(Domain::from_raw(domain));
+            if seen || (*gather.cast::<Gather>()).holds_pages() {
+                Self::iotlb_sync_now(domain, gather);
+            }
+        }
+    }
+
+    #[inline(never)]
+    unsafe extern "C" fn iotlb_sync_now(
+        domain: *mut bindings::iommu_domain,
+        gather: *mut bindings::iommu_iotlb_gather,
+    ) {
+        // SAFETY: As above.
         let (domain, gather) = unsafe { (Domain::from_raw(domain), &mut *gather.cast()) };
         D::Domain::sync(domain, gather);
     }
 
     unsafe extern "C" fn iotlb_sync_map(
+        domain: *mut bindings::iommu_domain,
+        iova: c_ulong,
+        size: usize,
+    ) -> c_int {
+        // SAFETY: The core passes one of this driver's domains.
+        unsafe {
+            if D::Domain::is_seen(Domain::from_raw(domain)) {
+                Self::iotlb_sync_map_now(domain, iova, size)
+            } else {
+                0
+            }
+        }
+    }
+
+    #[inline(never)]
+    unsafe extern "C" fn iotlb_sync_map_now(
         domain: *mut bindings::iommu_domain,
         iova: c_ulong,
         size: usize,

@@ -9,12 +9,11 @@
 //!
 //! # The protocol
 //!
-//! An unmap clears entries, then sets the bit of the chunk in its word, then
-//! the bit of the word in the summary. A flush takes the summary, then the
-//! words that it names. A mark whose summary bit comes too late is found by the
-//! next flush, which is the one that the unmap's caller waits for: it is called
-//! after the unmap returned. That a flush does not return before a concurrent
-//! one has refreshed what that one took is up to the caller (a lock).
+//! An unmap clears entries, then sets the bit of the chunk. A full flush takes
+//! the bits, then refreshes. An unmap that the flush has to serve returned
+//! before it was called, so its bit is there. That a flush does not return
+//! before a concurrent one has refreshed what that one took is up to the caller
+//! (a lock).
 
 use core::sync::atomic::{AtomicU64, Ordering};
 
@@ -32,7 +31,6 @@ const MIN_SHIFT: u32 = 20;
 /// The marks.
 pub(crate) struct Pending {
     shift: u32,
-    summary: AtomicU64,
     words: [AtomicU64; WORDS],
 }
 
@@ -43,13 +41,19 @@ impl Pending {
         let bits = u64::BITS - last.leading_zeros();
         Pending {
             shift: bits.saturating_sub(CHUNK_BITS).max(MIN_SHIFT),
-            summary: AtomicU64::new(0),
             words: [const { AtomicU64::new(0) }; WORDS],
         }
     }
 
     fn chunk(&self, iova: u64) -> u64 {
         (iova >> self.shift).min(LAST_CHUNK)
+    }
+
+    /// Marks the chunk of `iova`.
+    #[inline]
+    pub(crate) fn mark_one(&self, iova: u64) {
+        let chunk = self.chunk(iova);
+        self.mark_word((chunk / 64) as usize, 1 << (chunk % 64));
     }
 
     /// Marks the chunks from the one of `start` to the one of `last`
@@ -78,21 +82,17 @@ impl Pending {
     fn mark_word(&self, word: usize, bits: u64) {
         if let Some(cell) = self.words.get(word) {
             cell.fetch_or(bits, Ordering::Release);
-            self.summary.fetch_or(1 << word, Ordering::Release);
         }
     }
 
     /// Takes all marks, as few ranges as hold the marked chunks.
     pub(crate) fn take(&self, mut refresh: impl FnMut(Range)) {
         let mut run: Option<Range> = None;
-        let mut summary = self.summary.swap(0, Ordering::AcqRel);
-        while summary != 0 {
-            let word = summary.trailing_zeros();
-            summary &= summary - 1;
-            let mut bits = match self.words.get(word as usize) {
-                Some(cell) => cell.swap(0, Ordering::AcqRel),
-                None => 0,
-            };
+        for (word, cell) in (0..).zip(&self.words) {
+            if cell.load(Ordering::Relaxed) == 0 {
+                continue;
+            }
+            let mut bits = cell.swap(0, Ordering::AcqRel);
             while bits != 0 {
                 let chunk = self.range_of(word * WORD_BITS + bits.trailing_zeros());
                 bits &= bits - 1;

@@ -202,24 +202,22 @@ impl iommu::PagingDomain for Paging {
         let access = domain::access(prot);
         // SAFETY: The caller's promise.
         if page_size as u64 == PAGE_SIZE
-            && unsafe { domain.space().map_in_leaf(iova, phys, count, access) }
+            && unsafe { domain.space().map_pages(iova, phys, count, access) }
         {
             return (count << PAGE_SHIFT, Ok(()));
         }
-        match domain.mapping(iova, phys, page_size, count, prot) {
-            // SAFETY: The caller's promise.
-            Ok(mapping) => unsafe { domain.space().map(mapping, gfp) },
-            Err(error) => (0, Err(error)),
-        }
+        // SAFETY: As above.
+        unsafe { domain.map(iova, phys, page_size, count, prot, gfp) }
     }
 
     #[inline]
     unsafe fn unmap_pages(domain: &Domain, iova: u64, size: usize, gather: &mut Gather) -> usize {
-        if !domain.holds_pages(iova, size as u64) {
-            return 0;
-        }
         // SAFETY: The caller's promise.
-        unsafe { domain.space().unmap(iova, size as u64, gather) }
+        if size as u64 == PAGE_SIZE && unsafe { domain.space().unmap_page(iova, gather) } {
+            return size;
+        }
+        // SAFETY: As above.
+        unsafe { domain.unmap(iova, size as u64, gather) }
     }
 
     fn flush_all(domain: &Domain) {
@@ -227,11 +225,14 @@ impl iommu::PagingDomain for Paging {
     }
 
     #[inline]
+    fn is_seen(domain: &Domain) -> bool {
+        domain.space().is_seen()
+    }
+
     fn sync(domain: &Domain, gather: &mut Gather) {
         domain.space().sync(gather);
     }
 
-    #[inline]
     fn sync_map(domain: &Domain, iova: u64, size: usize) -> Result {
         domain.space().sync_map(iova, size as u64)
     }

@@ -156,6 +156,9 @@ impl Root {
             // The cache may lie where apt's own user cannot read.
             "APT::Sandbox::User=root".to_owned(),
             "Acquire::Retries=3".to_owned(),
+            // Indexes that nobody reads here.
+            "Acquire::Languages=none".to_owned(),
+            "Acquire::IndexTargets::deb::DEP-11::DefaultEnabled=false".to_owned(),
         ];
         if let Some(arch) = arch {
             options.push("Dir::Etc::preferencesparts=/dev/null".into());

@@ -7,6 +7,7 @@ use std::{fs, io::ErrorKind, path::Path};
 
 /// Removes what was built: here, and in the cache but for downloads.
 pub fn clean(project: &Project) -> Result<()> {
+    let _lock = project.lock()?;
     for folder in ["objects", "target", "bindgen-build"] {
         remove(&project.cache.join(folder))?;
     }

@@ -78,6 +78,9 @@ fn needs(project: &Project) -> Vec<Need> {
         ("ccache", "ccache"),
         ("pkg-config", "pkg-config"),
         ("python3", "python3"),
+        // A minimal Debian has a perl without the modules that the kernel's
+        // scripts use; this comes with them.
+        ("prove", "perl"),
         ("/usr/include/stdio.h", "libc6-dev"),
         ("/usr/include/libelf.h", "libelf-dev"),
         ("/usr/include/openssl/ssl.h", "libssl-dev"),
@@ -90,21 +93,9 @@ fn needs(project: &Project) -> Vec<Need> {
         .into_iter()
         .map(|(sign, package)| Need::new(sign, package))
         .collect();
-    if perl_lacks_modules() {
-        list.push(Need::new("/usr/bin/perl with POSIX.pm", "perl"));
-    }
     list.extend(rust_needs(project));
     list.extend(llvm_needs(project));
     list
-}
-
-/// A minimal Debian has a perl without the modules that the kernel's scripts use.
-fn perl_lacks_modules() -> bool {
-    !Command::new("perl")
-        .args(["-MPOSIX", "-MTerm::ANSIColor", "-MGetopt::Long", "-e", "1"])
-        .stderr(std::process::Stdio::null())
-        .status()
-        .is_ok_and(|status| status.success())
 }
 
 fn rust_needs(project: &Project) -> Vec<Need> {

@@ -3,6 +3,7 @@
 
 use crate::{
     apt::{self, Root},
+    hash::{self, Stamp},
     kernel::{variable, Kernel},
     project::Project,
     steps::Step,
@@ -82,6 +83,7 @@ fn busybox(project: &Project, step: &Step) -> Result<PathBuf> {
     let deb = root.download(project, step, "busybox-static", &project.cache.join("deb"))?;
     let partial = folder.with_extension("partial");
     let _ = fs::remove_dir_all(&partial);
+    fs::create_dir_all(&partial)?;
     step.run(
         project.command("dpkg-deb").arg("-x").arg(&deb).arg(&partial),
         "the package is broken: remove it and run it again",
@@ -98,6 +100,15 @@ fn test_modules(project: &Project, kernel: &Kernel, step: &Step) -> Result<Vec<P
     }
     let output = project.build.join("test-modules");
     fs::create_dir_all(&output)?;
+    let order = output.join("modules.order");
+    let stamp = Stamp::new(
+        output.join(".s390-iommu-built"),
+        modules_key(&source, kernel)?,
+    );
+    if stamp.is_current() {
+        return modules_in(&order, &output);
+    }
+    stamp.remove();
     step.run(
         kernel
             .make(project)
@@ -107,7 +118,26 @@ fn test_modules(project: &Project, kernel: &Kernel, step: &Step) -> Result<Vec<P
             .arg("modules"),
         "correct what the compiler says",
     )?;
-    modules_in(&output.join("modules.order"), &output)
+    stamp.write()?;
+    modules_in(&order, &output)
+}
+
+/// A key of what the modules are built from, if the kernel has one.
+fn modules_key(source: &Path, kernel: &Kernel) -> Result<Option<String>> {
+    let Some(key) = &kernel.key else {
+        return Ok(None);
+    };
+    let objects = kernel.objects.as_os_str().as_encoded_bytes();
+    let mut parts = vec![key.clone().into_bytes(), objects.to_owned()];
+    let mut files: Vec<PathBuf> = fs::read_dir(source)?
+        .map(|entry| entry.map(|entry| entry.path()))
+        .collect::<io::Result<_>>()?;
+    files.sort();
+    for file in files.iter().filter(|path| path.is_file()) {
+        parts.push(file.as_os_str().as_encoded_bytes().to_owned());
+        parts.push(fs::read(file)?);
+    }
+    Ok(Some(hash::key(parts.iter().map(Vec::as_slice))))
 }
 
 /// The modules of the kernel itself (the driver, when it is one).

@@ -21,6 +21,8 @@ use std::{
 
 /// Where the driver lies in a kernel tree.
 const PLACE: &str = "drivers/iommu/s390";
+/// The edits, in the checkout.
+pub const HOOKS: &str = "integration/hooks.toml";
 /// Lists the files that were put there, so that those that are gone are removed.
 const LIST: &str = ".integrated-files";
 
@@ -41,7 +43,7 @@ pub struct Report {
 ///
 /// The tree is not a Linux that the hooks understand; nothing was written.
 pub fn integrate(root: &Path, source: &Source) -> Result<Report> {
-    let path = root.join("integration/hooks.toml");
+    let path = root.join(HOOKS);
     let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
     let hooks = hooks::parse(&text)?;
     let files = driver_files(root)?;

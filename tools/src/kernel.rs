@@ -3,8 +3,8 @@
 
 use crate::{
     deps::{self, Version},
-    hash,
-    integrate::{self, integrate},
+    hash::{self, Stamp},
+    integrate::{self, integrate, HOOKS},
     project::{find_program, Project},
     source::{self, Source},
     steps::{write_if_changed, Step},
@@ -13,7 +13,7 @@ use anyhow::{bail, Context, Result};
 use std::{
     collections::BTreeMap,
     ffi::OsString,
-    fs,
+    fs::{self, File},
     path::{Path, PathBuf},
     process::Command,
 };
@@ -31,7 +31,11 @@ pub struct Kernel {
     pub objects: PathBuf,
     /// What QEMU boots.
     pub image: PathBuf,
+    /// Changes when the kernel does; `None` for a tree of the caller's.
+    pub key: Option<String>,
     bindgen: PathBuf,
+    /// Nobody else builds in the cache as long as this is in use.
+    lock: Option<File>,
 }
 
 /// Which fragments of `tools/config/` are put on top of `base.config`.
@@ -39,6 +43,7 @@ pub type Flavour = Vec<String>;
 
 /// Builds the kernel; what is up to date is not built again.
 pub fn build(project: &Project, flavour: &Flavour) -> Result<Kernel> {
+    let lock = project.lock()?;
     deps::ensure(project)?;
     // Building a bindgen and fetching the source do not wait for each other.
     let (bindgen, source) = std::thread::scope(|scope| {
@@ -60,19 +65,32 @@ pub fn build(project: &Project, flavour: &Flavour) -> Result<Kernel> {
         check_space(project)?;
     }
     fs::create_dir_all(&objects).with_context(|| format!("cannot make {}", objects.display()))?;
+    let wanted = wanted_config(project, flavour)?;
+    let key = match source.pristine {
+        Some(_) => Some(input_key(project, &source, &wanted, &bindgen)?),
+        None => None,
+    };
     let kernel = Kernel {
         image: objects.join("arch/s390/boot/bzImage"),
         source,
         version,
         objects,
+        key,
         bindgen,
+        lock: Some(lock),
     };
     let step = Step::start(
         project,
         "kernel",
         &format!("building Linux {version} ({})", flavour.join(", ")),
     )?;
-    kernel.configure(project, &step, flavour)?;
+    let stamp = Stamp::new(kernel.objects.join(".s390-iommu-built"), kernel.key.clone());
+    if stamp.is_current() && kernel.image.is_file() {
+        step.done("nothing changed");
+        return Ok(kernel);
+    }
+    stamp.remove();
+    kernel.configure(project, &step, &wanted)?;
     step.run(
         kernel
             .make(project)
@@ -80,8 +98,40 @@ pub fn build(project: &Project, flavour: &Flavour) -> Result<Kernel> {
             .args(["bzImage", "modules"]),
         "correct what the compiler says",
     )?;
+    stamp.write()?;
     step.done("built");
     Ok(kernel)
+}
+
+/// The text of the fragments, a later one over an earlier.
+fn wanted_config(project: &Project, flavour: &Flavour) -> Result<String> {
+    let folder = project.root.join("tools/config");
+    let mut text = String::new();
+    for name in ["base"].into_iter().chain(flavour.iter().map(String::as_str)) {
+        let path = folder.join(format!("{name}.config"));
+        text += &fs::read_to_string(&path)
+            .with_context(|| format!("no configuration {}", path.display()))?;
+    }
+    Ok(text)
+}
+
+/// A key of all that a kernel of a tree in the cache is built from.
+fn input_key(
+    project: &Project,
+    source: &Source,
+    wanted: &str,
+    bindgen: &Path,
+) -> Result<String> {
+    let mut parts = vec![source.name.clone().into_bytes(), wanted.into()];
+    parts.push(fs::read(project.root.join(HOOKS))?);
+    for file in integrate::driver_files(&project.root)? {
+        parts.push(fs::read(project.root.join(&file))?);
+        parts.push(file.into_bytes());
+    }
+    for tool in [&project.llvm_tool("clang"), &project.rustc, bindgen] {
+        parts.push(hash::of_program(tool));
+    }
+    Ok(hash::key(parts.iter().map(Vec::as_slice)))
 }
 
 /// Finds the source and puts the driver in.
@@ -132,22 +182,20 @@ impl Kernel {
         command
     }
 
-    fn configure(&self, project: &Project, step: &Step, flavour: &Flavour) -> Result<()> {
+    /// Lets others use the cache.
+    pub fn unlock(&mut self) {
+        self.lock = None;
+    }
+
+    fn configure(&self, project: &Project, step: &Step, wanted: &str) -> Result<()> {
         let config = self.objects.join(".config");
         let stamp = self.objects.join(".s390-iommu-config");
-        let folder = project.root.join("tools/config");
-        let mut wanted = String::new();
-        for name in ["base"].into_iter().chain(flavour.iter().map(String::as_str)) {
-            let path = folder.join(format!("{name}.config"));
-            wanted += &fs::read_to_string(&path)
-                .with_context(|| format!("no configuration {}", path.display()))?;
-        }
         if config.exists() && !stamp.exists() {
             // A folder of the caller's, with a configuration of the caller's.
-            return check_foreign(&config, &wanted);
+            return check_foreign(&config, wanted);
         }
         let read = |file: &str| fs::read(project.root.join(file)).unwrap_or_default();
-        let (kconfig, hooks) = (read("Kconfig"), read("integration/hooks.toml"));
+        let (kconfig, hooks) = (read("Kconfig"), read(HOOKS));
         let key = hash::key([wanted.as_bytes(), &kconfig, &hooks]);
         if config.exists() && fs::read_to_string(&stamp).is_ok_and(|old| old == key) {
             return Ok(());
@@ -160,7 +208,7 @@ impl Kernel {
                 .arg("allnoconfig"),
             "check tools/config and the driver's Kconfig",
         )?;
-        check_config(&wanted, &fs::read_to_string(&config)?)?;
+        check_config(wanted, &fs::read_to_string(&config)?)?;
         fs::write(stamp, key)?;
         Ok(())
     }
@@ -260,6 +308,7 @@ pub fn print_places(kernel: &Kernel) {
 
 /// `make integrate`.
 pub fn integrate_only(project: &Project) -> Result<()> {
+    let _lock = project.lock()?;
     let source = source::find(project)?;
     let report = integrate::integrate(&project.root, &source)?;
     println!(

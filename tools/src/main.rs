@@ -75,11 +75,6 @@ fn main() -> ExitCode {
 
 fn run(command: &Command) -> Result<()> {
     let project = Project::open()?;
-    if let Command::Bare = command {
-        // Has caches of its own.
-        return bare::run(&project);
-    }
-    let _lock = project.lock()?;
     let flavour = project.flavour()?;
     match command {
         Command::Run => guest::run(&project, &flavour),

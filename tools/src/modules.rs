@@ -38,6 +38,7 @@ fn make(project: &Project, target: &str) -> Result<()> {
             lacking.join(", ")
         );
     }
+    let _lock = project.lock()?;
     deps::ensure(project)?;
     let bindgen = deps::bindgen(project)?;
     let mut command = kernel_make(project, &bindgen);

@@ -129,7 +129,7 @@ impl Project {
         })
     }
 
-    /// Takes the cache for this process; another run waits until it is dropped.
+    /// Takes the cache for this process; another one waits until it is dropped.
     pub fn lock(&self) -> Result<File> {
         use rustix::fs::{flock, FlockOperation};
         let path = self.cache.join("lock");

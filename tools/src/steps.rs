@@ -75,14 +75,14 @@ impl Step {
     /// Runs a command, its output to the log, and says whether it succeeded.
     pub fn status(&self, command: &mut Command) -> Result<bool> {
         let mut log = self.log_file()?;
-        writeln!(log, "+ {command:?}")?;
+        writeln!(log, "+ {}", line_of(command))?;
         command
             .stdout(Stdio::from(log.try_clone()?))
             .stderr(Stdio::from(log));
         let mut child = command
             .spawn()
             .with_context(|| format!("cannot start {}", program_name(command)))?;
-        let mut next = SIGN_OF_LIFE;
+        let mut next = self.start.elapsed() + SIGN_OF_LIFE;
         loop {
             if let Some(status) = child.try_wait()? {
                 return Ok(status.success());
@@ -98,7 +98,7 @@ impl Step {
     /// Runs a command and returns its standard output; the rest to the log.
     pub fn output(&self, command: &mut Command, advice: &str) -> Result<String> {
         let mut log = self.log_file()?;
-        writeln!(log, "+ {command:?}")?;
+        writeln!(log, "+ {}", line_of(command))?;
         let output = command
             .stderr(Stdio::from(log.try_clone()?))
             .output()
@@ -134,6 +134,16 @@ fn program_name(command: &Command) -> String {
         .unwrap_or(command.get_program())
         .to_string_lossy()
         .into_owned()
+}
+
+/// A command as one would type it.
+fn line_of(command: &Command) -> String {
+    let words = std::iter::once(command.get_program()).chain(command.get_args());
+    let words: Vec<_> = words.map(|word| word.to_string_lossy()).collect();
+    match command.get_current_dir() {
+        Some(folder) => format!("cd {}; {}", folder.display(), words.join(" ")),
+        None => words.join(" "),
+    }
 }
 
 /// Causes that have nothing to do with the step they hit.

@@ -33,10 +33,9 @@ impl Counters {
 
     fn parse(text: &str) -> Result<Self> {
         let value = |label: &str| -> Result<u64> {
-            let lines = text.lines().filter_map(|line| line.split_once(':'));
+            let mut lines = text.lines().rev().filter_map(|line| line.split_once(':'));
             let (_, value) = lines
-                .filter(|(key, _)| key.trim() == label)
-                .next_back()
+                .find(|(key, _)| key.trim() == label)
                 .with_context(|| format!("no line \"{label}\""))?;
             value.trim().parse().with_context(|| format!("\"{label}\" is {value:?}"))
         };

@@ -3,7 +3,7 @@
 //!
 //! Mounts what it needs, reads on the kernel command line what to do
 //! (`guest.mode=run|test|shell`), does it, prints `guest: done status=N` as
-//! the last line and powers the machine off.
+//! the last line and powers the machine off. Its first line is `guest: start`.
 
 mod block;
 mod cmdline;
@@ -26,6 +26,9 @@ use cmdline::{Cmdline, Mode};
 use console::say;
 
 fn main() {
+    // Whatever stands above this line is the kernel's, also what looks like
+    // test results: KUnit prints those while the machine boots.
+    say!("guest: start");
     let status = match boot() {
         Ok(true) => 0,
         Ok(false) => 1,

@@ -41,9 +41,9 @@ pub enum Anchor {
 #[derive(Clone, Copy, Debug)]
 #[cfg_attr(feature = "arbitrary", derive(arbitrary::Arbitrary))]
 pub enum Extent {
-    /// So many pages, and one.
+    /// So many pages modulo 1024, and one.
     Pages(u16),
-    /// So many frames, and one. Aligned to a frame.
+    /// So many frames modulo 8, and one. Aligned to a frame.
     Frames(u8),
     /// What a segment table spans, aligned to it.
     SegmentTable,
@@ -154,8 +154,8 @@ fn place(at: Place, reach: u64) -> u64 {
 fn range(at: Place, extent: Extent, unit: u64, reach: u64) -> Range {
     let table = Level::RegionThird.span();
     let (size, unit) = match extent {
-        Extent::Pages(pages) => ((u64::from(pages) + 1) << PAGE_SHIFT, unit),
-        Extent::Frames(frames) => ((u64::from(frames) + 1) * FRAME_SIZE, FRAME_SIZE),
+        Extent::Pages(pages) => ((u64::from(pages) % 1024 + 1) << PAGE_SHIFT, unit),
+        Extent::Frames(frames) => ((u64::from(frames) % 8 + 1) * FRAME_SIZE, FRAME_SIZE),
         // As pages this would take half a million of them.
         Extent::SegmentTable if unit == PAGE_SIZE && cfg!(not(loom)) => (FRAME_SIZE, FRAME_SIZE),
         Extent::SegmentTable => (table, table),

@@ -1,0 +1,174 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Apertures, windows and reserved regions (`aperture.rs`), and the marks of
+//! what was unmapped (`pending.rs`).
+
+use std::collections::BTreeSet;
+
+use proptest::collection::vec;
+use proptest::prelude::*;
+
+use crate::aperture::{reserved, window, Range};
+use crate::dma_table::Depth;
+use crate::pending::Pending;
+use crate::walker::Level;
+
+const GIB: u64 = 1 << 30;
+/// What tables of three, four and five levels reach.
+const REACHES: [u64; 3] = [(1 << 42) - 1, (1 << 53) - 1, u64::MAX];
+
+fn ends(range: Range) -> (u64, u64) {
+    (range.start(), range.last())
+}
+
+#[test]
+fn ranges_have_inclusive_ends() {
+    assert_eq!(Range::new(2, 1), None);
+    assert_eq!(Range::new(5, 5).map(ends), Some((5, 5)));
+    assert_eq!(
+        Range::sized(0x1000, 0x1000).map(ends),
+        Some((0x1000, 0x1fff))
+    );
+    assert_eq!(
+        Range::sized(u64::MAX, 1).map(ends),
+        Some((u64::MAX, u64::MAX))
+    );
+    assert_eq!(Range::sized(u64::MAX, 2), None);
+    assert_eq!(Range::sized(0x1000, 0), None);
+    assert_eq!(Range::new(0x1000, 0x1fff).map(Range::size), Some(0x1000));
+    assert_eq!(Range::ALL.size(), u64::MAX);
+}
+
+/// No bytes are no range, also where the range would begin at 0.
+#[test]
+fn a_range_of_no_bytes_at_zero() {
+    assert_eq!(Range::sized(0, 0), None);
+}
+
+#[test]
+fn ranges_are_clipped() {
+    let clip = |a: (u64, u64), b: (u64, u64)| {
+        let range = |(start, last)| Range::new(start, last).expect("not empty");
+        range(a).clip(range(b)).map(ends)
+    };
+    assert_eq!(clip((0, 9), (5, 20)), Some((5, 9)));
+    assert_eq!(clip((0, 9), (9, 20)), Some((9, 9)));
+    assert_eq!(clip((0, 9), (10, 20)), None);
+    assert_eq!(clip((10, 20), (0, 9)), None);
+    assert_eq!(clip((0, u64::MAX), (3, 4)), Some((3, 4)));
+}
+
+/// The least depth for the last address of a window. (In narrow tables as well.)
+#[test]
+fn depths_reach_what_they_say() {
+    let depths = [Depth::Third, Depth::Second, Depth::First];
+    for (depth, top) in depths.into_iter().zip(Level::TOPS) {
+        assert_eq!(depth.reach(), top.last());
+        assert_eq!(Depth::for_reach(depth.reach()), depth);
+    }
+    assert_eq!(Depth::for_reach(0), Depth::Third);
+    for pair in depths.windows(2) {
+        assert_eq!(Depth::for_reach(pair[0].reach() + 1), pair[1]);
+    }
+    if cfg!(not(loom)) {
+        assert_eq!(depths.map(Depth::reach), REACHES);
+    }
+}
+
+/// What sysfs shows for a function with a window from 4 GiB on, on a machine
+/// with 32 GiB and tables of three levels.
+#[test]
+fn reserved_regions_as_documented() {
+    let window = window(4 * GIB, u64::MAX, REACHES[0], 32 * GIB).expect("not empty");
+    assert_eq!(
+        reserved(window, REACHES[0]).map(|region| region.map(ends)),
+        [
+            Some((0x0, 0xffff_ffff)),
+            Some((0x9_0000_0000, 0x3ff_ffff_ffff))
+        ]
+    );
+}
+
+#[test]
+fn windows_that_leave_nothing() {
+    assert_eq!(window(1 << 42, u64::MAX, REACHES[0], GIB), None);
+    assert_eq!(window(GIB, GIB - 1, REACHES[0], GIB), None);
+    assert_eq!(window(GIB, 2 * GIB, REACHES[0], 0), None);
+}
+
+#[test]
+fn a_window_of_everything_reserves_nothing() {
+    let all = window(0, u64::MAX, u64::MAX, u64::MAX).expect("not empty");
+    // A limit of u64::MAX bytes leaves the very last address out.
+    assert_eq!(ends(all), (0, u64::MAX - 1));
+    assert_eq!(reserved(Range::ALL, u64::MAX), [None, None]);
+}
+
+/// Addresses at which something may go wrong by one.
+fn address() -> impl Strategy<Value = u64> {
+    let near = (0..64u32, -2..=2i64).prop_map(|(bit, by)| (1u64 << bit).wrapping_add_signed(by));
+    prop_oneof![near, any::<u64>()]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig {
+        cases: 20_000,
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    })]
+
+    /// The window is what all four limits leave, and with the reserved regions
+    /// it makes up `[0, reach]`, each address once.
+    #[test]
+    fn window_and_reserved_regions_make_up_the_reach(
+        start in address(), end in address(), reach in 0..3usize, limit in address(),
+    ) {
+        let reach = REACHES[reach];
+        let end_of_limit = u128::from(start) + u128::from(limit);
+        let stop = (u128::from(end.min(reach)) + 1).min(end_of_limit);
+        let found = window(start, end, reach, limit);
+        if stop <= u128::from(start) {
+            prop_assert_eq!(found, None);
+        } else {
+            let found = found.expect("not empty");
+            prop_assert_eq!(ends(found), (start, (stop - 1) as u64));
+            let [below, above] = reserved(found, reach);
+            let parts = [below, Some(found), above].into_iter().flatten();
+            let mut next = 0u128;
+            for part in parts {
+                prop_assert_eq!(u128::from(part.start()), next);
+                next = u128::from(part.last()) + 1;
+            }
+            prop_assert_eq!(next, u128::from(reach) + 1);
+        }
+    }
+
+    /// Just the chunks that were marked come back, once, in few ranges.
+    #[test]
+    fn marks_come_back_once(last in address(), marks in vec((address(), 0..40u32), 1..20)) {
+        let pending = Pending::new(last);
+        // 4096 chunks hold what the table reaches; none is below 1 MiB.
+        let chunk = (0..64).find(|shift| *shift >= 20 && last >> shift < 4096).expect("a size");
+        let number = |at: u64| (at >> chunk).min(4095);
+        let mut expected = BTreeSet::new();
+        for (start, bits) in marks {
+            let end = start.saturating_add((1 << bits) - 1).min(start | last);
+            pending.mark(start, end);
+            expected.extend(number(start)..=number(end));
+        }
+        let mut found = BTreeSet::new();
+        let mut before = None;
+        pending.take(|range| {
+            let adjoins = before.is_some_and(|before: Range| before.last() + 1 >= range.start());
+            assert!(!adjoins, "two ranges that are one, or out of order");
+            before = Some(range);
+            let (first, last) = (number(range.start()), number(range.last()));
+            assert_eq!(range.start(), first << chunk);
+            let end = if last == 4095 { u64::MAX } else { ((last + 1) << chunk) - 1 };
+            assert_eq!(range.last(), end);
+            found.extend(first..=last);
+        });
+        prop_assert_eq!(&found, &expected);
+        pending.take(|range| panic!("{range:?} comes back twice"));
+    }
+}
