@@ -60,6 +60,7 @@
 //! checker for threads, through the traits [`Memory`] and [`Cell`].
 
 use core::marker::PhantomData;
+use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 /// log2 of the smallest page that can be mapped, in bytes.
@@ -356,6 +357,11 @@ pub(crate) unsafe trait Memory {
     /// A new empty table, or `None` if there is no memory.
     fn alloc(&self, shape: Shape, flags: Self::Flags) -> Option<Phys>;
 
+    /// A new table whose cells hold anything, for a caller who writes them all.
+    fn alloc_unset(&self, shape: Shape, flags: Self::Flags) -> Option<Phys> {
+        self.alloc(shape, flags)
+    }
+
     /// Gives a table back.
     ///
     /// # Safety
@@ -369,7 +375,7 @@ pub(crate) unsafe trait Memory {
     /// # Safety
     ///
     /// `table` came from [`Memory::alloc`] and was not given back yet.
-    unsafe fn cells(&self, table: Phys) -> *const Self::Cell;
+    unsafe fn cells(&self, table: Phys) -> NonNull<Self::Cell>;
 }
 
 /// Takes the tables that an unmap unlinked.
@@ -458,10 +464,11 @@ impl Root {
 ///
 /// # Invariants
 ///
-/// `cells` are the entries of a table of level `L`, alive for `'t`.
+/// `first` is the first of as many cells as a table of level `L` has entries,
+/// alive for `'t`.
 struct Table<'t, L: Level, M: Memory> {
-    cells: &'t [M::Cell],
-    level: PhantomData<L>,
+    first: NonNull<M::Cell>,
+    level: PhantomData<(&'t M::Cell, L)>,
 }
 
 impl<'t, L: Level, M: Memory> Table<'t, L, M> {
@@ -471,20 +478,19 @@ impl<'t, L: Level, M: Memory> Table<'t, L, M> {
     /// `'t`.
     #[inline]
     unsafe fn new(memory: &'t M, origin: Phys) -> Self {
-        // SAFETY: The caller's promise.
-        let first = unsafe { memory.cells(origin) };
-        // SAFETY: `first` points to as many entries as a table of this shape
-        // has, so it is not null; entries are only accessed as cells. Said
-        // twice, as the compiler does not conclude it from the slice.
-        let cells = unsafe {
-            core::hint::assert_unchecked(!first.is_null());
-            core::slice::from_raw_parts(first, L::SHAPE.entries())
-        };
         // INVARIANT: The caller's promise.
         Table {
-            cells,
+            // SAFETY: The caller's promise.
+            first: unsafe { memory.cells(origin) },
             level: PhantomData,
         }
+    }
+
+    /// All entries.
+    #[inline]
+    fn cells(&self) -> &'t [M::Cell] {
+        // SAFETY: By the invariant.
+        unsafe { core::slice::from_raw_parts(self.first.as_ptr(), L::SHAPE.entries()) }
     }
 
     /// The entry that translates `iova`.
@@ -492,13 +498,13 @@ impl<'t, L: Level, M: Memory> Table<'t, L, M> {
     fn cell(&self, iova: Iova) -> &'t M::Cell {
         // `index` is masked to the length of `cells`, so this does not panic,
         // and the compiler knows.
-        &self.cells[L::index(iova)]
+        &self.cells()[L::index(iova)]
     }
 
     /// The entries from `iova` on, for `size` bytes but not past the end.
     #[inline]
     fn run(&self, iova: Iova, size: u64) -> &'t [M::Cell] {
-        let rest = &self.cells[L::index(iova)..];
+        let rest = &self.cells()[L::index(iova)..];
         let wanted = (size >> L::SHIFT) as usize;
         &rest[..core::cmp::min(wanted, rest.len())]
     }
@@ -529,18 +535,20 @@ const TURN: usize = 16;
 #[inline]
 fn all_empty<C: Cell>(run: &[C]) -> bool {
     let and = |all, cell: &C| all & cell.load();
-    let turns = run.chunks_exact(TURN);
-    let all = turns.remainder().iter().fold(PAGE_INVALID, and);
-    turns.fold(all, |all, turn| turn.iter().fold(all, and)) != 0
+    let (turns, rest) = run.as_chunks::<TURN>();
+    let all = turns
+        .iter()
+        .fold(PAGE_INVALID, |all, turn| turn.iter().fold(all, and));
+    rest.iter().fold(all, and) != 0
 }
 
 /// Whether all of these page entries are valid. One OR an entry.
 #[inline]
 fn all_live<C: Cell>(run: &[C]) -> bool {
     let or = |any, cell: &C| any | cell.load();
-    let turns = run.chunks_exact(TURN);
-    let any = turns.remainder().iter().fold(0, or);
-    turns.fold(any, |any, turn| turn.iter().fold(any, or)) & PAGE_INVALID == 0
+    let (turns, rest) = run.as_chunks::<TURN>();
+    let any = turns.iter().fold(0, |any, turn| turn.iter().fold(any, or));
+    rest.iter().fold(any, or) & PAGE_INVALID == 0
 }
 
 /// Writes consecutive pages, the first one `entry`. A store and an addition an
@@ -551,37 +559,41 @@ fn fill<C: Cell>(run: &[C], entry: u64) {
         cell.store(entry);
         entry.wrapping_add(PAGE_SIZE)
     };
-    let turns = run.chunks_exact(TURN);
-    let rest = turns.remainder();
-    let entry = turns.fold(entry, |entry, turn| turn.iter().fold(entry, next));
+    let (turns, rest) = run.as_chunks::<TURN>();
+    let entry = turns
+        .iter()
+        .fold(entry, |entry, turn| turn.iter().fold(entry, next));
     rest.iter().fold(entry, next);
 }
 
 /// Empties entries. A store an entry.
 #[inline]
 fn clear<C: Cell>(run: &[C]) {
-    let turns = run.chunks_exact(TURN);
-    turns
-        .remainder()
-        .iter()
-        .for_each(|cell| cell.store(PAGE_INVALID));
-    turns.for_each(|turn| turn.iter().for_each(|cell| cell.store(PAGE_INVALID)));
+    let (turns, rest) = run.as_chunks::<TURN>();
+    for turn in turns {
+        turn.iter().for_each(|cell| cell.store(PAGE_INVALID));
+    }
+    rest.iter().for_each(|cell| cell.store(PAGE_INVALID));
 }
 
 /// A tree of translation tables.
 ///
 /// # Invariants
 ///
-/// `root` holds a [`Root`] whose table came from `memory`. Every entry of a
+/// `root` holds a [`Root`] whose table came from `memory`; `low` is the
+/// region-third table on the way from there to IOVA 0. Every entry of a
 /// table in the tree is empty, or points to a table of the level below that
 /// came from `memory`, or (page and segment entries) maps memory.
 pub(crate) struct DmaTable<M: Memory> {
     memory: M,
     root: M::Cell,
+    /// The region-third table that begins at IOVA 0. It was the first top, so it
+    /// stays.
+    low: Phys,
 }
 
 impl<M: Memory> DmaTable<M> {
-    /// An empty tree of the given depth. `cell` makes a cell that holds a
+    /// An empty tree of at least the given depth. `cell` makes a cell that holds a
     /// value.
     ///
     /// # Errors
@@ -596,9 +608,18 @@ impl<M: Memory> DmaTable<M> {
         let origin = memory
             .alloc(Shape::Upper, flags)
             .ok_or(MapError::NoMemory)?;
-        let root = cell(Root { origin, depth }.pack());
+        let top = Root {
+            origin,
+            depth: Depth::Third,
+        };
         // INVARIANT: The only table is new and empty.
-        Ok(DmaTable { memory, root })
+        let tree = DmaTable {
+            memory,
+            root: cell(top.pack()),
+            low: origin,
+        };
+        tree.widen(depth, flags)?;
+        Ok(tree)
     }
 
     /// The allocator.
@@ -640,7 +661,7 @@ impl<M: Memory> DmaTable<M> {
         // SAFETY: The table is new. All upper tables have the same shape, so
         // the level named here only has to be an upper one.
         let top: Table<'_, First, M> = unsafe { Table::new(&self.memory, origin) };
-        top.cells[0].store(match deeper {
+        top.cells()[0].store(match deeper {
             Depth::First => First::entry(old.origin),
             _ => Second::entry(old.origin),
         });
@@ -734,19 +755,18 @@ impl<M: Memory> DmaTable<M> {
         (mapping.size, Ok(()))
     }
 
-    /// The page table that translates `iova`, if it is there already and the
-    /// tree is as shallow as most are.
+    /// The page table that translates `iova`, if it is there already and `iova`
+    /// is as low as most are.
     #[inline]
     fn leaf(&self, iova: Iova) -> Option<Leaf> {
-        let root = self.root();
-        if root.depth != Depth::Third || iova.0 > Depth::Third.reach() {
+        if iova.0 > Depth::Third.reach() {
             return None;
         }
-        // SAFETY: The root is a table of the level that its depth says. By the
-        // invariant of the tree an entry points to a table of the level below,
-        // which stays: the caller owns a part of what it spans.
+        // SAFETY: By the invariant of the tree `low` is a region-third table
+        // and stays, and an entry points to a table of the level below, which
+        // stays as well: the caller owns a part of what it spans.
         unsafe {
-            let third: Table<'_, Third, M> = Table::new(&self.memory, root.origin);
+            let third: Table<'_, Third, M> = Table::new(&self.memory, self.low);
             let origin = Third::origin(third.cell(iova).load_acquire())?;
             let segments: Table<'_, Segment, M> = Table::new(&self.memory, origin);
             let origin = Segment::origin(segments.cell(iova).load_acquire())?;
@@ -766,7 +786,7 @@ impl<M: Memory> DmaTable<M> {
     #[inline]
     fn leaf_run(&self, iova: Iova, count: usize) -> Option<&[M::Cell]> {
         let pages = self.pages(self.leaf(iova)?);
-        pages.cells[Page::index(iova)..].get(..count)
+        pages.cells()[Page::index(iova)..].get(..count)
     }
 
     /// Maps what of `mapping` lies in one segment table. On an error says how
@@ -807,17 +827,42 @@ impl<M: Memory> DmaTable<M> {
         mapping: Mapping,
         flags: M::Flags,
     ) -> Result<u64, MapError> {
-        let (pages, new) = match self.peek::<Segment>(segment) {
-            Some(pages) => (pages, false),
-            None => self.install::<Segment>(segment, flags)?,
-        };
+        let entry = mapping.phys.0 | mapping.access.bits();
+        if part_in::<Page>(mapping.iova, mapping.size) == FRAME_SIZE
+            && segment.load() == ENTRY_INVALID
+        {
+            return self.map_whole(segment, entry, flags);
+        }
+        let pages = self.below::<Segment>(segment, flags)?;
         let run = pages.run(mapping.iova, mapping.size);
-        // Nobody but the owner of this range could have put anything there.
-        if !new && !all_empty(run) {
+        if !all_empty(run) {
             return Err(MapError::InUse);
         }
-        fill(run, mapping.phys.0 | mapping.access.bits());
+        fill(run, entry);
         Ok((run.len() as u64) << PAGE_SHIFT)
+    }
+
+    /// Maps all that an empty segment entry spans, the first page by `entry`. The
+    /// caller owns all of it, so the page table is filled before anybody can see
+    /// it, and nobody else makes one.
+    #[inline]
+    fn map_whole(&self, segment: &M::Cell, entry: u64, flags: M::Flags) -> Result<u64, MapError> {
+        let origin = self
+            .memory
+            .alloc_unset(Shape::Page, flags)
+            .ok_or(MapError::NoMemory)?;
+        // SAFETY: The table is new.
+        let pages: Table<'_, Page, M> = unsafe { Table::new(&self.memory, origin) };
+        fill(pages.cells(), entry);
+        // INVARIANT: Every entry of the new table maps memory.
+        match segment.install(ENTRY_INVALID, Segment::entry(origin)) {
+            Ok(()) => Ok(FRAME_SIZE),
+            Err(_) => {
+                // SAFETY: The table was not published.
+                unsafe { self.memory.free(origin, Shape::Page) };
+                Err(MapError::InUse)
+            }
+        }
     }
 
     /// Unmaps one page if its page table is there and it is mapped. If not,
@@ -988,39 +1033,36 @@ impl<M: Memory> DmaTable<M> {
     ) -> Result<Table<'_, L::Below, M>, MapError> {
         match self.peek::<L>(cell) {
             Some(table) => Ok(table),
-            None => Ok(self.install::<L>(cell, flags)?.0),
+            None => self.install::<L>(cell, flags),
         }
     }
 
     /// Puts a new table into an empty entry, or finds the one that somebody
-    /// else put there. Says whether it is new.
+    /// else put there.
     #[cold]
     fn install<L: Upper>(
         &self,
         cell: &M::Cell,
         flags: M::Flags,
-    ) -> Result<(Table<'_, L::Below, M>, bool), MapError> {
+    ) -> Result<Table<'_, L::Below, M>, MapError> {
         if cell.load() != ENTRY_INVALID {
             // A frame, or a table that has come meanwhile.
-            return match self.peek::<L>(cell) {
-                Some(table) => Ok((table, false)),
-                None => Err(MapError::InUse),
-            };
+            return self.peek::<L>(cell).ok_or(MapError::InUse);
         }
         let shape = L::Below::SHAPE;
         let origin = self.memory.alloc(shape, flags).ok_or(MapError::NoMemory)?;
         // INVARIANT: The new table is empty.
-        let (origin, new) = match cell.install(ENTRY_INVALID, L::entry(origin)) {
-            Ok(()) => (origin, true),
+        let origin = match cell.install(ENTRY_INVALID, L::entry(origin)) {
+            Ok(()) => origin,
             Err(winner) => {
                 // SAFETY: The table was not published.
                 unsafe { self.memory.free(origin, shape) };
-                (L::origin(winner).ok_or(MapError::InUse)?, false)
+                L::origin(winner).ok_or(MapError::InUse)?
             }
         };
         // SAFETY: By the invariant of the tree; it stays, as the caller owns a
         // part of what it spans.
-        Ok((unsafe { Table::new(&self.memory, origin) }, new))
+        Ok(unsafe { Table::new(&self.memory, origin) })
     }
 
     /// Frees a table of level `L` and all below it.
@@ -1140,7 +1182,7 @@ impl Sweep for Segment {
             let part = part_in::<Page>(at, size.wrapping_sub(done));
             let cell = table.cell(at);
             let swept = match tree.peek::<Segment>(cell) {
-                Some(pages) if part == FRAME_SIZE && all_live(pages.cells) => {
+                Some(pages) if part == FRAME_SIZE && all_live(pages.cells()) => {
                     // The page table goes as it is.
                     unlink::<Segment, M::Cell>(cell, retire);
                     part
@@ -1273,7 +1315,7 @@ macro_rules! free_upper {
             unsafe fn free_below<M: Memory>(tree: &DmaTable<M>, table: Phys) {
                 // SAFETY: The caller's promise.
                 let cells: Table<'_, $level, M> = unsafe { Table::new(&tree.memory, table) };
-                for cell in cells.cells {
+                for cell in cells.cells() {
                     if let Some(below) = $level::origin(cell.load_acquire()) {
                         // SAFETY: By the invariant of the tree it is a table of
                         // the level below; it is reached from here only.

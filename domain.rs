@@ -307,18 +307,14 @@ impl Space {
         access: Access,
     ) -> bool {
         let (iova, phys) = (Iova(iova), Phys(phys));
+        if count != 1 {
+            // SAFETY: The caller's promise.
+            return unsafe { self.map_run(iova, phys, count, access) };
+        }
         // SAFETY: The caller's promise.
-        let mapped = unsafe {
-            if count == 1 {
-                self.table.map_page(iova, phys, access)
-            } else {
-                self.map_run(iova, phys, count, access)
-            }
-        };
+        let mapped = unsafe { self.table.map_page(iova, phys, access) };
         if mapped {
-            self.counters
-                .mapped_pages
-                .fetch_add(count as u64, Ordering::Relaxed);
+            self.counters.mapped_pages.fetch_add(1, Ordering::Relaxed);
         }
         mapped
     }
@@ -331,7 +327,13 @@ impl Space {
     #[inline(never)]
     unsafe fn map_run(&self, iova: Iova, phys: Phys, count: usize, access: Access) -> bool {
         // SAFETY: The caller's promise.
-        unsafe { self.table.map_in_leaf(iova, phys, count, access) }
+        let mapped = unsafe { self.table.map_in_leaf(iova, phys, count, access) };
+        if mapped {
+            self.counters
+                .mapped_pages
+                .fetch_add(count as u64, Ordering::Relaxed);
+        }
+        mapped
     }
 
     /// Unmaps one page if that needs no more than to empty its entry. If not,

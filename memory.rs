@@ -62,6 +62,7 @@ impl TablePages {
     /// # Safety
     ///
     /// `table` came from [`Memory::alloc`].
+    #[inline(always)]
     unsafe fn pages(table: Phys) -> NonNull<u8> {
         let virt = (table.0 as usize).wrapping_add(identity_base()) as *mut u8;
         // SAFETY: The sum is the address that `alloc` was given.
@@ -76,19 +77,24 @@ unsafe impl Memory for TablePages {
     type Flags = Gfp;
 
     fn alloc(&self, shape: Shape, gfp: Gfp) -> Option<Phys> {
-        let pages = iommu::alloc_pages(Self::taken(shape), gfp)?;
+        let table = self.alloc_unset(shape, gfp)?;
         let empty: &[u64] = match shape {
             Shape::Page => &EMPTY_PAGE,
             Shape::Upper => &EMPTY_UPPER,
         };
         // SAFETY: The pages are new, aligned, and no smaller than a table.
         unsafe {
-            core::ptr::copy_nonoverlapping(empty.as_ptr(), pages.as_ptr().cast(), empty.len())
-        };
+            let cells = Self::pages(table).cast::<u64>();
+            core::ptr::copy_nonoverlapping(empty.as_ptr(), cells.as_ptr(), empty.len());
+        }
+        Some(table)
+    }
+
+    fn alloc_unset(&self, shape: Shape, gfp: Gfp) -> Option<Phys> {
+        let pages = iommu::alloc_pages(Self::taken(shape), gfp)?;
         self.bytes.fetch_add(Self::taken(shape), Ordering::Relaxed);
-        Some(Phys(
-            (pages.as_ptr() as usize).wrapping_sub(identity_base()) as u64,
-        ))
+        let phys = (pages.as_ptr() as usize).wrapping_sub(identity_base());
+        Some(Phys(phys as u64))
     }
 
     unsafe fn free(&self, table: Phys, shape: Shape) {
@@ -98,8 +104,9 @@ unsafe impl Memory for TablePages {
     }
 
     #[inline(always)]
-    unsafe fn cells(&self, table: Phys) -> *const AtomicU64 {
-        (table.0 as usize).wrapping_add(identity_base()) as *const AtomicU64
+    unsafe fn cells(&self, table: Phys) -> NonNull<AtomicU64> {
+        // SAFETY: The caller's promise.
+        unsafe { Self::pages(table) }.cast()
     }
 }
 

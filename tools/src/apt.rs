@@ -38,8 +38,9 @@ fn codename_of(os_release: &str) -> Option<String> {
             .find_map(|line| line.strip_prefix(key)?.strip_prefix('='))
             .map(|text| text.trim_matches('"').to_owned())
     };
-    value("VERSION_CODENAME")
-        .filter(|name| value("ID").as_deref() == Some("debian") && RELEASES.contains(&name.as_str()))
+    value("VERSION_CODENAME").filter(|name| {
+        value("ID").as_deref() == Some("debian") && RELEASES.contains(&name.as_str())
+    })
 }
 
 /// The mirrors that the machine gets Debian from.
@@ -71,9 +72,8 @@ impl Mirrors {
         // apt tells of indexes that were downloaded. A foreign source that
         // does not answer is none of our business.
         step.status(project.command("apt-get").arg("update"))?;
-        Self::parse(&ask()?).context(
-            "apt knows no Debian archive with component main; check /etc/apt/sources.list",
-        )
+        Self::parse(&ask()?)
+            .context("apt knows no Debian archive with component main; check /etc/apt/sources.list")
     }
 
     /// Reads `ORIGIN|LABEL|COMPONENT|URI` lines.
@@ -204,7 +204,8 @@ impl Root {
     /// The names of packages that begin so.
     pub fn names(&self, project: &Project, step: &Step, prefix: &str) -> Result<Vec<String>> {
         let text = step.output(
-            self.command(project, "apt-cache").args(["pkgnames", prefix]),
+            self.command(project, "apt-cache")
+                .args(["pkgnames", prefix]),
             "read the log",
         )?;
         Ok(text.lines().map(str::to_owned).collect())

@@ -41,7 +41,10 @@ pub fn run(project: &Project) -> Result<()> {
         .status()
         .context("cannot start unshare")?;
     if !status.success() {
-        bail!("make {target} failed in a bare {suite}; its logs are in {}", folder.join(CHECKOUT).join("build/logs").display());
+        bail!(
+            "make {target} failed in a bare {suite}; its logs are in {}",
+            folder.join(CHECKOUT).join("build/logs").display()
+        );
     }
     println!("bare: make {target} succeeded in a bare {suite}");
     Ok(())
@@ -75,7 +78,10 @@ fn lay(project: &Project, suite: &str, folder: &Path) -> Result<()> {
         "check the network, or free some space",
     )?;
     // How to reach the network is the machine's business, not the release's.
-    copy_if_there(Path::new("/etc/resolv.conf"), &folder.join("etc/resolv.conf"))?;
+    copy_if_there(
+        Path::new("/etc/resolv.conf"),
+        &folder.join("etc/resolv.conf"),
+    )?;
     let certificates = Path::new("usr/local/share/ca-certificates");
     for path in files_in(&Path::new("/").join(certificates)) {
         let name = path.file_name().context("a file without a name")?;
@@ -94,7 +100,12 @@ fn copy_checkout(project: &Project, folder: &Path) -> Result<()> {
     step.run(
         project
             .command("tar")
-            .args(["--create", "--exclude=./build", "--exclude=target", "--exclude=./.git"])
+            .args([
+                "--create",
+                "--exclude=./build",
+                "--exclude=target",
+                "--exclude=./.git",
+            ])
             .arg("--file")
             .arg(&archive)
             .arg("--directory")

@@ -62,10 +62,21 @@ mod tests {
 
     #[test]
     fn sources_are_not_left_behind_by_kbuild() {
-        for name in ["s390_iommu.rs", "Kbuild", "Makefile", ".gitignore", "README.md"] {
+        for name in [
+            "s390_iommu.rs",
+            "Kbuild",
+            "Makefile",
+            ".gitignore",
+            "README.md",
+        ] {
             assert!(!is_left_by_kbuild(Path::new(name)), "{name}");
         }
-        for name in ["s390_iommu.ko", "s390_iommu.mod.c", ".s390_iommu.o.cmd", "Module.symvers"] {
+        for name in [
+            "s390_iommu.ko",
+            "s390_iommu.mod.c",
+            ".s390_iommu.o.cmd",
+            "Module.symvers",
+        ] {
             assert!(is_left_by_kbuild(Path::new(name)), "{name}");
         }
     }

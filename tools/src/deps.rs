@@ -99,9 +99,8 @@ fn needs(project: &Project) -> Vec<Need> {
 }
 
 fn rust_needs(project: &Project) -> Vec<Need> {
-    let tool = |name: &str, package: &str| {
-        Need::new(project.rust_tool(name), package).named_by("RUSTC")
-    };
+    let tool =
+        |name: &str, package: &str| Need::new(project.rust_tool(name), package).named_by("RUSTC");
     let mut list = vec![
         Need::new(project.cargo.clone(), "cargo-web").named_by("CARGO"),
         tool("rustdoc", "rustc-web"),
@@ -169,10 +168,10 @@ fn missing(project: &Project) -> Vec<Need> {
 
 fn install(project: &Project, missing: &[Need]) -> Result<()> {
     // A tool that the caller named himself is not ours to install.
-    if let Some(need) = missing
-        .iter()
-        .find(|need| need.variable.is_some_and(|name| named_by_caller(project, name)))
-    {
+    if let Some(need) = missing.iter().find(|need| {
+        need.variable
+            .is_some_and(|name| named_by_caller(project, name))
+    }) {
         bail!(
             "{} is missing or too old; {}= names it, correct that",
             need.sign.display(),
@@ -229,7 +228,10 @@ pub fn qemu(project: &Project) -> Result<PathBuf> {
     if let Some(path) = &project.qemu {
         let version = version_of(path)?;
         if version < QEMU_MINIMUM {
-            bail!("QEMU={} is {version}; {QEMU_MINIMUM} is needed", path.display());
+            bail!(
+                "QEMU={} is {version}; {QEMU_MINIMUM} is needed",
+                path.display()
+            );
         }
         return Ok(path.clone());
     }
@@ -264,8 +266,7 @@ pub fn qemu(project: &Project) -> Result<PathBuf> {
 
 /// A bindgen that the kernel takes, by `BINDGEN=`, `PATH`, or built into the cache.
 pub fn bindgen(project: &Project) -> Result<PathBuf> {
-    let fits =
-        |path: &PathBuf| version_of(path).is_ok_and(|version| version >= BINDGEN_MINIMUM);
+    let fits = |path: &PathBuf| version_of(path).is_ok_and(|version| version >= BINDGEN_MINIMUM);
     if let Some(path) = &project.bindgen {
         if !fits(path) {
             bail!(
@@ -338,8 +339,7 @@ fn version_of(program: &Path) -> Result<Version> {
         .output()
         .with_context(|| format!("cannot run {}", program.display()))?;
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    Version::find(&text)
-        .with_context(|| format!("{} --version says no version", program.display()))
+    Version::find(&text).with_context(|| format!("{} --version says no version", program.display()))
 }
 
 #[cfg(test)]
@@ -349,7 +349,10 @@ mod tests {
     #[test]
     fn versions_as_programs_print_them() {
         let find = |text| Version::find(text).unwrap();
-        assert_eq!(find("rustc 1.96.0 (ac68faa20 2026-05-25)"), Version(1, 96, 0));
+        assert_eq!(
+            find("rustc 1.96.0 (ac68faa20 2026-05-25)"),
+            Version(1, 96, 0)
+        );
         assert_eq!(find("bindgen 0.72.1"), Version(0, 72, 1));
         let qemu = "QEMU emulator version 10.0.2 (Debian 1:10.0.2+ds-2)";
         assert_eq!(find(qemu), Version(10, 0, 2));
@@ -360,7 +363,11 @@ mod tests {
 
     #[test]
     fn packages_are_named_once() {
-        let needs = [Need::new("b", "two"), Need::new("a", "one"), Need::new("c", "two")];
+        let needs = [
+            Need::new("b", "two"),
+            Need::new("a", "one"),
+            Need::new("c", "two"),
+        ];
         assert_eq!(package_names(&needs), ["one", "two"]);
     }
 }

@@ -2,8 +2,7 @@
 //! `make run` and `make guest`.
 
 use crate::{
-    deps,
-    initramfs,
+    deps, initramfs,
     kernel::{self, Flavour},
     ktap::Outcome,
     project::Project,
@@ -71,7 +70,11 @@ pub fn run(project: &Project, flavour: &Flavour) -> Result<()> {
             }
         })?;
         let console = project.logs.join(format!("{name}.console.log"));
-        for point in report.points.iter().filter(|p| p.outcome == Outcome::Failed) {
+        for point in report
+            .points
+            .iter()
+            .filter(|p| p.outcome == Outcome::Failed)
+        {
             faults.push(format!("{phase}: {}", point.name));
         }
         for fault in report.faults(false) {
@@ -82,7 +85,10 @@ pub fn run(project: &Project, flavour: &Flavour) -> Result<()> {
     let seconds = start.elapsed().as_secs_f64();
     if !faults.is_empty() {
         println!("run: FAIL — {} ({seconds:.1} s)", faults.join("; "));
-        bail!("the run failed; read the consoles in {}", project.logs.display());
+        bail!(
+            "the run failed; read the consoles in {}",
+            project.logs.display()
+        );
     }
     println!(
         "run: PASS — Linux {} with this driver, transfers verified in lazy and strict mode \
@@ -110,7 +116,10 @@ fn is_interesting(line: &str) -> bool {
     if line.trim().is_empty() || line.contains("is not connected to host network") {
         return false;
     }
-    let kernel = line.starts_with('[') && line[1..].trim_start().starts_with(|c: char| c.is_ascii_digit());
+    let kernel = line.starts_with('[')
+        && line[1..]
+            .trim_start()
+            .starts_with(|c: char| c.is_ascii_digit());
     !kernel || WORDS.iter().any(|word| line.contains(word))
 }
 

@@ -57,8 +57,7 @@ impl Stamp {
         let Some(key) = &self.key else {
             return Ok(());
         };
-        fs::write(&self.path, key)
-            .with_context(|| format!("cannot write {}", self.path.display()))
+        fs::write(&self.path, key).with_context(|| format!("cannot write {}", self.path.display()))
     }
 }
 

@@ -50,8 +50,12 @@ pub fn guest_cargo(project: &Project, program: &Path) -> Command {
 }
 
 /// What every call of [`guest_cargo`] names.
-pub const GUEST_ARGUMENTS: [&str; 4] =
-    ["--locked", "-Zbuild-std=std,panic_abort", "--target", TARGET];
+pub const GUEST_ARGUMENTS: [&str; 4] = [
+    "--locked",
+    "-Zbuild-std=std,panic_abort",
+    "--target",
+    TARGET,
+];
 
 fn init_program(project: &Project, step: &Step) -> Result<PathBuf> {
     let manifest = project.root.join("tests/guest/Cargo.toml");
@@ -77,7 +81,10 @@ fn busybox(project: &Project, step: &Step) -> Result<PathBuf> {
         return Ok(path);
     }
     let Some(suite) = apt::codename() else {
-        bail!("the guest's busybox comes from Debian's packages; put a static s390x one at {}", folder.join("bin/busybox").display());
+        bail!(
+            "the guest's busybox comes from Debian's packages; put a static s390x one at {}",
+            folder.join("bin/busybox").display()
+        );
     };
     let root = Root::of_suite(project, step, &suite, "s390x")?;
     let deb = root.download(project, step, "busybox-static", &project.cache.join("deb"))?;
@@ -85,7 +92,11 @@ fn busybox(project: &Project, step: &Step) -> Result<PathBuf> {
     let _ = fs::remove_dir_all(&partial);
     fs::create_dir_all(&partial)?;
     step.run(
-        project.command("dpkg-deb").arg("-x").arg(&deb).arg(&partial),
+        project
+            .command("dpkg-deb")
+            .arg("-x")
+            .arg(&deb)
+            .arg(&partial),
         "the package is broken: remove it and run it again",
     )?;
     fs::rename(&partial, &folder)?;
@@ -161,8 +172,22 @@ fn pack(path: &Path, init: &Path, busybox: &Path, modules: &[PathBuf]) -> Result
         inode: 0,
     };
     for folder in [
-        "bin", "dev", "etc", "lib", "lib/modules", "mnt", "proc", "root", "run", "sbin", "sys",
-        "tmp", "usr", "usr/bin", "usr/sbin", "var",
+        "bin",
+        "dev",
+        "etc",
+        "lib",
+        "lib/modules",
+        "mnt",
+        "proc",
+        "root",
+        "run",
+        "sbin",
+        "sys",
+        "tmp",
+        "usr",
+        "usr/bin",
+        "usr/sbin",
+        "var",
     ] {
         archive.entry(folder, 0o040_755, None, &[])?;
     }

@@ -44,7 +44,8 @@ pub struct Report {
 /// The tree is not a Linux that the hooks understand; nothing was written.
 pub fn integrate(root: &Path, source: &Source) -> Result<Report> {
     let path = root.join(HOOKS);
-    let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+    let text =
+        fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
     let hooks = hooks::parse(&text)?;
     let files = driver_files(root)?;
 
@@ -78,7 +79,11 @@ pub fn tree_version(tree: &Path) -> Result<Version> {
             .and_then(|text| text.trim().parse().ok())
             .with_context(|| format!("its Makefile has no {key}"))
     };
-    let version = Version(number("VERSION")?, number("PATCHLEVEL")?, number("SUBLEVEL")?);
+    let version = Version(
+        number("VERSION")?,
+        number("PATCHLEVEL")?,
+        number("SUBLEVEL")?,
+    );
     if version < OLDEST || version >= TOO_NEW {
         bail!("it is Linux {version}; {OLDEST} or a newer 7.x is needed");
     }
@@ -264,7 +269,11 @@ mod tests {
         let (major, minor) = version;
         let makefile = format!("VERSION = {major}\nPATCHLEVEL = {minor}\nSUBLEVEL = 4\n");
         write(folder.path(), "tree/Makefile", &makefile);
-        write(folder.path(), "tree/drivers/iommu/Makefile", "a\nobj-c += c.o\nb\n");
+        write(
+            folder.path(),
+            "tree/drivers/iommu/Makefile",
+            "a\nobj-c += c.o\nb\n",
+        );
         let source = Source {
             tree: folder.path().join("tree"),
             name: "test".into(),
@@ -295,7 +304,10 @@ mod tests {
         let text = fs::read_to_string(&makefile).unwrap();
         assert_eq!(text, "a\nobj-c += c.o\nobj-rust += s390/\nb\n");
         let place = source.tree.join(PLACE);
-        assert_eq!(fs::read_to_string(place.join("integration/glue.c")).unwrap(), "glue");
+        assert_eq!(
+            fs::read_to_string(place.join("integration/glue.c")).unwrap(),
+            "glue"
+        );
         assert!(!place.join("README.md").exists());
         assert!(!place.join("driver.mod.c").exists());
 
@@ -359,7 +371,11 @@ mod tests {
     fn a_second_edit_that_fails_keeps_the_first_from_being_written() {
         let (root, (_folder, source)) = (checkout(), tree((7, 3)));
         let more = "[[edit]]\nfile='arch/none.c'\nanchor='x'\naction='insert_after'\ntext='y'\n";
-        write(root.path(), "integration/hooks.toml", &format!("{HOOKS}{more}"));
+        write(
+            root.path(),
+            "integration/hooks.toml",
+            &format!("{HOOKS}{more}"),
+        );
         let before = times(&source.tree);
         let error = format!("{:#}", integrate(root.path(), &source).unwrap_err());
         assert!(error.contains("it has no arch/none.c"), "{error}");

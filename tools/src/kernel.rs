@@ -107,7 +107,10 @@ pub fn build(project: &Project, flavour: &Flavour) -> Result<Kernel> {
 fn wanted_config(project: &Project, flavour: &Flavour) -> Result<String> {
     let folder = project.root.join("tools/config");
     let mut text = String::new();
-    for name in ["base"].into_iter().chain(flavour.iter().map(String::as_str)) {
+    for name in ["base"]
+        .into_iter()
+        .chain(flavour.iter().map(String::as_str))
+    {
         let path = folder.join(format!("{name}.config"));
         text += &fs::read_to_string(&path)
             .with_context(|| format!("no configuration {}", path.display()))?;
@@ -116,12 +119,7 @@ fn wanted_config(project: &Project, flavour: &Flavour) -> Result<String> {
 }
 
 /// A key of all that a kernel of a tree in the cache is built from.
-fn input_key(
-    project: &Project,
-    source: &Source,
-    wanted: &str,
-    bindgen: &Path,
-) -> Result<String> {
+fn input_key(project: &Project, source: &Source, wanted: &str, bindgen: &Path) -> Result<String> {
     let mut parts = vec![source.name.clone().into_bytes(), wanted.into()];
     parts.push(fs::read(project.root.join(HOOKS))?);
     for file in integrate::driver_files(&project.root)? {
@@ -231,7 +229,10 @@ pub fn kernel_make(project: &Project, bindgen: &Path) -> Command {
         .arg(variable("RUSTC", &project.rustc))
         .arg(variable("RUSTDOC", project.rust_tool("rustdoc")))
         .arg(variable("RUSTFMT", project.rust_tool("rustfmt")))
-        .arg(variable("CLIPPY_DRIVER", project.rust_tool("clippy-driver")))
+        .arg(variable(
+            "CLIPPY_DRIVER",
+            project.rust_tool("clippy-driver"),
+        ))
         .arg(variable("BINDGEN", bindgen))
         .env("CCACHE_DIR", project.cache.join("ccache"))
         // The same input gives the same image.
@@ -295,7 +296,10 @@ fn check_foreign(config: &Path, wanted: &str) -> Result<()> {
             driver.join(" ")
         );
     }
-    println!("           kernel: using the configuration {}", config.display());
+    println!(
+        "           kernel: using the configuration {}",
+        config.display()
+    );
     Ok(())
 }
 

@@ -54,7 +54,9 @@ impl Report {
 
     fn line(&mut self, line: &str) {
         if let Some(text) = line.strip_prefix("1..") {
-            self.plan = self.plan.or_else(|| text.split_whitespace().next()?.parse().ok());
+            self.plan = self
+                .plan
+                .or_else(|| text.split_whitespace().next()?.parse().ok());
         } else if let Some(text) = line.strip_prefix("guest: done status=") {
             self.status = text.trim().parse().ok();
         } else if let Some(point) = point(line) {
@@ -146,7 +148,11 @@ mod tests {
 
     #[test]
     fn a_failed_test_is_counted_not_a_fault() {
-        let report = Report::parse(["1..1", "not ok 1 nvme # sums differ", "guest: done status=1"]);
+        let report = Report::parse([
+            "1..1",
+            "not ok 1 nvme # sums differ",
+            "guest: done status=1",
+        ]);
         assert_eq!(report.count(&Outcome::Failed), 1);
         assert!(report.faults(true).is_empty());
     }
@@ -171,7 +177,10 @@ mod tests {
 
     #[test]
     fn a_skip_that_failed_has_failed() {
-        assert_eq!(point("not ok 1 a # SKIP why").unwrap().outcome, Outcome::Failed);
+        assert_eq!(
+            point("not ok 1 a # SKIP why").unwrap().outcome,
+            Outcome::Failed
+        );
         assert_eq!(point("ok 1").unwrap().name, "");
         assert_eq!(point("ok then"), None);
     }

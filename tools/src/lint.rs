@@ -181,12 +181,11 @@ fn count(step: &Step, commands: &mut [Command]) -> Result<usize> {
 pub fn rustdoc(project: &Project, flavour: &Flavour) -> Result<()> {
     let kernel = kernel::build(project, flavour)?;
     let step = Step::start(project, "rustdoc", "writing the driver's pages")?;
-    let made = kernel
-        .objects
-        .join("drivers/iommu/s390/.s390_iommu.o.cmd");
+    let made = kernel.objects.join("drivers/iommu/s390/.s390_iommu.o.cmd");
     let text = fs::read_to_string(&made)
         .with_context(|| format!("the driver was not built here: no {}", made.display()))?;
-    let line = build_command(&text).context("the kernel's record of the build is not understood")?;
+    let line =
+        build_command(&text).context("the kernel's record of the build is not understood")?;
     let output = project.build.join("rustdoc");
     let rustdoc = project.rust_tool("rustdoc");
     let line = documentation_command(&line, &rustdoc, &output);
@@ -232,7 +231,10 @@ fn documentation_command(line: &str, rustdoc: &Path, output: &Path) -> String {
             _ => words.push(word.to_owned()),
         }
     }
-    words.push(format!("--document-private-items --out-dir {}", output.display()));
+    words.push(format!(
+        "--document-private-items --out-dir {}",
+        output.display()
+    ));
     words.join(" ")
 }
 

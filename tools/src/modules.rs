@@ -66,9 +66,14 @@ fn make(project: &Project, target: &str) -> Result<()> {
 fn lacking(tree: &Path) -> Result<Vec<String>> {
     let read = |file: &str| fs::read_to_string(tree.join(file)).ok();
     let mut list = Vec::new();
-    match read("include/config/kernel.release").as_deref().map(Version::find) {
+    match read("include/config/kernel.release")
+        .as_deref()
+        .map(Version::find)
+    {
         Some(Some(version)) if version >= OLDEST && version < TOO_NEW => {}
-        Some(Some(version)) => list.push(format!("Linux {OLDEST} or a newer 7.x (it is {version})")),
+        Some(Some(version)) => {
+            list.push(format!("Linux {OLDEST} or a newer 7.x (it is {version})"))
+        }
         _ => list.push("include/config/kernel.release (run make modules_prepare there)".into()),
     }
     if read("include/generated/autoconf.h").is_none() {
@@ -130,7 +135,11 @@ mod tests {
             ("include/config/kernel.release", "7.1.0\n", "it is 7.1.0"),
             ("include/config/kernel.release", "8.0.0\n", "it is 8.0.0"),
             ("include/config/kernel.release", "", "kernel.release"),
-            ("include/config/auto.conf", "CONFIG_S390=y\nCONFIG_PCI=y\nCONFIG_MODULES=y\n", "CONFIG_RUST=y"),
+            (
+                "include/config/auto.conf",
+                "CONFIG_S390=y\nCONFIG_PCI=y\nCONFIG_MODULES=y\n",
+                "CONFIG_RUST=y",
+            ),
             ("Module.symvers", "0x0\tprintk\n", REGISTRATION),
         ] {
             let folder = prepared();

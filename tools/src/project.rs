@@ -133,7 +133,8 @@ impl Project {
     pub fn lock(&self) -> Result<File> {
         use rustix::fs::{flock, FlockOperation};
         let path = self.cache.join("lock");
-        let file = File::create(&path).with_context(|| format!("cannot open {}", path.display()))?;
+        let file =
+            File::create(&path).with_context(|| format!("cannot open {}", path.display()))?;
         if flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
             println!(
                 "waiting: another run uses the cache {}",

@@ -83,7 +83,11 @@ fn fetch(project: &Project, folder: &Path) -> Result<Source> {
     if apt::codename().is_none() {
         bail!("no kernel source; name a Linux 7.2 or newer tree with KDIR=");
     }
-    let step = Step::start(project, "source", "looking for the newest Linux 7.x in Debian")?;
+    let step = Step::start(
+        project,
+        "source",
+        "looking for the newest Linux 7.x in Debian",
+    )?;
     let (root, package, version) = newest_offered(project, &step)?;
     let place = folder.join(format!("{package}_{version}"));
     if place.join("tree/Makefile").is_file() {

@@ -150,7 +150,9 @@ fn line_of(command: &Command) -> String {
 fn known_cause(text: &str) -> Option<&'static str> {
     let any = |words: &[&str]| words.iter().any(|word| text.contains(word));
     if any(&["No space left on device", "os error 28"]) {
-        return Some("the disk is full: free some space, or name another cache with S390_IOMMU_CACHE=");
+        return Some(
+            "the disk is full: free some space, or name another cache with S390_IOMMU_CACHE=",
+        );
     }
     if any(&[
         "Temporary failure resolving",
@@ -160,7 +162,9 @@ fn known_cause(text: &str) -> Option<&'static str> {
         "Network is unreachable",
         "failed to download from",
     ]) {
-        return Some("the network or the mirror does not answer: check the connection and run it again");
+        return Some(
+            "the network or the mirror does not answer: check the connection and run it again",
+        );
     }
     if any(&["Could not get lock", "Unable to acquire the dpkg"]) {
         return Some("another apt or dpkg is at work: wait for it and run it again");

@@ -115,9 +115,11 @@ impl Suite<'_> {
             Part::Tools => self.step("tools", "testing the tools", |project, step| {
                 cargo_test(project, step, "tools", "")
             }),
-            Part::Host => self.step("host", "testing the pure rooms on this machine", |project, step| {
-                cargo_test(project, step, "tests/host", "")
-            }),
+            Part::Host => self.step(
+                "host",
+                "testing the pure rooms on this machine",
+                |project, step| cargo_test(project, step, "tests/host", ""),
+            ),
             Part::Model => self.step("model", "checking every interleaving", |project, step| {
                 cargo_test(project, step, "tests/host", "--cfg loom")
             }),
@@ -125,14 +127,22 @@ impl Suite<'_> {
                 self.step("clippy", "clippy on the programs", |project, step| {
                     lint::clippy_programs(project, step).map(Count::of)
                 });
-                self.with_kernel("clippy-driver", "clippy on the driver", |project, kernel, step| {
-                    lint::clippy_driver(project, kernel, step).map(Count::one)
-                });
+                self.with_kernel(
+                    "clippy-driver",
+                    "clippy on the driver",
+                    |project, kernel, step| {
+                        lint::clippy_driver(project, kernel, step).map(Count::one)
+                    },
+                );
             }
             Part::Checkpatch => {
-                self.with_kernel("checkpatch", "checkpatch on all C", |project, kernel, step| {
-                    lint::checkpatch(project, &kernel.source.tree, step).map(Count::of)
-                });
+                self.with_kernel(
+                    "checkpatch",
+                    "checkpatch on all C",
+                    |project, kernel, step| {
+                        lint::checkpatch(project, &kernel.source.tree, step).map(Count::of)
+                    },
+                );
             }
             Part::Guest => self.guest(),
         }

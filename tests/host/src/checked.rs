@@ -138,13 +138,28 @@ impl<'m> Checked<'m> {
         (bytes, result)
     }
 
-    /// The short way, every other time that it may be gone.
+    /// The short ways, every other time that they may be gone.
     fn map_in_leaf(&self, mapping: Mapping) -> bool {
-        let Mapping { iova, phys, .. } = mapping;
+        let Mapping {
+            iova, phys, access, ..
+        } = mapping;
         let count = (mapping.size / PAGE_SIZE) as usize;
-        let may = !mapping.frames && phys.0 & PAGE_SIZE == 0;
-        // SAFETY: There is one thread.
-        may && unsafe { self.tree.map_in_leaf(iova, phys, count, mapping.access) }
+        if mapping.frames || phys.0 & PAGE_SIZE != 0 {
+            return false;
+        }
+        // SAFETY: There is one thread, and the range lies within reach.
+        unsafe {
+            match count == 1 && phys.0 & (2 * PAGE_SIZE) != 0 {
+                true => self.tree.map_page(iova, phys, access),
+                false => self.tree.map_in_leaf(iova, phys, count, access),
+            }
+        }
+    }
+
+    /// The short way, every other time that it may be gone.
+    fn unmap_page(&self, iova: u64, size: u64) -> bool {
+        // SAFETY: There is one thread, and the page lies within reach.
+        size == PAGE_SIZE && iova & PAGE_SIZE != 0 && unsafe { self.tree.unmap_page(Iova(iova)) }
     }
 
     /// Unmaps a range, up to the first hole. Returns the bytes.
@@ -157,8 +172,12 @@ impl<'m> Checked<'m> {
             expected += leaf.size;
         }
         let made = self.memory.made();
-        // SAFETY: There is one thread, and the range lies within reach.
-        let bytes = unsafe { self.tree.unmap(Iova(iova), size, &mut self.retired) };
+        let bytes = if self.unmap_page(iova, size) {
+            size
+        } else {
+            // SAFETY: There is one thread, and the range lies within reach.
+            unsafe { self.tree.unmap(Iova(iova), size, &mut self.retired) }
+        };
         assert_eq!(bytes, expected, "unmapped from {iova:#x}, of {size:#x}");
         assert_eq!(self.memory.made(), made, "an unmap allocated");
         if bytes != 0 {

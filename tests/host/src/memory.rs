@@ -3,6 +3,7 @@
 //! Table memory that notices misuse: what is given back is poisoned and kept, so
 //! that a later use panics, and every table must be given back exactly once.
 
+use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
@@ -149,11 +150,11 @@ unsafe impl Memory for &HostMemory {
         }
     }
 
-    unsafe fn cells(&self, origin: Phys) -> *const AtomicU64 {
+    unsafe fn cells(&self, origin: Phys) -> NonNull<AtomicU64> {
         let mut state = self.state();
         let table = state.table(origin.0).expect("no table begins there");
         assert_eq!(table.life, Life::Live, "walked into {origin:x?}");
-        table.cells.as_ptr()
+        NonNull::from(&table.cells[0])
     }
 }
 

@@ -15,6 +15,7 @@
 //! would have shown a wrong value.
 
 use std::marker::PhantomData;
+use std::ptr::NonNull;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 
@@ -174,8 +175,8 @@ unsafe impl<O: Orders> Memory for ModelMemory<O> {
         life.memory.with_mut(|_| ());
     }
 
-    unsafe fn cells(&self, origin: Phys) -> *const ModelCell<O> {
-        self.cells_at(origin.0).as_ptr()
+    unsafe fn cells(&self, origin: Phys) -> NonNull<ModelCell<O>> {
+        NonNull::from(&self.cells_at(origin.0)[0])
     }
 }
 
@@ -249,18 +250,29 @@ impl<O: Orders> Tree<O> {
         assert_eq!(result, (mapping.size, Ok(())));
     }
 
+    /// Tries the short way first, as the driver does.
     fn map(&self, page: u64, pages: u64) {
-        self.map_as(page, pages, false);
+        let (iova, phys) = (Iova(page * PAGE_SIZE), Phys(phys(page)));
+        // SAFETY: As for `map_as`.
+        let mapped = pages == 1 && unsafe { self.tree.map_page(iova, phys, Access::ReadWrite) };
+        if !mapped {
+            self.map_as(page, pages, false);
+        }
     }
 
     fn map_frames(&self, page: u64, pages: u64) {
         self.map_as(page, pages, true);
     }
 
+    /// Tries the short way first, as the driver does.
     fn unmap(&self, page: u64, pages: u64, retired: &mut Retired<'_, O>) {
-        let size = pages * PAGE_SIZE;
+        let (iova, size) = (Iova(page * PAGE_SIZE), pages * PAGE_SIZE);
         // SAFETY: As for `map_as`.
-        let bytes = unsafe { self.tree.unmap(Iova(page * PAGE_SIZE), size, retired) };
+        if pages == 1 && unsafe { self.tree.unmap_page(iova) } {
+            return;
+        }
+        // SAFETY: As for `map_as`.
+        let bytes = unsafe { self.tree.unmap(iova, size, retired) };
         assert_eq!(bytes, size);
     }
 
