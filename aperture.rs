@@ -37,8 +37,10 @@ impl Range {
     /// goes past the last address.
     #[inline]
     pub(crate) const fn sized(start: u64, size: u64) -> Option<Self> {
-        let last = start.wrapping_add(size).wrapping_sub(1);
-        Range::new(start, last)
+        if size == 0 {
+            return None;
+        }
+        Range::new(start, start.wrapping_add(size - 1))
     }
 
     /// The first address.
@@ -69,9 +71,12 @@ impl Range {
 
 /// The IOVAs that a function can use: from `start_dma` to the lowest of
 /// `end_dma` (inclusive), what a table of the function's `reach` (inclusive)
-/// maps, and `limit` bytes. `None` if there are none.
+/// maps, and `limit` bytes (`u64::MAX`: any number). `None` if there are none.
 pub(crate) fn window(start_dma: u64, end_dma: u64, reach: u64, limit: u64) -> Option<Range> {
     let granted = Range::new(start_dma, core::cmp::min(end_dma, reach))?;
+    if limit == u64::MAX {
+        return Some(granted);
+    }
     let wanted = Range::new(start_dma, start_dma.saturating_add(limit.checked_sub(1)?))?;
     granted.clip(wanted)
 }

@@ -516,6 +516,9 @@ impl<D: Driver> Ops<D> {
         })
     }
 
+    /// # Safety
+    ///
+    /// The core calls it, as `iommu_ops.capable`.
     unsafe extern "C" fn capable(dev: *mut bindings::device, cap: bindings::iommu_cap) -> bool {
         // SAFETY: The core passes a valid device.
         let dev = unsafe { Device::from_raw(dev) };
@@ -530,6 +533,9 @@ impl<D: Driver> Ops<D> {
         }
     }
 
+    /// # Safety
+    ///
+    /// The core calls it, as `iommu_ops.probe_device`.
     unsafe extern "C" fn probe_device(dev: *mut bindings::device) -> *mut bindings::iommu_device {
         // SAFETY: The core passes a valid device.
         match D::probe_device(unsafe { Device::from_raw(dev) }) {
@@ -545,6 +551,9 @@ impl<D: Driver> Ops<D> {
         }
     }
 
+    /// # Safety
+    ///
+    /// The core calls it, as `iommu_ops.domain_alloc_paging`.
     unsafe extern "C" fn domain_alloc_paging(
         dev: *mut bindings::device,
     ) -> *mut bindings::iommu_domain {
@@ -556,6 +565,9 @@ impl<D: Driver> Ops<D> {
         }
     }
 
+    /// # Safety
+    ///
+    /// The core calls it, as `iommu_ops.domain_alloc_identity`.
     unsafe extern "C" fn domain_alloc_identity(
         dev: *mut bindings::device,
     ) -> *mut bindings::iommu_domain {
@@ -566,6 +578,9 @@ impl<D: Driver> Ops<D> {
         }
     }
 
+    /// # Safety
+    ///
+    /// The core calls it, as `iommu_ops.get_resv_regions`.
     unsafe extern "C" fn get_resv_regions(
         dev: *mut bindings::device,
         head: *mut bindings::list_head,
@@ -581,6 +596,9 @@ impl<D: Driver> Ops<D> {
         }
     }
 
+    /// # Safety
+    ///
+    /// The core calls it, as `iommu_domain_ops.attach_dev`.
     unsafe extern "C" fn attach_blocked(
         _domain: *mut bindings::iommu_domain,
         dev: *mut bindings::device,
@@ -591,6 +609,9 @@ impl<D: Driver> Ops<D> {
         0
     }
 
+    /// # Safety
+    ///
+    /// The core calls it, as `iommu_domain_ops.attach_dev`.
     unsafe extern "C" fn attach_identity(
         _domain: *mut bindings::iommu_domain,
         dev: *mut bindings::device,
@@ -600,6 +621,9 @@ impl<D: Driver> Ops<D> {
         from_result(|| D::attach_identity(unsafe { Device::from_raw(dev) }).map(|()| 0))
     }
 
+    /// # Safety
+    ///
+    /// The core calls it, as `iommu_domain_ops.attach_dev`.
     unsafe extern "C" fn attach_dev(
         domain: *mut bindings::iommu_domain,
         dev: *mut bindings::device,
@@ -612,6 +636,9 @@ impl<D: Driver> Ops<D> {
         from_result(|| D::Domain::attach(domain, dev).map(|()| 0))
     }
 
+    /// # Safety
+    ///
+    /// The core calls it, as `iommu_domain_ops.map_pages`.
     unsafe extern "C" fn map_pages(
         domain: *mut bindings::iommu_domain,
         iova: c_ulong,
@@ -637,6 +664,9 @@ impl<D: Driver> Ops<D> {
         }
     }
 
+    /// # Safety
+    ///
+    /// The core calls it, as `iommu_domain_ops.unmap_pages`.
     unsafe extern "C" fn unmap_pages(
         domain: *mut bindings::iommu_domain,
         iova: c_ulong,
@@ -654,6 +684,9 @@ impl<D: Driver> Ops<D> {
         unsafe { D::Domain::unmap_pages(domain, iova as u64, size, gather) }
     }
 
+    /// # Safety
+    ///
+    /// The core calls it, as `iommu_domain_ops.flush_iotlb_all`.
     unsafe extern "C" fn flush_iotlb_all(domain: *mut bindings::iommu_domain) {
         // SAFETY: The core passes one of this driver's domains.
         D::Domain::flush_all(unsafe { Domain::from_raw(domain) });
@@ -663,6 +696,9 @@ impl<D: Driver> Ops<D> {
     // to do. What they do otherwise is a function of the same signature, so that
     // it is jumped to and these need no stack.
 
+    /// # Safety
+    ///
+    /// The core calls it, as `iommu_domain_ops.iotlb_sync`.
     unsafe extern "C" fn iotlb_sync(
         domain: *mut bindings::iommu_domain,
         gather: *mut bindings::iommu_iotlb_gather,
@@ -677,6 +713,9 @@ impl<D: Driver> Ops<D> {
         }
     }
 
+    /// # Safety
+    ///
+    /// The core calls it, as `iommu_domain_ops.iotlb_sync`.
     #[inline(never)]
     unsafe extern "C" fn iotlb_sync_now(
         domain: *mut bindings::iommu_domain,
@@ -687,6 +726,9 @@ impl<D: Driver> Ops<D> {
         D::Domain::sync(domain, gather);
     }
 
+    /// # Safety
+    ///
+    /// The core calls it, as `iommu_domain_ops.iotlb_sync_map`.
     unsafe extern "C" fn iotlb_sync_map(
         domain: *mut bindings::iommu_domain,
         iova: c_ulong,
@@ -702,6 +744,9 @@ impl<D: Driver> Ops<D> {
         }
     }
 
+    /// # Safety
+    ///
+    /// The core calls it, as `iommu_domain_ops.iotlb_sync_map`.
     #[inline(never)]
     unsafe extern "C" fn iotlb_sync_map_now(
         domain: *mut bindings::iommu_domain,
@@ -716,6 +761,9 @@ impl<D: Driver> Ops<D> {
         }
     }
 
+    /// # Safety
+    ///
+    /// The core calls it, as `iommu_domain_ops.iova_to_phys`.
     unsafe extern "C" fn iova_to_phys(
         domain: *mut bindings::iommu_domain,
         iova: bindings::dma_addr_t,
@@ -726,6 +774,9 @@ impl<D: Driver> Ops<D> {
         unsafe { D::Domain::iova_to_phys(domain, iova) }.unwrap_or(0)
     }
 
+    /// # Safety
+    ///
+    /// The core calls it, as `iommu_domain_ops.free`.
     unsafe extern "C" fn free(domain: *mut bindings::iommu_domain) {
         // SAFETY: The domain came from `domain_alloc_paging`, and the core does
         // not use it any more.

@@ -200,11 +200,12 @@ impl iommu::PagingDomain for Paging {
         gfp: Gfp,
     ) -> (usize, Result) {
         let access = domain::access(prot);
-        // SAFETY: The caller's promise.
-        if page_size as u64 == PAGE_SIZE
-            && unsafe { domain.space().map_pages(iova, phys, count, access) }
-        {
-            return (count << PAGE_SHIFT, Ok(()));
+        if page_size as u64 == PAGE_SIZE {
+            // SAFETY: The caller's promise.
+            let mapped = unsafe { domain.space().map_pages(iova, phys, count, access) };
+            if mapped {
+                return (count << PAGE_SHIFT, Ok(()));
+            }
         }
         // SAFETY: As above.
         unsafe { domain.map(iova, phys, page_size, count, prot, gfp) }

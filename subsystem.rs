@@ -114,12 +114,18 @@ unsafe fn zdev_from(zdev: *mut bindings::zpci_dev) -> Option<Zdev> {
     NonNull::new(zdev).map(|zdev| unsafe { Zdev::from_raw(zdev) })
 }
 
+/// # Safety
+///
+/// The subsystem calls it, as `zpci_iommu_ops.init`.
 unsafe extern "C" fn init(zdev: *mut bindings::zpci_dev) -> c_int {
     // SAFETY: The subsystem's promise.
     let zdev = unsafe { zdev_from(zdev) };
     kernel::error::from_result(|| serve(zdev.ok_or(EINVAL)?).map(|()| 0))
 }
 
+/// # Safety
+///
+/// The subsystem calls it, as `zpci_iommu_ops.destroy`.
 unsafe extern "C" fn destroy(zdev: *mut bindings::zpci_dev) {
     // SAFETY: The subsystem's promise.
     if let Some(zdev) = unsafe { zdev_from(zdev) } {
@@ -130,6 +136,9 @@ unsafe extern "C" fn destroy(zdev: *mut bindings::zpci_dev) {
     }
 }
 
+/// # Safety
+///
+/// The subsystem calls it, as `zpci_iommu_ops.quiesce`.
 unsafe extern "C" fn quiesce(zdev: *mut bindings::zpci_dev) {
     // SAFETY: The subsystem's promise.
     if let Some(function) = unsafe { zdev_from(zdev) }.and_then(served) {
@@ -137,6 +146,9 @@ unsafe extern "C" fn quiesce(zdev: *mut bindings::zpci_dev) {
     }
 }
 
+/// # Safety
+///
+/// The subsystem calls it, as `zpci_iommu_ops.register_ioat`.
 unsafe extern "C" fn register_ioat(zdev: *mut bindings::zpci_dev, status: *mut u8) -> c_int {
     // SAFETY: The subsystem's promise.
     let Some(function) = unsafe { zdev_from(zdev) }.and_then(served) else {
@@ -148,6 +160,9 @@ unsafe extern "C" fn register_ioat(zdev: *mut bindings::zpci_dev, status: *mut u
     outcome.cc.into()
 }
 
+/// # Safety
+///
+/// The subsystem calls it, as `zpci_iommu_ops.resume`.
 unsafe extern "C" fn resume(zdev: *mut bindings::zpci_dev) -> c_int {
     // SAFETY: The subsystem's promise.
     match unsafe { zdev_from(zdev) }.and_then(served) {
@@ -156,6 +171,9 @@ unsafe extern "C" fn resume(zdev: *mut bindings::zpci_dev) -> c_int {
     }
 }
 
+/// # Safety
+///
+/// The subsystem calls it, as `zpci_iommu_ops.counters`.
 unsafe extern "C" fn counters(zdev: *mut bindings::zpci_dev) -> *mut Counters {
     // SAFETY: The subsystem's promise.
     let Some(zdev) = (unsafe { zdev_from(zdev) }) else {

@@ -528,7 +528,7 @@ impl Drop for Service {
 // Without lock debugging a part of these structures is empty, which C accepts.
 #[allow(improper_ctypes)]
 extern "C" {
-    // arch/s390/pci; exported by integration/zpci_iommu.c.
+    // arch/s390/pci
     fn zpci_refresh_trans(function: u64, start: u64, size: u64) -> c_int;
     fn zpci_unregister_ioat(zdev: *mut bindings::zpci_dev, dmaas: u8) -> c_int;
     // integration/zpci_iommu.c

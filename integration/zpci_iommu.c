@@ -7,8 +7,7 @@
  * an IOMMU; then the subsystem looks for them again. A driver stays for as long
  * as it serves a function.
  *
- * Also here: boot parameters, wrappers of static inlines, and exports of what
- * the driver needs of the subsystem.
+ * Also here: boot parameters, and wrappers of static inlines.
  */
 
 #define pr_fmt(fmt) "s390_iommu: " fmt
@@ -203,10 +202,6 @@ void zpci_iommu_pages_list_add(struct iommu_pages_list *list, void *virt)
 	iommu_pages_list_add(list, virt);
 }
 EXPORT_SYMBOL_GPL(zpci_iommu_pages_list_add);
-
-/* Of arch/s390/pci, for the driver. */
-EXPORT_SYMBOL_GPL(zpci_refresh_trans);
-EXPORT_SYMBOL_GPL(zpci_unregister_ioat);
 
 static int __init s390_iommu_setup(char *str)
 {

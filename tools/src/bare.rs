@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 //! `make bare`: shows that the commands need nothing but a bare Debian. A
-//! minimal one is laid into the cache, this checkout is copied in, and the
+//! minimal one is laid into the cache, what is committed is cloned, and the
 //! command runs there with empty caches.
 
 use crate::{
@@ -91,39 +91,18 @@ fn lay(project: &Project, suite: &str, folder: &Path) -> Result<()> {
     Ok(())
 }
 
-/// What a fresh clone would have: no objects, nothing of git.
+/// What a fresh clone would have: what is committed.
 fn copy_checkout(project: &Project, folder: &Path) -> Result<()> {
-    let step = Step::start(project, "bare-copy", "copying the checkout")?;
+    let step = Step::start(project, "bare-copy", "copying what is committed")?;
     let to = folder.join(CHECKOUT);
-    fs::create_dir_all(&to)?;
-    let archive = project.build.join("bare.tar");
     step.run(
         project
-            .command("tar")
-            .args([
-                "--create",
-                "--exclude=./build",
-                "--exclude=target",
-                "--exclude=./.git",
-            ])
-            .arg("--file")
-            .arg(&archive)
-            .arg("--directory")
-            .arg(&project.root)
-            .arg("."),
-        "free some space",
-    )?;
-    step.run(
-        project
-            .command("tar")
-            .arg("--extract")
-            .arg("--file")
-            .arg(&archive)
-            .arg("--directory")
+            .command("git")
+            .args(["clone", "--quiet", "--depth=1"])
+            .arg(format!("file://{}", project.root.display()))
             .arg(&to),
-        "free some space",
+        "this takes git, and a checkout with a commit",
     )?;
-    fs::remove_file(archive)?;
     step.done("copied");
     Ok(())
 }

@@ -51,6 +51,7 @@ impl Machine {
             initrd: &self.initrd,
             append,
             limit,
+            second_drive: false,
         }
     }
 }

@@ -31,7 +31,7 @@ pub enum Action {
 }
 
 /// One edit of one file.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, PartialEq, Eq)]
 #[serde(deny_unknown_fields)]
 pub struct Edit {
     /// The file, relative to the tree.
@@ -69,7 +69,7 @@ impl Edit {
     pub fn apply(&self, content: &str) -> Result<Option<String>> {
         let lines: Vec<&str> = content.lines().collect();
         let text: Vec<&str> = self.text.trim_matches('\n').lines().collect();
-        if is_there(&lines, &text) {
+        if position(&lines, &text).is_some() {
             return Ok(None);
         }
         let Some(at) = self.find(&lines)? else {
@@ -84,9 +84,25 @@ impl Edit {
         Ok(Some(all.join("\n") + "\n"))
     }
 
+    /// The file's text without this edit; `None` when it is not there, or
+    /// cannot be told from the rest.
+    pub fn undo(&self, content: &str) -> Option<String> {
+        let lines: Vec<&str> = content.lines().collect();
+        let text: Vec<&str> = self.text.trim_matches('\n').lines().collect();
+        let at = position(&lines, &text)?;
+        let instead: &[&str] = match (self.action, &self.anchor) {
+            (Action::ReplaceLine, Some(anchor)) => &[anchor.as_str()],
+            (Action::ReplaceLine, None) => return None,
+            _ => &[],
+        };
+        let all = [&lines[..at], instead, &lines[at + text.len()..]].concat();
+        Some(all.join("\n") + "\n")
+    }
+
     /// The anchor's index; `None` if there is none and need not be.
     fn find(&self, lines: &[&str]) -> Result<Option<usize>> {
-        let matches = self.matcher()?;
+        let matcher = self.matcher()?;
+        let matches = |line: &str| matcher.matches(line);
         let start = match &self.below {
             Some(line) => match only(lines, |text| text.trim() == line.trim()) {
                 Found::One(index) => index + 1,
@@ -100,7 +116,7 @@ impl Edit {
                 .position(|line| matches(line))
                 .map_or(Found::None, Found::One)
         } else {
-            only(rest, &matches)
+            only(rest, matches)
         };
         match found {
             Found::One(index) => Ok(Some(start + index)),
@@ -123,21 +139,31 @@ impl Edit {
             .unwrap_or_default()
     }
 
-    fn matcher(&self) -> Result<Box<dyn Fn(&str) -> bool>> {
+    fn matcher(&self) -> Result<Matcher> {
         match (&self.anchor, &self.anchor_regex) {
-            (Some(line), None) => {
-                let line = line.trim().to_owned();
-                Ok(Box::new(move |text| text.trim() == line))
-            }
-            (None, Some(pattern)) => {
-                let regex = Regex::new(&format!("^(?:{pattern})$"))
-                    .with_context(|| format!("hooks.toml: `{pattern}` is no expression"))?;
-                Ok(Box::new(move |text| regex.is_match(text.trim_end())))
-            }
+            (Some(line), None) => Ok(Matcher::Line(line.trim().to_owned())),
+            (None, Some(pattern)) => Regex::new(&format!("^(?:{pattern})$"))
+                .map(Matcher::Regex)
+                .with_context(|| format!("hooks.toml: `{pattern}` is no expression")),
             _ => bail!(
                 "hooks.toml: an edit of {} needs anchor or anchor_regex",
                 self.file
             ),
+        }
+    }
+}
+
+/// What an anchor's line looks like.
+enum Matcher {
+    Line(String),
+    Regex(Regex),
+}
+
+impl Matcher {
+    fn matches(&self, line: &str) -> bool {
+        match self {
+            Self::Line(text) => line.trim() == text,
+            Self::Regex(regex) => regex.is_match(line.trim_end()),
         }
     }
 }
@@ -161,14 +187,12 @@ fn only(lines: &[&str], matches: impl Fn(&str) -> bool) -> Found {
     }
 }
 
-/// Whether the lines stand somewhere in the file as they are.
-fn is_there(lines: &[&str], text: &[&str]) -> bool {
-    lines.windows(text.len()).any(|window| {
-        window
-            .iter()
-            .zip(text)
-            .all(|(a, b)| a.trim_end() == b.trim_end())
-    })
+/// Where the lines stand in the file as they are.
+fn position(lines: &[&str], text: &[&str]) -> Option<usize> {
+    let same = |(a, b): (&&str, &&str)| a.trim_end() == b.trim_end();
+    lines
+        .windows(text.len())
+        .position(|window| window.iter().zip(text).all(same))
 }
 
 #[cfg(test)]
@@ -193,6 +217,8 @@ mod tests {
             let once = edit.apply("a\nb\nc\n").unwrap().unwrap();
             assert_eq!(once, want);
             assert_eq!(edit.apply(&once).unwrap(), None, "twice is once");
+            assert_eq!(edit.undo(&once).as_deref(), Some("a\nb\nc\n"));
+            assert_eq!(edit.undo("a\nb\nc\n"), None);
         }
     }
 

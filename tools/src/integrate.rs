@@ -8,13 +8,13 @@
 
 use crate::{
     deps::Version,
-    hooks::{self, Hooks},
+    hooks::{self, Edit, Hooks},
     source::{Source, OLDEST, TOO_NEW},
     steps::write_if_changed,
 };
 use anyhow::{bail, Context, Result};
 use std::{
-    collections::BTreeMap,
+    collections::{btree_map::Entry, BTreeMap},
     fs,
     path::{Path, PathBuf},
 };
@@ -25,6 +25,8 @@ const PLACE: &str = "drivers/iommu/s390";
 pub const HOOKS: &str = "integration/hooks.toml";
 /// Lists the files that were put there, so that those that are gone are removed.
 const LIST: &str = ".integrated-files";
+/// The edits that were made, so that those that changed are taken back.
+const MADE: &str = ".integrated-hooks.toml";
 
 /// What was found and done.
 #[derive(Debug, PartialEq, Eq)]
@@ -56,12 +58,21 @@ pub fn integrate(root: &Path, source: &Source) -> Result<Report> {
         )
     };
     let version = tree_version(&source.tree).with_context(refuse)?;
-    let edits = plan_edits(&hooks, source).with_context(refuse)?;
     let place = source.tree.join(PLACE);
+    let made = fs::read_to_string(place.join(MADE)).unwrap_or_default();
+    let outdated = if made == text {
+        None
+    } else {
+        hooks::parse(&made).ok()
+    };
+    let edits = plan_edits(&hooks, outdated.as_ref(), source).with_context(refuse)?;
     check_place(root, &place, &files).with_context(refuse)?;
 
     let edited = write_edits(source, &edits)?;
     let copied = copy_files(root, &place, &files)?;
+    if !is_same_folder(root, &place) {
+        write_if_changed(&place.join(MADE), text.as_bytes())?;
+    }
     Ok(Report {
         version,
         edited,
@@ -91,8 +102,15 @@ pub fn tree_version(tree: &Path) -> Result<Version> {
 }
 
 /// The new text of each file that changes, or must be put back.
-fn plan_edits(hooks: &Hooks, source: &Source) -> Result<BTreeMap<String, String>> {
+fn plan_edits(
+    hooks: &Hooks,
+    outdated: Option<&Hooks>,
+    source: &Source,
+) -> Result<BTreeMap<String, String>> {
     let mut texts = BTreeMap::new();
+    if source.pristine.is_none() {
+        take_back(outdated, hooks, source, &mut texts)?;
+    }
     for edit in &hooks.edits {
         let old = match texts.get(&edit.file) {
             Some(text) => text,
@@ -108,13 +126,33 @@ fn plan_edits(hooks: &Hooks, source: &Source) -> Result<BTreeMap<String, String>
     // A file that an older set of hooks changed and this one does not.
     if let Some(pristine) = &source.pristine {
         for file in files_below(pristine)? {
-            if !texts.contains_key(&file) {
-                let text = untouched(source, &file)?;
-                texts.insert(file, text);
+            if let Entry::Vacant(entry) = texts.entry(file) {
+                let text = untouched(source, entry.key())?;
+                entry.insert(text);
             }
         }
     }
     Ok(texts)
+}
+
+/// In a tree whose untouched files nobody kept: removes what an older set of
+/// hooks added and this one does not.
+fn take_back(
+    outdated: Option<&Hooks>,
+    hooks: &Hooks,
+    source: &Source,
+    texts: &mut BTreeMap<String, String>,
+) -> Result<()> {
+    let gone = |edit: &&Edit| !hooks.edits.contains(edit);
+    for edit in outdated.iter().flat_map(|hooks| &hooks.edits).filter(gone) {
+        let old = match texts.get(&edit.file) {
+            Some(text) => text.clone(),
+            None => untouched(source, &edit.file)?,
+        };
+        let new = edit.undo(&old).unwrap_or(old);
+        texts.insert(edit.file.clone(), new);
+    }
+    Ok(())
 }
 
 /// A file's text before any hook; in a caller's tree, as it is.
@@ -245,7 +283,7 @@ mod tests {
     use std::time::SystemTime;
     use tempfile::TempDir;
 
-    const HOOKS: &str = "[[edit]]\nfile='drivers/iommu/Makefile'\nanchor='obj-c += c.o'\n\
+    const EDITS: &str = "[[edit]]\nfile='drivers/iommu/Makefile'\nanchor='obj-c += c.o'\n\
                          action='insert_after'\ntext='obj-rust += s390/'\n";
 
     fn write(folder: &Path, file: &str, text: &str) {
@@ -254,7 +292,7 @@ mod tests {
 
     fn checkout() -> TempDir {
         let folder = tempfile::tempdir().unwrap();
-        write(folder.path(), "integration/hooks.toml", HOOKS);
+        write(folder.path(), HOOKS, EDITS);
         write(folder.path(), "integration/glue.c", "glue");
         write(folder.path(), "Kbuild", "kbuild");
         write(folder.path(), "Kconfig", "kconfig");
@@ -332,14 +370,18 @@ mod tests {
     }
 
     #[test]
-    fn changed_hooks_start_from_the_untouched_file() {
-        let (root, (_folder, source)) = (checkout(), tree((7, 3)));
-        integrate(root.path(), &source).unwrap();
-        let hooks = HOOKS.replace("obj-rust", "obj-new");
-        write(root.path(), "integration/hooks.toml", &hooks);
-        integrate(root.path(), &source).unwrap();
-        let text = fs::read_to_string(source.tree.join("drivers/iommu/Makefile")).unwrap();
-        assert_eq!(text, "a\nobj-c += c.o\nobj-new += s390/\nb\n");
+    fn changed_hooks_replace_those_made_before() {
+        let (root, (_folder, mut source)) = (checkout(), tree((7, 3)));
+        let pristine = source.pristine.take();
+        for (pristine, name) in [(pristine, "obj-kept"), (None, "obj-not-kept")] {
+            source.pristine = pristine;
+            write(root.path(), HOOKS, EDITS);
+            integrate(root.path(), &source).unwrap();
+            write(root.path(), HOOKS, &EDITS.replace("obj-rust", name));
+            integrate(root.path(), &source).unwrap();
+            let text = fs::read_to_string(source.tree.join("drivers/iommu/Makefile")).unwrap();
+            assert_eq!(text, format!("a\nobj-c += c.o\n{name} += s390/\nb\n"));
+        }
     }
 
     #[test]
@@ -371,11 +413,7 @@ mod tests {
     fn a_second_edit_that_fails_keeps_the_first_from_being_written() {
         let (root, (_folder, source)) = (checkout(), tree((7, 3)));
         let more = "[[edit]]\nfile='arch/none.c'\nanchor='x'\naction='insert_after'\ntext='y'\n";
-        write(
-            root.path(),
-            "integration/hooks.toml",
-            &format!("{HOOKS}{more}"),
-        );
+        write(root.path(), HOOKS, &format!("{EDITS}{more}"));
         let before = times(&source.tree);
         let error = format!("{:#}", integrate(root.path(), &source).unwrap_err());
         assert!(error.contains("it has no arch/none.c"), "{error}");

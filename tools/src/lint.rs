@@ -136,8 +136,7 @@ pub fn clippy_driver(project: &Project, kernel: &Kernel, step: &Step) -> Result<
         let content = fs::read(project.root.join(&file))?;
         write_if_changed(&folder.join(file), &content)?;
     }
-    let before = fs::metadata(step.log())?.len() as usize;
-    let good = step.status(
+    let good = step.check(
         kernel
             .make(project)
             .arg(variable("M", &folder))
@@ -145,8 +144,20 @@ pub fn clippy_driver(project: &Project, kernel: &Kernel, step: &Step) -> Result<
     )?;
     // The kernel's build lets warnings pass.
     let log = fs::read(step.log())?;
-    let said = String::from_utf8_lossy(log.get(before..).unwrap_or_default());
-    Ok(good && !said.lines().any(|line| line.starts_with("warning:")))
+    let places = complaints(&String::from_utf8_lossy(&log));
+    step.show(&places.join("\n"));
+    Ok(good && places.is_empty())
+}
+
+/// The warnings that have a place; the compiler also has some about its flags.
+fn complaints(log: &str) -> Vec<String> {
+    let lines: Vec<&str> = log.lines().collect();
+    let pairs = lines.windows(2).filter_map(|pair| {
+        let what = pair[0].strip_prefix("warning: ")?;
+        let place = pair[1].trim_start().strip_prefix("--> ")?;
+        Some(format!("{place}: {what}"))
+    });
+    pairs.collect()
 }
 
 /// checkpatch on each C file; those without a complaint, and all.
@@ -159,7 +170,9 @@ pub fn checkpatch(project: &Project, tree: &Path, step: &Step) -> Result<(usize,
                 .current_dir(tree)
                 .args(["scripts/checkpatch.pl", "--strict", "--terse", "--file"])
                 // A new file needs no entry in the tree's MAINTAINERS.
-                .args(["--ignore", "FILE_PATH_CHANGES"])
+                // The parameters are those of the driver in C, documented in the
+                // tree already; checkpatch looks only into the patch.
+                .args(["--ignore", "FILE_PATH_CHANGES,UNDOCUMENTED_SETUP"])
                 .arg(file);
             command
         })
@@ -172,7 +185,7 @@ pub fn checkpatch(project: &Project, tree: &Path, step: &Step) -> Result<(usize,
 fn count(step: &Step, commands: &mut [Command]) -> Result<usize> {
     let mut good = 0;
     for command in commands {
-        good += usize::from(step.status(command)?);
+        good += usize::from(step.check(command)?);
     }
     Ok(good)
 }
@@ -193,6 +206,8 @@ pub fn rustdoc(project: &Project, flavour: &Flavour) -> Result<()> {
         project
             .command("sh")
             .current_dir(&kernel.objects)
+            // As the kernel does: its options are unstable.
+            .env("RUSTC_BOOTSTRAP", "1")
             .args(["-c", &line]),
         "correct what rustdoc says",
     )?;
@@ -212,23 +227,39 @@ fn build_command(text: &str) -> Option<String> {
     Some(line.replace("\\#", "#"))
 }
 
-/// Turns a call of rustc into one of rustdoc.
+/// Turns a call of rustc into one of rustdoc: what makes it another crate or
+/// another target stays, what is about warnings and objects goes.
 fn documentation_command(line: &str, rustdoc: &Path, output: &Path) -> String {
+    const WITH_VALUE: [&str; 4] = ["--extern", "--crate-type", "-L", "--cfg"];
+    const KEPT: [&str; 9] = [
+        "--edition",
+        "--target",
+        "--sysroot",
+        "-Zallow-features",
+        "-Zcrate-attr",
+        "-Zunstable-options",
+        "-Zpacked-stack",
+        "-Ctarget-",
+        "-Cpanic",
+    ];
     let mut words = Vec::new();
     let mut all = line.split(' ').filter(|word| !word.is_empty());
     while let Some(word) = all.next() {
-        let name = word.rsplit('/').next().unwrap_or(word);
-        match word {
-            "-o" | "--out-dir" => {
-                all.next();
-            }
-            _ if name == "rustc" || name == "clippy-driver" => {
-                words.push(rustdoc.display().to_string());
-            }
-            _ if ["--emit", "-C", "-Cforce", "-Ccode", "-Crelocation"]
-                .iter()
-                .any(|start| *start != "-C" && word.starts_with(start)) => {}
-            _ => words.push(word.to_owned()),
+        let is_compiler = word.ends_with("/rustc") || word == "rustc";
+        let is_setting = !word.starts_with('-') && word.contains('=');
+        let is_source = word.ends_with(".rs") && !word.starts_with('-');
+        if is_compiler {
+            words.push(rustdoc.display().to_string());
+        } else if WITH_VALUE.contains(&word) {
+            words.push(format!("{word} {}", all.next().unwrap_or_default()));
+        } else if is_setting
+            || is_source
+            || word.starts_with('@')
+            || KEPT.iter().any(|start| word.starts_with(start))
+        {
+            words.push(word.to_owned());
+        } else if ["-o", "--out-dir"].contains(&word) {
+            all.next();
         }
     }
     words.push(format!(
@@ -243,14 +274,23 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_complaint_has_a_place() {
+        let log = "warning: unstable feature: `backchain`\n  |\n\
+                   warning: never used\n  --> a.rs:4:1\n   |\n\
+                   warning: 2 warnings emitted\n";
+        assert_eq!(complaints(log), ["a.rs:4:1: never used"]);
+    }
+
+    #[test]
     fn a_build_becomes_a_documentation() {
-        let text = "savedcmd_x.o := OBJTREE=/o rustc --edition=2021 --emit=obj=x.o \
-                    --cfg a -o y z/x.rs ; ./tools/objtool x.o\n\nsource_x := z\n";
+        let text = "savedcmd_x.o := OBJTREE=/o rustc --edition=2021 -Wclippy::all -Copt-level=2 \
+                    --cfg a --extern kernel --out-dir y --emit=obj=x.o z/x.rs ; objtool x.o\n\n\
+                    source_x := z\n";
         let line = build_command(text).unwrap();
         let line = documentation_command(&line, Path::new("/usr/bin/rustdoc"), Path::new("/out"));
         assert_eq!(
             line,
-            "OBJTREE=/o /usr/bin/rustdoc --edition=2021 --cfg a z/x.rs \
+            "OBJTREE=/o /usr/bin/rustdoc --edition=2021 --cfg a --extern kernel z/x.rs \
              --document-private-items --out-dir /out"
         );
     }

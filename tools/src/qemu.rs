@@ -29,6 +29,8 @@ pub struct Boot<'a> {
     pub append: String,
     /// How long it may take.
     pub limit: Duration,
+    /// Whether there is another NVMe drive, behind all other functions.
+    pub second_drive: bool,
 }
 
 impl Boot<'_> {
@@ -39,10 +41,10 @@ impl Boot<'_> {
     /// QEMU cannot be started, failed, or took longer than the limit. What the
     /// guest itself says of its success is in the report.
     pub fn run(&self, project: &Project, mut see: impl FnMut(&str)) -> Result<Report> {
-        let drive = self.fresh_drive(project)?;
+        let drives = self.fresh_drives(project)?;
         let path = project.logs.join(format!("{}.console.log", self.name));
         let mut log = File::create(&path)?;
-        let mut command = self.command(project, &drive);
+        let mut command = self.command(project, &drives);
         command
             .args(["-serial", "stdio", "-monitor", "none"])
             .stdout(Stdio::piped())
@@ -72,7 +74,7 @@ impl Boot<'_> {
             }
         }
         let status = child.0.wait()?;
-        let _ = fs::remove_file(drive);
+        remove(&drives);
         let report = Report::parse(console.iter().map(String::as_str));
         if !status.success() && report.panic.is_none() {
             let last = console.last().map_or("it printed nothing", String::as_str);
@@ -83,32 +85,36 @@ impl Boot<'_> {
 
     /// Boots with the caller's terminal as the console.
     pub fn shell(&self, project: &Project) -> Result<()> {
-        let drive = self.fresh_drive(project)?;
-        let mut command = self.command(project, &drive);
+        let drives = self.fresh_drives(project)?;
+        let mut command = self.command(project, &drives);
         command
             .args(["-serial", "mon:stdio"])
             .stdin(Stdio::inherit());
         let status = command
             .status()
             .with_context(|| format!("cannot start {}", self.qemu.display()))?;
-        let _ = fs::remove_file(drive);
+        remove(&drives);
         if !status.success() {
             bail!("QEMU failed ({status})");
         }
         Ok(())
     }
 
-    /// A drive that nothing was written to: an old pattern looks like a success.
-    fn fresh_drive(&self, project: &Project) -> Result<PathBuf> {
-        let path = project.build.join(format!("{}.nvme", self.name));
-        let _ = fs::remove_file(&path);
-        File::create(&path)
-            .and_then(|file| file.set_len(DRIVE))
-            .with_context(|| format!("cannot make {}", path.display()))?;
-        Ok(path)
+    /// Drives that nothing was written to: an old pattern looks like a success.
+    fn fresh_drives(&self, project: &Project) -> Result<Vec<PathBuf>> {
+        let count = 1 + usize::from(self.second_drive);
+        let name = |index| project.build.join(format!("{}.nvme{index}", self.name));
+        let paths: Vec<PathBuf> = (0..count).map(name).collect();
+        remove(&paths);
+        for path in &paths {
+            File::create(path)
+                .and_then(|file| file.set_len(DRIVE))
+                .with_context(|| format!("cannot make {}", path.display()))?;
+        }
+        Ok(paths)
     }
 
-    fn command(&self, project: &Project, drive: &Path) -> Command {
+    fn command(&self, project: &Project, drives: &[PathBuf]) -> Command {
         let mut command = project.command(self.qemu);
         command
             .args(["-M", "s390-ccw-virtio", "-cpu", "max"])
@@ -119,16 +125,34 @@ impl Boot<'_> {
             .arg("-initrd")
             .arg(self.initrd)
             .arg("-append")
-            .arg(format!("console=ttysclp0 panic=-1 {}", self.append))
-            .arg("-drive")
-            .arg(format!("file={},if=none,id=d0,format=raw", drive.display()))
-            .args(["-device", "nvme,drive=d0,serial=x"])
+            .arg(format!("console=ttysclp0 panic=-1 {}", self.append));
+        add_drive(&mut command, 0, &drives[0]);
+        command
             // Two cards back to back. Their boot ROMs are not in the package.
             .args(["-netdev", "hubport,id=n0,hubid=0"])
             .args(["-netdev", "hubport,id=n1,hubid=0"])
             .args(["-device", "igb,romfile=,netdev=n0"])
             .args(["-device", "e1000e,romfile=,netdev=n1"]);
+        for (index, path) in drives.iter().enumerate().skip(1) {
+            add_drive(&mut command, index, path);
+        }
         command
+    }
+}
+
+fn drive(index: usize, path: &Path) -> String {
+    format!("file={},if=none,id=d{index},format=raw", path.display())
+}
+
+fn add_drive(command: &mut Command, index: usize, path: &Path) {
+    command.arg("-drive").arg(drive(index, path));
+    let device = format!("nvme,drive=d{index},serial=x{index}");
+    command.arg("-device").arg(device);
+}
+
+fn remove(paths: &[PathBuf]) {
+    for path in paths {
+        let _ = fs::remove_file(path);
     }
 }
 

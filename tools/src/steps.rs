@@ -95,6 +95,23 @@ impl Step {
         }
     }
 
+    /// Like [`Step::status`], and shows what a command said that failed.
+    pub fn check(&self, command: &mut Command) -> Result<bool> {
+        let before = fs::metadata(&self.log)?.len();
+        let good = self.status(command)?;
+        if !good {
+            self.show(&tail_from(&self.log, before, 15));
+        }
+        Ok(good)
+    }
+
+    /// Shows lines of a log, indented.
+    pub fn show(&self, text: &str) {
+        for line in text.lines() {
+            println!("    | {line}");
+        }
+    }
+
     /// Runs a command and returns its standard output; the rest to the log.
     pub fn output(&self, command: &mut Command, advice: &str) -> Result<String> {
         let mut log = self.log_file()?;
@@ -113,9 +130,7 @@ impl Step {
     /// The error of a command that failed: the log's end is printed before.
     pub fn fail(&self, what: &str, advice: &str) -> Result<()> {
         let tail = tail(&self.log, 15);
-        for line in tail.lines() {
-            println!("    | {line}");
-        }
+        self.show(&tail);
         println!("    | the whole log: {}", self.log.display());
         let advice = known_cause(&tail).unwrap_or(advice);
         bail!("{}: {what} failed; {advice}", self.name)
@@ -174,10 +189,15 @@ fn known_cause(text: &str) -> Option<&'static str> {
 
 /// The last lines of a file, as far as they can be read.
 pub fn tail(path: &Path, lines: usize) -> String {
+    tail_from(path, 0, lines)
+}
+
+/// The last lines of what follows an offset.
+fn tail_from(path: &Path, offset: u64, lines: usize) -> String {
     let read = || -> std::io::Result<String> {
         let mut file = File::open(path)?;
         let size = file.metadata()?.len();
-        file.seek(SeekFrom::Start(size.saturating_sub(16 * 1024)))?;
+        file.seek(SeekFrom::Start(size.saturating_sub(16 * 1024).max(offset)))?;
         let mut bytes = Vec::new();
         file.read_to_end(&mut bytes)?;
         Ok(String::from_utf8_lossy(&bytes).into_owned())

@@ -158,7 +158,7 @@ impl Suite<'_> {
         let count = Step::start(self.project, name, doing).and_then(|step| {
             let count = work(self.project, &step)?;
             if count.failed > 0 {
-                let _ = step.fail(name, "");
+                println!("    | the whole log: {}", step.log().display());
             }
             step.done(&format!("{} passed, {} failed", count.passed, count.failed));
             Ok(count)
@@ -246,7 +246,8 @@ impl Suite<'_> {
         let name = format!("guest-{mode}");
         self.step(&name, "running the guest's suites", |project, step| {
             let append = format!("guest.mode=test {KUNIT} {words}");
-            let boot = machine.boot(&name, append, LIMIT);
+            let mut boot = machine.boot(&name, append, LIMIT);
+            boot.second_drive = true;
             let report = boot.run(project, |line| {
                 if line.starts_with("not ok ") {
                     println!("    | {line}");
@@ -317,7 +318,7 @@ fn cargo_test(project: &Project, step: &Step, folder: &str, flags: &str) -> Resu
         command.env("CARGO_TARGET_DIR", target.with_extension("flags"));
         command.env("RUSTFLAGS", flags);
     }
-    let good = step.status(&mut command)?;
+    let good = step.check(&mut command)?;
     let mut count = count_results(&read(step.log())?);
     if !good && count.failed == 0 {
         count.failed = 1;

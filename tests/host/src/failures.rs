@@ -135,14 +135,18 @@ fn map_frames_over_an_empty_page_table() {
 
 #[test]
 fn new_tree() {
-    for depth in DEPTHS {
+    for (levels, depth) in (1..).zip(DEPTHS) {
+        for budget in 0..levels {
+            let memory = HostMemory::default();
+            memory.limit(Some(budget));
+            let tree = Checked::new(&memory, depth);
+            assert_eq!(tree.err(), Some(MapError::NoMemory));
+            memory.check_all_freed();
+        }
         let memory = HostMemory::default();
-        memory.limit(Some(0));
-        assert_eq!(Checked::new(&memory, depth).err(), Some(MapError::NoMemory));
-        memory.limit(None);
-        Checked::new(&memory, depth)
-            .expect("there is memory")
-            .finish();
+        memory.limit(Some(levels));
+        let tree = Checked::new(&memory, depth);
+        tree.expect("there is memory").finish();
     }
 }
 

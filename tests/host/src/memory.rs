@@ -14,8 +14,8 @@ use crate::walker::Storage;
 const BASE: u64 = 0x00ab_c000_0000_0000;
 /// Tables are this far apart: the alignment of the largest one.
 const STRIDE: u64 = 0x4000;
-/// What a table that was given back is full of: valid at every level, pointing
-/// to no table.
+/// What a table is full of that was given back, or not set yet: valid at every
+/// level, pointing to no table.
 const POISON: u64 = 0xdead_dead_dead_d000;
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -93,6 +93,28 @@ impl HostMemory {
         self.state().tables.len()
     }
 
+    /// A new table that is full of `value`.
+    fn make(&self, shape: Shape, value: u64) -> Option<Phys> {
+        let mut state = self.state();
+        match &mut state.budget {
+            Some(0) => {
+                state.refused = true;
+                return None;
+            }
+            Some(left) => *left -= 1,
+            None => {}
+        }
+        let cell = || AtomicU64::new(value);
+        let cells = std::iter::repeat_with(cell).take(shape.entries());
+        let origin = BASE + state.tables.len() as u64 * STRIDE;
+        state.tables.push(Table {
+            cells: cells.collect(),
+            shape,
+            life: Life::Live,
+        });
+        Some(Phys(origin))
+    }
+
     fn count(&self, life: Life) -> usize {
         let state = self.state();
         state.tables.iter().filter(|t| t.life == life).count()
@@ -122,24 +144,11 @@ unsafe impl Memory for &HostMemory {
     type Flags = ();
 
     fn alloc(&self, shape: Shape, _flags: ()) -> Option<Phys> {
-        let mut state = self.state();
-        match &mut state.budget {
-            Some(0) => {
-                state.refused = true;
-                return None;
-            }
-            Some(left) => *left -= 1,
-            None => {}
-        }
-        let empty = || AtomicU64::new(shape.empty());
-        let cells = std::iter::repeat_with(empty).take(shape.entries());
-        let origin = BASE + state.tables.len() as u64 * STRIDE;
-        state.tables.push(Table {
-            cells: cells.collect(),
-            shape,
-            life: Life::Live,
-        });
-        Some(Phys(origin))
+        self.make(shape, shape.empty())
+    }
+
+    fn alloc_unset(&self, shape: Shape, _flags: ()) -> Option<Phys> {
+        self.make(shape, POISON)
     }
 
     unsafe fn free(&self, origin: Phys, shape: Shape) {

@@ -144,15 +144,10 @@ impl<O> ModelMemory<O> {
     }
 }
 
-// SAFETY: Each table is made of cells of its own, filled with what empty tables
-// hold, that stay for as long as the memory.
-unsafe impl<O: Orders> Memory for ModelMemory<O> {
-    type Cell = ModelCell<O>;
-    type Flags = ();
-
-    fn alloc(&self, shape: Shape, _flags: ()) -> Option<Phys> {
+impl<O: Orders> ModelMemory<O> {
+    fn make(&self, shape: Shape, value: u64) -> Phys {
         let life = Life::new();
-        let cell = || ModelCell::new(shape.empty(), &life);
+        let cell = || ModelCell::new(value, &life);
         let cells = std::iter::repeat_with(cell).take(shape.entries()).collect();
         let mut tables = self.tables.lock().unwrap();
         tables.push(ModelTable {
@@ -160,7 +155,23 @@ unsafe impl<O: Orders> Memory for ModelMemory<O> {
             shape,
             freed: false,
         });
-        Some(Phys(tables.len() as u64 * STRIDE))
+        Phys(tables.len() as u64 * STRIDE)
+    }
+}
+
+// SAFETY: Each table is made of cells of its own, filled with what empty tables
+// hold, that stay for as long as the memory.
+unsafe impl<O: Orders> Memory for ModelMemory<O> {
+    type Cell = ModelCell<O>;
+    type Flags = ();
+
+    fn alloc(&self, shape: Shape, _flags: ()) -> Option<Phys> {
+        Some(self.make(shape, shape.empty()))
+    }
+
+    fn alloc_unset(&self, shape: Shape, _flags: ()) -> Option<Phys> {
+        // An error to the walker.
+        Some(self.make(shape, 0))
     }
 
     unsafe fn free(&self, origin: Phys, shape: Shape) {
@@ -392,6 +403,15 @@ checks! {
         |_, _| ()
         => [|t, _| t.map_frames(0, PAGE_TABLE), |t, _| t.map(2, 1)]
         => [0, 1, 2];
+
+    map_of_a_whole_page_table_beside_map_and_the_machine:
+        |_, _| ()
+        => [
+            |t, _| t.map(0, PAGE_TABLE),
+            |t, _| t.map(PAGE_TABLE, 1),
+            |t, _| { t.machine(1); }
+        ]
+        => [0, 1, PAGE_TABLE];
 
     map_beside_unmap_in_a_page_table:
         |t, _| t.map(0, 1)
