@@ -732,7 +732,8 @@ impl<M: Memory> DmaTable<M> {
     ///
     /// # Safety
     ///
-    /// The caller owns the range (see the head of this file).
+    /// The caller owns the range (see the head of this file), which lies in the
+    /// reach of the tree.
     #[inline(never)]
     pub(crate) unsafe fn map(
         &self,
@@ -895,7 +896,8 @@ impl<M: Memory> DmaTable<M> {
     ///
     /// # Safety
     ///
-    /// The caller owns the range (see the head of this file).
+    /// The caller owns the range (see the head of this file), which is not empty
+    /// and lies in the reach of the tree.
     #[inline]
     pub(crate) unsafe fn unmap(&self, iova: Iova, size: u64, retire: &mut impl Retire) -> u64 {
         match self.leaf_run(iova, (size >> PAGE_SHIFT) as usize) {

@@ -17,11 +17,13 @@
 //! that still sees a function which is just leaving does no harm, and an attach
 //! waits for no grace period.
 //!
-//! Where the machine drops a registration without asking (a function is
-//! disabled to be reset) or a function stops translating (identity), it is made
-//! not live first, and flushes that may have seen it live are waited for (RCU).
-//! It becomes live again after a table was registered, and is then refreshed
-//! over its whole window after a full barrier: again Dekker's pattern.
+//! A function stops to be live where a refresh would be an error: before it
+//! stops translating (identity, by way of the empty table), and after it was
+//! disabled (to be reset), when it does no DMA and a refresh still finds an
+//! invalid handle. Flushes that may have seen it live are waited for (RCU) before
+//! it can be enabled again. It becomes live again after the empty table was
+//! registered, then comes a full barrier, then the table that is attached and a
+//! refresh of the whole window: again Dekker's pattern.
 //!
 //! # Locks
 //!
@@ -431,9 +433,10 @@ impl Space {
     /// Makes members forget all that was unmapped since the last time.
     pub(crate) fn flush_all(&self) {
         let _turn = self.flush.lock();
-        let nobody = self.members.nobody_sees_stores();
         self.pending.take(|range| {
-            if !nobody {
+            // Asked anew for each: a member may have come, and seen the entry,
+            // before the mark that was taken.
+            if self.is_seen() {
                 self.refresh_unmapped(range, &self.counters.global_rpcits);
             }
         });

@@ -220,13 +220,14 @@ impl Function {
         Ok(())
     }
 
-    /// The function is about to be disabled: the machine will drop what is
-    /// registered. Flushes leave it alone from here on.
+    /// The function was disabled, so it does no DMA, and the machine has dropped
+    /// what was registered. From here on flushes leave it alone: once it is
+    /// enabled, a refresh is an error until a table is registered.
     ///
     /// # Context
     ///
     /// May sleep.
-    pub(crate) fn quiesce(&self) {
+    pub(crate) fn disabled(&self) {
         let mut state = self.state.lock();
         self.stop_refreshes();
         state.registered = None;
@@ -352,6 +353,10 @@ impl Function {
             self.set(state, self.empty)?;
         }
         self.live.store(true, Ordering::Relaxed);
+        // The table that comes next may be read as soon as it is registered: by
+        // then every unmap either sees the function live, or has emptied its
+        // entries.
+        fence(Ordering::SeqCst);
         Ok(())
     }
 
@@ -433,8 +438,10 @@ impl Function {
 
     /// The machine refused to block: takes the table away.
     fn force_block(&self, state: &mut State, refusal: Refusal) {
-        self.stop_refreshes();
+        // In this order no unmap is missed. A flush between the two may put the
+        // function into the error state, which blocks it as well.
         let outcome = self.zdev.deregister();
+        self.stop_refreshes();
         state.registered = None;
         let freed = domain::matters(outcome.check()).is_ok();
         if !freed {

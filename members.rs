@@ -73,7 +73,7 @@ impl<T> Members<T> {
     #[inline]
     pub(crate) fn nobody_sees_stores(&self) -> bool {
         fence(Ordering::SeqCst);
-        self.count.load(Ordering::Relaxed) == 0
+        self.count.load(Ordering::Acquire) == 0
     }
 
     /// Adds a member.

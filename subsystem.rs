@@ -31,7 +31,7 @@ pub(crate) const fn ops(owner: &ThisModule) -> SubsystemOps {
         owner: owner.as_ptr(),
         init,
         destroy,
-        quiesce,
+        disabled,
         register_ioat,
         resume,
         counters,
@@ -138,11 +138,11 @@ unsafe extern "C" fn destroy(zdev: *mut bindings::zpci_dev) {
 
 /// # Safety
 ///
-/// The subsystem calls it, as `zpci_iommu_ops.quiesce`.
-unsafe extern "C" fn quiesce(zdev: *mut bindings::zpci_dev) {
+/// The subsystem calls it, as `zpci_iommu_ops.disabled`.
+unsafe extern "C" fn disabled(zdev: *mut bindings::zpci_dev) {
     // SAFETY: The subsystem's promise.
     if let Some(function) = unsafe { zdev_from(zdev) }.and_then(served) {
-        function.quiesce();
+        function.disabled();
     }
 }
 

@@ -487,8 +487,8 @@ pub(crate) struct SubsystemOps {
     pub(crate) init: unsafe extern "C" fn(*mut bindings::zpci_dev) -> c_int,
     /// A function goes. Nothing uses it any more.
     pub(crate) destroy: unsafe extern "C" fn(*mut bindings::zpci_dev),
-    /// A function is about to be disabled: what is registered will be lost.
-    pub(crate) quiesce: unsafe extern "C" fn(*mut bindings::zpci_dev),
+    /// A function was disabled: what was registered is lost.
+    pub(crate) disabled: unsafe extern "C" fn(*mut bindings::zpci_dev),
     /// A function was enabled: registers what is attached. Returns a condition
     /// code.
     pub(crate) register_ioat: unsafe extern "C" fn(*mut bindings::zpci_dev, *mut u8) -> c_int,

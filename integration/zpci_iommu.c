@@ -117,9 +117,9 @@ int zpci_iommu_register_ioat(struct zpci_dev *zdev, u8 *status)
 	return driver->register_ioat(zdev, status);
 }
 
-void zpci_iommu_quiesce(struct zpci_dev *zdev)
+void zpci_iommu_disabled(struct zpci_dev *zdev)
 {
-	driver->quiesce(zdev);
+	driver->disabled(zdev);
 }
 
 int zpci_iommu_resume(struct zpci_dev *zdev)

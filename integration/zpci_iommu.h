@@ -18,7 +18,7 @@ struct zpci_iommu_ctrs;
  * @owner: the module that holds the operations; kept while functions are served
  * @init: a function appears; it is not shown to anybody before this succeeded
  * @destroy: a function goes; nothing uses it any more
- * @quiesce: a function is about to be disabled: what is registered will be lost
+ * @disabled: a function was disabled: what was registered is lost
  * @register_ioat: a function was enabled: register what is attached; returns a
  *	condition code
  * @resume: a function is about to leave the error state without a reset
@@ -30,7 +30,7 @@ struct zpci_iommu_ops {
 	struct module *owner;
 	int (*init)(struct zpci_dev *zdev);
 	void (*destroy)(struct zpci_dev *zdev);
-	void (*quiesce)(struct zpci_dev *zdev);
+	void (*disabled)(struct zpci_dev *zdev);
 	int (*register_ioat)(struct zpci_dev *zdev, u8 *status);
 	int (*resume)(struct zpci_dev *zdev);
 	struct zpci_iommu_ctrs *(*counters)(struct zpci_dev *zdev);

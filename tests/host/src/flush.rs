@@ -40,8 +40,8 @@ trait Protocol: Send + Sync + 'static {
     const LEAVE_LAST: bool = true;
     /// The wait for flushes that may have seen the function live.
     const GRACE_PERIOD: bool = true;
-    /// A function is taken off its table before flushes leave it alone.
-    const BLOCK_FIRST: bool = true;
+    /// A function is disabled before flushes leave it alone.
+    const DISABLE_FIRST: bool = true;
     /// Full flushes take turns.
     const TURNS: bool = true;
     /// A full flush looks for members after it took the marks.
@@ -65,6 +65,8 @@ enum Machine {
 /// What is registered.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Target {
+    /// The function is disabled: it does no DMA, and a refresh finds no function.
+    Disabled,
     Nothing,
     Empty,
     Identity,
@@ -85,7 +87,6 @@ struct Space {
     count: AtomicUsize,
     slot: AtomicBool,
     word: AtomicUsize,
-    summary: AtomicUsize,
     flush: Mutex<()>,
 }
 
@@ -100,7 +101,6 @@ impl Space {
             count: AtomicUsize::new(0),
             slot: AtomicBool::new(false),
             word: AtomicUsize::new(0),
-            summary: AtomicUsize::new(0),
             flush: Mutex::new(()),
         }
     }
@@ -121,15 +121,11 @@ impl Space {
     /// `Pending::mark`.
     fn mark(&self, page: usize) {
         self.word.fetch_or(1 << page, Release);
-        self.summary.fetch_or(1, Release);
     }
 
     /// `Pending::take`.
     fn take(&self) -> usize {
-        match self.summary.swap(0, AcqRel) {
-            0 => 0,
-            _ => self.word.swap(0, AcqRel),
-        }
+        self.word.swap(0, AcqRel)
     }
 }
 
@@ -175,16 +171,23 @@ impl<P: Protocol> World<P> {
     fn refresh(&self) {
         let _one = self.instruction.lock().unwrap();
         let target = *self.registered.lock().unwrap();
+        if target == Target::Disabled {
+            return;
+        }
         let legal = matches!(target, Target::Empty | Target::Space(_));
         assert!(legal, "refreshed while {target:?} is registered");
         self.cached.lock().unwrap().clear();
         self.walk();
     }
 
-    /// The function is disabled and enabled again.
-    fn reset(&self) {
+    /// The function is disabled, which drops what is registered, or enabled.
+    fn enable(&self, enabled: bool) {
         let _one = self.instruction.lock().unwrap();
-        *self.registered.lock().unwrap() = Target::Nothing;
+        *self.registered.lock().unwrap() = if enabled {
+            Target::Nothing
+        } else {
+            Target::Disabled
+        };
         self.cached.lock().unwrap().clear();
     }
 
@@ -322,13 +325,16 @@ impl<P: Protocol> World<P> {
         self.spaces[from].leave();
     }
 
-    /// `Function::quiesce`, a reset, and `Function::register_recorded`.
-    fn quiesce_and_register(&self, recorded: usize) {
-        if P::BLOCK_FIRST {
-            self.tell(Target::Empty);
+    /// A reset: `Function::disabled` and `Function::register_recorded`.
+    fn reset(&self, recorded: usize) {
+        if P::DISABLE_FIRST {
+            self.enable(false);
+            self.stop_refreshes();
+        } else {
+            self.stop_refreshes();
+            self.enable(false);
         }
-        self.stop_refreshes();
-        self.reset();
+        self.enable(true);
         self.tell(Target::Space(recorded));
     }
 }
@@ -403,10 +409,7 @@ fn map_beside_attach_from_another_space() {
 
 #[test]
 fn map_beside_reset() {
-    map_beside::<Sound>(
-        |w| w.attach(None, 0),
-        &[|w| w.map(0, 0), |w| w.quiesce_and_register(0)],
-    );
+    map_beside::<Sound>(|w| w.attach(None, 0), &[|w| w.map(0, 0), |w| w.reset(0)]);
 }
 
 #[test]
@@ -459,10 +462,7 @@ fn unmap_beside_identity() {
 
 #[test]
 fn unmap_beside_reset() {
-    unmap_beside::<Sound>(
-        |w| w.attach(None, 0),
-        &[|w| w.unmap(0, 0), |w| w.quiesce_and_register(0)],
-    );
+    unmap_beside::<Sound>(|w| w.attach(None, 0), &[|w| w.unmap(0, 0), |w| w.reset(0)]);
 }
 
 #[test]
@@ -531,7 +531,7 @@ mod weakened {
         register_without_fence_after_reset { const FENCE_BEFORE_REGISTER: bool = false; }
             unmap_beside(
                 |w| w.attach(None, 0),
-                [|w| w.unmap(0, 0), |w| w.quiesce_and_register(0)]
+                [|w| w.unmap(0, 0), |w| w.reset(0)]
             )
             panics "";
 
@@ -549,14 +549,14 @@ mod weakened {
         reset_without_grace_period { const GRACE_PERIOD: bool = false; }
             unmap_beside(
                 |w| w.attach(None, 0),
-                [|w| w.unmap(0, 0), |w| w.quiesce_and_register(0)]
+                [|w| w.unmap(0, 0), |w| w.reset(0)]
             )
             panics "refreshed while Nothing is registered";
 
-        quiesce_while_it_translates { const BLOCK_FIRST: bool = false; }
+        left_alone_while_it_translates { const DISABLE_FIRST: bool = false; }
             unmap_beside(
                 |w| w.attach(None, 0),
-                [|w| w.unmap(0, 0), |w| w.quiesce_and_register(0)]
+                [|w| w.unmap(0, 0), |w| w.reset(0)]
             )
             panics "the machine has it cached";
 
