@@ -33,7 +33,10 @@
 //! that none returns before what another took is refreshed: the flush queue
 //! frees IOVAs when one returns.
 
-use core::sync::atomic::Ordering;
+use core::sync::atomic::{
+    AtomicU64,
+    Ordering, //
+};
 
 use kernel::{
     new_mutex,
@@ -227,7 +230,7 @@ impl Domain {
         let space = self.space();
         let _attach = space.attach.lock();
         let depth = space.depth_with(function)?;
-        space.table.widen(depth, Gfp::KERNEL)?;
+        space.table.widen(depth, Gfp::KERNEL_ACCOUNT)?;
         // The core reads the aperture at any time, so the table comes first.
         self.widen_aperture(depth.reach());
         // SAFETY: A function leaves before it goes, and waits for a grace
@@ -239,7 +242,7 @@ impl Domain {
 impl Space {
     fn new(depth: Depth, last: u64) -> impl PinInit<Self, Error> {
         try_pin_init!(Self {
-            table: DmaTable::new(TablePages::default(), depth, Gfp::KERNEL, Into::into)?,
+            table: DmaTable::new(TablePages::default(), depth, Gfp::KERNEL_ACCOUNT, Into::into)?,
             members: Members::new(),
             pending: Pending::new(last),
             flush <- new_spinlock_irq!((), "s390_iommu::flush"),
@@ -421,10 +424,12 @@ impl Space {
     /// it holds; after [`Space::is_seen`].
     pub(crate) fn sync(&self, gather: &mut Gather) {
         let (start, last) = gather.range();
-        if let Some(range) = Range::new(start, last) {
-            self.refresh_unmapped(range, &self.counters.sync_rpcits);
-        }
-        if gather.holds_pages() {
+        let forgotten = match Range::new(start, last) {
+            Some(range) => self.refresh_unmapped(range, &self.counters.sync_rpcits),
+            None => true,
+        };
+        // Tables that a member may still be walking are rather lost than used.
+        if gather.holds_pages() && forgotten {
             // SAFETY: Every member forgot the range, or cannot do DMA.
             unsafe { gather.free_flushed() }
         }
@@ -442,13 +447,17 @@ impl Space {
         });
     }
 
-    fn refresh_unmapped(&self, range: Range, counter: &core::sync::atomic::AtomicU64) {
+    /// Whether no member can be using any of the range now.
+    fn refresh_unmapped(&self, range: Range, counter: &AtomicU64) -> bool {
+        let mut forgotten = true;
         let guard = rcu::read_lock();
         for member in self.members.iter(&guard) {
             if let Err(refusal) = member.refresh_or_all(range, counter) {
                 member.complain(refusal);
+                forgotten = false;
             }
         }
+        forgotten
     }
 }
 

@@ -70,14 +70,40 @@ enum Attached {
     Space(Arc<Space>),
 }
 
+/// What the machine has registered, as far as that is known.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Machine {
+    Nothing,
+    Table(Designation),
+    /// It was told something while it took no orders.
+    Unknown,
+}
+
 /// What changes when something is attached.
 struct State {
     attached: Attached,
-    /// What the machine was told last, if it still knows.
-    registered: Option<Designation>,
+    machine: Machine,
     /// An address space that the machine may still be using although something
-    /// else is attached, as it refused to block.
+    /// else is attached: it refused to let go of it.
     stuck: Option<Arc<Space>>,
+    /// Whether the machine cannot be using anything but what is registered.
+    settled: bool,
+}
+
+impl State {
+    /// Keeps an address space that the machine may go on using. If there is one
+    /// already, that one is lost rather than used after it was freed.
+    fn keep(&mut self, space: &Arc<Space>) {
+        if let Some(before) = self.stuck.replace(space.clone()) {
+            core::mem::forget(before);
+        }
+    }
+
+    /// The machine cannot be using anything but what is registered.
+    fn settle(&mut self) {
+        self.settled = true;
+        self.stuck = None;
+    }
 }
 
 /// A function that the driver serves.
@@ -86,7 +112,7 @@ pub(crate) struct Function {
     zdev: Zdev,
     window: Range,
     deepest: Depth,
-    /// A table that maps nothing.
+    /// A table that maps nothing, as deep as the window needs.
     empty: Designation,
     /// Whether a refresh is legal.
     live: AtomicBool,
@@ -102,13 +128,14 @@ impl Function {
     /// `EINVAL` if its window is empty.
     pub(crate) fn new(
         zdev: Zdev,
-        empty: Designation,
+        empty: impl FnOnce(Depth) -> Designation,
         limit: u64,
     ) -> Result<impl PinInit<Self, Error>> {
         let deepest = zdev.deepest();
         let (start, end) = zdev.dma_range();
         let window = aperture::window(start, end, deepest.reach(), limit).ok_or(EINVAL)?;
         zdev.clamp_dma_range(window);
+        let empty = empty(Depth::for_reach(window.last()));
         Ok(try_pin_init!(Self {
             zdev,
             window,
@@ -117,8 +144,9 @@ impl Function {
             live: AtomicBool::new(false),
             state <- new_mutex!(State {
                 attached: Attached::Blocked,
-                registered: None,
+                machine: Machine::Nothing,
                 stuck: None,
+                settled: true,
             }, "s390_iommu::function"),
         }? Error))
     }
@@ -156,7 +184,11 @@ impl Function {
         if !again {
             domain.admit(self)?;
         }
-        if let Err(refusal) = self.switch(&mut state, space.designation()) {
+        let target = space.designation();
+        if let Err(refusal) = self.switch(&mut state, target) {
+            if !state.settled {
+                state.keep(space);
+            }
             if !again {
                 space.dismiss(self);
             }
@@ -177,7 +209,7 @@ impl Function {
     /// May sleep.
     pub(crate) fn block(&self, blocked: *mut bindings::iommu_domain) {
         let mut state = self.state.lock();
-        if state.registered.is_some() {
+        if state.machine != Machine::Nothing {
             if let Err(refusal) = self.tell(&mut state, self.empty) {
                 self.force_block(&mut state, refusal);
             }
@@ -203,10 +235,10 @@ impl Function {
             return Err(EINVAL);
         }
         let mut state = self.state.lock();
-        let before = state.registered;
+        let before = state.machine;
         // A function that does not translate must not be refreshed, so it comes
         // off the table first, and then out of the flushes' sight.
-        if before.is_some() {
+        if before != Machine::Nothing {
             self.switch(&mut state, self.empty)?;
         }
         self.stop_refreshes();
@@ -230,8 +262,8 @@ impl Function {
     pub(crate) fn disabled(&self) {
         let mut state = self.state.lock();
         self.stop_refreshes();
-        state.registered = None;
-        state.stuck = None;
+        state.machine = Machine::Nothing;
+        state.settle();
     }
 
     /// The function was enabled: registers what is attached.
@@ -241,28 +273,29 @@ impl Function {
     /// May sleep.
     pub(crate) fn register_recorded(&self) -> Outcome {
         let mut state = self.state.lock();
-        state.registered = None;
-        match self.tell_recorded(&mut state) {
+        state.machine = Machine::Nothing;
+        let told = match self.recorded(&state) {
+            // Without a table DMA is blocked as well.
+            target if target == self.empty => Ok(()),
+            target => self.tell_strictly(&mut state, target),
+        };
+        match told {
             Ok(()) => Outcome::DONE,
             Err(refusal) => refusal.into(),
         }
     }
 
     /// The function is about to leave the error state without a reset: registers
-    /// what is attached, as attaches and flushes may have passed it by.
+    /// what is attached, as attaches and flushes may have passed it by. It must
+    /// not run again if this fails.
     ///
     /// # Context
     ///
     /// May sleep.
     pub(crate) fn resume(&self) -> Result {
         let mut state = self.state.lock();
-        let blocked = matches!(state.attached, Attached::Blocked);
-        if blocked && self.zdev.registered() != Ok(Registered::Nothing) {
-            // It may have been blocked while the machine took no orders.
-            self.tell(&mut state, self.empty)?;
-            return Ok(());
-        }
-        Ok(self.tell_recorded(&mut state)?)
+        let target = self.recorded(&state);
+        Ok(self.tell_strictly(&mut state, target)?)
     }
 
     /// The function goes: the machine forgets the driver's tables, and no flush
@@ -274,10 +307,17 @@ impl Function {
     pub(crate) fn retire(&self) {
         let mut state = self.state.lock();
         self.stop_refreshes();
-        if state.registered.take().is_some() {
-            // The empty table may go with the driver. A function that is gone
-            // already has none.
-            let _ = self.zdev.deregister();
+        if state.machine != Machine::Nothing {
+            // The empty table may go with the driver.
+            let refused = domain::matters(self.zdev.deregister().check());
+            if let Err(refusal) = refused {
+                self.zdev
+                    .complain(c"refused to give its table back; reset it", refusal);
+                // Better lost than used.
+                if let Some(space) = state.stuck.take() {
+                    core::mem::forget(space);
+                }
+            }
         }
         let old = core::mem::replace(&mut state.attached, Attached::Blocked);
         self.leave(old);
@@ -318,7 +358,7 @@ impl Function {
 
     /// Step 2: from what is registered to `target`, or back.
     fn switch(&self, state: &mut State, target: Designation) -> Result<(), Refusal> {
-        let before = state.registered;
+        let before = state.machine;
         let told = self.tell(state, target);
         if told.is_err() {
             self.restore(state, before);
@@ -327,28 +367,44 @@ impl Function {
     }
 
     /// Registers `target` and refreshes the window. A function that cannot do
-    /// DMA counts as told; it is not live then.
+    /// DMA counts as told: whoever brings it back tells it again, strictly.
     fn tell(&self, state: &mut State, target: Designation) -> Result<(), Refusal> {
-        let told = self.start_refreshes(state).and_then(|()| {
-            self.set(state, target)?;
-            self.refresh_window()
-        });
+        let told = domain::matters(self.tell_strictly(state, target));
+        if told.is_ok() && state.machine != Machine::Table(target) {
+            state.machine = Machine::Unknown;
+        }
+        told
+    }
+
+    /// Registers `target` and refreshes the window. After an error the function
+    /// is live only if it was before.
+    fn tell_strictly(&self, state: &mut State, target: Designation) -> Result<(), Refusal> {
+        let told = match target {
+            Designation::IDENTITY => self.set(state, target),
+            _ => self
+                .start_refreshes(state)
+                .and_then(|()| self.set(state, target))
+                .and_then(|()| self.refresh_window()),
+        };
         match told {
+            Ok(()) => {
+                // The machine has forgotten all that it knew before.
+                state.settle();
+            }
             Err(refusal) if refusal.is_harmless() => {
                 self.live.store(false, Ordering::Relaxed);
-                state.registered = None;
-                Ok(())
+                state.machine = Machine::Unknown;
             }
-            told => told,
+            Err(_) => (),
         }
+        told
     }
 
     /// Makes refreshes legal: a function that does not translate gets the empty
     /// table.
     fn start_refreshes(&self, state: &mut State) -> Result<(), Refusal> {
-        if state
-            .registered
-            .is_none_or(|now| now == Designation::IDENTITY)
+        if state.machine == Machine::Table(Designation::IDENTITY)
+            || !matches!(state.machine, Machine::Table(_))
         {
             self.set(state, self.empty)?;
         }
@@ -376,18 +432,24 @@ impl Function {
 
     /// Registers `target`, with whichever instruction fits.
     fn set(&self, state: &mut State, target: Designation) -> Result<(), Refusal> {
-        let assumed = state.registered.is_some();
+        let is_registered = || {
+            let now = self.zdev.registered()?;
+            Ok::<bool, Refusal>(now != Registered::Nothing)
+        };
+        let assumed = match state.machine {
+            Machine::Nothing => false,
+            Machine::Table(_) => true,
+            Machine::Unknown => is_registered()?,
+        };
         let mut result = self.issue(assumed, target);
-        if result == Err(Refusal::Other) {
-            // The machine may know better whether something is registered.
-            let actual = self.zdev.registered().map(|now| now != Registered::Nothing);
-            if actual.is_ok_and(|actual| actual != assumed) {
-                result = self.issue(!assumed, target);
-            }
+        // The machine may know better whether something is registered.
+        if result == Err(Refusal::Other) && is_registered().is_ok_and(|now| now != assumed) {
+            result = self.issue(!assumed, target);
         }
         result?;
-        state.registered = Some(target);
-        state.stuck = None;
+        state.machine = Machine::Table(target);
+        // Until it was refreshed.
+        state.settled = target == Designation::IDENTITY;
         Ok(())
     }
 
@@ -400,40 +462,43 @@ impl Function {
     }
 
     /// After a refusal: puts back what was registered before, if the machine
-    /// lost it.
-    fn restore(&self, state: &mut State, before: Option<Designation>) {
-        let Some(before) = before else {
-            // Nothing was: the empty table, if it is there by now, blocks too.
-            return;
+    /// lost it. If that is refused too, the function is blocked.
+    fn restore(&self, state: &mut State, before: Machine) {
+        let before = match before {
+            Machine::Table(before) => before,
+            // The empty table blocks as well, and may be there by now.
+            Machine::Nothing | Machine::Unknown => self.empty,
         };
-        if self.zdev.registered() == Ok(Registered::This(before)) {
-            // Nothing was lost, and nothing that was refreshed either.
-            self.live
-                .store(before != Designation::IDENTITY, Ordering::Relaxed);
-            state.registered = Some(before);
-            fence(Ordering::SeqCst);
-            return;
-        }
-        let restored = if before == Designation::IDENTITY {
-            self.stop_refreshes();
-            self.set(state, before)
+        let put_back = if state.machine == Machine::Nothing {
+            Ok(())
+        } else if self.zdev.registered() == Ok(Registered::This(before)) {
+            // Nothing was lost, and nothing has passed it by: a function that
+            // translates was live all along.
+            state.machine = Machine::Table(before);
+            state.settled = true;
+            Ok(())
         } else {
+            if before == Designation::IDENTITY {
+                self.stop_refreshes();
+            }
             self.tell(state, before)
         };
-        if let Err(refusal) = domain::matters(restored) {
+        if let Err(refusal) = put_back {
             self.zdev
                 .complain(c"new table refused, then the old one; reset it", refusal);
+            if let Err(refusal) = self.tell(state, self.empty) {
+                self.force_block(state, refusal);
+            }
         }
     }
 
-    /// Registers what is attached, if anything is.
-    fn tell_recorded(&self, state: &mut State) -> Result<(), Refusal> {
-        let target = match &state.attached {
+    /// What the machine is to be told, by what is attached.
+    fn recorded(&self, state: &State) -> Designation {
+        match &state.attached {
             Attached::Space(space) => space.designation(),
-            Attached::Identity => return self.set(state, Designation::IDENTITY),
-            Attached::Blocked => return Ok(()),
-        };
-        self.tell(state, target)
+            Attached::Identity => Designation::IDENTITY,
+            Attached::Blocked => self.empty,
+        }
     }
 
     /// The machine refused to block: takes the table away.
@@ -442,16 +507,16 @@ impl Function {
         // function into the error state, which blocks it as well.
         let outcome = self.zdev.deregister();
         self.stop_refreshes();
-        state.registered = None;
-        let freed = domain::matters(outcome.check()).is_ok();
-        if !freed {
-            if let Attached::Space(space) = &state.attached {
-                state.stuck = Some(space.clone());
-            }
-        }
-        let text = if freed {
+        let text = if domain::matters(outcome.check()).is_ok() {
+            state.machine = Machine::Nothing;
+            state.settle();
             c"refused to be blocked, its table was taken away"
         } else {
+            state.settled = false;
+            if let Attached::Space(space) = &state.attached {
+                let space = space.clone();
+                state.keep(&space);
+            }
             c"refused to be blocked and to give its table back; reset it"
         };
         self.zdev.complain(text, refusal);

@@ -40,6 +40,8 @@ pub(crate) struct Gfp(bindings::gfp_t);
 impl Gfp {
     /// May sleep.
     pub(crate) const KERNEL: Gfp = Gfp(bindings::GFP_KERNEL);
+    /// May sleep; charged to whom the caller works for.
+    pub(crate) const KERNEL_ACCOUNT: Gfp = Gfp(bindings::GFP_KERNEL_ACCOUNT);
 }
 
 /// What a device's IOMMU can do.
@@ -117,8 +119,7 @@ impl Gather {
     }
 }
 
-/// Allocates zeroed memory for tables, charged and counted like that of every
-/// IOMMU driver: `size` bytes, a power of two, aligned to `size`; at least a
+/// Allocates zeroed memory for tables, counted like that of every IOMMU driver: `size` bytes, a power of two, aligned to `size`; at least a
 /// page is taken.
 ///
 /// # Context

@@ -2,9 +2,9 @@
 
 //! Table memory: the kernel's IOMMU pages, counted a domain.
 //!
-//! The kernel's helper charges them (`GFP_KERNEL_ACCOUNT`), shows them in
-//! `/proc/meminfo` (`SecPageTables`) and frees lists of them after a flush. It
-//! gives whole pages, so a page table takes 4 KiB, of which it uses 2: the
+//! The kernel's helper shows them in `/proc/meminfo` (`SecPageTables`), charges
+//! them if the caller says so (`GFP_KERNEL_ACCOUNT`), and frees lists of them
+//! after a flush. It gives whole pages, so a page table takes 4 KiB, of which it uses 2: the
 //! price of memory that the deferred flush queue can free.
 
 use core::{
@@ -44,6 +44,7 @@ pub(crate) struct TablePages {
 impl TablePages {
     /// How much memory the tables take, in bytes, without those that wait for a
     /// flush to be freed.
+    #[cfg(CONFIG_S390_IOMMU_RUST_KUNIT_TEST)]
     pub(crate) fn bytes(&self) -> usize {
         self.bytes.load(Ordering::Relaxed)
     }

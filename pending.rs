@@ -5,7 +5,9 @@
 //! `flush_iotlb_all` names no range, and refreshing a whole window is the
 //! dearest instruction that a hypervisor has to serve. So unmaps mark which of
 //! 4096 equal chunks of the window they touched, and a full flush refreshes
-//! these only. Marking takes no lock: it is on the unmap path.
+//! these only. All unmaps do, also those that are flushed by range: whoever asks
+//! for a full flush may mean them. Marking takes no lock: it is on the unmap
+//! path.
 //!
 //! # The protocol
 //!

@@ -86,8 +86,21 @@ struct Config {
     page_sizes: u64,
     /// How many bytes a function may map, at most.
     limit: u64,
-    /// A table that maps nothing; blocked functions stay registered with it.
-    empty: Designation,
+    /// A table of each depth that maps nothing; blocked functions stay
+    /// registered with one.
+    empty: [Designation; 3],
+}
+
+impl Config {
+    /// The empty table of a depth.
+    fn empty(&self, depth: Depth) -> Designation {
+        let [third, second, first] = self.empty;
+        match depth {
+            Depth::Third => third,
+            Depth::Second => second,
+            Depth::First => first,
+        }
+    }
 }
 
 static CONFIG: SetOnce<Config> = SetOnce::new();
@@ -109,11 +122,19 @@ impl kernel::Module for S390Iommu {
                 return Err(EINVAL);
             }
         };
-        let empty = DmaTable::new(TablePages::default(), Depth::Third, Gfp::KERNEL, Into::into)?;
+        let tree = DmaTable::new(TablePages::default(), Depth::Third, Gfp::KERNEL, Into::into)?;
+        let empty = |depth| -> Result<Designation> {
+            tree.widen(depth, Gfp::KERNEL)?;
+            Ok(tree.root().into())
+        };
         CONFIG.populate(Config {
             page_sizes: PAGE_SIZE | if frames { FRAME_SIZE } else { 0 },
             limit: zpci::aperture_limit(),
-            empty: empty.root().into(),
+            empty: [
+                empty(Depth::Third)?,
+                empty(Depth::Second)?,
+                empty(Depth::First)?,
+            ],
         });
         pr_info!(
             "IOMMU driver for zPCI in Rust, version {}, pages of {}\n",
@@ -122,7 +143,7 @@ impl kernel::Module for S390Iommu {
         );
         Ok(S390Iommu {
             _service: Service::register(&SUBSYSTEM_OPS)?,
-            _empty: empty,
+            _empty: tree,
         })
     }
 }

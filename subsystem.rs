@@ -58,15 +58,16 @@ pub(crate) fn served(zdev: Zdev) -> Option<&'static Function> {
 /// Serves a function from now on.
 fn serve(zdev: Zdev) -> Result {
     let config = CONFIG.as_ref().ok_or(ENODEV)?;
-    let function = Function::new(zdev, config.empty, config.limit).inspect_err(|_| {
-        let (start, end) = zdev.dma_range();
-        pr_err!(
-            "function {:#010x}: no usable IOVAs in {:#x} to {:#x}\n",
-            zdev.fid(),
-            start,
-            end
-        );
-    })?;
+    let function =
+        Function::new(zdev, |depth| config.empty(depth), config.limit).inspect_err(|_| {
+            let (start, end) = zdev.dma_range();
+            pr_err!(
+                "function {:#010x}: no usable IOVAs in {:#x} to {:#x}\n",
+                zdev.fid(),
+                start,
+                end
+            );
+        })?;
     let served = KBox::pin_init(
         try_pin_init!(Served {
             registration: None,

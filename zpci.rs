@@ -97,6 +97,8 @@ impl Outcome {
     /// Done.
     pub(crate) const DONE: Outcome = Outcome { cc: 0, status: 0 };
 
+    /// `ZPCI_CC_BUSY`: to be tried again.
+    const BUSY: u8 = 2;
     /// `ZPCI_PCI_ST_FUNC_IN_ERR`.
     const FUNCTION_IN_ERROR: u8 = 8;
     /// `ZPCI_PCI_ST_FUNC_NOT_AVAIL`.
@@ -373,7 +375,7 @@ impl Zdev {
     ///
     /// # Errors
     ///
-    /// [`Refusal::Gone`]. A function in the error state does tell.
+    /// [`Refusal::Gone`] mostly: a function in the error state does tell.
     pub(crate) fn registered(self) -> Result<Registered, Refusal> {
         let fib = self.store_controls()?;
         Ok(if fib.0[Fib::CONTROLS] & Fib::DMA_ENABLED == 0 {
@@ -391,29 +393,33 @@ impl Zdev {
 
     /// *Store PCI Function Controls*.
     fn store_controls(self) -> Result<Fib, Refusal> {
-        let mut fib = Fib([0; 10]);
-        let mut request = self.request(0);
-        let cc: u64;
-        // SAFETY: The instruction writes a function information block to the
-        // address, which is that of a local of this size.
-        unsafe {
-            asm!(
-                ".insn rxy,0xe300000000d4,{request},0({fib})",
-                "ipm {cc}",
-                "srl {cc},28",
-                request = inout(reg) request,
-                fib = in(reg_addr) &raw mut fib,
-                cc = out(reg) cc,
-                options(nostack),
-            );
+        loop {
+            let mut fib = Fib([0; 10]);
+            let mut request = self.request(0);
+            let cc: u64;
+            // SAFETY: The instruction writes a function information block to
+            // the address, which is that of a local of this size.
+            unsafe {
+                asm!(
+                    ".insn rxy,0xe300000000d4,{request},0({fib})",
+                    "ipm {cc}",
+                    "srl {cc},28",
+                    request = inout(reg) request,
+                    fib = in(reg_addr) &raw mut fib,
+                    cc = out(reg) cc,
+                    options(nostack),
+                );
+            }
+            let outcome = Outcome {
+                // `ipm` leaves the upper half of the register alone.
+                cc: (cc as u32) as u8,
+                status: (request >> 24) as u8,
+            };
+            if outcome.cc != Outcome::BUSY {
+                return outcome.check().map(|()| fib);
+            }
+            core::hint::spin_loop();
         }
-        Outcome {
-            // `ipm` leaves the upper half of the register alone.
-            cc: (cc as u32) as u8,
-            status: (request >> 24) as u8,
-        }
-        .check()?;
-        Ok(fib)
     }
 
     /// Makes the machine forget a range, which must lie in the registered

@@ -67,6 +67,8 @@ impl Need {
 fn needs(project: &Project) -> Vec<Need> {
     let simple = [
         ("gcc", "gcc"),
+        // Builds the fuzzer.
+        ("g++", "g++"),
         ("make", "make"),
         ("flex", "flex"),
         ("bison", "bison"),

@@ -34,17 +34,20 @@ pub enum Part {
     Host,
     /// the same under every interleaving of a few threads
     Model,
+    /// operations on the tables that a fuzzer makes up, for a while
+    Fuzz,
     /// the kernel's checkpatch
     Checkpatch,
     /// everything in the guest
     Guest,
 }
 
-const ALL: [Part; 7] = [
+const ALL: [Part; 8] = [
     Part::Format,
     Part::Tools,
     Part::Host,
     Part::Model,
+    Part::Fuzz,
     Part::Clippy,
     Part::Checkpatch,
     Part::Guest,
@@ -123,6 +126,7 @@ impl Suite<'_> {
             Part::Model => self.step("model", "checking every interleaving", |project, step| {
                 cargo_test(project, step, "tests/host", "--cfg loom")
             }),
+            Part::Fuzz => self.step("fuzz", "fuzzing the tables", fuzz),
             Part::Clippy => {
                 self.step("clippy", "clippy on the programs", |project, step| {
                     lint::clippy_programs(project, step).map(Count::of)
@@ -324,6 +328,36 @@ fn cargo_test(project: &Project, step: &Step, folder: &str, flags: &str) -> Resu
         count.failed = 1;
     }
     Ok(count)
+}
+
+/// What coverage-guided fuzzing needs of the compiler; a stable one does.
+const FUZZ_FLAGS: &str = "--cfg fuzzing -Cpasses=sancov-module \
+    -Cllvm-args=-sanitizer-coverage-level=4 \
+    -Cllvm-args=-sanitizer-coverage-inline-8bit-counters \
+    -Cllvm-args=-sanitizer-coverage-pc-table \
+    -Cllvm-args=-sanitizer-coverage-trace-compares";
+
+/// A bounded run of the fuzz target, from its corpus. What it finds anew stays
+/// out of the checkout.
+fn fuzz(project: &Project, step: &Step) -> Result<Count> {
+    let folder = project.root.join("tests/host/fuzz");
+    let scratch = project.build.join("fuzz");
+    fs::create_dir_all(&scratch)?;
+    let mut command = project.command(&project.cargo);
+    command
+        .args(["run", "--release", "--locked"])
+        .args(["--target", "x86_64-unknown-linux-gnu"])
+        .arg("--manifest-path")
+        .arg(folder.join("Cargo.toml"))
+        .args(["--", "-runs=20000", "-max_len=1024", "-seed=1"])
+        .arg(&scratch)
+        .arg(folder.join("corpus/operations"))
+        .current_dir(&scratch)
+        .env("CARGO_TARGET_DIR", lint::target_folder(project, &folder))
+        .env("RUSTFLAGS", FUZZ_FLAGS);
+    let good = step.status(&mut command)?;
+    let ran = read(step.log())?.contains("Done 20000 runs");
+    Ok(Count::one(good && ran))
 }
 
 fn read(path: &Path) -> Result<String> {
