@@ -40,13 +40,12 @@ use core::sync::atomic::{
 
 use kernel::{
     new_mutex,
-    new_spinlock_irq,
     prelude::*,
+    static_lock_class,
     sync::{
         rcu,
         Arc,
-        Mutex,
-        SpinLockIrq, //
+        Mutex, //
     }, //
 };
 
@@ -68,6 +67,7 @@ use crate::{
     },
     function::Function,
     iommu::{self, Gather, Gfp, Prot},
+    irqlock::IrqLock,
     members::Members,
     memory::{Retired, TablePages},
     pending::Pending,
@@ -91,7 +91,7 @@ pub(crate) struct Space {
     members: Members<Function>,
     pending: Pending,
     #[pin]
-    flush: SpinLockIrq<()>,
+    flush: IrqLock<()>,
     #[pin]
     attach: Mutex<()>,
     counters: Counters,
@@ -245,7 +245,7 @@ impl Space {
             table: DmaTable::new(TablePages::default(), depth, Gfp::KERNEL_ACCOUNT, Into::into)?,
             members: Members::new(),
             pending: Pending::new(last),
-            flush <- new_spinlock_irq!((), "s390_iommu::flush"),
+            flush <- IrqLock::new((), c"s390_iommu::flush", static_lock_class!()),
             attach <- new_mutex!((), "s390_iommu::attach"),
             counters: Counters::default(),
         }? Error)

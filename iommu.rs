@@ -462,6 +462,8 @@ pub(crate) struct OpsTable(bindings::iommu_ops);
 
 // SAFETY: The table is never written.
 unsafe impl Sync for OpsTable {}
+// SAFETY: As above.
+unsafe impl Send for OpsTable {}
 
 /// The operations that the core calls, generated from a [`Driver`].
 pub(crate) struct Ops<D: Driver>(PhantomData<D>);
@@ -499,7 +501,7 @@ impl<D: Driver> Ops<D> {
         StaticDomain::new(bindings::IOMMU_DOMAIN_IDENTITY, Self::IDENTITY)
     }
 
-    /// The table of operations, for a static. Devices are parked on `blocked`
+    /// The table of operations, to be kept in a static. Devices are parked on `blocked`
     /// while nobody uses them and when they leave.
     pub(crate) const fn table(blocked: &'static StaticDomain, owner: &ThisModule) -> OpsTable {
         OpsTable(bindings::iommu_ops {

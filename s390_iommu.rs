@@ -17,12 +17,12 @@
 //! | `function`   | a function and the attach transaction                       |
 //! | `subsystem`  | what the s390 PCI subsystem calls                           |
 //! | `zpci`       | the machine's instructions                                  |
+//! | `irqlock`    | a lock that is taken in any context                         |
 //! | `iommu`      | a safe abstraction of `<linux/iommu.h>`                     |
 
 use kernel::{
     device::Device,
     io::PhysAddr,
-    module::this_module,
     prelude::*,
     sync::SetOnce, //
 };
@@ -32,6 +32,7 @@ mod dma_table;
 mod domain;
 mod function;
 mod iommu;
+mod irqlock;
 #[cfg(CONFIG_S390_IOMMU_RUST_KUNIT_TEST)]
 mod kunit;
 mod members;
@@ -76,12 +77,12 @@ const VERSION: &str = "0.1.0";
 
 static BLOCKED: StaticDomain = Ops::<S390Iommu>::blocked();
 static IDENTITY: StaticDomain = Ops::<S390Iommu>::identity();
-static IOMMU_OPS: OpsTable = Ops::<S390Iommu>::table(&BLOCKED, this_module::<LocalModule>());
-
-static SUBSYSTEM_OPS: SubsystemOps = subsystem::ops(this_module::<LocalModule>());
-
 /// What is decided once, when the driver starts.
 struct Config {
+    /// What the IOMMU core calls.
+    iommu_ops: OpsTable,
+    /// What the s390 PCI subsystem calls.
+    subsystem_ops: SubsystemOps,
     /// The page sizes of new domains, as a bitmap.
     page_sizes: u64,
     /// How many bytes a function may map, at most.
@@ -105,6 +106,10 @@ impl Config {
 
 static CONFIG: SetOnce<Config> = SetOnce::new();
 
+fn config() -> Result<&'static Config> {
+    CONFIG.as_ref().ok_or(ENODEV)
+}
+
 /// The driver while it is loaded. Fields are dropped in this order.
 pub(crate) struct S390Iommu {
     _service: Service,
@@ -112,7 +117,7 @@ pub(crate) struct S390Iommu {
 }
 
 impl kernel::Module for S390Iommu {
-    fn init(_module: &'static ThisModule) -> Result<Self> {
+    fn init(module: &'static ThisModule) -> Result<Self> {
         let frames = match module_parameters::large_frames.value() {
             0 => false,
             1 => true,
@@ -128,6 +133,8 @@ impl kernel::Module for S390Iommu {
             Ok(tree.root().into())
         };
         CONFIG.populate(Config {
+            iommu_ops: Ops::<S390Iommu>::table(&BLOCKED, module),
+            subsystem_ops: subsystem::ops(module),
             page_sizes: PAGE_SIZE | if frames { FRAME_SIZE } else { 0 },
             limit: zpci::aperture_limit(),
             empty: [
@@ -142,7 +149,7 @@ impl kernel::Module for S390Iommu {
             if frames { "4 KiB and 1 MiB" } else { "4 KiB" }
         );
         Ok(S390Iommu {
-            _service: Service::register(&SUBSYSTEM_OPS)?,
+            _service: Service::register(&config()?.subsystem_ops)?,
             _empty: tree,
         })
     }
@@ -172,7 +179,7 @@ impl iommu::Driver for S390Iommu {
     }
 
     fn domain_alloc_paging(dev: &Device) -> Result<Pin<KBox<Domain>>> {
-        Domain::for_function(function(dev)?, CONFIG.as_ref().ok_or(ENODEV)?.page_sizes)
+        Domain::for_function(function(dev)?, config()?.page_sizes)
     }
 
     fn identity_domain(dev: &Device) -> Option<&'static StaticDomain> {

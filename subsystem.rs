@@ -16,13 +16,12 @@ use kernel::{
 };
 
 use crate::{
+    config,
     domain::Domain,
     function::Function,
     iommu::Registration,
     zpci::{Counters, SubsystemOps, Zdev},
-    BLOCKED,
-    CONFIG,
-    IOMMU_OPS, //
+    BLOCKED, //
 };
 
 /// The table of what is called.
@@ -57,7 +56,7 @@ pub(crate) fn served(zdev: Zdev) -> Option<&'static Function> {
 
 /// Serves a function from now on.
 fn serve(zdev: Zdev) -> Result {
-    let config = CONFIG.as_ref().ok_or(ENODEV)?;
+    let config = config()?;
     let function =
         Function::new(zdev, |depth| config.empty(depth), config.limit).inspect_err(|_| {
             let (start, end) = zdev.dma_range();
@@ -82,8 +81,14 @@ fn serve(zdev: Zdev) -> Result {
     // From here on the core may probe devices.
     // SAFETY: The IOMMU is a part of the function, which outlives its driver
     // data. The format has one conversion.
-    let registration =
-        unsafe { Registration::new(zdev.iommu(), &IOMMU_OPS, c"s390-iommu.%08x", zdev.fid()) };
+    let registration = unsafe {
+        Registration::new(
+            zdev.iommu(),
+            &config.iommu_ops,
+            c"s390-iommu.%08x",
+            zdev.fid(),
+        )
+    };
     match registration {
         Ok(registration) => {
             // SAFETY: Nobody else uses this field.

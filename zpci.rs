@@ -56,7 +56,7 @@ impl From<Root> for Designation {
 /// Why the machine did not do as told.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Refusal {
-    /// The function is gone: its handle is not valid (any more).
+    /// The function is gone, or disabled: its handle is not valid (any more).
     Gone,
     /// The function is in the error state, until it is reset or recovered.
     InError,
@@ -154,6 +154,8 @@ impl Fib {
     const ANCHOR: usize = 4;
     const GISA: usize = 9;
 
+    /// In the function controls: the function is enabled.
+    const ENABLED: u64 = 0x80 << 56;
     /// In the function controls: a table or identity is registered.
     const DMA_ENABLED: u64 = 0x10 << 56;
     /// In the function controls: the function is in the error state, or its DMA
@@ -385,10 +387,14 @@ impl Zdev {
         })
     }
 
-    /// Whether the function is in the error state, or still blocked after it.
-    fn in_error(self) -> Result<bool, Refusal> {
-        let fib = self.store_controls()?;
-        Ok(fib.0[Fib::CONTROLS] & Fib::ERROR_OR_BLOCKED != 0)
+    /// Why a refresh was refused, by the state of the function.
+    fn refusal(self) -> Refusal {
+        match self.store_controls() {
+            Err(refusal) => refusal,
+            Ok(fib) if fib.0[Fib::CONTROLS] & Fib::ENABLED == 0 => Refusal::Gone,
+            Ok(fib) if fib.0[Fib::CONTROLS] & Fib::ERROR_OR_BLOCKED != 0 => Refusal::InError,
+            Ok(_) => Refusal::Other,
+        }
     }
 
     /// *Store PCI Function Controls*.
@@ -435,11 +441,7 @@ impl Zdev {
             0 => Ok(()),
             error if error == ENOMEM.to_errno() => Err(Refusal::Resources),
             // The condition code is lost; the state tells the same.
-            _ => match self.in_error() {
-                Ok(true) => Err(Refusal::InError),
-                Ok(false) => Err(Refusal::Other),
-                Err(refusal) => Err(refusal),
-            },
+            _ => Err(self.refusal()),
         }
     }
 
@@ -507,6 +509,8 @@ pub(crate) struct SubsystemOps {
 
 // SAFETY: Never written; the functions may be called from any thread.
 unsafe impl Sync for SubsystemOps {}
+// SAFETY: As above.
+unsafe impl Send for SubsystemOps {}
 
 /// The registration with the subsystem: functions are served while it lives.
 pub(crate) struct Service(());

@@ -203,6 +203,32 @@ void zpci_iommu_pages_list_add(struct iommu_pages_list *list, void *virt)
 }
 EXPORT_SYMBOL_GPL(zpci_iommu_pages_list_add);
 
+/**
+ * zpci_iommu_lock_irqsave() - spin_lock_irqsave() for the driver
+ * @lock: the lock
+ *
+ * Return: the interrupt state, for zpci_iommu_unlock_irqrestore().
+ */
+unsigned long zpci_iommu_lock_irqsave(spinlock_t *lock) __acquires(lock)
+{
+	unsigned long flags;
+
+	spin_lock_irqsave(lock, flags);
+	return flags;
+}
+EXPORT_SYMBOL_GPL(zpci_iommu_lock_irqsave);
+
+/**
+ * zpci_iommu_unlock_irqrestore() - spin_unlock_irqrestore() for the driver
+ * @lock: the lock
+ * @flags: what zpci_iommu_lock_irqsave() returned
+ */
+void zpci_iommu_unlock_irqrestore(spinlock_t *lock, unsigned long flags) __releases(lock)
+{
+	spin_unlock_irqrestore(lock, flags);
+}
+EXPORT_SYMBOL_GPL(zpci_iommu_unlock_irqrestore);
+
 static int __init s390_iommu_setup(char *str)
 {
 	if (!strcmp(str, "strict")) {

@@ -33,6 +33,7 @@ static struct {
 	unsigned long operations;
 	unsigned int refreshes;
 	int refresh_error;
+	unsigned long operations_then;
 	unsigned int refused;
 	struct inject_counts counts;
 } inject = {
@@ -52,9 +53,19 @@ static int return_early(struct pt_regs *regs, unsigned long value)
 	return 1;
 }
 
+/* The emulator and the tests' functions take what is not refused here. */
+static void note_table(u8 operation, const struct zpci_fib *fib)
+{
+	if (operation == FC_REGISTER || operation == FC_REREGISTER)
+		inject.counts.table = fib->iota;
+	else if (operation == FC_DEREGISTER)
+		inject.counts.table = 0;
+}
+
 /* u8 zpci_mod_fc(u64 req, struct zpci_fib *fib, u8 *status) */
 static int on_mod_fc(struct kprobe *probe, struct pt_regs *regs)
 {
+	const struct zpci_fib *fib = (void *)regs->gprs[3];
 	u64 request = regs->gprs[2];
 	u8 operation = request & 0xff;
 	bool refuse;
@@ -65,6 +76,8 @@ static int on_mod_fc(struct kprobe *probe, struct pt_regs *regs)
 		 operation < BITS_PER_LONG &&
 		 (inject.operations & BIT(operation));
 	inject.refused += refuse;
+	if (!refuse)
+		note_table(operation, fib);
 	raw_spin_unlock(&inject.lock);
 
 	if (!refuse)
@@ -103,6 +116,8 @@ static int on_refresh(struct kprobe *probe, struct pt_regs *regs)
 		 (!inject.fn || is_handle_of(inject.fn, request));
 	inject.refused += refuse;
 	inject.refreshes -= refuse;
+	if (refuse)
+		inject.operations |= inject.operations_then;
 	error = inject.refresh_error;
 	raw_spin_unlock(&inject.lock);
 
@@ -128,6 +143,7 @@ void inject_reset(void)
 	raw_spin_lock_irqsave(&inject.lock, flags);
 	inject.fn = NULL;
 	inject.operations = 0;
+	inject.operations_then = 0;
 	inject.refreshes = 0;
 	inject.refused = 0;
 	memset(&inject.counts, 0, sizeof(inject.counts));
@@ -185,6 +201,25 @@ void inject_refuse_refresh(struct test_function *fn, int error,
 	raw_spin_unlock_irqrestore(&inject.lock, flags);
 }
 EXPORT_SYMBOL_GPL(inject_refuse_refresh);
+
+/**
+ * inject_refuse_from_refresh() - refuse the next refresh, and from then on
+ *	operations of MPCIFC until inject_reset()
+ * @fn: for this function
+ * @error: what zpci_refresh_trans() returns instead
+ * @operations: one bit for each operation
+ */
+void inject_refuse_from_refresh(struct test_function *fn, int error,
+				unsigned long operations)
+{
+	unsigned long flags;
+
+	inject_refuse_refresh(fn, error, 1);
+	raw_spin_lock_irqsave(&inject.lock, flags);
+	inject.operations_then = operations;
+	raw_spin_unlock_irqrestore(&inject.lock, flags);
+}
+EXPORT_SYMBOL_GPL(inject_refuse_from_refresh);
 
 /**
  * inject_refused() - how many calls were refused since inject_reset()

@@ -163,11 +163,14 @@ void test_detach(struct test_domain *dom);
  * @operations: MPCIFC, by operation
  * @refreshes: RPCIT
  * @outside: RPCIT that reach out of the function's window
+ * @table: what was registered last, as the machine was told; 0 if that was
+ *	taken away, or nothing was registered
  */
 struct inject_counts {
 	unsigned int operations[16];
 	unsigned int refreshes;
 	unsigned int outside;
+	u64 table;
 };
 
 void inject_reset(void);
@@ -175,6 +178,8 @@ void inject_counts(struct inject_counts *counts);
 void inject_refuse(struct test_function *fn, unsigned long operations);
 void inject_refuse_refresh(struct test_function *fn, int error,
 			   unsigned int count);
+void inject_refuse_from_refresh(struct test_function *fn, int error,
+				unsigned long operations);
 unsigned int inject_refused(void);
 
 #endif /* IOMMU_TEST_H */

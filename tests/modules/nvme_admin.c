@@ -47,6 +47,7 @@ bool admin_answers(struct test_function *fn)
 {
 	return readl(fn->bar + NVME_REG_CSTS) != U32_MAX;
 }
+EXPORT_SYMBOL_GPL(admin_answers);
 
 /**
  * admin_stop() - disable the controller

@@ -78,6 +78,28 @@ static int expect_refusal(int ret, unsigned int refused)
 	return 0;
 }
 
+/* The IOVA gets another page, so that a flush that is missed shows. */
+static int expect_flush(struct test_domain *dom)
+{
+	void *page = (void *)get_zeroed_page(GFP_KERNEL);
+	void *old = dom->data;
+	int ret;
+
+	if (!page)
+		return -ENOMEM;
+	dom->data = page;
+	page_poison(old);
+	iommu_unmap(dom->domain, data_iova(fn), PAGE_SIZE);
+	ret = iommu_map(dom->domain, data_iova(fn), virt_to_phys(page),
+			PAGE_SIZE, IOMMU_READ | IOMMU_WRITE, GFP_KERNEL);
+	if (ret)
+		ret = test_fail("map on the domain: error %d", ret);
+	else if (test_domain_check(dom) || !page_is_poison(old))
+		ret = test_fail("a flush on the domain does not reach the function");
+	free_page((unsigned long)old);
+	return ret;
+}
+
 /* Still on this domain: for the core, for the device, and for flushes. */
 static int expect_running(struct test_domain *dom)
 {
@@ -88,17 +110,32 @@ static int expect_running(struct test_domain *dom)
 	ret = test_domain_check(dom);
 	if (ret)
 		return test_fail("DMA through the old domain does not work any more");
-	iommu_unmap(dom->domain, data_iova(fn), PAGE_SIZE);
-	ret = iommu_map(dom->domain, data_iova(fn), virt_to_phys(dom->data),
-			PAGE_SIZE, IOMMU_READ | IOMMU_WRITE, GFP_KERNEL);
+	ret = expect_flush(dom);
 	if (ret)
-		return test_fail("map on the old domain: error %d", ret);
-	ret = test_domain_check(dom);
-	if (ret)
-		return test_fail("a flush on the old domain does not reach the function");
+		return ret;
 	if (atomic_read(&fn->errors))
 		return test_fail("the function was in the error state");
 	return 0;
+}
+
+/* The device reaches nothing: it neither completes a command, nor writes to
+ * this page, at the IOVA of data. Whether it tries to is an error or not.
+ */
+static int expect_blocked(struct test_domain *dom, void *page)
+{
+	int ret;
+
+	page_poison(page);
+	ret = test_domain_start(dom, &queue);
+	if (!ret && !admin_identify(fn, data_iova(fn)))
+		ret = test_fail("DMA of a blocked function was let through");
+	if (!ret && !page_is_poison(page))
+		ret = test_fail("a blocked function wrote to memory");
+	if (!ret && atomic_read(&fn->errors))
+		ret = test_wait_recovery(fn);
+	atomic_set(&fn->errors, 0);
+	admin_stop(fn);
+	return ret;
 }
 
 static int refuse_between(struct test_domain *from, struct test_domain *to)
@@ -244,6 +281,285 @@ static int test_refresh_of_attach(void)
 	return ret;
 }
 
+/* The first registration: after a reset, nothing is registered. */
+
+static u64 last_table(void)
+{
+	struct inject_counts counts;
+
+	inject_counts(&counts);
+	return counts.table;
+}
+
+/* Which table a domain has: nothing but the machine is told. */
+static int find_table(struct test_domain *dom, u64 *table)
+{
+	inject_reset();
+	if (test_replace(dom))
+		return test_fail("attach failed");
+	*table = last_table();
+	if (!*table)
+		return test_fail("an attach registered nothing");
+	return 0;
+}
+
+/* As the core does after a failed attach: the domain goes, its page stays. */
+static int renew_domain(struct test_domain *dom, void **page)
+{
+	void *data = (void *)get_zeroed_page(GFP_KERNEL);
+
+	if (!data)
+		return -ENOMEM;
+	*page = dom->data;
+	dom->data = data;
+	test_domain_free(dom);
+	return test_domain_alloc(dom, fn);
+}
+
+/* A domain with mappings, and a function that is not registered */
+static int begin_unregistered(u64 *table)
+{
+	int ret = begin();
+
+	if (ret)
+		return ret;
+	ret = test_domain_map(&pair[0], &queue);
+	if (!ret)
+		ret = find_table(&pair[0], table);
+	test_detach(&pair[0]);
+	if (!ret)
+		ret = test_reset(fn);
+	if (ret)
+		end();
+	return ret;
+}
+
+static int test_first_registration(void)
+{
+	u64 table;
+	int ret = begin_unregistered(&table);
+
+	if (ret)
+		return ret;
+	inject_refuse(fn, BIT(FC_REGISTER));
+	ret = expect_refusal(test_replace(&pair[0]), inject_refused());
+	if (!ret && last_table() == table)
+		ret = test_fail("the refused domain's table is registered");
+	inject_reset();
+	if (!ret)
+		ret = expect_blocked(&pair[0], pair[0].data);
+	if (!ret)
+		ret = run_on(&pair[1]);
+	if (!ret)
+		ret = expect_running(&pair[1]);
+	end();
+	return ret;
+}
+
+/* The second of the two instructions: the empty table is there by then. */
+static int test_first_table(void)
+{
+	u64 table;
+	int ret = begin_unregistered(&table);
+
+	if (ret)
+		return ret;
+	inject_refuse(fn, BIT(FC_REREGISTER));
+	ret = test_replace(&pair[0]);
+	if (!inject_refused())
+		ret = ret ? test_fail("attach: error %d", ret) :
+			test_skip("this driver registers the table at once");
+	else
+		ret = expect_refusal(ret, 1);
+	inject_reset();
+	if (!ret)
+		ret = expect_blocked(&pair[0], pair[0].data);
+	if (!ret)
+		ret = run_on(&pair[1]);
+	if (!ret)
+		ret = expect_running(&pair[1]);
+	end();
+	return ret;
+}
+
+static int test_first_refresh(void)
+{
+	void *page = NULL;
+	u64 table;
+	int ret = begin_unregistered(&table);
+
+	if (ret)
+		return ret;
+	inject_refuse_refresh(fn, -EIO, 1);
+	ret = expect_refusal(test_replace(&pair[0]), inject_refused());
+	if (!ret && last_table() == table)
+		ret = test_fail("the refused domain's table is still registered");
+	inject_reset();
+	if (!ret)
+		ret = renew_domain(&pair[0], &page);
+	if (!ret)
+		ret = expect_blocked(&pair[0], page);
+	if (!ret)
+		ret = run_on(&pair[1]);
+	if (!ret)
+		ret = expect_running(&pair[1]);
+	end();
+	free_page((unsigned long)page);
+	return ret;
+}
+
+/* The new table's refresh is refused, and then these operations, by which the
+ * old table would come back. The new domain goes.
+ */
+static int lose_both(unsigned long operations, void **page, u64 *table)
+{
+	int ret = test_domain_map(&pair[1], &queue);
+
+	if (!ret)
+		ret = find_table(&pair[1], table);
+	if (!ret)
+		ret = run_on(&pair[0]);
+	if (ret)
+		return ret;
+	inject_refuse_from_refresh(fn, -EIO, operations);
+	ret = expect_refusal(test_replace(&pair[1]), inject_refused());
+	if (!ret && inject_refused() < 2)
+		ret = test_fail("the old table was not put back");
+	if (!ret && current_domain() != pair[0].domain)
+		ret = test_fail("the core has another domain");
+	if (!ret && (last_table() == *table) != !!(operations & BIT(FC_DEREGISTER)))
+		ret = test_fail("the machine has table %#llx, the new one is %#llx",
+				last_table(), *table);
+	inject_reset();
+	return ret ? ret : renew_domain(&pair[1], page);
+}
+
+static int test_restore(void)
+{
+	void *page = NULL;
+	u64 table;
+	int ret = begin();
+
+	if (ret)
+		return ret;
+	ret = lose_both(BIT(FC_REREGISTER), &page, &table);
+	if (!ret)
+		ret = expect_blocked(&pair[0], page);
+	if (!ret)
+		ret = run_on(&pair[1]);
+	if (!ret)
+		ret = expect_running(&pair[1]);
+	end();
+	free_page((unsigned long)page);
+	return ret;
+}
+
+/* What was refused can be attached by a reset. */
+static int test_restore_reset(void)
+{
+	void *page = NULL;
+	u64 table;
+	int ret = begin();
+
+	if (ret)
+		return ret;
+	ret = lose_both(FC_ALL_TABLES, &page, &table);
+	if (!ret)
+		ret = test_reset(fn);
+	if (!ret)
+		ret = test_domain_start(&pair[0], &queue);
+	if (!ret)
+		ret = expect_running(&pair[0]);
+	if (!ret)
+		ret = run_on(&pair[1]);
+	if (!ret)
+		ret = expect_running(&pair[1]);
+	end();
+	free_page((unsigned long)page);
+	return ret;
+}
+
+/* In the error state, until the kernel may recover the function: it takes the
+ * device's lock first.
+ */
+static int break_function(void)
+{
+	if (!admin_identify(fn, data_iova(fn) + SZ_1M))
+		return test_fail("DMA to an unmapped IOVA was let through");
+	if (admin_answers(fn))
+		return test_fail("the function is not in the error state");
+	return 0;
+}
+
+static int attach_broken(void)
+{
+	int ret;
+
+	device_lock(&fn->pdev->dev);
+	ret = break_function();
+	if (!ret && test_replace(&pair[1]))
+		ret = test_fail("attach in the error state failed");
+	if (!ret && current_domain() != pair[1].domain)
+		ret = test_fail("the core has another domain");
+	device_unlock(&fn->pdev->dev);
+	return ret ? ret : test_wait_recovery(fn);
+}
+
+static int test_attach_in_error(void)
+{
+	int ret = begin();
+
+	if (ret)
+		return ret;
+	ret = run_on(&pair[0]);
+	if (!ret)
+		ret = test_domain_map(&pair[1], &queue);
+	if (!ret)
+		ret = attach_broken();
+	atomic_set(&fn->errors, 0);
+	if (!ret)
+		ret = test_domain_start(&pair[1], &queue);
+	if (!ret)
+		ret = expect_running(&pair[1]);
+	end();
+	return ret;
+}
+
+static int block_broken(void)
+{
+	int ret;
+
+	device_lock(&fn->pdev->dev);
+	ret = break_function();
+	test_detach(&pair[0]);
+	device_unlock(&fn->pdev->dev);
+	return ret ? ret : test_wait_recovery(fn);
+}
+
+static int test_block_in_error(void)
+{
+	void *page = NULL;
+	int ret = begin();
+
+	if (ret)
+		return ret;
+	ret = run_on(&pair[0]);
+	if (!ret)
+		ret = block_broken();
+	atomic_set(&fn->errors, 0);
+	if (!ret)
+		ret = renew_domain(&pair[0], &page);
+	if (!ret)
+		ret = expect_blocked(&pair[0], page);
+	if (!ret)
+		ret = run_on(&pair[1]);
+	if (!ret)
+		ret = expect_running(&pair[1]);
+	end();
+	free_page((unsigned long)page);
+	return ret;
+}
+
 /* Refused maps */
 
 static int map_extra(struct test_domain *dom)
@@ -366,6 +682,32 @@ static int test_map_error_of_two(void)
 	return ret;
 }
 
+/* Nobody can be told; what comes after works. */
+static int test_unmap_error(void)
+{
+	int ret = begin();
+
+	if (ret)
+		return ret;
+	ret = run_on(&pair[0]);
+	if (!ret)
+		ret = map_extra(&pair[0]);
+	if (!ret) {
+		inject_refuse_refresh(fn, -EIO, 1);
+		if (iommu_unmap(pair[0].domain, data_iova(fn) + SZ_1M, PAGE_SIZE) != PAGE_SIZE)
+			ret = test_fail("unmap did not unmap");
+		else if (!inject_refused())
+			ret = test_fail("unmap asked for no refresh");
+		inject_reset();
+	}
+	if (!ret && iommu_iova_to_phys(pair[0].domain, data_iova(fn) + SZ_1M))
+		ret = test_fail("unmap left a translation");
+	if (!ret)
+		ret = expect_running(&pair[0]);
+	end();
+	return ret;
+}
+
 /* Blocking never fails: the core frees the old domain whatever we say. */
 static int test_block(void)
 {
@@ -397,15 +739,52 @@ static int test_block(void)
 	return ret;
 }
 
+/* What is refused can be replaced by taking the table away. */
+static int test_block_by_deregistration(void)
+{
+	void *page = NULL;
+	int ret = begin();
+
+	if (ret)
+		return ret;
+	ret = run_on(&pair[0]);
+	admin_stop(fn);
+	inject_refuse(fn, FC_ATTACH);
+	test_detach(&pair[0]);
+	if (!ret && last_table())
+		ret = test_fail("the machine has table %#llx", last_table());
+	inject_reset();
+	if (!ret)
+		ret = renew_domain(&pair[0], &page);
+	if (!ret)
+		ret = expect_blocked(&pair[0], page);
+	if (!ret)
+		ret = run_on(&pair[1]);
+	if (!ret)
+		ret = expect_running(&pair[1]);
+	end();
+	free_page((unsigned long)page);
+	return ret;
+}
+
 static const struct test_case cases[] = {
 	{ "attach from a paging domain", test_paging_to_paging },
 	{ "attach from a paging domain, twenty times", test_again_and_back },
 	{ "attach from the blocked domain", test_blocked_to_paging },
 	{ "attach from the DMA API's domain", test_default_to_paging },
 	{ "refresh after a good registration", test_refresh_of_attach },
+	{ "first registration, from a function that is not registered", test_first_registration },
+	{ "table after the first registration", test_first_table },
+	{ "refresh after the first registration", test_first_refresh },
+	{ "new table, then the old one", test_restore },
+	{ "new table, then everything; a reset", test_restore_reset },
+	{ "attach in the error state", test_attach_in_error },
+	{ "block in the error state", test_block_in_error },
 	{ "map: refresh without resources is tried again", test_map_no_memory },
 	{ "map: refresh with an error undoes the map", test_map_error },
 	{ "map: the error of one of two functions is told", test_map_error_of_two },
+	{ "unmap: the error of a refresh", test_unmap_error },
+	{ "block, deregistration is not refused", test_block_by_deregistration },
 	{ "block", test_block },
 };
 

@@ -384,6 +384,79 @@ static int test_resets(void)
 	return ret;
 }
 
+/* Every transition on another CPU, beside resets: an attach may find the
+ * function disabled, or enabled and not registered yet.
+ */
+
+struct attacher {
+	struct task_struct *task;
+	unsigned int rounds;
+	int error;
+};
+
+static struct attacher attacher;
+
+static int attach_and_block(void *unused)
+{
+	while (!kthread_should_stop()) {
+		if (!attacher.error)
+			attacher.error = step(attacher.rounds++);
+		cond_resched();
+	}
+	return 0;
+}
+
+static int start_attacher(void)
+{
+	memset(&attacher, 0, sizeof(attacher));
+	attacher.task = kthread_run(attach_and_block, NULL, "iommu_attach");
+	return PTR_ERR_OR_ZERO(attacher.task);
+}
+
+static int stop_attacher(unsigned int least)
+{
+	kthread_stop(attacher.task);
+	if (attacher.error)
+		return test_fail("attach %u: error %d", attacher.rounds, attacher.error);
+	if (attacher.rounds < least)
+		return test_fail("%u attaches, not %u", attacher.rounds, least);
+	return 0;
+}
+
+static int reset_beside_attaches(void)
+{
+	unsigned int round;
+	int stopped, ret = start_attacher();
+
+	if (ret)
+		return ret;
+	for (round = 0; !ret && round < RESETS; round++)
+		ret = test_reset(fn);
+	stopped = stop_attacher(RESETS);
+	return ret ? ret : stopped;
+}
+
+static int test_attach_and_reset(void)
+{
+	int ret = begin_attached();
+
+	if (ret)
+		return ret;
+	ret = reset_beside_attaches();
+	stop_workers();
+	msleep(100);
+	if (!ret && test_replace(&pair[0]))
+		ret = test_fail("attach after all that failed");
+	if (!ret)
+		ret = start_and_check();
+	if (!ret)
+		ret = expect_errors(0);
+	if (!ret)
+		ret = expect_no_failures();
+	end();
+	return ret;
+}
+
 static int recover_once(void)
 {
 	reinit_completion(&fn->resumed);
@@ -413,11 +486,56 @@ static int test_recoveries(void)
 	return ret;
 }
 
+/* The same beside recoveries. Where the function happens to be blocked, the
+ * device cannot even fetch the command: an error event all the same, unless
+ * nothing is registered. Whether one came is seen at the end.
+ */
+static int recover_beside_attaches(void)
+{
+	unsigned int round;
+	int ret = start_attacher();
+
+	if (ret)
+		return ret;
+	for (round = 0; round < RECOVERIES; round++)
+		if (!test_domain_start(&pair[0], &queue))
+			admin_identify(fn, data_iova(fn) + SZ_1M);
+	ret = stop_attacher(RECOVERIES);
+	if (!ret && !atomic_read(&fn->errors))
+		ret = test_fail("there was no error event");
+	return ret;
+}
+
+static int test_attach_and_recovery(void)
+{
+	int ret = begin_attached();
+
+	if (ret)
+		return ret;
+	ret = recover_beside_attaches();
+	stop_workers();
+	end();
+	if (ret)
+		return ret;
+	/* This waits for the last recovery. */
+	ret = begin_attached();
+	if (ret)
+		return ret;
+	ret = start_and_check();
+	stop_workers();
+	if (!ret)
+		ret = expect_errors(0);
+	end();
+	return ret;
+}
+
 static const struct test_case cases[] = {
 	{ "flushes beside attach, replace and block", test_transitions },
 	{ "no flush beside an attach is missed", test_races },
 	{ "flushes beside resets", test_resets },
+	{ "attach, replace and block beside resets", test_attach_and_reset },
 	{ "flushes beside recoveries", test_recoveries },
+	{ "attach, replace and block beside recoveries", test_attach_and_recovery },
 };
 
 static int __init stress_init(void)

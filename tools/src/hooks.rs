@@ -44,7 +44,7 @@ pub struct Edit {
     below: Option<String>,
     /// What to do there.
     action: Action,
-    /// The lines to add.
+    /// The lines to add; empty ones count.
     text: String,
     /// A tree without the anchor needs no such edit.
     #[serde(default)]
@@ -68,7 +68,7 @@ impl Edit {
     /// or the tree needs none.
     pub fn apply(&self, content: &str) -> Result<Option<String>> {
         let lines: Vec<&str> = content.lines().collect();
-        let text: Vec<&str> = self.text.trim_matches('\n').lines().collect();
+        let text: Vec<&str> = self.text.lines().collect();
         if position(&lines, &text).is_some() {
             return Ok(None);
         }
@@ -88,7 +88,7 @@ impl Edit {
     /// cannot be told from the rest.
     pub fn undo(&self, content: &str) -> Option<String> {
         let lines: Vec<&str> = content.lines().collect();
-        let text: Vec<&str> = self.text.trim_matches('\n').lines().collect();
+        let text: Vec<&str> = self.text.lines().collect();
         let at = position(&lines, &text)?;
         let instead: &[&str] = match (self.action, &self.anchor) {
             (Action::ReplaceLine, Some(anchor)) => &[anchor.as_str()],
@@ -220,6 +220,14 @@ mod tests {
             assert_eq!(edit.undo(&once).as_deref(), Some("a\nb\nc\n"));
             assert_eq!(edit.undo("a\nb\nc\n"), None);
         }
+    }
+
+    #[test]
+    fn empty_lines_count() {
+        let edit = edit("anchor='b'\naction='insert_before'\ntext=\"X\\n\\n\"\n");
+        let once = edit.apply("a\nb\n").unwrap().unwrap();
+        assert_eq!(once, "a\nX\n\nb\n");
+        assert_eq!(edit.apply(&once).unwrap(), None);
     }
 
     #[test]

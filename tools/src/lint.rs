@@ -18,6 +18,9 @@ use std::{
 /// The edition of Rust code in the kernel.
 const KERNEL_EDITION: &str = "2021";
 
+/// What every file says.
+const LICENSE: &str = "SPDX-License-Identifier: GPL-2.0";
+
 /// The programs of the checkout: folders with a `Cargo.toml`.
 pub fn crates(project: &Project) -> Vec<PathBuf> {
     ["tools", "tests/host", "tests/guest"]
@@ -93,6 +96,47 @@ pub fn check_format(project: &Project, step: &Step) -> Result<(usize, usize)> {
     let mut commands = format_commands(project, true)?;
     let good = count(step, &mut commands)?;
     Ok((good, commands.len()))
+}
+
+/// Looks for the license in the first lines of each source file; the files
+/// that have it, and all.
+pub fn check_licenses(project: &Project, step: &Step) -> Result<(usize, usize)> {
+    let files = source_files(&project.root)?;
+    let mut good = 0;
+    for file in &files {
+        let text = fs::read_to_string(file).unwrap_or_default();
+        if text.lines().take(3).any(|line| line.contains(LICENSE)) {
+            good += 1;
+        } else {
+            step.show(&format!("{}: no {LICENSE}", file.display()));
+        }
+    }
+    Ok((good, files.len()))
+}
+
+/// The files of the checkout that people write.
+fn source_files(root: &Path) -> Result<Vec<PathBuf>> {
+    const KINDS: [&str; 12] = [
+        "rs", "c", "h", "toml", "config", "sh", "rst", "py", "s", "Makefile", "Kbuild", "Kconfig",
+    ];
+    let mut list = Vec::new();
+    let mut folders = vec![root.to_owned()];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder)? {
+            let path = entry?.path();
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            let kind = name.rsplit('.').next().unwrap_or_default();
+            if path.is_dir() {
+                if !["build", "target", ".git"].contains(&name.as_ref()) {
+                    folders.push(path);
+                }
+            } else if KINDS.contains(&kind) && !name.ends_with(".mod.c") {
+                list.push(path);
+            }
+        }
+    }
+    list.sort();
+    Ok(list)
 }
 
 /// Clippy on the programs; those without a complaint, and all.
@@ -272,6 +316,28 @@ fn documentation_command(line: &str, rustdoc: &Path, output: &Path) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_was_built_is_no_source() {
+        let folder = tempfile::tempdir().unwrap();
+        for file in [
+            "Kbuild",
+            "a.rs",
+            "a.mod.c",
+            "notes.txt",
+            "build/b.rs",
+            "x/target/c.rs",
+            "x/d.rs",
+        ] {
+            write_if_changed(&folder.path().join(file), b"").unwrap();
+        }
+        let files = source_files(folder.path()).unwrap();
+        let names: Vec<_> = files
+            .iter()
+            .map(|path| path.strip_prefix(folder.path()).unwrap().to_str().unwrap())
+            .collect();
+        assert_eq!(names, ["Kbuild", "a.rs", "x/d.rs"]);
+    }
 
     #[test]
     fn a_complaint_has_a_place() {

@@ -24,6 +24,8 @@ const KUNIT: &str = "kunit.enable=1 kunit.autorun=1 kunit.filter_glob=s390_iommu
 /// A part of `make test`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Part {
+    /// the license in every file
+    License,
     /// rustfmt
     Format,
     /// clippy on the programs and on the driver
@@ -42,7 +44,8 @@ pub enum Part {
     Guest,
 }
 
-const ALL: [Part; 8] = [
+const ALL: [Part; 9] = [
+    Part::License,
     Part::Format,
     Part::Tools,
     Part::Host,
@@ -112,6 +115,11 @@ struct Suite<'a> {
 impl Suite<'_> {
     fn part(&mut self, part: Part) {
         match part {
+            Part::License => self.step(
+                "license",
+                "looking for the license in every file",
+                |project, step| lint::check_licenses(project, step).map(Count::of),
+            ),
             Part::Format => self.step("format", "checking the formatting", |project, step| {
                 lint::check_format(project, step).map(Count::of)
             }),
