@@ -39,6 +39,7 @@ use core::sync::atomic::{
 };
 
 use kernel::{
+    bindings,
     new_mutex,
     prelude::*,
     static_lock_class,
@@ -464,7 +465,7 @@ impl Space {
 impl From<MapError> for Error {
     fn from(error: MapError) -> Self {
         match error {
-            MapError::InUse => EADDRINUSE,
+            MapError::InUse => Error::from_errno(-(bindings::EADDRINUSE as c_int)),
             MapError::NoMemory => ENOMEM,
         }
     }

@@ -44,7 +44,6 @@ use kernel::{
     new_mutex,
     prelude::*,
     sync::{
-        rcu,
         Arc,
         Mutex, //
     }, //
@@ -54,6 +53,7 @@ use crate::{
     aperture::{self, Range},
     dma_table::Depth,
     domain::{self, Domain, Space},
+    members,
     zpci::{
         Designation,
         Outcome,
@@ -321,7 +321,7 @@ impl Function {
         }
         let old = core::mem::replace(&mut state.attached, Attached::Blocked);
         self.leave(old);
-        rcu::synchronize_rcu();
+        members::wait_for_readers();
     }
 
     /// Refreshes what of a range is in the window, if that is legal. If the
@@ -419,7 +419,7 @@ impl Function {
     /// Makes refreshes illegal, and waits for those that are under way.
     fn stop_refreshes(&self) {
         if self.live.swap(false, Ordering::Relaxed) {
-            rcu::synchronize_rcu();
+            members::wait_for_readers();
         }
     }
 

@@ -577,7 +577,7 @@ impl<D: Driver> Ops<D> {
         // SAFETY: The core passes a valid device.
         match D::identity_domain(unsafe { Device::from_raw(dev) }) {
             Some(identity) => identity.as_raw(),
-            None => EOPNOTSUPP.to_ptr(),
+            None => Error::from_errno(-(bindings::EOPNOTSUPP as c_int)).to_ptr(),
         }
     }
 

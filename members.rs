@@ -23,6 +23,7 @@ use core::{
 };
 
 use kernel::{
+    bindings,
     prelude::*,
     sync::rcu, //
 };
@@ -41,6 +42,17 @@ impl<T> Chunk<T> {
             next: AtomicPtr::new(ptr::null_mut()),
         }
     }
+}
+
+/// Waits until nobody sees a member any more that left, or was made to be passed
+/// by, before.
+///
+/// # Context
+///
+/// Sleeps.
+pub(crate) fn wait_for_readers() {
+    // SAFETY: No requirements but that it may sleep.
+    unsafe { bindings::synchronize_rcu() }
 }
 
 /// The list.
