@@ -4,6 +4,7 @@
 #
 ## make run       boot a machine with this driver: what it owns, DMA with checksums
 ## make test      every check and test, with a summary
+## make bench     what map, unmap and flush cost, beside the C driver
 ## make kernel    build the kernel only; ends with image=, source=, objects=
 ## make guest     boot to a shell (APPEND= adds to the kernel's command line)
 ## make modules   KDIR=<prepared tree>: build the driver as an external module
@@ -25,7 +26,7 @@ CARGO ?= /usr/bin/cargo
 RUSTC ?= /usr/bin/rustc
 export CARGO RUSTC
 
-COMMANDS := run test kernel guest integrate modules modules_install fmt clippy checkpatch rustdoc bare clean
+COMMANDS := run test bench kernel guest integrate modules modules_install fmt clippy checkpatch rustdoc bare clean
 .PHONY: help $(COMMANDS)
 
 help:

@@ -321,6 +321,7 @@ impl Function {
         }
         let old = core::mem::replace(&mut state.attached, Attached::Blocked);
         self.leave(old);
+        // For flushes that saw it as a member.
         members::wait_for_readers();
     }
 
@@ -416,11 +417,11 @@ impl Function {
         Ok(())
     }
 
-    /// Makes refreshes illegal, and waits for those that are under way.
+    /// Makes refreshes illegal, and waits for those that are under way: also
+    /// those that began before something else made the function not live.
     fn stop_refreshes(&self) {
-        if self.live.swap(false, Ordering::Relaxed) {
-            members::wait_for_readers();
-        }
+        self.live.store(false, Ordering::Relaxed);
+        members::wait_for_readers();
     }
 
     /// Lets the machine read all of the registered table. The barrier orders

@@ -109,7 +109,9 @@ fn test_modules(project: &Project, kernel: &Kernel, step: &Step) -> Result<Vec<P
     if !source.join("Kbuild").is_file() && !source.join("Makefile").is_file() {
         return Ok(Vec::new());
     }
-    let output = project.build.join("test-modules");
+    // Objects made for one kernel are none for another.
+    let flavour = kernel.objects.file_name().unwrap_or_default();
+    let output = project.build.join("test-modules").join(flavour);
     fs::create_dir_all(&output)?;
     let order = output.join("modules.order");
     let stamp = Stamp::new(

@@ -35,7 +35,7 @@ pub struct Kernel {
     pub key: Option<String>,
     bindgen: PathBuf,
     /// Nobody else builds in the cache as long as this is in use.
-    lock: Option<File>,
+    _lock: File,
 }
 
 /// Which fragments of `tools/config/` are put on top of `base.config`.
@@ -77,7 +77,7 @@ pub fn build(project: &Project, flavour: &Flavour) -> Result<Kernel> {
         objects,
         key,
         bindgen,
-        lock: Some(lock),
+        _lock: lock,
     };
     let step = Step::start(
         project,
@@ -178,11 +178,6 @@ impl Kernel {
             .arg(&self.source.tree)
             .arg(variable("O", &self.objects));
         command
-    }
-
-    /// Lets others use the cache.
-    pub fn unlock(&mut self) {
-        self.lock = None;
     }
 
     fn configure(&self, project: &Project, step: &Step, wanted: &str) -> Result<()> {
@@ -312,7 +307,11 @@ pub fn print_places(kernel: &Kernel) {
 
 /// `make integrate`.
 pub fn integrate_only(project: &Project) -> Result<()> {
-    let _lock = project.lock()?;
+    // A tree of the caller's is not in the cache.
+    let _lock = match project.kdir {
+        Some(_) => None,
+        None => Some(project.lock()?),
+    };
     let source = source::find(project)?;
     let report = integrate::integrate(&project.root, &source)?;
     println!(

@@ -4,6 +4,7 @@
 
 mod apt;
 mod bare;
+mod bench;
 mod clean;
 mod deps;
 mod guest;
@@ -39,6 +40,8 @@ enum Command {
     Run,
     /// Every check and test, with a summary
     Test,
+    /// What map, unmap and flush cost, beside the C driver
+    Bench,
     /// Builds the kernel only and says where it is
     Kernel,
     /// Boots to a shell
@@ -79,6 +82,7 @@ fn run(command: &Command) -> Result<()> {
     match command {
         Command::Run => guest::run(&project, &flavour),
         Command::Test => suite::run(&project, &flavour),
+        Command::Bench => bench::run(&project),
         Command::Kernel => {
             let kernel = kernel::build(&project, &flavour)?;
             kernel::print_places(&kernel);

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 //! The emulated machine: an s390x guest with real (emulated) PCI devices.
 
-use crate::{kernel::Kernel, ktap::Report, project::Project};
+use crate::{ktap::Report, project::Project};
 use anyhow::{bail, Context, Result};
 use std::{
     fs::{self, File},
@@ -15,6 +15,21 @@ use std::{
 /// The size of the NVMe drive in bytes.
 const DRIVE: u64 = 256 << 20;
 
+/// As fast as it can be.
+const THREADED: &[&str] = &["-accel", "tcg,thread=multi"];
+/// The clock counts instructions, on one processor. Time of day and random
+/// numbers are the same at every boot.
+const COUNTING: &[&str] = &[
+    "-accel",
+    "tcg",
+    "-icount",
+    "shift=0,sleep=off",
+    "-rtc",
+    "base=2026-01-01,clock=vm",
+    "-seed",
+    "1",
+];
+
 /// One boot.
 pub struct Boot<'a> {
     /// For the names of its files.
@@ -22,7 +37,7 @@ pub struct Boot<'a> {
     /// The program.
     pub qemu: &'a Path,
     /// What to boot.
-    pub kernel: &'a Kernel,
+    pub image: &'a Path,
     /// Its root.
     pub initrd: &'a Path,
     /// Words for the kernel's command line, beside the console.
@@ -31,6 +46,12 @@ pub struct Boot<'a> {
     pub limit: Duration,
     /// Whether there is another NVMe drive, behind all other functions.
     pub second_drive: bool,
+    /// Whether the guest's clock counts instructions, one a nanosecond, and
+    /// nothing that the guest can see depends on when it runs. For one
+    /// processor.
+    pub counts_instructions: bool,
+    /// How many processors.
+    pub processors: u8,
 }
 
 impl Boot<'_> {
@@ -118,10 +139,16 @@ impl Boot<'_> {
         let mut command = project.command(self.qemu);
         command
             .args(["-M", "s390-ccw-virtio", "-cpu", "max"])
-            .args(["-accel", "tcg,thread=multi", "-smp", "2", "-m", "2G"])
+            .args(if self.counts_instructions {
+                COUNTING
+            } else {
+                THREADED
+            })
+            .args(["-m", "2G"])
+            .args(["-smp", &self.processors.to_string()])
             .args(["-nodefaults", "-display", "none", "-no-reboot"])
             .arg("-kernel")
-            .arg(&self.kernel.image)
+            .arg(self.image)
             .arg("-initrd")
             .arg(self.initrd)
             .arg("-append")

@@ -4,7 +4,6 @@
 use crate::{
     deps,
     guest::Machine,
-    initramfs,
     kernel::{self, Flavour, Kernel},
     ktap::Outcome,
     lint,
@@ -236,15 +235,7 @@ impl Suite<'_> {
             let error = anyhow::anyhow!("guest: there is no kernel to boot");
             return self.keep("guest", Err(error));
         };
-        let machine = initramfs::build(self.project, &kernel).and_then(|initrd| {
-            let qemu = deps::qemu(self.project)?;
-            Ok(Machine {
-                qemu,
-                kernel,
-                initrd,
-            })
-        });
-        match machine {
+        match Machine::of_kernel(self.project, kernel) {
             Ok(machine) => {
                 for (mode, words) in BOOTS {
                     self.boot(&machine, mode, words);
@@ -260,6 +251,8 @@ impl Suite<'_> {
             let append = format!("guest.mode=test {KUNIT} {words}");
             let mut boot = machine.boot(&name, append, LIMIT);
             boot.second_drive = true;
+            // Races want more than two.
+            boot.processors = 4;
             let report = boot.run(project, |line| {
                 if line.starts_with("not ok ") {
                     println!("    | {line}");

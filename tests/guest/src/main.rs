@@ -2,9 +2,10 @@
 //! The `/init` of the test guest.
 //!
 //! Mounts what it needs, reads on the kernel command line what to do
-//! (`guest.mode=run|test|shell`), does it, prints `guest: done status=N` as
+//! (`guest.mode=run|test|bench|shell`), does it, prints `guest: done status=N` as
 //! the last line and powers the machine off. Its first line is `guest: start`.
 
+mod bench;
 mod block;
 mod cmdline;
 mod console;
@@ -50,6 +51,7 @@ fn boot() -> anyhow::Result<bool> {
     match cmdline.mode {
         Mode::Run => run::run(&cmdline),
         Mode::Test => suites::run(&cmdline),
+        Mode::Bench => bench::run(&cmdline),
         Mode::Shell => shell::run().map(|()| true),
     }
 }

@@ -1,0 +1,469 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * What map, unmap and a full flush cost, through the public IOMMU API. It runs
+ * when it is loaded and leaves its figures in the kernel log.
+ *
+ * The cost of map and unmap is measured on domains that no device is attached
+ * to: the driver's own, generic_pt's x86-64 format, and two whose operations do
+ * nothing: what the core takes for itself. On an emulator that counts
+ * instructions (one a nanosecond of its clock) the figures are instructions.
+ *
+ * The cost of a full flush is measured on a domain with the function attached.
+ */
+#define pr_fmt(fmt) "iommu_bench: " fmt
+
+#include <linux/generic_pt/iommu.h>
+#include <linux/iommu.h>
+#include <linux/jiffies.h>
+#include <linux/kprobes.h>
+#include <linux/math64.h>
+#include <linux/minmax.h>
+#include <linux/module.h>
+#include <linux/pci.h>
+#include <linux/sizes.h>
+#include <linux/sort.h>
+#include <asm/timex.h>
+
+#include "iommu-pages.h"
+
+static char *bdf = "0000:00:00.0";
+module_param(bdf, charp, 0444);
+MODULE_PARM_DESC(bdf, "PCI function whose IOMMU is measured");
+
+static bool flush;
+module_param(flush, bool, 0444);
+MODULE_PARM_DESC(flush, "measure full flushes, not maps; the function must have no driver");
+
+#define RW	(IOMMU_READ | IOMMU_WRITE)
+
+/* No memory is touched, so that any address does. */
+#define IOVA	0x200000000UL
+#define PHYS	0x40000000UL
+
+/* The best of these counts: now and then the page allocator tidies up. */
+#define ROUNDS	4
+
+/* Map and unmap */
+
+/**
+ * struct figures - the cost of one case
+ * @map: of mapping
+ * @unmap: of unmapping
+ */
+struct figures {
+	u64 map;
+	u64 unmap;
+};
+
+/* The TOD clock in nanoseconds. It counts 512 in 125 ns and rounds down, so that
+ * rounding up gives the emulator's clock back.
+ */
+static u64 now(void)
+{
+	u64 tod = get_tod_clock_fast();
+
+	return (tod >> 9) * 125 + DIV_ROUND_UP((tod & 511) * 125, 512);
+}
+
+/* What looking at the clock costs. */
+static u64 clock_cost(void)
+{
+	u64 start = now();
+
+	return now() - start;
+}
+
+/* Just after a tick, there is most time until the next one. */
+static void wait_for_tick(void)
+{
+	unsigned long start = jiffies;
+
+	while (start == READ_ONCE(jiffies))
+		cpu_relax();
+}
+
+/* Inlined with constants, so that the loop costs next to nothing: @calls maps of
+ * @size bytes each, @stride apart.
+ */
+static __always_inline int map_all(struct iommu_domain *domain, phys_addr_t phys, size_t size,
+				   unsigned int calls, size_t stride)
+{
+	unsigned int i;
+	int ret;
+
+	for (i = 0; i < calls; i++) {
+		ret = iommu_map(domain, IOVA + i * stride, phys + i * size, size, RW, GFP_KERNEL);
+		if (ret)
+			return ret;
+	}
+	return 0;
+}
+
+static __always_inline size_t unmap_all(struct iommu_domain *domain, size_t size,
+					unsigned int calls, size_t stride)
+{
+	size_t bytes = 0;
+	unsigned int i;
+
+	for (i = 0; i < calls; i++)
+		bytes += iommu_unmap(domain, IOVA + i * stride, size);
+	return bytes;
+}
+
+static __always_inline int measure_calls(struct iommu_domain *domain, struct figures *out,
+					 phys_addr_t phys, size_t size, unsigned int calls,
+					 size_t stride)
+{
+	u64 start, mapped;
+	size_t bytes;
+	int ret;
+
+	wait_for_tick();
+	start = now();
+	ret = map_all(domain, phys, size, calls, stride);
+	mapped = now();
+	if (ret)
+		return ret;
+	out->map = mapped - start - clock_cost();
+	wait_for_tick();
+	start = now();
+	bytes = unmap_all(domain, size, calls, stride);
+	out->unmap = now() - start - clock_cost();
+	return bytes == calls * size ? 0 : -EIO;
+}
+
+/* Where larger pages must not fit, one address is aligned to less. */
+
+static int measure_4k(struct iommu_domain *domain, struct figures *out)
+{
+	return measure_calls(domain, out, PHYS + SZ_4K, SZ_4K, 1, 0);
+}
+
+static int measure_64k(struct iommu_domain *domain, struct figures *out)
+{
+	return measure_calls(domain, out, PHYS + SZ_4K, SZ_64K, 1, 0);
+}
+
+static int measure_1m(struct iommu_domain *domain, struct figures *out)
+{
+	return measure_calls(domain, out, PHYS + SZ_4K, SZ_1M, 1, 0);
+}
+
+static int measure_64m(struct iommu_domain *domain, struct figures *out)
+{
+	return measure_calls(domain, out, PHYS + SZ_4K, SZ_64M, 1, 0);
+}
+
+static int measure_1g(struct iommu_domain *domain, struct figures *out)
+{
+	return measure_calls(domain, out, PHYS, SZ_1G, 1, 0);
+}
+
+static int measure_singles(struct iommu_domain *domain, struct figures *out)
+{
+	return measure_calls(domain, out, PHYS, SZ_4K, 256, SZ_2M);
+}
+
+static const struct {
+	const char *name;
+	int (*run)(struct iommu_domain *domain, struct figures *out);
+} cases[] = {
+	{ "4K", measure_4k },
+	{ "64K", measure_64k },
+	{ "1M", measure_1m },
+	{ "64M", measure_64m },
+	{ "1G", measure_1g },
+	{ "singles", measure_singles },
+};
+
+static int measure_case(const char *subject, struct iommu_domain *domain, unsigned int index)
+{
+	struct figures best = { U64_MAX, U64_MAX }, figures = {};
+	unsigned int round;
+	int ret;
+
+	/* The first round makes the tables that stay and warms the caches. */
+	for (round = 0; round <= ROUNDS; round++) {
+		ret = cases[index].run(domain, &figures);
+		if (ret) {
+			pr_err("%s %s: error %d\n", subject, cases[index].name, ret);
+			return ret;
+		}
+		if (!round)
+			continue;
+		best.map = min(best.map, figures.map);
+		best.unmap = min(best.unmap, figures.unmap);
+	}
+	pr_info("figure %s %s %llu %llu\n", subject, cases[index].name, best.map, best.unmap);
+	return 0;
+}
+
+static int measure(const char *subject, struct iommu_domain *domain)
+{
+	unsigned int i;
+	int ret = 0;
+
+	for (i = 0; i < ARRAY_SIZE(cases) && !ret; i++)
+		ret = measure_case(subject, domain, i);
+	return ret;
+}
+
+/* Domains that do nothing */
+
+static int floor_map(struct iommu_domain *domain, unsigned long iova, phys_addr_t phys,
+		     size_t pgsize, size_t pgcount, int prot, gfp_t gfp, size_t *mapped)
+{
+	*mapped = pgsize * pgcount;
+	return 0;
+}
+
+static size_t floor_unmap(struct iommu_domain *domain, unsigned long iova, size_t pgsize,
+			  size_t pgcount, struct iommu_iotlb_gather *gather)
+{
+	return pgsize * pgcount;
+}
+
+static int floor_sync_map(struct iommu_domain *domain, unsigned long iova, size_t size)
+{
+	return 0;
+}
+
+static void floor_sync(struct iommu_domain *domain, struct iommu_iotlb_gather *gather)
+{
+}
+
+static const struct iommu_domain_ops floor_ops = {
+	.map_pages = floor_map,
+	.unmap_pages = floor_unmap,
+	.iotlb_sync_map = floor_sync_map,
+	.iotlb_sync = floor_sync,
+};
+
+static struct iommu_domain floor_one_size = {
+	.type = IOMMU_DOMAIN_UNMANAGED,
+	.ops = &floor_ops,
+	.pgsize_bitmap = SZ_4K,
+};
+
+static struct iommu_domain floor_two_sizes = {
+	.type = IOMMU_DOMAIN_UNMANAGED,
+	.ops = &floor_ops,
+	.pgsize_bitmap = SZ_4K | SZ_1M,
+};
+
+/* The x86-64 format, set up as for an IOMMU that flushes ranges */
+
+static void x86_64_sync(struct iommu_domain *domain, struct iommu_iotlb_gather *gather)
+{
+	iommu_put_pages_list(&gather->freelist);
+}
+
+static const struct iommu_domain_ops x86_64_ops = {
+	IOMMU_PT_DOMAIN_OPS(x86_64),
+	.iotlb_sync = x86_64_sync,
+};
+
+static int measure_x86_64(void)
+{
+	static const struct pt_iommu_x86_64_cfg cfg = {
+		.common.features = BIT(PT_FEAT_FLUSH_RANGE),
+		.common.hw_max_vasz_lg2 = 47,
+		.common.hw_max_oasz_lg2 = 52,
+		.top_level = 3,
+	};
+	static struct pt_iommu_x86_64 table = {
+		.iommu.nid = NUMA_NO_NODE,
+		.iommu.domain.type = IOMMU_DOMAIN_UNMANAGED,
+		.iommu.domain.ops = &x86_64_ops,
+	};
+	int ret = pt_iommu_x86_64_init(&table, &cfg, GFP_KERNEL);
+
+	if (ret)
+		return ret;
+	ret = measure("x86-64", &table.iommu.domain);
+	pt_iommu_deinit(&table.iommu);
+	return ret;
+}
+
+static int bench_maps(struct pci_dev *pdev)
+{
+	struct iommu_domain *domain = iommu_paging_domain_alloc(&pdev->dev);
+	int ret;
+
+	if (IS_ERR(domain))
+		return PTR_ERR(domain);
+	pr_info("page-sizes %#lx\n", domain->pgsize_bitmap);
+	ret = measure("driver", domain);
+	iommu_domain_free(domain);
+	if (!ret)
+		ret = measure_x86_64();
+	if (!ret)
+		ret = measure("floor", &floor_one_size);
+	if (!ret)
+		ret = measure("floor2", &floor_two_sizes);
+	return ret;
+}
+
+/* Full flush */
+
+/* Pages that stay mapped all over the window */
+#define LIVE	32
+/* Pages of a batch, side by side at the end of the window */
+#define BATCH	256
+#define BATCHES	101
+
+/* What the machine was asked to refresh, while it is counted */
+static struct {
+	bool on;
+	unsigned int count;
+	u64 bytes;
+	u64 first_start;
+	u64 first_size;
+} refreshes;
+
+/* int zpci_refresh_trans(u64 fn, u64 addr, u64 range) */
+static int on_refresh(struct kprobe *probe, struct pt_regs *regs)
+{
+	if (!refreshes.on)
+		return 0;
+	if (!refreshes.count++) {
+		refreshes.first_start = regs->gprs[3];
+		refreshes.first_size = regs->gprs[4];
+	}
+	refreshes.bytes += regs->gprs[4];
+	return 0;
+}
+
+static struct kprobe refresh_probe = {
+	.symbol_name = "zpci_refresh_trans",
+	.pre_handler = on_refresh,
+};
+
+/* Unmaps as a flush queue does: the flush comes after the batch. */
+static int unmap_batch(struct iommu_domain *domain, unsigned long corner, u64 *time)
+{
+	struct iommu_iotlb_gather gather;
+	size_t bytes = 0;
+	unsigned int i;
+	ktime_t start;
+
+	iommu_iotlb_gather_init(&gather);
+	gather.queued = true;
+	refreshes.on = true;
+	start = ktime_get();
+	for (i = 0; i < BATCH; i++)
+		bytes += iommu_unmap_fast(domain, corner + i * SZ_4K, SZ_4K, &gather);
+	iommu_flush_iotlb_all(domain);
+	*time = ktime_get() - start;
+	refreshes.on = false;
+	iommu_put_pages_list(&gather.freelist);
+	return bytes == BATCH * SZ_4K ? 0 : -EIO;
+}
+
+static int run_batches(struct iommu_domain *domain, unsigned long corner, u64 *times)
+{
+	unsigned int i;
+	int ret = 0;
+
+	memset(&refreshes, 0, sizeof(refreshes));
+	for (i = 0; i < BATCHES && !ret; i++) {
+		ret = iommu_map(domain, corner, PHYS + SZ_4K, BATCH * SZ_4K, RW, GFP_KERNEL);
+		if (ret)
+			pr_err("batch %u: map: error %d\n", i, ret);
+		else
+			ret = unmap_batch(domain, corner, &times[i]);
+		cond_resched();
+	}
+	return ret;
+}
+
+static int compare(const void *a, const void *b)
+{
+	return cmp_int(*(const u64 *)a, *(const u64 *)b);
+}
+
+/* Time without the probe, ranges with it. */
+static int flush_batches(struct iommu_domain *domain, unsigned long corner)
+{
+	static u64 times[BATCHES], ignored[BATCHES];
+	int ret = run_batches(domain, corner, times);
+
+	if (ret)
+		return ret;
+	sort(times, BATCHES, sizeof(*times), compare, NULL);
+	ret = register_kprobe(&refresh_probe);
+	if (ret)
+		return ret;
+	ret = run_batches(domain, corner, ignored);
+	unregister_kprobe(&refresh_probe);
+	if (ret)
+		return ret;
+	pr_info("batch pages %u batches %u start %#lx\n", BATCH, BATCHES, corner);
+	pr_info("time best %llu median %llu\n", times[0], times[BATCHES / 2]);
+	pr_info("refreshed ranges %u bytes %llu first %#llx size %#llx\n", refreshes.count,
+		refreshes.bytes, refreshes.first_start, refreshes.first_size);
+	return 0;
+}
+
+static int flush_attached(struct pci_dev *pdev, struct iommu_domain *domain)
+{
+	u64 first = to_zpci(pdev)->start_dma, last = to_zpci(pdev)->end_dma;
+	u64 stride = div_u64(last - first + 1, LIVE);
+	unsigned int i;
+	int ret = 0;
+
+	for (i = 0; i < LIVE && !ret; i++)
+		ret = iommu_map(domain, first + i * stride, PHYS, SZ_4K, RW, GFP_KERNEL);
+	if (ret)
+		return ret;
+	ret = iommu_attach_device(domain, &pdev->dev);
+	if (ret)
+		return ret;
+	pr_info("window %#llx live %u\n", last - first + 1, LIVE);
+	ret = flush_batches(domain, last + 1 - BATCH * SZ_4K);
+	iommu_detach_device(domain, &pdev->dev);
+	return ret;
+}
+
+static int bench_flush(struct pci_dev *pdev)
+{
+	struct iommu_domain *domain;
+	int ret = iommu_device_claim_dma_owner(&pdev->dev, pdev);
+
+	if (ret)
+		return ret;
+	domain = iommu_paging_domain_alloc(&pdev->dev);
+	ret = PTR_ERR_OR_ZERO(domain);
+	if (!ret) {
+		ret = flush_attached(pdev, domain);
+		iommu_domain_free(domain);
+	}
+	iommu_device_release_dma_owner(&pdev->dev);
+	return ret;
+}
+
+static int __init iommu_bench_init(void)
+{
+	unsigned int seg, bus, slot, function;
+	struct pci_dev *pdev;
+	int ret;
+
+	if (sscanf(bdf, "%x:%x:%x.%x", &seg, &bus, &slot, &function) != 4)
+		return -EINVAL;
+	pdev = pci_get_domain_bus_and_slot(seg, bus, PCI_DEVFN(slot, function));
+	if (!pdev)
+		return -ENODEV;
+	ret = flush ? bench_flush(pdev) : bench_maps(pdev);
+	pci_dev_put(pdev);
+	return ret;
+}
+
+static void __exit iommu_bench_exit(void)
+{
+}
+
+module_init(iommu_bench_init);
+module_exit(iommu_bench_exit);
+MODULE_IMPORT_NS("GENERIC_PT_IOMMU");
+MODULE_DESCRIPTION("Measures what map, unmap and a full flush cost");
+MODULE_LICENSE("GPL");

@@ -1,0 +1,139 @@
+// SPDX-License-Identifier: GPL-2.0
+//! The bounds, and whether they are met.
+
+use super::{Bench, Case, Cost, Flush, CASES, OFF, ON};
+use anyhow::{Context, Result};
+use serde::Serialize;
+
+/// The most that a case may cost: its name, frames off or on, map and unmap.
+const BOUNDS: [(&str, &str, Cost); 6] = [
+    bound("4K", OFF, 215, 195),
+    bound("64K", OFF, 300, 265),
+    bound("singles", OFF, 53_000, 47_000),
+    // 5 and 4 a page, whatever the frames.
+    bound("64M", OFF, 5 * 16_384, 4 * 16_384),
+    bound("64M", ON, 5 * 16_384, 4 * 16_384),
+    bound("1G", ON, 10_000, 7_000),
+];
+
+/// The cases where frames must not cost the driver's share anything.
+const SHARES: [&str; 3] = ["4K", "64K", "singles"];
+
+/// A batch of unmaps in a corner may refresh this part of the window.
+const CORNER: u64 = 1024;
+
+const fn bound(
+    name: &'static str,
+    guest: &'static str,
+    map: u64,
+    unmap: u64,
+) -> (&'static str, &'static str, Cost) {
+    (name, guest, Cost { map, unmap })
+}
+
+/// A figure and its bound.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct Bound {
+    /// The name of the case.
+    pub case: &'static str,
+    /// "map" or "unmap".
+    pub call: &'static str,
+    /// What is bounded.
+    pub what: &'static str,
+    pub figure: u64,
+    pub limit: u64,
+    pub met: bool,
+}
+
+impl Bound {
+    fn new(
+        case: &'static str,
+        call: &'static str,
+        what: &'static str,
+        figure: u64,
+        limit: u64,
+    ) -> Self {
+        Self {
+            case,
+            call,
+            what,
+            figure,
+            limit,
+            met: figure <= limit,
+        }
+    }
+
+    /// For both calls.
+    fn both(case: &'static str, what: &'static str, figure: Cost, limit: Cost) -> [Self; 2] {
+        [
+            Self::new(case, "map", what, figure.map, limit.map),
+            Self::new(case, "unmap", what, figure.unmap, limit.unmap),
+        ]
+    }
+}
+
+/// All bounds.
+pub struct Verdict {
+    pub bounds: Vec<Bound>,
+}
+
+impl Bench {
+    /// Holds every bound against its figure.
+    pub fn judge(&self) -> Result<Verdict> {
+        let mut bounds = Vec::new();
+        for (name, guest, limit) in BOUNDS {
+            let figure = self.cost(guest, "driver", case(name)?)?;
+            bounds.extend(Bound::both(name, guest, figure, limit));
+        }
+        for name in SHARES {
+            let limit = self.share(OFF, "floor", case(name)?)?;
+            let figure = self.share(ON, "floor2", case(name)?)?;
+            bounds.extend(Bound::both(name, "share with frames", figure, limit));
+        }
+        let (ours, theirs) = (self.flush_of("rust")?, self.flush_of("c")?);
+        let corner = ours.window / CORNER * ours.batches;
+        for (what, figure, limit) in [
+            ("bytes refreshed in all batches", ours.bytes, corner),
+            ("time of a batch, C driver's", ours.median, theirs.median),
+        ] {
+            bounds.push(Bound::new("flush", "flush", what, figure, limit));
+        }
+        Ok(Verdict { bounds })
+    }
+
+    /// What the driver adds to what the core takes for itself.
+    fn share(&self, guest: &str, floor: &str, case: &Case) -> Result<Cost> {
+        let figure = self.cost(guest, "driver", case)?;
+        let floor = self.cost(guest, floor, case)?;
+        Ok(Cost {
+            map: figure.map.saturating_sub(floor.map),
+            unmap: figure.unmap.saturating_sub(floor.unmap),
+        })
+    }
+
+    /// The full flushes of a driver.
+    pub fn flush_of(&self, flavour: &str) -> Result<&Flush> {
+        let flush = self.flush.get(flavour);
+        flush.with_context(|| format!("bench: no full flush was measured for {flavour}"))
+    }
+}
+
+fn case(name: &str) -> Result<&'static Case> {
+    let case = CASES.iter().find(|case| case.name == name);
+    case.with_context(|| format!("bench: there is no case {name}"))
+}
+
+impl Verdict {
+    /// What makes the command fail.
+    pub fn faults(&self, bench: &Bench) -> Vec<String> {
+        let missed = self.bounds.iter().filter(|bound| !bound.met).map(|bound| {
+            format!(
+                "{} {}, {}: {} is over {}",
+                bound.case, bound.call, bound.what, bound.figure, bound.limit
+            )
+        });
+        let counts = bench.differences.iter();
+        let counts = counts.map(|text| format!("the counts do not repeat: {text}"));
+        missed.chain(counts).collect()
+    }
+}
