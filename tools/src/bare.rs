@@ -28,6 +28,7 @@ pub fn run(project: &Project) -> Result<()> {
         bail!("SUITE={suite}: the commands are made for bookworm and trixie");
     }
     let folder = project.cache.join("bare").join(&suite);
+    let _lock = project.lock_file(&format!("bare-{suite}.lock"))?;
     lay(project, &suite, &folder)?;
     copy_checkout(project, &folder)?;
     println!("           bare: make {target} in a bare {suite}, with nothing in its caches");

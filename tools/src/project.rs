@@ -131,15 +131,17 @@ impl Project {
 
     /// Takes the cache for this process; another one waits until it is dropped.
     pub fn lock(&self) -> Result<File> {
+        self.lock_file("lock")
+    }
+
+    /// Takes a file of the cache as a lock.
+    pub fn lock_file(&self, name: &str) -> Result<File> {
         use rustix::fs::{flock, FlockOperation};
-        let path = self.cache.join("lock");
+        let path = self.cache.join(name);
         let file =
             File::create(&path).with_context(|| format!("cannot open {}", path.display()))?;
         if flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
-            println!(
-                "waiting: another run uses the cache {}",
-                self.cache.display()
-            );
+            println!("waiting: another run holds {}", path.display());
             flock(&file, FlockOperation::LockExclusive)?;
         }
         Ok(file)
