@@ -97,29 +97,30 @@ pub(crate) struct Iova(pub(crate) u64);
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub(crate) struct Phys(pub(crate) u64);
 
-/// What a device may do through a mapping. The format cannot refuse reads.
+/// What a device may do through a mapping: the bits of its entries that say so.
+/// The format cannot refuse reads.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Access {
-    /// Device writes are refused by the machine.
-    ReadOnly,
-    /// Device reads and writes are served.
-    ReadWrite,
-}
+pub(crate) struct Access(u64);
 
 impl Access {
+    /// Device writes are refused by the machine.
+    pub(crate) const READ_ONLY: Self = Access(PROTECTED);
+
+    /// Device reads and writes are served.
+    pub(crate) const READ_WRITE: Self = Access(0);
+
+    /// Reads, and writes if the lowest bit of `denied` is clear.
+    #[inline]
+    pub(crate) const fn denying_writes(denied: u64) -> Self {
+        Access((denied & 1) << PROTECTED.trailing_zeros())
+    }
+
     const fn bits(self) -> u64 {
-        match self {
-            Access::ReadOnly => PROTECTED,
-            Access::ReadWrite => 0,
-        }
+        self.0
     }
 
     const fn of(entry: u64) -> Self {
-        if entry & PROTECTED != 0 {
-            Access::ReadOnly
-        } else {
-            Access::ReadWrite
-        }
+        Access(entry & PROTECTED)
     }
 }
 

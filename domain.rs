@@ -143,7 +143,15 @@ impl Domain {
         prot: Prot,
         gfp: Gfp,
     ) -> (usize, Result) {
-        match self.mapping(iova, phys, page_size, count, prot) {
+        let access = access(prot);
+        if page_size as u64 == PAGE_SIZE {
+            // SAFETY: The caller's promise.
+            let mapped = unsafe { self.space().map_run(iova, phys, count, access) };
+            if mapped {
+                return (count << PAGE_SHIFT, Ok(()));
+            }
+        }
+        match self.mapping(iova, phys, page_size, count, access) {
             // SAFETY: The caller's promise.
             Ok(mapping) => unsafe { self.space().map(mapping, gfp) },
             Err(error) => (0, Err(error)),
@@ -178,7 +186,7 @@ impl Domain {
         phys: u64,
         page_size: usize,
         count: usize,
-        prot: Prot,
+        access: Access,
     ) -> Result<Mapping> {
         let page_size = page_size as u64;
         let frames = page_size == FRAME_SIZE;
@@ -200,7 +208,7 @@ impl Domain {
             iova: Iova(iova),
             phys: Phys(phys),
             size: (count as u64) << shift,
-            access: access(prot),
+            access,
             frames,
         })
     }
@@ -297,43 +305,35 @@ impl Space {
         (bytes as usize, result.map_err(Error::from))
     }
 
-    /// Maps `count` pages of 4 KiB if that needs no more than a page table that
-    /// is there, and nothing is wrong with it. If not, nothing has changed, and
-    /// [`Space::map`] does it or says why not.
+    /// Maps one page if that needs no more than to fill its entry. If not,
+    /// nothing has changed, and [`Space::map`] does it or says why not.
     ///
     /// # Safety
     ///
-    /// The caller owns the range.
+    /// The caller owns the page.
     #[inline]
-    pub(crate) unsafe fn map_pages(
-        &self,
-        iova: u64,
-        phys: u64,
-        count: usize,
-        access: Access,
-    ) -> bool {
-        let (iova, phys) = (Iova(iova), Phys(phys));
-        if count != 1 {
-            // SAFETY: The caller's promise.
-            return unsafe { self.map_run(iova, phys, count, access) };
-        }
+    pub(crate) unsafe fn map_page(&self, iova: u64, phys: u64, access: Access) -> bool {
         // SAFETY: The caller's promise.
-        let mapped = unsafe { self.table.map_page(iova, phys, access) };
+        let mapped = unsafe { self.table.map_page(Iova(iova), Phys(phys), access) };
         if mapped {
             self.counters.mapped_pages.fetch_add(1, Ordering::Relaxed);
         }
         mapped
     }
 
-    /// Not inlined, so that a map of one page does not save registers for it.
+    /// Maps `count` pages of 4 KiB, as [`Space::map_page`] does it with one, if
+    /// one page table holds them all.
     ///
     /// # Safety
     ///
     /// The caller owns the range.
-    #[inline(never)]
-    unsafe fn map_run(&self, iova: Iova, phys: Phys, count: usize, access: Access) -> bool {
+    #[inline]
+    unsafe fn map_run(&self, iova: u64, phys: u64, count: usize, access: Access) -> bool {
         // SAFETY: The caller's promise.
-        let mapped = unsafe { self.table.map_in_leaf(iova, phys, count, access) };
+        let mapped = unsafe {
+            self.table
+                .map_in_leaf(Iova(iova), Phys(phys), count, access)
+        };
         if mapped {
             self.counters
                 .mapped_pages
@@ -475,11 +475,7 @@ impl From<MapError> for Error {
 /// written only can be read too.
 #[inline]
 pub(crate) fn access(prot: Prot) -> Access {
-    if prot.writable() {
-        Access::ReadWrite
-    } else {
-        Access::ReadOnly
-    }
+    Access::denying_writes(prot.denies_writes())
 }
 
 /// Whether a refusal leaves a member that goes on translating with what it

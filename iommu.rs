@@ -60,10 +60,11 @@ pub(crate) enum Capability {
 pub(crate) struct Prot(c_int);
 
 impl Prot {
-    /// Whether the device may write.
+    /// 1 if the device may not write, else 0: a number, so that the bit of an
+    /// entry is made from it without a branch.
     #[inline]
-    pub(crate) fn writable(self) -> bool {
-        self.0 as u32 & bindings::IOMMU_WRITE != 0
+    pub(crate) fn denies_writes(self) -> u64 {
+        u64::from(!self.0 as u32 & bindings::IOMMU_WRITE) / u64::from(bindings::IOMMU_WRITE)
     }
 }
 

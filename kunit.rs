@@ -64,7 +64,7 @@ fn mapping(iova: u64, phys: u64, size: u64) -> Mapping {
         iova: Iova(iova),
         phys: Phys(phys),
         size,
-        access: Access::ReadWrite,
+        access: Access::READ_WRITE,
         frames: (iova | phys | size) & (FRAME_SIZE - 1) == 0,
     }
 }

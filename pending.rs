@@ -48,7 +48,8 @@ impl Pending {
     }
 
     fn chunk(&self, iova: u64) -> u64 {
-        (iova >> self.shift).min(LAST_CHUNK)
+        // Wraps never, and so needs no check: the shift is below 64.
+        iova.wrapping_shr(self.shift).min(LAST_CHUNK)
     }
 
     /// Marks the chunk of `iova`.

@@ -20,6 +20,8 @@
 //! | `irqlock`    | a lock that is taken in any context                         |
 //! | `iommu`      | a safe abstraction of `<linux/iommu.h>`                     |
 
+use core::hint::cold_path;
+
 use kernel::{
     device::Device,
     io::PhysAddr,
@@ -41,7 +43,7 @@ mod pending;
 mod subsystem;
 mod zpci;
 
-use dma_table::{Depth, DmaTable, FRAME_SIZE, PAGE_SHIFT, PAGE_SIZE};
+use dma_table::{Depth, DmaTable, FRAME_SIZE, PAGE_SIZE};
 use domain::{Domain, Paging};
 use function::Function;
 use iommu::{
@@ -227,14 +229,15 @@ impl iommu::PagingDomain for Paging {
         prot: Prot,
         gfp: Gfp,
     ) -> (usize, Result) {
-        let access = domain::access(prot);
-        if page_size as u64 == PAGE_SIZE {
+        if page_size as u64 == PAGE_SIZE && count == 1 {
+            let access = domain::access(prot);
             // SAFETY: The caller's promise.
-            let mapped = unsafe { domain.space().map_pages(iova, phys, count, access) };
+            let mapped = unsafe { domain.space().map_page(iova, phys, access) };
             if mapped {
-                return (count << PAGE_SHIFT, Ok(()));
+                return (page_size, Ok(()));
             }
         }
+        cold_path();
         // SAFETY: As above.
         unsafe { domain.map(iova, phys, page_size, count, prot, gfp) }
     }

@@ -129,7 +129,7 @@ impl<'m> Checked<'m> {
                     Leaf {
                         phys: mapping.phys.0 + offset + part,
                         size: leaf,
-                        read_only: mapping.access == Access::ReadOnly,
+                        read_only: mapping.access == Access::READ_ONLY,
                     },
                 );
             }
@@ -261,8 +261,8 @@ impl<'m> Checked<'m> {
             phys: Phys(leaf.phys + (iova - start)),
             page_size: leaf.size,
             access: match leaf.read_only {
-                true => Access::ReadOnly,
-                false => Access::ReadWrite,
+                true => Access::READ_ONLY,
+                false => Access::READ_WRITE,
             },
         });
         // SAFETY: There is one thread.

@@ -191,8 +191,8 @@ impl Run<'_> {
                     phys: Phys((u64::from(phys) + 1) * unit),
                     size: range.size,
                     access: match read_only {
-                        true => Access::ReadOnly,
-                        false => Access::ReadWrite,
+                        true => Access::READ_ONLY,
+                        false => Access::READ_WRITE,
                     },
                     frames,
                 };

@@ -14,7 +14,7 @@ fn mapping(iova: u64, size: u64, frames: bool) -> Mapping {
         iova: Iova(iova),
         phys: Phys(0x1234_5000_0000),
         size,
-        access: Access::ReadWrite,
+        access: Access::READ_WRITE,
         frames,
     }
 }

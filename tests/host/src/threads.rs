@@ -253,7 +253,7 @@ impl<O: Orders> Tree<O> {
             iova: Iova(page * PAGE_SIZE),
             phys: Phys(phys(page)),
             size: pages * PAGE_SIZE,
-            access: Access::ReadWrite,
+            access: Access::READ_WRITE,
             frames,
         };
         // SAFETY: Each test gives disjoint ranges to its threads, within reach.
@@ -265,7 +265,7 @@ impl<O: Orders> Tree<O> {
     fn map(&self, page: u64, pages: u64) {
         let (iova, phys) = (Iova(page * PAGE_SIZE), Phys(phys(page)));
         // SAFETY: As for `map_as`.
-        let mapped = pages == 1 && unsafe { self.tree.map_page(iova, phys, Access::ReadWrite) };
+        let mapped = pages == 1 && unsafe { self.tree.map_page(iova, phys, Access::READ_WRITE) };
         if !mapped {
             self.map_as(page, pages, false);
         }
