@@ -38,9 +38,9 @@ unsafe impl Backend for IrqSave {
     }
 
     unsafe fn try_lock(ptr: *mut Self::State) -> Option<c_ulong> {
-        // SAFETY: The caller's promise. Waiting is a correct way to try; nobody
-        // here does.
-        Some(unsafe { zpci_iommu_lock_irqsave(ptr) })
+        let mut flags = 0;
+        // SAFETY: The caller's promise; `flags` is a place for the state.
+        unsafe { zpci_iommu_trylock_irqsave(ptr, &mut flags) }.then_some(flags)
     }
 
     unsafe fn unlock(ptr: *mut Self::State, flags: &c_ulong) {
@@ -59,5 +59,6 @@ unsafe impl Backend for IrqSave {
 extern "C" {
     // integration/zpci_iommu.c
     fn zpci_iommu_lock_irqsave(lock: *mut bindings::spinlock_t) -> c_ulong;
+    fn zpci_iommu_trylock_irqsave(lock: *mut bindings::spinlock_t, flags: &mut c_ulong) -> bool;
     fn zpci_iommu_unlock_irqrestore(lock: *mut bindings::spinlock_t, flags: c_ulong);
 }

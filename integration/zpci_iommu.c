@@ -219,6 +219,19 @@ unsigned long zpci_iommu_lock_irqsave(spinlock_t *lock) __acquires(lock)
 EXPORT_SYMBOL_GPL(zpci_iommu_lock_irqsave);
 
 /**
+ * zpci_iommu_trylock_irqsave() - spin_trylock_irqsave() for the driver
+ * @lock: the lock
+ * @flags: where the interrupt state goes, if it was taken
+ *
+ * Return: whether the lock was taken.
+ */
+bool zpci_iommu_trylock_irqsave(spinlock_t *lock, unsigned long *flags)
+{
+	return spin_trylock_irqsave(lock, *flags);
+}
+EXPORT_SYMBOL_GPL(zpci_iommu_trylock_irqsave);
+
+/**
  * zpci_iommu_unlock_irqrestore() - spin_unlock_irqrestore() for the driver
  * @lock: the lock
  * @flags: what zpci_iommu_lock_irqsave() returned

@@ -46,6 +46,7 @@ bool zpci_iommu_machine_takes_frames(void);
 void zpci_iommu_log_rereg(struct zpci_dev *zdev, int cc, int status);
 void zpci_iommu_complain(struct zpci_dev *zdev, const char *text, const char *why);
 unsigned long zpci_iommu_lock_irqsave(spinlock_t *lock);
+bool zpci_iommu_trylock_irqsave(spinlock_t *lock, unsigned long *flags);
 void zpci_iommu_unlock_irqrestore(spinlock_t *lock, unsigned long flags);
 void zpci_iommu_pages_list_add(struct iommu_pages_list *list, void *virt);
 
