@@ -65,6 +65,7 @@ impl Machine {
             second_drive: false,
             counts_instructions: false,
             processors: 2,
+            memory: 2,
         }
     }
 }

@@ -52,6 +52,8 @@ pub struct Boot<'a> {
     pub counts_instructions: bool,
     /// How many processors.
     pub processors: u8,
+    /// How much memory, in GiB. The host gives what the guest touches.
+    pub memory: u32,
 }
 
 impl Boot<'_> {
@@ -136,15 +138,20 @@ impl Boot<'_> {
     }
 
     fn command(&self, project: &Project, drives: &[PathBuf]) -> Command {
+        let memory = format!(
+            "memory-backend-ram,id=memory,size={}G,reserve=off",
+            self.memory
+        );
         let mut command = project.command(self.qemu);
         command
-            .args(["-M", "s390-ccw-virtio", "-cpu", "max"])
+            .args(["-M", "s390-ccw-virtio,memory-backend=memory"])
+            .args(["-cpu", "max", "-object", &memory])
+            .args(["-m", &format!("{}G", self.memory)])
             .args(if self.counts_instructions {
                 COUNTING
             } else {
                 THREADED
             })
-            .args(["-m", "2G"])
             .args(["-smp", &self.processors.to_string()])
             .args(["-nodefaults", "-display", "none", "-no-reboot"])
             .arg("-kernel")

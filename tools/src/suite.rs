@@ -15,10 +15,42 @@ use std::{fs, path::Path, time::Duration};
 
 /// A boot with all suites takes a fraction of this.
 const LIMIT: Duration = Duration::from_secs(900);
-/// The boots of `make test`, and the kernel's words for them.
-const BOOTS: [(&str, &str); 2] = [("lazy", ""), ("strict", "iommu.strict=1")];
+/// The boots of `make test`. Memory decides how large the windows are: those of
+/// a machine with 32 GiB are known to the last digit.
+const BOOTS: [Variant; 4] = [
+    Variant {
+        name: "lazy",
+        words: "",
+        memory: 2,
+    },
+    Variant {
+        name: "strict",
+        words: "iommu.strict=1",
+        memory: 2,
+    },
+    Variant {
+        name: "parameters",
+        words: "iommu.passthrough=1 s390_iommu=strict s390_iommu_aperture=2 \
+            guest.suite=boot,nvme,nic,counters",
+        memory: 2,
+    },
+    Variant {
+        name: "memory",
+        words: "guest.suite=boot,nvme,nic,counters",
+        memory: 32,
+    },
+];
 /// The driver's KUnit suites run at boot; the guest's program reads their results.
 const KUNIT: &str = "kunit.enable=1 kunit.autorun=1 kunit.filter_glob=s390_iommu*";
+
+/// A boot of `make test`.
+struct Variant {
+    name: &'static str,
+    /// Words for the kernel's command line and for the guest's program.
+    words: &'static str,
+    /// In GiB.
+    memory: u32,
+}
 
 /// A part of `make test`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -237,20 +269,21 @@ impl Suite<'_> {
         };
         match Machine::of_kernel(self.project, kernel) {
             Ok(machine) => {
-                for (mode, words) in BOOTS {
-                    self.boot(&machine, mode, words);
+                for variant in &BOOTS {
+                    self.boot(&machine, variant);
                 }
             }
             Err(error) => self.keep("guest", Err(error)),
         }
     }
 
-    fn boot(&mut self, machine: &Machine, mode: &str, words: &str) {
-        let name = format!("guest-{mode}");
+    fn boot(&mut self, machine: &Machine, variant: &Variant) {
+        let name = format!("guest-{}", variant.name);
         self.step(&name, "running the guest's suites", |project, step| {
-            let append = format!("guest.mode=test {KUNIT} {words}");
+            let append = format!("guest.mode=test {KUNIT} {}", variant.words);
             let mut boot = machine.boot(&name, append, LIMIT);
             boot.second_drive = true;
+            boot.memory = variant.memory;
             // Races want more than two.
             boot.processors = 4;
             let report = boot.run(project, |line| {
