@@ -7,6 +7,10 @@ recent() { "$1" --version 2>/dev/null | grep -Eq ' 1\.(8[5-9]|9[0-9]|[1-9][0-9][
 works() { recent "$CARGO" && recent "$RUSTC" && command -v cc >/dev/null; }
 
 works && exit 0
+for tool in "CARGO=$CARGO" "RUSTC=$RUSTC"; do
+	case $tool in CARGO=/usr/bin/cargo | RUSTC=/usr/bin/rustc) continue ;; esac
+	recent "${tool#*=}" || { echo "error: $tool is no such program of Rust >= 1.85; name another" >&2; exit 1; }
+done
 packages="cargo-web rustc-web gcc libc6-dev ca-certificates"
 if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then
 	echo "error: no working $CARGO, $RUSTC and cc; as root on Debian 12 or 13 they are installed by" \

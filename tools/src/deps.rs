@@ -4,7 +4,7 @@
 
 use crate::{
     apt::{self, Root},
-    project::{find_program, variable, Project},
+    project::{find_program, variable, Project, LLVM},
     steps::Step,
 };
 use anyhow::{bail, Context, Result};
@@ -213,7 +213,7 @@ fn named_by_caller(project: &Project, name: &str) -> bool {
         // The Makefile passes these on always.
         "CARGO" => project.cargo != Path::new("/usr/bin/cargo"),
         "RUSTC" => project.rustc != Path::new("/usr/bin/rustc"),
-        "LLVM" => !project.llvm.starts_with('-'),
+        "LLVM" => project.llvm != LLVM,
         _ => false,
     }
 }

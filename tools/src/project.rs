@@ -11,6 +11,9 @@ use std::{
     process::Command,
 };
 
+/// Debian's own LLVM that the kernel is built with.
+pub const LLVM: &str = "-22";
+
 /// The folders of this checkout and the caller's settings.
 pub struct Project {
     /// The checkout.
@@ -111,7 +114,7 @@ impl Project {
             llvm: env::var("LLVM")
                 .ok()
                 .filter(|v| !v.is_empty())
-                .unwrap_or("-22".into()),
+                .unwrap_or(LLVM.into()),
             bindgen: tool_variable("BINDGEN")?,
             qemu: tool_variable("QEMU")?,
             kdir: path_variable("KDIR")?,
