@@ -201,7 +201,9 @@ impl Kernel {
                 .arg("allnoconfig"),
             "check tools/config and the driver's Kconfig",
         )?;
-        check_config(wanted, &fs::read_to_string(&config)?)?;
+        let made = fs::read_to_string(&config)?;
+        // What did not become ours must not look like the caller's.
+        check_config(wanted, &made).inspect_err(|_| drop(fs::remove_file(&config)))?;
         fs::write(stamp, key)?;
         Ok(())
     }
