@@ -21,16 +21,32 @@ use std::{
 /// What the guest's programs are built for.
 pub const TARGET: &str = "s390x-unknown-linux-gnu";
 
+/// The programs that are built for the guest, and what they are called there.
+const PROGRAMS: [(&str, &str); 2] = [
+    ("tests/guest", "init"),
+    ("samples/vfio_identify", "bin/vfio_identify"),
+];
+/// The folders with modules that are built against the guest's kernel.
+pub const MODULES: [&str; 2] = ["tests/modules", "samples/nvme_identify"];
+
+/// Whether a folder has a program for the guest, not for this machine.
+pub fn is_for_guest(folder: &Path) -> bool {
+    PROGRAMS.iter().any(|(name, _)| folder.ends_with(name))
+}
+
 /// Builds the guest's root and returns the archive.
 pub fn build(project: &Project, kernel: &Kernel) -> Result<PathBuf> {
     let step = Step::start(project, "guest", "building the guest's root")?;
-    let init = init_program(project, &step)?;
-    let busybox = busybox(project, &step)?;
-    let mut modules = test_modules(project, kernel, &step)?;
-    modules.extend(kernel_modules(kernel)?);
+    let mut programs = vec![("bin/busybox", busybox(project, &step)?)];
+    for (folder, name) in PROGRAMS {
+        programs.push((name, guest_program(project, &step, folder)?));
+    }
+    let mut modules = kernel_modules(kernel)?;
+    for folder in MODULES {
+        modules.extend(external_modules(project, kernel, &step, folder)?);
+    }
     let path = project.build.join("initrd.gz");
-    pack(&path, &init, &busybox, &modules)
-        .with_context(|| format!("cannot write {}", path.display()))?;
+    pack(&path, &programs, &modules).with_context(|| format!("cannot write {}", path.display()))?;
     step.done(&format!("root with {} modules packed", modules.len()));
     Ok(path)
 }
@@ -57,17 +73,19 @@ pub const GUEST_ARGUMENTS: [&str; 4] = [
     TARGET,
 ];
 
-fn init_program(project: &Project, step: &Step) -> Result<PathBuf> {
-    let manifest = project.root.join("tests/guest/Cargo.toml");
+fn guest_program(project: &Project, step: &Step, folder: &str) -> Result<PathBuf> {
+    let folder = project.root.join(folder);
     step.run(
         guest_cargo(project, &project.cargo)
             .args(["build", "--release", "--manifest-path"])
-            .arg(&manifest)
+            .arg(folder.join("Cargo.toml"))
             .args(GUEST_ARGUMENTS),
         "correct what the compiler says",
     )?;
-    let folder = project.cache.join("target/guest").join(TARGET);
-    Ok(folder.join("release/guest"))
+    let built = project.cache.join("target/guest").join(TARGET);
+    // The program has the name of its folder.
+    let name = folder.file_name().unwrap_or_default();
+    Ok(built.join("release").join(name))
 }
 
 /// Debian's static busybox of the guest's architecture.
@@ -103,15 +121,17 @@ fn busybox(project: &Project, step: &Step) -> Result<PathBuf> {
     busybox(project, step)
 }
 
-/// The modules in `tests/modules`, built against this kernel.
-fn test_modules(project: &Project, kernel: &Kernel, step: &Step) -> Result<Vec<PathBuf>> {
-    let source = project.root.join("tests/modules");
-    if !source.join("Kbuild").is_file() && !source.join("Makefile").is_file() {
-        return Ok(Vec::new());
-    }
+/// The modules in a folder, built against this kernel.
+fn external_modules(
+    project: &Project,
+    kernel: &Kernel,
+    step: &Step,
+    folder: &str,
+) -> Result<Vec<PathBuf>> {
+    let source = project.root.join(folder);
     // Objects made for one kernel are none for another.
     let flavour = kernel.objects.file_name().unwrap_or_default();
-    let output = project.build.join("test-modules").join(flavour);
+    let output = project.build.join("modules").join(folder).join(flavour);
     fs::create_dir_all(&output)?;
     let order = output.join("modules.order");
     let stamp = Stamp::new(
@@ -167,7 +187,7 @@ fn modules_in(order: &Path, folder: &Path) -> Result<Vec<PathBuf>> {
         .collect())
 }
 
-fn pack(path: &Path, init: &Path, busybox: &Path, modules: &[PathBuf]) -> Result<()> {
+fn pack(path: &Path, programs: &[(&str, PathBuf)], modules: &[PathBuf]) -> Result<()> {
     let file = BufWriter::new(File::create(path)?);
     let mut archive = Archive {
         output: GzEncoder::new(file, Compression::fast()),
@@ -196,8 +216,9 @@ fn pack(path: &Path, init: &Path, busybox: &Path, modules: &[PathBuf]) -> Result
     // The console must be there before /init can mount a /dev.
     archive.entry("dev/console", 0o020_600, Some((5, 1)), &[])?;
     archive.entry("bin/sh", 0o120_777, None, b"busybox")?;
-    archive.file("bin/busybox", busybox)?;
-    archive.file("init", init)?;
+    for (name, program) in programs {
+        archive.file(name, program)?;
+    }
     for module in modules {
         let name = module.file_name().unwrap_or_default().to_string_lossy();
         archive.file(&format!("lib/modules/{name}"), module)?;
@@ -254,7 +275,8 @@ mod tests {
         for name in ["i", "b", "m.ko"] {
             fs::write(at(name), name).unwrap();
         }
-        pack(&at("out"), &at("i"), &at("b"), &[at("m.ko")]).unwrap();
+        let programs = [("init", at("i")), ("bin/busybox", at("b"))];
+        pack(&at("out"), &programs, &[at("m.ko")]).unwrap();
         let mut bytes = Vec::new();
         flate2::read::GzDecoder::new(File::open(at("out")).unwrap())
             .read_to_end(&mut bytes)

@@ -2,7 +2,7 @@
 //! Formatting, clippy, checkpatch and documentation of what is in the checkout.
 
 use crate::{
-    initramfs::{guest_cargo, GUEST_ARGUMENTS},
+    initramfs::{guest_cargo, is_for_guest, GUEST_ARGUMENTS, MODULES},
     integrate,
     kernel::{self, variable, Flavour, Kernel},
     project::Project,
@@ -23,31 +23,41 @@ const LICENSE: &str = "SPDX-License-Identifier: GPL-2.0";
 
 /// The programs of the checkout: folders with a `Cargo.toml`.
 pub fn crates(project: &Project) -> Vec<PathBuf> {
-    ["tools", "tests/host", "tests/guest"]
-        .map(|folder| project.root.join(folder))
-        .into_iter()
-        .filter(|folder| folder.join("Cargo.toml").is_file())
-        .collect()
+    [
+        "tools",
+        "tests/host",
+        "tests/guest",
+        "samples/vfio_identify",
+    ]
+    .map(|folder| project.root.join(folder))
+    .into_iter()
+    .filter(|folder| folder.join("Cargo.toml").is_file())
+    .collect()
 }
 
-/// The Rust files that the kernel builds.
-fn kernel_rust(project: &Project) -> Result<Vec<PathBuf>> {
-    Ok(integrate::driver_files(&project.root)?
-        .into_iter()
-        .filter(|file| file.ends_with(".rs"))
-        .map(|file| project.root.join(file))
-        .collect())
-}
-
-/// The C files of the checkout: the glue and the guest's test modules.
-fn c_files(project: &Project) -> Result<Vec<PathBuf>> {
+/// The files that the kernel builds: the driver's, and those of modules.
+fn kernel_files(project: &Project) -> Result<Vec<PathBuf>> {
     let mut list: Vec<PathBuf> = integrate::driver_files(&project.root)?
         .into_iter()
         .map(|file| project.root.join(file))
         .collect();
-    if let Ok(entries) = fs::read_dir(project.root.join("tests/modules")) {
+    for folder in MODULES {
+        let entries = fs::read_dir(project.root.join(folder))?;
         list.extend(entries.flatten().map(|entry| entry.path()));
     }
+    Ok(list)
+}
+
+/// The Rust files that the kernel builds.
+fn kernel_rust(project: &Project) -> Result<Vec<PathBuf>> {
+    let mut list = kernel_files(project)?;
+    list.retain(|path| path.extension().is_some_and(|kind| kind == "rs"));
+    Ok(list)
+}
+
+/// The C files of the checkout: the glue and the guest's test modules.
+fn c_files(project: &Project) -> Result<Vec<PathBuf>> {
+    let mut list = kernel_files(project)?;
     list.retain(|path| {
         let name = path.to_string_lossy();
         (name.ends_with(".c") || name.ends_with(".h")) && !name.ends_with(".mod.c")
@@ -147,7 +157,7 @@ pub fn clippy_programs(project: &Project, step: &Step) -> Result<(usize, usize)>
         .map(|folder| {
             let manifest = folder.join("Cargo.toml");
             let mut command;
-            if folder.ends_with("guest") {
+            if is_for_guest(&folder) {
                 command = guest_cargo(project, &clippy);
                 command.args(["clippy", "--release", "--manifest-path"]);
                 command.arg(manifest).args(GUEST_ARGUMENTS);
@@ -171,15 +181,56 @@ pub fn target_folder(project: &Project, folder: &Path) -> PathBuf {
     project.build.join("target").join(name)
 }
 
-/// Clippy on the driver: built as an external module of the kernel with
+/// Clippy on the driver and on the modules in Rust; those without a complaint,
+/// and all.
+pub fn clippy_driver(project: &Project, kernel: &Kernel, step: &Step) -> Result<(usize, usize)> {
+    let driver = integrate::driver_files(&project.root)?;
+    let mut good = usize::from(clippy_module(
+        project,
+        kernel,
+        step,
+        &project.root,
+        &driver,
+    )?);
+    let mut all = 1;
+    for folder in MODULES.map(|folder| project.root.join(folder)) {
+        let files: Vec<String> = ["Kbuild".to_owned()]
+            .into_iter()
+            .chain(rust_files(&folder)?)
+            .collect();
+        if files.len() > 1 {
+            good += usize::from(clippy_module(project, kernel, step, &folder, &files)?);
+            all += 1;
+        }
+    }
+    Ok((good, all))
+}
+
+/// The names of the Rust files in a folder.
+fn rust_files(folder: &Path) -> Result<Vec<String>> {
+    let mut list = Vec::new();
+    for entry in fs::read_dir(folder)? {
+        let name = entry?.file_name().to_string_lossy().into_owned();
+        list.extend(name.ends_with(".rs").then_some(name));
+    }
+    Ok(list)
+}
+
+/// Clippy on files of a folder: built as an external module of the kernel with
 /// `CLIPPY=1`, which leaves the kernel's own crates as they are.
-pub fn clippy_driver(project: &Project, kernel: &Kernel, step: &Step) -> Result<bool> {
+fn clippy_module(
+    project: &Project,
+    kernel: &Kernel,
+    step: &Step,
+    from: &Path,
+    files: &[String],
+) -> Result<bool> {
     let folder = project.build.join("clippy-driver");
     let _ = fs::remove_dir_all(&folder);
-    for file in integrate::driver_files(&project.root)? {
-        let content = fs::read(project.root.join(&file))?;
-        write_if_changed(&folder.join(file), &content)?;
+    for file in files {
+        write_if_changed(&folder.join(file), &fs::read(from.join(file))?)?;
     }
+    let before = fs::metadata(step.log())?.len();
     let good = step.check(
         kernel
             .make(project)
@@ -188,7 +239,8 @@ pub fn clippy_driver(project: &Project, kernel: &Kernel, step: &Step) -> Result<
     )?;
     // The kernel's build lets warnings pass.
     let log = fs::read(step.log())?;
-    let places = complaints(&String::from_utf8_lossy(&log));
+    let log = log.get(before as usize..).unwrap_or_default();
+    let places = complaints(&String::from_utf8_lossy(log));
     step.show(&places.join("\n"));
     Ok(good && places.is_empty())
 }

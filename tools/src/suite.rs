@@ -172,9 +172,9 @@ impl Suite<'_> {
                 });
                 self.with_kernel(
                     "clippy-driver",
-                    "clippy on the driver",
+                    "clippy on the driver and on modules",
                     |project, kernel, step| {
-                        lint::clippy_driver(project, kernel, step).map(Count::one)
+                        lint::clippy_driver(project, kernel, step).map(Count::of)
                     },
                 );
             }

@@ -9,6 +9,7 @@ mod kunit;
 mod modules;
 mod nic;
 mod nvme;
+mod samples;
 
 use anyhow::{Result, bail};
 
@@ -19,7 +20,7 @@ use crate::ktap::{Report, Suite};
 type Entry = (&'static str, fn(&mut Suite, &Cmdline) -> Result<()>);
 
 /// All suites, in the order in which they run.
-const SUITES: [Entry; 12] = [
+const SUITES: [Entry; 13] = [
     ("boot", boot::run),
     ("nvme", nvme::run),
     ("nic", nic::run),
@@ -31,6 +32,7 @@ const SUITES: [Entry; 12] = [
     ("stress", |suite, cmdline| modules::run(suite, cmdline, "stress")),
     ("aperture", |suite, cmdline| modules::run(suite, cmdline, "aperture")),
     ("hotplug", hotplug::run),
+    ("samples", samples::run),
     ("kunit", kunit::run),
 ];
 

@@ -1,0 +1,364 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! A PCI driver that asks an NVMe controller who it is.
+//!
+//! The least that makes a device do DMA by itself: the admin queue is put into
+//! coherent memory, one command (IDENTIFY CONTROLLER) is placed there, and the
+//! controller fetches it, writes 4 KiB of data and a completion. Each address
+//! that it is given is one of the IOMMU's (an IOVA): the DMA API maps the memory
+//! in the function's address space when it is allocated, and unmaps it when it
+//! is freed. Nothing of this is specific to s390 or to its IOMMU.
+//!
+//! # Who frees what, and when
+//!
+//! All that the device may touch is in [`Controller`]. Its `Drop` stops the
+//! controller, and only then are the fields dropped: first the memory goes, with
+//! its mappings, then the registers. That holds for a probe that fails half-way
+//! as well as for unbinding, and nothing needs to be written for either.
+//!
+//! # Byte order
+//!
+//! NVMe is little endian, the CPU is not. Registers are converted by the
+//! accessors of [`kernel::io`]. Memory is not: there, numbers are of the types
+//! [`Le16`], [`Le32`] and [`Le64`], which have to be converted to be used.
+//!
+//! Reference: NVM Express Base Specification, revision 1.4.
+
+use kernel::{
+    device::{Bound, Core},
+    dma::{Coherent, Device as _, DmaMask},
+    io::{io_project, io_read, poll::read_poll_timeout, register, register::Array, Io},
+    pci,
+    prelude::*,
+    str::BStr,
+    sync::barrier::{dma_mb, Read},
+    time::Delta,
+    transmute::AsBytes,
+};
+
+/// Entries of both queues. One is in use; two is the least that is allowed.
+const ENTRIES: usize = 2;
+/// What the page size field of a controller says for 4 KiB.
+const PAGES_OF_4K: u32 = 0;
+/// log2 of the sizes of the queues' entries.
+const SUBMISSION_SHIFT: u32 = 6;
+const COMPLETION_SHIFT: u32 = 4;
+/// A command of the admin queue that takes longer than this has failed.
+const COMMAND_LIMIT: Delta = Delta::from_secs(5);
+/// How long to sleep between two looks.
+const PAUSE: Delta = Delta::from_micros(200);
+
+// A register of 64 bits is two of 32 here: a region is aligned to 4 bytes only.
+register! {
+    /// What the controller can do, lower half.
+    CAP_LOW(u32) @ 0x00 {
+        /// Longest time to become ready, in units of 500 ms.
+        31:24 to;
+    }
+    /// What the controller can do, upper half.
+    CAP_HIGH(u32) @ 0x04 {
+        /// Smallest page size, as a power of two above 4 KiB.
+        19:16 mpsmin;
+        /// Distance of doorbells, as a power of two above 4 bytes.
+        3:0   dstrd;
+    }
+    /// Configuration.
+    CC(u32) @ 0x14 {
+        /// log2 of the size of a completion.
+        23:20 iocqes;
+        /// log2 of the size of a submission.
+        19:16 iosqes;
+        /// Enable.
+        0:0   en => bool;
+    }
+    /// Status.
+    CSTS(u32) @ 0x1c {
+        /// Ready.
+        0:0   rdy => bool;
+    }
+    /// Entries of the admin queues, less one.
+    AQA(u32) @ 0x24 {
+        27:16 acqs;
+        11:0  asqs;
+    }
+    /// Where the device finds submissions, in two halves.
+    ASQ(u32)[2] @ 0x28 {
+        31:0  address;
+    }
+    /// Where it puts completions, in two halves.
+    ACQ(u32)[2] @ 0x30 {
+        31:0  address;
+    }
+    /// Doorbell: how far the admin submission queue is filled.
+    SQ0TDBL(u32) @ 0x1000 {
+        15:0  tail;
+    }
+}
+
+/// The part of BAR 0 that is checked once, when it is mapped.
+const REGISTERS: usize = 0x1004;
+
+/// The lower and the upper half of an address.
+fn halves(address: u64) -> (u32, u32) {
+    (address as u32, (address >> 32) as u32)
+}
+
+/// A number of 16 bits in the device's byte order.
+#[derive(Clone, Copy, FromBytes, IntoBytes)]
+#[repr(transparent)]
+struct Le16(u16);
+
+/// A number of 32 bits in the device's byte order.
+#[derive(Clone, Copy, FromBytes, IntoBytes)]
+#[repr(transparent)]
+struct Le32(u32);
+
+/// A number of 64 bits in the device's byte order.
+#[derive(Clone, Copy, FromBytes, IntoBytes)]
+#[repr(transparent)]
+struct Le64(u64);
+
+impl Le16 {
+    const fn get(self) -> u16 {
+        u16::from_le(self.0)
+    }
+}
+
+impl From<u32> for Le32 {
+    fn from(value: u32) -> Self {
+        Self(value.to_le())
+    }
+}
+
+impl From<u64> for Le64 {
+    fn from(value: u64) -> Self {
+        Self(value.to_le())
+    }
+}
+
+/// A submission: 64 bytes.
+#[derive(FromBytes, IntoBytes)]
+#[repr(C)]
+struct Command {
+    /// Operation in the lowest byte, identifier in the upper half.
+    operation: Le32,
+    namespace: Le32,
+    reserved: [Le32; 4],
+    /// Where the data goes, or comes from.
+    data: [Le64; 2],
+    arguments: [Le32; 6],
+}
+
+// SAFETY: There is no padding: all fields are multiples of their alignment away.
+unsafe impl AsBytes for Command {}
+// SAFETY: Any bits are a command, if perhaps not a sensible one.
+unsafe impl kernel::transmute::FromBytes for Command {}
+
+impl Command {
+    /// IDENTIFY, of the controller, to a page of memory.
+    fn identify_controller(page: u64) -> Self {
+        const IDENTIFY: u32 = 0x06;
+        const CONTROLLER: u32 = 0x01;
+        let zero = || Le32::from(0);
+        Self {
+            operation: IDENTIFY.into(),
+            namespace: zero(),
+            reserved: [zero(); 4],
+            data: [page.into(), 0.into()],
+            arguments: [CONTROLLER.into(), zero(), zero(), zero(), zero(), zero()],
+        }
+    }
+}
+
+/// A completion: 16 bytes.
+#[derive(Clone, Copy, FromBytes, IntoBytes)]
+#[repr(C)]
+struct Completion {
+    result: [Le32; 2],
+    head: Le16,
+    queue: Le16,
+    command: Le16,
+    /// The phase in the lowest bit, the command's status above.
+    status: Le16,
+}
+
+// SAFETY: There is no padding: all fields are multiples of their alignment away.
+unsafe impl AsBytes for Completion {}
+// SAFETY: Any bits are a completion.
+unsafe impl kernel::transmute::FromBytes for Completion {}
+
+/// What IDENTIFY CONTROLLER writes: 4 KiB, of which this looks at texts.
+#[repr(C)]
+struct Identity {
+    vendor: Le16,
+    subsystem_vendor: Le16,
+    serial: [u8; 20],
+    model: [u8; 40],
+    firmware: [u8; 8],
+    rest: [u8; 4024],
+}
+
+// SAFETY: There is no padding: the numbers come first, the rest are bytes.
+unsafe impl AsBytes for Identity {}
+// SAFETY: Any bits are an identity.
+unsafe impl kernel::transmute::FromBytes for Identity {}
+
+/// A controller that runs, with its admin queue.
+///
+/// Fields are dropped in the order in which they stand here.
+struct Controller<'bound> {
+    submissions: Coherent<[Command]>,
+    completions: Coherent<[Completion]>,
+    identity: Coherent<Identity>,
+    bar: pci::Bar<'bound, REGISTERS>,
+}
+
+impl<'bound> Controller<'bound> {
+    /// Takes the registers and the memory, and starts the controller.
+    fn start(pdev: &'bound pci::Device<Bound>) -> Result<Self> {
+        let dev = pdev.as_ref();
+        let controller = Self {
+            submissions: Coherent::zeroed_slice(dev, ENTRIES, GFP_KERNEL)?,
+            completions: Coherent::zeroed_slice(dev, ENTRIES, GFP_KERNEL)?,
+            identity: Coherent::zeroed(dev, GFP_KERNEL)?,
+            bar: pdev.iomap_region_sized::<REGISTERS>(0, c"nvme_identify")?,
+        };
+        if controller.bar.read(CAP_HIGH).mpsmin().get() != PAGES_OF_4K {
+            return Err(ENODEV);
+        }
+        // Whoever had it before may have left it running.
+        controller.stop()?;
+        controller.run()?;
+        Ok(controller)
+    }
+
+    /// Tells the controller where the queues are, and enables it.
+    fn run(&self) -> Result {
+        let bar = &self.bar;
+        let last = ENTRIES as u32 - 1;
+        bar.write_reg(AQA::zeroed().try_with_acqs(last)?.try_with_asqs(last)?);
+        let (low, high) = halves(self.submissions.dma_address());
+        bar.write(ASQ::at(0), low.into());
+        bar.write(ASQ::at(1), high.into());
+        let (low, high) = halves(self.completions.dma_address());
+        bar.write(ACQ::at(0), low.into());
+        bar.write(ACQ::at(1), high.into());
+        bar.write_reg(
+            CC::zeroed()
+                .with_const_iosqes::<SUBMISSION_SHIFT>()
+                .with_const_iocqes::<COMPLETION_SHIFT>()
+                .with_en(true),
+        );
+        self.wait_ready(true)
+    }
+
+    /// Disables the controller. It does no DMA once it says that it is not ready.
+    fn stop(&self) -> Result {
+        self.bar.write_reg(CC::zeroed());
+        self.wait_ready(false)
+    }
+
+    fn wait_ready(&self, ready: bool) -> Result {
+        // No controller takes longer than its own register says.
+        let limit = Delta::from_millis(500 * i64::from(self.bar.read(CAP_LOW).to().get()) + 500);
+        let status = || match self.bar.read(CSTS) {
+            // What is read of a device that is gone, or in the error state.
+            status if status.into_raw() == u32::MAX => Err(EIO),
+            status => Ok(status),
+        };
+        read_poll_timeout(status, |status| status.rdy() == ready, PAUSE, limit)?;
+        Ok(())
+    }
+
+    /// Has the device write its identity. To be called once: the queue is not
+    /// advanced any further.
+    fn identify(&self) -> Result<&Coherent<Identity>> {
+        let command = Command::identify_controller(self.identity.dma_address());
+        io_project!(self.submissions, [try: 0]).copy_write(command);
+        // The write to the doorbell is ordered after those to memory.
+        self.bar.write_reg(SQ0TDBL::zeroed().with_const_tail::<1>());
+
+        // An interrupt would do as well; a sample is shorter without.
+        let status = || Ok(Le16(io_read!(self.completions, [try: 0].status.0)).get());
+        // The phase of a new queue is 1, and 0 is what is in its memory.
+        let status = read_poll_timeout(status, |status| status & 1 == 1, PAUSE, COMMAND_LIMIT)?;
+        // What else the device wrote was written before, and is to be read after.
+        dma_mb(Read);
+        self.take_completion()?;
+        match status >> 1 {
+            0 => Ok(&self.identity),
+            _ => Err(EIO),
+        }
+    }
+
+    /// Says that the first entry of the completion queue was read.
+    fn take_completion(&self) -> Result {
+        // Its doorbell follows the other one at a distance that is known only
+        // now, so that the access is checked when it is made.
+        let stride = 4usize << self.bar.read(CAP_HIGH).dstrd().get();
+        self.bar.try_write32(1, 0x1000 + stride)
+    }
+}
+
+impl Drop for Controller<'_> {
+    fn drop(&mut self) {
+        // If it does not stop there is nothing better to be done: the memory goes,
+        // and the IOMMU refuses the device what is no longer mapped.
+        let _ = self.stop();
+    }
+}
+
+struct NvmeIdentify;
+
+kernel::pci_device_table!(
+    PCI_TABLE,
+    <NvmeIdentify as pci::Driver>::IdInfo,
+    // Anything of class storage, subclass non-volatile memory, interface NVMe.
+    [(pci::DeviceId::from_class(0x010802, 0xff_ffff), ())]
+);
+
+impl pci::Driver for NvmeIdentify {
+    type IdInfo = ();
+    type Data<'bound> = Controller<'bound>;
+
+    const ID_TABLE: pci::IdTable<Self::IdInfo> = &PCI_TABLE;
+
+    fn probe<'bound>(
+        pdev: &'bound pci::Device<Core<'_>>,
+        _info: Option<&'bound Self::IdInfo>,
+    ) -> impl PinInit<Self::Data<'bound>, Error> + 'bound {
+        pdev.enable_device_mem()?;
+        // Lets the device do DMA.
+        pdev.set_master();
+        // How far the device's addresses reach: without this it is 4 GiB, and on
+        // s390 the window of a function usually starts there.
+        //
+        // SAFETY: Nothing was allocated or mapped for this device yet, and only
+        // probe, which runs once at a time, does so.
+        unsafe { pdev.dma_set_mask_and_coherent(DmaMask::new::<64>())? };
+
+        let controller = Controller::start(pdev)?;
+        let identity = controller.identify()?;
+        // Texts are padded with blanks; what is not printable is escaped.
+        let model = io_project!(identity, .model).copy_read();
+        let serial = io_project!(identity, .serial).copy_read();
+        let firmware = io_project!(identity, .firmware).copy_read();
+        dev_info!(
+            pdev,
+            "model \"{}\" serial \"{}\" firmware \"{}\", read by DMA to {:#x}\n",
+            BStr::from_bytes(model.trim_ascii()),
+            BStr::from_bytes(serial.trim_ascii()),
+            BStr::from_bytes(firmware.trim_ascii()),
+            identity.dma_address(),
+        );
+        Ok(controller)
+    }
+}
+
+kernel::module_pci_driver! {
+    type: NvmeIdentify,
+    name: "nvme_identify",
+    authors: ["The authors of the s390 PCI IOMMU driver in Rust"],
+    description: "Sample: identifies an NVMe controller by DMA",
+    license: "GPL",
+}

@@ -1,0 +1,145 @@
+// SPDX-License-Identifier: GPL-2.0
+//! Identifies an NVMe controller by DMA from user space, and shows what becomes
+//! of DMA that goes where nothing is mapped.
+//!
+//! The function is taken over VFIO's character device and an address space of
+//! iommufd. This program maps two pieces of its own memory there, and the
+//! controller can reach these and nothing else: neither the kernel's memory nor
+//! the rest of this program's.
+//!
+//! The controller is little endian and the CPU is not, so that every number in
+//! its registers and in its memory is converted by name.
+
+mod iommufd;
+mod memory;
+mod nvme;
+mod vfio;
+
+use std::process::ExitCode;
+
+use anyhow::{Context, Result, bail, ensure};
+
+use iommufd::AddressSpace;
+use memory::Memory;
+use nvme::Controller;
+use vfio::{Bar, Device, ErrorEvents};
+
+const PAGE: usize = 4096;
+/// Where things are, counted from the first IOVA that the function reaches.
+const QUEUES: u64 = 0;
+const DATA: u64 = 1 << 20;
+/// Nothing is ever mapped here.
+const NOWHERE: u64 = 2 << 20;
+/// All that is used of the address space.
+const EXTENT: u64 = 3 << 20;
+
+fn main() -> ExitCode {
+    let mut arguments = std::env::args().skip(1);
+    let result = match (arguments.next(), arguments.next()) {
+        (Some(address), None) if !address.starts_with('-') => run(&address),
+        _ => {
+            eprintln!("usage: vfio_identify ADDRESS    (of an NVMe function, like 0000:00:00.0)");
+            return ExitCode::from(2);
+        }
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("vfio_identify: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(address: &str) -> Result<()> {
+    // Who owns the function: nobody else can have it until this is closed.
+    let space = AddressSpace::new()?;
+    let device = Device::open(address)?;
+    device.bind(space.iommufd())?;
+    // From here on its DMA is translated by the new, empty address space.
+    device.attach(space.id())?;
+    let first = first_iova(&space)?;
+    println!("device: {address} as {}, IOVAs from {first:#x}", device.path());
+
+    let queues = Memory::new(nvme::QUEUES_SIZE)?;
+    let data = Memory::new(PAGE)?;
+    space.map(&queues, first + QUEUES)?;
+    space.map(&data, first + DATA)?;
+
+    let machine = Machine {
+        bar: device.map_bar(0)?,
+        events: device.error_events()?,
+        device: &device,
+        queues: &queues,
+        queues_iova: first + QUEUES,
+        data: &data,
+    };
+    device.enable_dma()?;
+    machine.identify("identify", first + DATA)?;
+    machine.stray("never mapped", first + NOWHERE)?;
+    machine.identify("after a reset", first + DATA)?;
+    space.unmap(first + DATA, PAGE)?;
+    machine.stray("mapped until now", first + DATA)?;
+    space.map(&data, first + DATA)?;
+    machine.identify("after a reset", first + DATA)
+}
+
+/// The kernel knows which IOVAs all functions of an address space can reach.
+fn first_iova(space: &AddressSpace) -> Result<u64> {
+    let ranges = space.ranges()?;
+    let fits = |range: &&iommufd::Range| range.last - range.start >= EXTENT;
+    let range = ranges.iter().find(fits);
+    range.map(|range| range.start).context("no range of IOVAs is large enough")
+}
+
+/// What the steps below need.
+struct Machine<'a> {
+    device: &'a Device,
+    bar: Bar,
+    events: ErrorEvents,
+    queues: &'a Memory,
+    queues_iova: u64,
+    data: &'a Memory,
+}
+
+impl Machine<'_> {
+    /// Has the controller write its identity to our memory, and shows it.
+    fn identify(&self, when: &str, iova: u64) -> Result<()> {
+        self.data.fill(0);
+        let mut controller = Controller::start(&self.bar, self.queues, self.queues_iova)?;
+        controller.identify(iova)?;
+        let text = |start, length| {
+            let bytes = self.data.read(start, length);
+            String::from_utf8_lossy(bytes.trim_ascii()).into_owned()
+        };
+        let (serial, model, firmware) = (text(4, 20), text(24, 40), text(64, 8));
+        println!(
+            "{when}: model {model:?} serial {serial:?} firmware {firmware:?}, by DMA to {iova:#x}"
+        );
+        Ok(())
+    }
+
+    /// Has the controller write where nothing is mapped, shows what happens, and
+    /// gets the function back.
+    fn stray(&self, what: &str, iova: u64) -> Result<()> {
+        const PATTERN: u8 = 0xa5;
+        self.data.fill(PATTERN);
+        let mut controller = Controller::start(&self.bar, self.queues, self.queues_iova)?;
+        controller.submit_identify(iova)?;
+        ensure!(self.events.wait()?, "DMA to {iova:#x}, {what}: no error was reported");
+        println!("{what}: DMA to {iova:#x}: an error event");
+        match self.bar.read(nvme::CSTS) {
+            Err(_) | Ok(u32::MAX) => println!("{what}: the function is in the error state"),
+            // Where the kernel does not leave recovery to us, it has been faster: it
+            // unblocks the function, but for the controller the DMA has failed.
+            Ok(status) if status & nvme::CSTS_FATAL != 0 => {
+                println!("{what}: the function was unblocked, its controller has failed");
+            }
+            Ok(status) => bail!("{what}: DMA to {iova:#x}: the controller's status is {status:#x}"),
+        }
+        let untouched = self.data.read(0, PAGE).iter().all(|byte| *byte == PATTERN);
+        ensure!(untouched, "{what}: DMA to {iova:#x} came through");
+        println!("{what}: the memory is untouched");
+        self.device.reset()
+    }
+}
