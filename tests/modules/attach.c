@@ -130,6 +130,11 @@ static int check_counts(void)
 		return test_fail("%d error events", errors);
 	if (counts.outside)
 		return test_fail("%u refreshes outside the window", counts.outside);
+	if (counts.operations[FC_DEREGISTER])
+		return test_fail("%u deregistrations", counts.operations[FC_DEREGISTER]);
+	if (counts.operations[FC_REREGISTER] != REPLACES)
+		return test_fail("%u re-registrations, not one a replace",
+				 counts.operations[FC_REREGISTER]);
 	if (!counts.refreshes)
 		return test_fail("no refresh was seen: is the probe in the right place?");
 	return 0;
@@ -372,6 +377,10 @@ static int test_window_constant(void)
 	u64 start = zdev->start_dma, end = zdev->end_dma;
 	int ret;
 
+	/* What everybody sees is what is not reserved. */
+	if (start != fn->first || end != fn->last)
+		return test_fail("the window ends at %#llx, what is not reserved at %pad",
+				 end, &fn->last);
 	/* A change shows where the window has room to be cut: lend it some. */
 	zdev->end_dma = end + SZ_1M;
 	ret = begin_pair();

@@ -362,8 +362,8 @@ static int test_blocked(void)
 	if (!ret && !page_is_poison(dom.data))
 		ret = test_fail("a blocked function wrote to memory");
 	/* Back from whatever state that led to */
-	if (!ret && atomic_read(&fn->errors))
-		ret = test_wait_recovery(fn);
+	if (!ret)
+		ret = test_recover_if_broken(fn);
 	if (test_replace(&dom))
 		ret = test_fail("attach after block failed");
 	admin_stop(fn);

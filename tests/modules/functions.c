@@ -112,11 +112,14 @@ static pci_ers_result_t on_error(struct pci_dev *pdev, pci_channel_state_t state
 	atomic_inc(&fn->errors);
 	if (state == pci_channel_io_perm_failure)
 		return PCI_ERS_RESULT_DISCONNECT;
-	return PCI_ERS_RESULT_NEED_RESET;
+	return fn->keeps_state ? PCI_ERS_RESULT_CAN_RECOVER : PCI_ERS_RESULT_NEED_RESET;
 }
 
 static pci_ers_result_t on_slot_reset(struct pci_dev *pdev)
 {
+	struct test_function *fn = pci_get_drvdata(pdev);
+
+	atomic_inc(&fn->resets);
 	pci_restore_state(pdev);
 	pci_save_state(pdev);
 	pci_set_master(pdev);
@@ -162,6 +165,21 @@ int test_wait_recovery(struct test_function *fn)
 	return 0;
 }
 EXPORT_SYMBOL_GPL(test_wait_recovery);
+
+/**
+ * test_recover_if_broken() - wait for the recovery of a function that may have
+ *	made an error
+ * @fn: the function
+ *
+ * Returns: 0 or a failed test
+ */
+int test_recover_if_broken(struct test_function *fn)
+{
+	if (admin_answers(fn) && !atomic_read(&fn->errors))
+		return 0;
+	return test_wait_recovery(fn);
+}
+EXPORT_SYMBOL_GPL(test_recover_if_broken);
 
 /**
  * test_reset() - reset the function as sysfs would
@@ -214,7 +232,10 @@ EXPORT_SYMBOL_GPL(test_queue_free);
  */
 int test_domain_alloc(struct test_domain *dom, struct test_function *fn)
 {
+	int ret;
+
 	dom->fn = fn;
+	dom->domain = NULL;
 	dom->data = (void *)get_zeroed_page(GFP_KERNEL);
 	if (!dom->data)
 		return -ENOMEM;
@@ -222,7 +243,10 @@ int test_domain_alloc(struct test_domain *dom, struct test_function *fn)
 	if (!IS_ERR(dom->domain))
 		return 0;
 	free_page((unsigned long)dom->data);
-	return test_fail("no domain: error %pe", dom->domain);
+	dom->data = NULL;
+	ret = test_fail("no domain: error %pe", dom->domain);
+	dom->domain = NULL;
+	return ret;
 }
 EXPORT_SYMBOL_GPL(test_domain_alloc);
 
@@ -255,7 +279,7 @@ EXPORT_SYMBOL_GPL(test_domain_map);
 
 /**
  * test_domain_free() - unmap everything and free the domain
- * @dom: the domain, attached nowhere
+ * @dom: the domain, attached nowhere; or there is none
  */
 void test_domain_free(struct test_domain *dom)
 {
@@ -264,6 +288,8 @@ void test_domain_free(struct test_domain *dom)
 	};
 	unsigned int i;
 
+	if (!dom->domain)
+		return;
 	/* What is not mapped is left alone: the C driver warns of it. */
 	for (i = 0; i < ARRAY_SIZE(pages); i++)
 		if (iommu_iova_to_phys(dom->domain, pages[i]))
@@ -307,6 +333,26 @@ int test_domain_check(struct test_domain *dom)
 }
 EXPORT_SYMBOL_GPL(test_domain_check);
 
+/**
+ * test_domain_renew() - free a domain, as the core does after a failed attach
+ * @dom: the domain, attached nowhere; a new one, with nothing mapped
+ * @page: what the old one had as its page of data, which stays
+ *
+ * Returns: 0 or a failed test
+ */
+int test_domain_renew(struct test_domain *dom, void **page)
+{
+	void *data = (void *)get_zeroed_page(GFP_KERNEL);
+
+	if (!data)
+		return -ENOMEM;
+	*page = dom->data;
+	dom->data = data;
+	test_domain_free(dom);
+	return test_domain_alloc(dom, dom->fn);
+}
+EXPORT_SYMBOL_GPL(test_domain_renew);
+
 /* After a test that ended in the error state, the kernel is still about to
  * reset the function: the next test must not meet that.
  */
@@ -314,6 +360,7 @@ static void settle(struct test_function *fn)
 {
 	ktime_t end = ktime_add_ms(ktime_get(), SETTLE_LIMIT_MS);
 
+	fn->keeps_state = false;
 	while (!admin_answers(fn) && ktime_before(ktime_get(), end))
 		msleep(20);
 	/* The recovery holds the lock to its end. */
@@ -322,6 +369,7 @@ static void settle(struct test_function *fn)
 	if (!admin_answers(fn))
 		test_reset(fn);
 	atomic_set(&fn->errors, 0);
+	atomic_set(&fn->resets, 0);
 	reinit_completion(&fn->resumed);
 }
 
@@ -373,6 +421,47 @@ void test_detach(struct test_domain *dom)
 	iommu_detach_group_handle(dom->domain, dom->fn->group);
 }
 EXPORT_SYMBOL_GPL(test_detach);
+
+/**
+ * test_pair_claim() - take the function, and make two empty domains for it
+ * @pair: where to put the domains
+ * @fn: the function
+ *
+ * Returns: 0 or a failed test, and then there is nothing to release
+ */
+int test_pair_claim(struct test_domain pair[2], struct test_function *fn)
+{
+	int ret = test_claim(fn);
+
+	if (ret)
+		return ret;
+	ret = test_domain_alloc(&pair[0], fn);
+	if (!ret)
+		ret = test_domain_alloc(&pair[1], fn);
+	if (ret) {
+		test_domain_free(&pair[0]);
+		test_release(fn);
+	}
+	return ret;
+}
+EXPORT_SYMBOL_GPL(test_pair_claim);
+
+/**
+ * test_pair_release() - block the function, free the domains, and give the
+ *	function back
+ * @pair: the domains; one of them may be attached
+ */
+void test_pair_release(struct test_domain pair[2])
+{
+	struct test_function *fn = pair[0].fn;
+
+	admin_stop(fn);
+	test_detach(&pair[0]);
+	test_domain_free(&pair[0]);
+	test_domain_free(&pair[1]);
+	test_release(fn);
+}
+EXPORT_SYMBOL_GPL(test_pair_release);
 
 static int __init iommu_test_init(void)
 {

@@ -1,13 +1,16 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * Counts and refuses what the driver asks the machine for.
+ * Counts, records and refuses what the driver asks the machine for, and holds
+ * it up meanwhile.
  *
  * The probes sit on the kernel's own functions, so that nothing of this is in
  * the driver. A refused call does not reach the machine.
  */
 #define pr_fmt(fmt) "iommu_test: " fmt
 
+#include <linux/cpumask.h>
 #include <linux/kprobes.h>
+#include <linux/kthread.h>
 #include <linux/module.h>
 #include <linux/pci.h>
 #include <linux/spinlock.h>
@@ -31,13 +34,39 @@ static struct {
 	raw_spinlock_t lock; /* protects all of it */
 	struct test_function *fn;
 	unsigned long operations;
+	bool identity_only;
 	unsigned int refreshes;
 	int refresh_error;
 	unsigned long operations_then;
 	unsigned int refused;
 	struct inject_counts counts;
+	struct test_function *recorded;
+	struct inject_step steps[INJECT_STEPS];
+	unsigned int step_count;
+	struct task_struct *victim;
 } inject = {
 	.lock = __RAW_SPIN_LOCK_UNLOCKED(inject.lock),
+};
+
+/* A function for which identity is taken, although the machine does not offer
+ * it: such a registration does not reach the machine.
+ */
+static struct test_function *identity_fn;
+
+/* One moment at which a task is held up, until a job on another CPU is done */
+static struct {
+	struct test_function *fn;
+	struct task_struct *victim;
+	struct task_struct *worker;
+	unsigned int steps_left;
+	atomic_t state;
+	void (*job)(void);
+} pause;
+
+enum {
+	PAUSE_WAITS,
+	PAUSE_REACHED,
+	PAUSE_DONE,
 };
 
 static bool is_handle_of(struct test_function *fn, u64 request)
@@ -62,28 +91,65 @@ static void note_table(u8 operation, const struct zpci_fib *fib)
 		inject.counts.table = 0;
 }
 
+static void record(u64 request, struct inject_step step)
+{
+	if (is_handle_of(inject.recorded, request) &&
+	    inject.step_count < ARRAY_SIZE(inject.steps))
+		inject.steps[inject.step_count++] = step;
+}
+
+/* Holds the task up before it asks the machine, if this is the moment. No lock
+ * is held here; the job runs on another CPU.
+ */
+static void hold_up(u64 request)
+{
+	if (READ_ONCE(pause.victim) != current || !is_handle_of(pause.fn, request))
+		return;
+	if (pause.steps_left--)
+		return;
+	atomic_set_release(&pause.state, PAUSE_REACHED);
+	while (atomic_read_acquire(&pause.state) != PAUSE_DONE)
+		cpu_relax();
+}
+
+static bool is_table_operation(u8 operation)
+{
+	return operation == FC_REGISTER || operation == FC_DEREGISTER ||
+	       operation == FC_REREGISTER;
+}
+
 /* u8 zpci_mod_fc(u64 req, struct zpci_fib *fib, u8 *status) */
 static int on_mod_fc(struct kprobe *probe, struct pt_regs *regs)
 {
 	const struct zpci_fib *fib = (void *)regs->gprs[3];
 	u64 request = regs->gprs[2];
 	u8 operation = request & 0xff;
-	bool refuse;
+	bool refuse, identity;
 
+	if (is_table_operation(operation))
+		hold_up(request);
 	raw_spin_lock(&inject.lock);
 	inject.counts.operations[operation % 16]++;
 	refuse = is_handle_of(inject.fn, request) &&
 		 operation < BITS_PER_LONG &&
-		 (inject.operations & BIT(operation));
+		 (inject.operations & BIT(operation)) &&
+		 !(inject.identity_only && fib->iota);
 	inject.refused += refuse;
 	if (!refuse)
 		note_table(operation, fib);
+	if (is_table_operation(operation))
+		record(request, (struct inject_step) {
+			.operation = operation, .refused = refuse, .table = fib->iota,
+		});
+	identity = !fib->iota && is_handle_of(identity_fn, request) &&
+		   (operation == FC_REGISTER || operation == FC_REREGISTER);
 	raw_spin_unlock(&inject.lock);
 
-	if (!refuse)
-		return 0;
-	*(u8 *)regs->gprs[4] = REFUSED_STATUS;
-	return return_early(regs, REFUSED_CC);
+	if (refuse) {
+		*(u8 *)regs->gprs[4] = REFUSED_STATUS;
+		return return_early(regs, REFUSED_CC);
+	}
+	return identity ? return_early(regs, 0) : 0;
 }
 
 /* A function that is not bound to us has no window that we know. */
@@ -108,6 +174,7 @@ static int on_refresh(struct kprobe *probe, struct pt_regs *regs)
 	bool refuse;
 	int error;
 
+	hold_up(request);
 	raw_spin_lock(&inject.lock);
 	inject.counts.refreshes++;
 	inject.counts.outside += is_outside(request, regs->gprs[3], regs->gprs[4]);
@@ -119,6 +186,9 @@ static int on_refresh(struct kprobe *probe, struct pt_regs *regs)
 	if (refuse)
 		inject.operations |= inject.operations_then;
 	error = inject.refresh_error;
+	record(request, (struct inject_step) {
+		.refused = refuse, .start = regs->gprs[3], .size = regs->gprs[4],
+	});
 	raw_spin_unlock(&inject.lock);
 
 	return refuse ? return_early(regs, error) : 0;
@@ -144,9 +214,12 @@ void inject_reset(void)
 	inject.fn = NULL;
 	inject.operations = 0;
 	inject.operations_then = 0;
+	inject.identity_only = false;
 	inject.refreshes = 0;
 	inject.refused = 0;
 	memset(&inject.counts, 0, sizeof(inject.counts));
+	inject.recorded = NULL;
+	inject.step_count = 0;
 	raw_spin_unlock_irqrestore(&inject.lock, flags);
 }
 EXPORT_SYMBOL_GPL(inject_reset);
@@ -181,6 +254,22 @@ void inject_refuse(struct test_function *fn, unsigned long operations)
 	raw_spin_unlock_irqrestore(&inject.lock, flags);
 }
 EXPORT_SYMBOL_GPL(inject_refuse);
+
+/**
+ * inject_refuse_identity() - refuse registrations of identity until
+ *	inject_reset()
+ * @fn: for this function
+ */
+void inject_refuse_identity(struct test_function *fn)
+{
+	unsigned long flags;
+
+	inject_refuse(fn, BIT(FC_REGISTER) | BIT(FC_REREGISTER));
+	raw_spin_lock_irqsave(&inject.lock, flags);
+	inject.identity_only = true;
+	raw_spin_unlock_irqrestore(&inject.lock, flags);
+}
+EXPORT_SYMBOL_GPL(inject_refuse_identity);
 
 /**
  * inject_refuse_refresh() - refuse the next refreshes
@@ -231,6 +320,154 @@ unsigned int inject_refused(void)
 	return READ_ONCE(inject.refused);
 }
 EXPORT_SYMBOL_GPL(inject_refused);
+
+/**
+ * inject_record() - record what is asked for a function, from now on
+ * @fn: the function; inject_reset() ends it
+ */
+void inject_record(struct test_function *fn)
+{
+	unsigned long flags;
+
+	raw_spin_lock_irqsave(&inject.lock, flags);
+	inject.recorded = fn;
+	inject.step_count = 0;
+	raw_spin_unlock_irqrestore(&inject.lock, flags);
+}
+EXPORT_SYMBOL_GPL(inject_record);
+
+/**
+ * inject_steps() - what was asked for since inject_record()
+ * @steps: room for INJECT_STEPS; what comes later is not recorded
+ *
+ * Returns: how many there are
+ */
+unsigned int inject_steps(struct inject_step *steps)
+{
+	unsigned long flags;
+	unsigned int count;
+
+	raw_spin_lock_irqsave(&inject.lock, flags);
+	count = inject.step_count;
+	memcpy(steps, inject.steps, count * sizeof(*steps));
+	raw_spin_unlock_irqrestore(&inject.lock, flags);
+	return count;
+}
+EXPORT_SYMBOL_GPL(inject_steps);
+
+/**
+ * inject_offer_identity() - make a function look as if it may skip translation
+ * @fn: the function
+ * @offer: whether it may
+ *
+ * The emulator offers no such function. Registrations of identity do not reach
+ * it: it goes on with what was registered before.
+ */
+void inject_offer_identity(struct test_function *fn, bool offer)
+{
+	WRITE_ONCE(identity_fn, offer ? fn : NULL);
+	to_zpci(fn->pdev)->rtr_avail = offer;
+}
+EXPORT_SYMBOL_GPL(inject_offer_identity);
+
+/* void *krealloc_node_align_noprof(const void *p, size_t size, ...) */
+static int on_krealloc(struct kprobe *probe, struct pt_regs *regs)
+{
+	if (current != READ_ONCE(inject.victim))
+		return 0;
+	raw_spin_lock(&inject.lock);
+	inject.refused++;
+	raw_spin_unlock(&inject.lock);
+	return return_early(regs, 0);
+}
+
+static struct kprobe krealloc_probe = {
+	.symbol_name = "krealloc_node_align_noprof",
+	.pre_handler = on_krealloc,
+};
+
+/**
+ * inject_no_memory() - have allocations of the calling task fail that are made
+ *	as Rust makes them
+ * @fail: whether they fail
+ *
+ * Returns: 0 or an error
+ */
+int inject_no_memory(bool fail)
+{
+	int ret = 0;
+
+	if (fail) {
+		/* A probe that was registered before has an address by now. */
+		krealloc_probe.addr = NULL;
+		ret = register_kprobe(&krealloc_probe);
+	}
+	WRITE_ONCE(inject.victim, fail && !ret ? current : NULL);
+	if (!fail)
+		unregister_kprobe(&krealloc_probe);
+	return ret;
+}
+EXPORT_SYMBOL_GPL(inject_no_memory);
+
+static int do_job(void *unused)
+{
+	while (!kthread_should_stop()) {
+		if (atomic_read_acquire(&pause.state) == PAUSE_REACHED) {
+			pause.job();
+			atomic_set_release(&pause.state, PAUSE_DONE);
+		}
+		cond_resched();
+	}
+	return 0;
+}
+
+/**
+ * inject_pause_start() - hold the calling task up once
+ * @fn: when it asks the machine something for this function
+ * @step: how often it may do so before
+ * @job: what another CPU does meanwhile
+ *
+ * Until inject_pause_end(), the task stays on this CPU.
+ *
+ * Returns: 0 or an error
+ */
+int inject_pause_start(struct test_function *fn, unsigned int step,
+		       void (*job)(void))
+{
+	unsigned int here = get_cpu();
+	unsigned int there = cpumask_any_but(cpu_online_mask, here);
+
+	set_cpus_allowed_ptr(current, cpumask_of(here));
+	put_cpu();
+	if (there >= nr_cpu_ids)
+		return -ENODEV;
+	pause.fn = fn;
+	pause.steps_left = step;
+	pause.job = job;
+	atomic_set(&pause.state, PAUSE_WAITS);
+	pause.worker = kthread_create(do_job, NULL, "iommu_pause");
+	if (IS_ERR(pause.worker))
+		return PTR_ERR(pause.worker);
+	kthread_bind(pause.worker, there);
+	wake_up_process(pause.worker);
+	WRITE_ONCE(pause.victim, current);
+	return 0;
+}
+EXPORT_SYMBOL_GPL(inject_pause_start);
+
+/**
+ * inject_pause_end() - the task is held up no more
+ *
+ * Returns: whether it was
+ */
+int inject_pause_end(void)
+{
+	WRITE_ONCE(pause.victim, NULL);
+	kthread_stop(pause.worker);
+	set_cpus_allowed_ptr(current, cpu_possible_mask);
+	return atomic_read(&pause.state) == PAUSE_DONE;
+}
+EXPORT_SYMBOL_GPL(inject_pause_end);
 
 int inject_init(void)
 {

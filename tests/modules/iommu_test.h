@@ -26,13 +26,26 @@
 #define TEST_SKIPPED 1
 
 /**
+ * struct test_setup - what several tests start from
+ * @begin: before the test; 0, TEST_SKIPPED, or a negative error, and then
+ *	neither the test nor @end are run
+ * @end: after the test, whatever its result
+ */
+struct test_setup {
+	int (*begin)(void);
+	void (*end)(void);
+};
+
+/**
  * struct test_case - one line of the results
  * @name: what is tested
  * @run: the test; 0, TEST_SKIPPED, or a negative error
+ * @setup: what it starts from, or NULL
  */
 struct test_case {
 	const char *name;
 	int (*run)(void);
+	const struct test_setup *setup;
 };
 
 int test_run(const char *suite, const struct test_case *cases, size_t count);
@@ -52,6 +65,8 @@ int __printf(1, 2) test_skip(const char *fmt, ...);
  * @first: first IOVA that it can reach
  * @last: last IOVA that it can reach
  * @errors: error events that were reported for it
+ * @resets: resets by which the kernel recovered it
+ * @keeps_state: whether to ask for a recovery without a reset
  * @resumed: completed when the kernel has recovered it from an error
  * @stride: distance of its doorbells
  * @sq: submission queue, while the controller runs
@@ -67,6 +82,8 @@ struct test_function {
 	dma_addr_t first;
 	dma_addr_t last;
 	atomic_t errors;
+	atomic_t resets;
+	bool keeps_state;
 	struct completion resumed;
 	u32 stride;
 	void *sq;
@@ -78,6 +95,7 @@ struct test_function {
 
 struct test_function *test_function(unsigned int index);
 int test_wait_recovery(struct test_function *fn);
+int test_recover_if_broken(struct test_function *fn);
 int test_reset(struct test_function *fn);
 
 /* NVMe's admin queue, as a device that does DMA where we want it */
@@ -139,6 +157,7 @@ static inline dma_addr_t data_iova(struct test_function *fn)
 int test_domain_alloc(struct test_domain *dom, struct test_function *fn);
 int test_domain_map(struct test_domain *dom, struct test_queue *queue);
 void test_domain_free(struct test_domain *dom);
+int test_domain_renew(struct test_domain *dom, void **page);
 int test_domain_start(struct test_domain *dom, struct test_queue *queue);
 int test_domain_check(struct test_domain *dom);
 
@@ -146,15 +165,26 @@ int test_domain_check(struct test_domain *dom);
 
 int test_claim(struct test_function *fn);
 void test_release(struct test_function *fn);
+int test_pair_claim(struct test_domain pair[2], struct test_function *fn);
+void test_pair_release(struct test_domain pair[2]);
 int test_replace(struct test_domain *dom);
 void test_detach(struct test_domain *dom);
 
-/* Refusing what the machine is asked */
+/* Where a function is: for the core, for its DMA, and for flushes */
+
+int test_run_on(struct test_domain *dom, struct test_queue *queue);
+int test_expect_running(struct test_domain *dom);
+int test_expect_blocked(struct test_domain *dom, struct test_queue *queue,
+			void *page);
+int test_break(struct test_function *fn);
+
+/* What the machine is asked: counted, recorded, refused */
 
 /* Operations of MPCIFC */
 #define FC_REGISTER	4
 #define FC_DEREGISTER	5
 #define FC_REREGISTER	6
+#define FC_RESET_ERROR	7
 
 #define FC_ALL_TABLES	(BIT(FC_REGISTER) | BIT(FC_DEREGISTER) | BIT(FC_REREGISTER))
 
@@ -173,9 +203,35 @@ struct inject_counts {
 	u64 table;
 };
 
+#define INJECT_STEPS 16
+
+/**
+ * struct inject_step - one thing that was asked for a function
+ * @operation: of MPCIFC; 0 for a refresh
+ * @refused: whether we refused it
+ * @table: what was registered, as the machine was told
+ * @start: first IOVA that was refreshed
+ * @size: how much was refreshed, in bytes
+ */
+struct inject_step {
+	u8 operation;
+	bool refused;
+	u64 table;
+	u64 start;
+	u64 size;
+};
+
 void inject_reset(void);
 void inject_counts(struct inject_counts *counts);
+void inject_record(struct test_function *fn);
+unsigned int inject_steps(struct inject_step *steps);
+void inject_offer_identity(struct test_function *fn, bool offer);
+int inject_no_memory(bool fail);
+int inject_pause_start(struct test_function *fn, unsigned int step,
+		       void (*job)(void));
+int inject_pause_end(void);
 void inject_refuse(struct test_function *fn, unsigned long operations);
+void inject_refuse_identity(struct test_function *fn);
 void inject_refuse_refresh(struct test_function *fn, int error,
 			   unsigned int count);
 void inject_refuse_from_refresh(struct test_function *fn, int error,

@@ -19,6 +19,8 @@
 #define READY_LIMIT_MS	5000
 /* A completion takes a millisecond; one that has not come by then will not. */
 #define COMMAND_LIMIT_MS 1000
+/* By then it is worth to see whether the function is in the error state. */
+#define PATIENCE_MS	20
 #define POISON		0xa5
 
 static int wait_ready(struct test_function *fn, u32 ready)
@@ -145,12 +147,16 @@ static u16 take_completion(struct test_function *fn)
  */
 int admin_identify(struct test_function *fn, dma_addr_t iova)
 {
-	ktime_t end = ktime_add_ms(ktime_get(), COMMAND_LIMIT_MS);
+	ktime_t start = ktime_get();
 	u16 status;
+	s64 waited;
 
 	submit_identify(fn, iova);
 	while (!is_complete(fn)) {
-		if (ktime_after(ktime_get(), end))
+		waited = ktime_ms_delta(ktime_get(), start);
+		if (waited > PATIENCE_MS && !admin_answers(fn))
+			return test_fail("no completion: the function is in the error state");
+		if (waited > COMMAND_LIMIT_MS)
 			return test_fail("no completion: the admin queue's DMA does not work");
 		cond_resched();
 	}

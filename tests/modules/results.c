@@ -82,13 +82,24 @@ int test_skip(const char *fmt, ...)
 }
 EXPORT_SYMBOL_GPL(test_skip);
 
+static int run_set_up(const struct test_case *test)
+{
+	int ret = test->setup->begin();
+
+	if (ret)
+		return ret;
+	ret = test->run();
+	test->setup->end();
+	return ret;
+}
+
 static int run_case(const struct test_case *test)
 {
 	int before = atomic_read(&warnings);
 	int ret;
 
 	reason[0] = '\0';
-	ret = test->run();
+	ret = test->setup ? run_set_up(test) : test->run();
 	if (ret < 0 && !reason[0])
 		return test_fail("error %d", ret);
 	if (ret >= 0 && atomic_read(&warnings) != before)

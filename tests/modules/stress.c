@@ -31,36 +31,24 @@ static int begin(void)
 	int ret;
 
 	inject_reset();
-	ret = test_claim(fn);
+	ret = test_pair_claim(pair, fn);
 	if (ret)
 		return ret;
-	ret = test_domain_alloc(&pair[0], fn);
-	if (ret)
-		goto out_release;
-	ret = test_domain_alloc(&pair[1], fn);
-	if (ret)
-		goto out_first;
 	ret = test_domain_map(&pair[0], &queue);
 	if (!ret)
 		ret = test_domain_map(&pair[1], &queue);
-	if (!ret)
-		return 0;
-	test_domain_free(&pair[1]);
-out_first:
-	test_domain_free(&pair[0]);
-out_release:
-	test_release(fn);
+	if (ret)
+		test_pair_release(pair);
 	return ret;
 }
 
 static void end(void)
 {
-	admin_stop(fn);
-	test_detach(&pair[0]);
-	test_domain_free(&pair[0]);
-	test_domain_free(&pair[1]);
-	test_release(fn);
+	inject_reset();
+	test_pair_release(pair);
 }
+
+static const struct test_setup two_domains = { begin, end };
 
 static int expect_errors(int expected)
 {
@@ -203,10 +191,8 @@ static int run_transitions(void)
 static int test_transitions(void)
 {
 	struct inject_counts counts;
-	int ret = begin();
+	int ret;
 
-	if (ret)
-		return ret;
 	inject_reset();
 	ret = start_workers();
 	if (!ret)
@@ -227,7 +213,6 @@ static int test_transitions(void)
 		ret = test_domain_start(&pair[0], &queue);
 	if (!ret)
 		ret = test_domain_check(&pair[0]);
-	end();
 	return ret;
 }
 
@@ -321,10 +306,8 @@ static int run_races(void)
 
 static int test_races(void)
 {
-	int ret = begin();
+	int ret = 0;
 
-	if (ret)
-		return ret;
 	if (test_replace(&pair[0]))
 		ret = test_fail("attach failed");
 	if (!ret)
@@ -333,7 +316,6 @@ static int test_races(void)
 		ret = run_races();
 	if (!ret)
 		ret = expect_errors(0);
-	end();
 	return ret;
 }
 
@@ -354,6 +336,14 @@ static int begin_attached(void)
 	return ret;
 }
 
+static void end_attached(void)
+{
+	stop_workers();
+	end();
+}
+
+static const struct test_setup attached = { begin_attached, end_attached };
+
 static int start_and_check(void)
 {
 	int ret = test_domain_start(&pair[0], &queue);
@@ -364,10 +354,8 @@ static int start_and_check(void)
 static int test_resets(void)
 {
 	unsigned int round;
-	int ret = begin_attached();
+	int ret = 0;
 
-	if (ret)
-		return ret;
 	for (round = 0; !ret && round < RESETS; round++) {
 		admin_stop(fn);
 		ret = test_reset(fn);
@@ -380,7 +368,6 @@ static int test_resets(void)
 		ret = expect_errors(0);
 	if (!ret)
 		ret = expect_no_failures();
-	end();
 	return ret;
 }
 
@@ -438,11 +425,8 @@ static int reset_beside_attaches(void)
 
 static int test_attach_and_reset(void)
 {
-	int ret = begin_attached();
+	int ret = reset_beside_attaches();
 
-	if (ret)
-		return ret;
-	ret = reset_beside_attaches();
 	stop_workers();
 	msleep(100);
 	if (!ret && test_replace(&pair[0]))
@@ -453,7 +437,6 @@ static int test_attach_and_reset(void)
 		ret = expect_errors(0);
 	if (!ret)
 		ret = expect_no_failures();
-	end();
 	return ret;
 }
 
@@ -468,11 +451,8 @@ static int recover_once(void)
 static int test_recoveries(void)
 {
 	unsigned int round;
-	int ret = begin_attached();
+	int ret = start_and_check();
 
-	if (ret)
-		return ret;
-	ret = start_and_check();
 	for (round = 0; !ret && round < RECOVERIES; round++) {
 		ret = recover_once();
 		if (!ret)
@@ -482,7 +462,6 @@ static int test_recoveries(void)
 	msleep(100);
 	if (!ret)
 		ret = expect_errors(RECOVERIES);
-	end();
 	return ret;
 }
 
@@ -493,14 +472,20 @@ static int test_recoveries(void)
 static int recover_beside_attaches(void)
 {
 	unsigned int round;
-	int ret = start_attacher();
+	int stopped, ret = start_attacher();
 
 	if (ret)
 		return ret;
-	for (round = 0; round < RECOVERIES; round++)
+	for (round = 0; !ret && round < RECOVERIES; round++) {
+		reinit_completion(&fn->resumed);
 		if (!test_domain_start(&pair[0], &queue))
 			admin_identify(fn, data_iova(fn) + SZ_1M);
-	ret = stop_attacher(RECOVERIES);
+		if (!admin_answers(fn))
+			ret = test_wait_recovery(fn);
+	}
+	stopped = stop_attacher(RECOVERIES);
+	if (!ret)
+		ret = stopped;
 	if (!ret && !atomic_read(&fn->errors))
 		ret = test_fail("there was no error event");
 	return ret;
@@ -530,11 +515,11 @@ static int test_attach_and_recovery(void)
 }
 
 static const struct test_case cases[] = {
-	{ "flushes beside attach, replace and block", test_transitions },
-	{ "no flush beside an attach is missed", test_races },
-	{ "flushes beside resets", test_resets },
-	{ "attach, replace and block beside resets", test_attach_and_reset },
-	{ "flushes beside recoveries", test_recoveries },
+	{ "flushes beside attach, replace and block", test_transitions, &two_domains },
+	{ "no flush beside an attach is missed", test_races, &two_domains },
+	{ "flushes beside resets", test_resets, &attached },
+	{ "attach, replace and block beside resets", test_attach_and_reset, &attached },
+	{ "flushes beside recoveries", test_recoveries, &attached },
 	{ "attach, replace and block beside recoveries", test_attach_and_recovery },
 };
 

@@ -15,6 +15,11 @@ use std::{
 /// The size of the NVMe drive in bytes.
 const DRIVE: u64 = 256 << 20;
 
+/// How many random number generators a machine with a second drive has: they
+/// do no DMA through the IOMMU, so that tests may attach them anywhere. As many
+/// as a domain has room for without further memory.
+const GENERATORS: usize = 6;
+
 /// As fast as it can be.
 const THREADED: &[&str] = &["-accel", "tcg,thread=multi"];
 /// The clock counts instructions, on one processor. Time of day and random
@@ -44,7 +49,8 @@ pub struct Boot<'a> {
     pub append: String,
     /// How long it may take.
     pub limit: Duration,
-    /// Whether there is another NVMe drive, behind all other functions.
+    /// Whether there is another NVMe drive, behind all other functions, and
+    /// [`GENERATORS`].
     pub second_drive: bool,
     /// Whether the guest's clock counts instructions, one a nanosecond, and
     /// nothing that the guest can see depends on when it runs. For one
@@ -167,6 +173,11 @@ impl Boot<'_> {
             .args(["-netdev", "hubport,id=n1,hubid=0"])
             .args(["-device", "igb,romfile=,netdev=n0"])
             .args(["-device", "e1000e,romfile=,netdev=n1"]);
+        if self.second_drive {
+            for _ in 0..GENERATORS {
+                command.args(["-device", "virtio-rng-pci,disable-legacy=on"]);
+            }
+        }
         for (index, path) in drives.iter().enumerate().skip(1) {
             add_drive(&mut command, index, path);
         }

@@ -1,0 +1,135 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * Where a function is: what the IOMMU core says, where its DMA goes, and
+ * whether flushes reach it.
+ */
+#define pr_fmt(fmt) "iommu_test: " fmt
+
+#include <linux/export.h>
+#include <linux/gfp.h>
+#include <linux/sizes.h>
+
+#include "internal.h"
+
+/**
+ * test_run_on() - attach, map, start the controller and see that it works
+ * @dom: the domain, with nothing mapped yet
+ * @queue: pages for the admin queue
+ *
+ * Mappings are made where the domain is attached, so that tests do not rest on
+ * populated domains where that is not what they are about.
+ *
+ * Returns: 0 or a failed test
+ */
+int test_run_on(struct test_domain *dom, struct test_queue *queue)
+{
+	int ret = test_replace(dom);
+
+	if (ret)
+		return test_fail("attach: error %d", ret);
+	ret = test_domain_map(dom, queue);
+	if (!ret)
+		ret = test_domain_start(dom, queue);
+	return ret ? ret : test_domain_check(dom);
+}
+EXPORT_SYMBOL_GPL(test_run_on);
+
+/* The IOVA gets another page, so that a flush that is missed shows. */
+static int expect_flush(struct test_domain *dom)
+{
+	void *page = (void *)get_zeroed_page(GFP_KERNEL);
+	dma_addr_t iova = data_iova(dom->fn);
+	void *old = dom->data;
+	int ret;
+
+	if (!page)
+		return -ENOMEM;
+	dom->data = page;
+	page_poison(old);
+	iommu_unmap(dom->domain, iova, PAGE_SIZE);
+	ret = iommu_map(dom->domain, iova, virt_to_phys(page), PAGE_SIZE,
+			IOMMU_READ | IOMMU_WRITE, GFP_KERNEL);
+	if (ret)
+		ret = test_fail("map on the domain: error %d", ret);
+	else if (test_domain_check(dom) || !page_is_poison(old))
+		ret = test_fail("a flush on the domain does not reach the function");
+	free_page((unsigned long)old);
+	return ret;
+}
+
+/**
+ * test_expect_running() - the function is on this domain
+ * @dom: the domain; the controller runs
+ *
+ * For the core, for the device, and for flushes; and it was never in the error
+ * state.
+ *
+ * Returns: 0 or a failed test
+ */
+int test_expect_running(struct test_domain *dom)
+{
+	struct test_function *fn = dom->fn;
+	int ret;
+
+	if (iommu_get_domain_for_dev(&fn->pdev->dev) != dom->domain)
+		return test_fail("the core has another domain");
+	ret = test_domain_check(dom);
+	if (ret)
+		return test_fail("DMA through the domain does not work");
+	ret = expect_flush(dom);
+	if (ret)
+		return ret;
+	if (atomic_read(&fn->errors))
+		return test_fail("the function was in the error state");
+	return 0;
+}
+EXPORT_SYMBOL_GPL(test_expect_running);
+
+/**
+ * test_expect_blocked() - the device reaches nothing
+ * @dom: says where the admin queue is
+ * @queue: pages for the admin queue
+ * @page: a page that was at the IOVA of data
+ *
+ * It neither completes a command, nor writes to the page. Whether it tries to
+ * is an error event or not.
+ *
+ * Returns: 0 or a failed test
+ */
+int test_expect_blocked(struct test_domain *dom, struct test_queue *queue,
+			void *page)
+{
+	struct test_function *fn = dom->fn;
+	int ret;
+
+	page_poison(page);
+	ret = test_domain_start(dom, queue);
+	if (!ret && !admin_identify(fn, data_iova(fn)))
+		ret = test_fail("DMA of a blocked function was let through");
+	if (!ret && !page_is_poison(page))
+		ret = test_fail("a blocked function wrote to memory");
+	if (!ret)
+		ret = test_recover_if_broken(fn);
+	atomic_set(&fn->errors, 0);
+	admin_stop(fn);
+	return ret;
+}
+EXPORT_SYMBOL_GPL(test_expect_blocked);
+
+/**
+ * test_break() - bring the function into the error state
+ * @fn: the function, its controller started. Until its device lock is given
+ *	up, which the caller holds, the kernel does not recover it.
+ *
+ * Returns: 0 or a failed test
+ */
+int test_break(struct test_function *fn)
+{
+	reinit_completion(&fn->resumed);
+	if (!admin_identify(fn, data_iova(fn) + SZ_1M))
+		return test_fail("DMA to an unmapped IOVA was let through");
+	if (admin_answers(fn))
+		return test_fail("the function is not in the error state");
+	return 0;
+}
+EXPORT_SYMBOL_GPL(test_break);
