@@ -28,6 +28,7 @@ const SUITES: [Entry; 13] = [
     ("api", |suite, cmdline| modules::run(suite, cmdline, "iommu_api")),
     ("dma", |suite, cmdline| modules::run(suite, cmdline, "dma")),
     ("attach", |suite, cmdline| modules::run(suite, cmdline, "attach")),
+    ("transitions", |suite, cmdline| modules::run(suite, cmdline, "transitions")),
     ("refuse", |suite, cmdline| modules::run(suite, cmdline, "refuse")),
     ("stress", |suite, cmdline| modules::run(suite, cmdline, "stress")),
     ("aperture", |suite, cmdline| modules::run(suite, cmdline, "aperture")),
