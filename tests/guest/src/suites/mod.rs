@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 //! Mode "test": suites of test points.
 
+mod accounting;
 mod boot;
 mod counters;
 mod dmesg;
@@ -20,7 +21,7 @@ use crate::ktap::{Report, Suite};
 type Entry = (&'static str, fn(&mut Suite, &Cmdline) -> Result<()>);
 
 /// All suites, in the order in which they run.
-const SUITES: [Entry; 13] = [
+const SUITES: [Entry; 14] = [
     ("boot", boot::run),
     ("nvme", nvme::run),
     ("nic", nic::run),
@@ -31,6 +32,7 @@ const SUITES: [Entry; 13] = [
     ("transitions", |suite, cmdline| modules::run(suite, cmdline, "transitions")),
     ("refuse", |suite, cmdline| modules::run(suite, cmdline, "refuse")),
     ("stress", |suite, cmdline| modules::run(suite, cmdline, "stress")),
+    ("accounting", accounting::run),
     ("aperture", |suite, cmdline| modules::run(suite, cmdline, "aperture")),
     ("hotplug", hotplug::run),
     ("samples", samples::run),

@@ -1,0 +1,146 @@
+// SPDX-License-Identifier: GPL-2.0
+//! Table memory shows where an administrator looks for it, and is charged to
+//! who asked for it.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+
+use crate::cmdline::Cmdline;
+use crate::ktap::Suite;
+use crate::module::Module;
+use crate::sysfs;
+
+/// The module that holds a domain with tables while it is loaded.
+const HOLDER: &str = "tables";
+/// What it maps: one page table, of a page of 4 KiB, for each MiB.
+const MEBIBYTES: i64 = 4096;
+/// Of 16 KiB: the domain's top table, and a segment table for each 2 GiB.
+const UPPER_TABLES: i64 = 1 + MEBIBYTES / 2048;
+const EXPECTED: i64 = MEBIBYTES + 4 * UPPER_TABLES;
+/// What the top table takes.
+const TOP: i64 = 4;
+/// Group statistics lag behind by a batch of each processor.
+const BATCH: i64 = 512;
+
+pub fn run(suite: &mut Suite, _: &Cmdline) -> Result<()> {
+    suite.test("tables show in SecPageTables and nr_iommu_pages, and go", shown);
+    suite.test("maps with GFP_KERNEL_ACCOUNT are charged", || charged(true));
+    suite.test("maps with GFP_KERNEL are not", || charged(false));
+    Ok(())
+}
+
+/// Pages in use for tables of IOMMUs.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Pages {
+    secondary: i64,
+    iommu: i64,
+}
+
+impl Pages {
+    /// As the kernel shows them, after every processor's share was added.
+    fn read() -> Result<Self> {
+        sysfs::write("/proc/sys/vm/stat_refresh", "1")?;
+        let meminfo = fs::read_to_string("/proc/meminfo")?;
+        let vmstat = fs::read_to_string("/proc/vmstat")?;
+        let kibibytes = value(&meminfo, "SecPageTables:")?;
+        Ok(Self { secondary: kibibytes / 4, iommu: value(&vmstat, "nr_iommu_pages")? })
+    }
+
+    fn more_than(self, before: Self) -> (i64, i64) {
+        (self.secondary - before.secondary, self.iommu - before.iommu)
+    }
+
+    /// Waits for what the DMA API's queue of unmaps has yet to give back.
+    fn expect(before: Self, pages: i64, when: &str) -> Result<()> {
+        let is = || Some(Self::read().ok()?.more_than(before));
+        let reached = || is().filter(|more| *more == (pages, pages));
+        let done = sysfs::wait_for("tables", Duration::from_secs(5), reached);
+        ensure!(done.is_ok(), "{when}: {:?} pages more, not {pages}", is());
+        Ok(())
+    }
+}
+
+/// The number behind a name at the start of a line.
+fn value(text: &str, name: &str) -> Result<i64> {
+    let mut words = text.lines().map(str::split_whitespace);
+    let line = words.find_map(|mut words| (words.next() == Some(name)).then_some(words));
+    let number = line.and_then(|mut words| words.next());
+    let number = number.with_context(|| format!("there is no {name}"))?;
+    Ok(number.parse()?)
+}
+
+fn hold(account: bool) -> Result<Module> {
+    Module::load(HOLDER, &format!("mebibytes={MEBIBYTES} account={}", u8::from(account)))
+}
+
+fn shown() -> Result<()> {
+    let before = Pages::read()?;
+    let holder = hold(false)?;
+    Pages::expect(before, EXPECTED, "mapped")?;
+    sysfs::write(format!("/sys/module/{HOLDER}/parameters/mapped"), "0")?;
+    Pages::expect(before, TOP, "unmapped")?;
+    holder.unload()?;
+    Pages::expect(before, 0, "freed")
+}
+
+/// A memory control group with this process in it; left when dropped.
+struct Group {
+    root: PathBuf,
+}
+
+impl Group {
+    fn enter() -> Result<Self> {
+        let root = Path::new("/tmp/cgroup").to_owned();
+        fs::create_dir_all(&root)?;
+        mount(Some("cgroup2"), &root, Some("cgroup2"), MsFlags::empty(), None::<&str>)
+            .context("mount cgroup2")?;
+        let group = Self { root };
+        sysfs::write(group.root.join("cgroup.subtree_control"), "+memory")?;
+        fs::create_dir_all(group.inner())?;
+        sysfs::write(group.inner().join("cgroup.procs"), "0")?;
+        Ok(group)
+    }
+
+    fn inner(&self) -> PathBuf {
+        self.root.join("charged")
+    }
+
+    /// Pages of secondary page tables that the group is charged for.
+    fn tables(&self) -> Result<i64> {
+        let text = fs::read_to_string(self.inner().join("memory.stat"))?;
+        Ok(value(&text, "sec_pagetables")? / 4096)
+    }
+
+    /// Pages of any kind.
+    fn all(&self) -> Result<i64> {
+        Ok(sysfs::read(self.inner().join("memory.current"))?.parse::<i64>()? / 4096)
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        let _ = sysfs::write(self.root.join("cgroup.procs"), "0");
+        let _ = fs::remove_dir(self.inner());
+        let _ = umount2(&self.root, MntFlags::MNT_DETACH);
+    }
+}
+
+fn charged(account: bool) -> Result<()> {
+    let group = Group::enter()?;
+    let (tables, all) = (group.tables()?, group.all()?);
+    let holder = hold(account)?;
+    let expected = if account { MEBIBYTES } else { 0 };
+    let near = |pages: i64, expected: i64| (pages - expected).abs() <= BATCH;
+    let charged = group.tables()? - tables;
+    ensure!(near(charged, expected), "mapped: {charged} pages of tables, not about {expected}");
+    let charged = group.all()? - all;
+    ensure!(near(charged, expected), "mapped: {charged} pages in all, not about {expected}");
+    holder.unload()?;
+    let charged = group.tables()? - tables;
+    ensure!(near(charged, 0), "freed: {charged} pages of tables are still charged");
+    Ok(())
+}
