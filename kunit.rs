@@ -1,9 +1,18 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! KUnit tests of the rooms that need no machine: ranges, marks, and the tables
-//! on the kernel's own allocator, big endian.
+//! KUnit tests of the rooms that need no machine: ranges, marks, the tables on
+//! the kernel's own allocator, big endian, and which functions a domain takes.
 
-use kernel::prelude::*;
+use core::{
+    mem::MaybeUninit,
+    ptr::NonNull, //
+};
+
+use kernel::{
+    bindings,
+    prelude::*,
+    sync::Arc, //
+};
 
 use crate::{
     aperture::{self, Range},
@@ -21,9 +30,13 @@ use crate::{
         FRAME_SIZE,
         PAGE_SIZE, //
     },
+    domain::{Domain, Space},
+    function::Function,
     iommu::Gfp,
+    members,
     memory::TablePages,
-    pending::Pending, //
+    pending::Pending,
+    zpci::{Designation, Zdev}, //
 };
 
 const GIB: u64 = 1 << 30;
@@ -241,6 +254,162 @@ mod tables {
         assert_eq!(phys(&tree, u64::MAX), Some(0x1_1fff));
         tree.widen(Depth::Second, Gfp::KERNEL)?;
         assert_eq!(tree.root().depth, Depth::First);
+        Ok(())
+    }
+}
+
+/// Functions that no machine has: nothing here asks one.
+#[kunit_tests(s390_iommu_domain)]
+mod domains {
+    use super::*;
+
+    /// Masks of table types: region third, as the emulator; and second; and first.
+    const THIRD: u8 = 0x40;
+    const SECOND: u8 = 0x60;
+    const FIRST: u8 = 0x70;
+    /// The first IOVA that takes a table of four levels, or of five.
+    const DEEP: u64 = Depth::Third.reach() + 1;
+    const DEEPEST: u64 = Depth::Second.reach() + 1;
+
+    /// A function and what the subsystem keeps for it.
+    struct Bare {
+        function: Pin<KBox<Function>>,
+        /// After the function, which uses it.
+        _zdev: KBox<MaybeUninit<bindings::zpci_dev>>,
+    }
+
+    impl Bare {
+        fn new(window: (u64, u64), masks: u8) -> Result<Self> {
+            let mut zdev = KBox::<bindings::zpci_dev>::new_uninit(GFP_KERNEL | __GFP_ZERO)?;
+            let raw = zdev.as_mut_ptr();
+            // SAFETY: It was allocated for this, zeroed, and nobody else has it.
+            unsafe {
+                (*raw).start_dma = window.0;
+                (*raw).end_dma = window.1;
+                (*raw).dtsm = masks;
+            }
+            // SAFETY: It lives as long as the function, by the order of fields.
+            let found = unsafe { Zdev::from_raw(NonNull::new(raw).ok_or(EINVAL)?) };
+            let init = Function::new(found, |_| Designation::IDENTITY, u64::MAX)?;
+            Ok(Bare {
+                function: KBox::try_pin_init(init, GFP_KERNEL)?,
+                _zdev: zdev,
+            })
+        }
+
+        /// With a window of 1 GiB from `start` on.
+        fn at(start: u64, masks: u8) -> Result<Self> {
+            Self::new((start, start + GIB - 1), masks)
+        }
+
+        fn end_dma(&self) -> u64 {
+            self.function.zdev().dma_range().1
+        }
+    }
+
+    /// A member until this is dropped.
+    struct Member<'a>(Arc<Space>, &'a Function);
+
+    impl<'a> Member<'a> {
+        fn of(domain: &Domain, bare: &'a Bare) -> Result<Self> {
+            domain.admit(&bare.function)?;
+            Ok(Member(domain.space().clone(), &bare.function))
+        }
+    }
+
+    impl Drop for Member<'_> {
+        fn drop(&mut self) {
+            self.0.dismiss(self.1);
+            members::wait_for_readers();
+        }
+    }
+
+    fn domain_for(bare: &Bare) -> Result<Pin<KBox<Domain>>> {
+        Domain::for_function(&bare.function, PAGE_SIZE)
+    }
+
+    #[test]
+    fn the_window_is_clamped_once_for_all_to_see() -> Result {
+        let third = Bare::new((GIB, u64::MAX), THIRD)?;
+        assert_eq!(third.end_dma(), Depth::Third.reach());
+        assert_eq!(third.function.window().last(), Depth::Third.reach());
+        let first = Bare::new((GIB, u64::MAX), FIRST)?;
+        assert_eq!(first.end_dma(), u64::MAX);
+        // Beyond what its tables reach there is no window.
+        assert!(Bare::at(DEEP, THIRD).is_err());
+        Ok(())
+    }
+
+    #[test]
+    fn a_domain_grows_for_a_new_member() -> Result {
+        let near = Bare::at(4 * GIB, FIRST)?;
+        let domain = domain_for(&near)?;
+        let tops = [domain.space().designation()];
+        let _near = Member::of(&domain, &near)?;
+        assert_eq!(domain.aperture_last(), Depth::Third.reach());
+        assert!(domain.space().designation() == tops[0]);
+
+        let far = Bare::at(DEEP, SECOND)?;
+        {
+            let _far = Member::of(&domain, &far)?;
+            assert_eq!(domain.aperture_last(), Depth::Second.reach());
+            assert!(domain.space().designation() != tops[0]);
+        }
+        // It stays so when the function has left.
+        assert_eq!(domain.aperture_last(), Depth::Second.reach());
+        let farthest = Bare::at(DEEPEST, FIRST)?;
+        let _farthest = Member::of(&domain, &farthest)?;
+        assert_eq!(domain.aperture_last(), u64::MAX);
+        Ok(())
+    }
+
+    #[test]
+    fn who_does_not_fit_is_refused_and_nothing_grows() -> Result {
+        let third = Bare::at(4 * GIB, THIRD)?;
+        let far = Bare::at(DEEP, FIRST)?;
+        let domain = domain_for(&third)?;
+        let top = domain.space().designation();
+        {
+            // The member cannot use what the new one needs.
+            let _third = Member::of(&domain, &third)?;
+            assert_eq!(domain.admit(&far.function), Err(EINVAL));
+            assert_eq!(domain.aperture_last(), Depth::Third.reach());
+            assert!(domain.space().designation() == top);
+            // Neither did the refused one become a member.
+            let another = Bare::at(8 * GIB, THIRD)?;
+            let _another = Member::of(&domain, &another)?;
+        }
+        let _far = Member::of(&domain, &far)?;
+        // The new one cannot use what is there.
+        assert_eq!(domain.admit(&third.function), Err(EINVAL));
+        assert_eq!(domain.aperture_last(), Depth::Second.reach());
+        Ok(())
+    }
+
+    #[test]
+    fn mappings_stay_while_it_grows() -> Result {
+        let near = Bare::at(4 * GIB, FIRST)?;
+        let domain = domain_for(&near)?;
+        let space = domain.space();
+        let low = Mapping {
+            frames: false,
+            ..mapping(4 * GIB, 0x1000, 16 * PAGE_SIZE)
+        };
+        let high = Mapping {
+            iova: Iova(DEEP),
+            ..mapping(4 * GIB, 0x1000, 16 * PAGE_SIZE)
+        };
+        // SAFETY: A test has its domain for itself.
+        let phys = |iova| unsafe { space.lookup(iova) }.map(|translation| translation.phys.0);
+        // SAFETY: As above.
+        assert_eq!(unsafe { space.map(low, Gfp::KERNEL) }.0, 16 * 4096);
+        let far = Bare::at(DEEP, FIRST)?;
+        let _far = Member::of(&domain, &far)?;
+        // SAFETY: As above.
+        assert_eq!(unsafe { space.map(high, Gfp::KERNEL) }.0, 16 * 4096);
+        assert_eq!(phys(4 * GIB + 0x2345), Some(0x3345));
+        assert_eq!(phys(DEEP + 0x2345), Some(0x3345));
+        assert_eq!(phys(DEEP + 4 * GIB + 0x2345), None);
         Ok(())
     }
 }
