@@ -39,6 +39,13 @@ pub fn run(suite: &mut Suite, cmdline: &Cmdline) -> Result<()> {
         Ok(())
     });
     let (before, single) = single_pages(&nvme)?;
+    // They take another way through the driver than ranges.
+    suite.test("pages mapped one at a time are counted, and unmapped", || {
+        ensure!(single.mapped >= 2 * SINGLES, "{} pages moved: {single}", 2 * SINGLES);
+        ensure!(single.mapped < 4 * SINGLES, "{} pages moved: {single}", 2 * SINGLES);
+        ensure!(single.unmapped == single.mapped, "{single}");
+        Ok(())
+    });
     if cmdline.strict() {
         suite.test("strict: every unmap is flushed by itself", || strict(single));
     } else {
