@@ -308,7 +308,21 @@ out:
 	return ret;
 }
 
-/* DMA to a large mapping lands at the right offset, also on the last page. */
+/* The device has used the mapping of this page, and must not have it any more. */
+static int expect_gone(void *page, dma_addr_t iova)
+{
+	int ret;
+
+	page_poison(page);
+	if (!admin_identify(fn, iova) || !page_is_poison(page))
+		return test_fail("DMA to %pad was let through after the unmap", &iova);
+	ret = test_wait_recovery(fn);
+	return ret ? ret : test_domain_start(&dom, &queue);
+}
+
+/* DMA to a large mapping lands at the right offset, also on the last page, and
+ * nowhere once it was unmapped.
+ */
 static int check_large(void *memory, size_t size)
 {
 	dma_addr_t iova = fn->first + SZ_16M;
@@ -324,8 +338,10 @@ static int check_large(void *memory, size_t size)
 		if (!ret && !page_is_identity(fn, memory + offset))
 			ret = test_fail("the data is not at offset %#zx", offset);
 	}
+	if (!ret)
+		ret = admin_identify(fn, iova + size - PAGE_SIZE);
 	iommu_unmap(dom.domain, iova, size);
-	return ret;
+	return ret ? ret : expect_gone(memory + size - PAGE_SIZE, iova + size - PAGE_SIZE);
 }
 
 static int test_large(void)

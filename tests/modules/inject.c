@@ -409,6 +409,44 @@ int inject_no_memory(bool fail)
 }
 EXPORT_SYMBOL_GPL(inject_no_memory);
 
+/* A table that must be freed, or must not be, at some time */
+static void *watched;
+static bool watched_is_freed;
+
+/* void iommu_free_pages(void *virt) */
+static int on_free_pages(struct kprobe *probe, struct pt_regs *regs)
+{
+	if ((void *)regs->gprs[2] == READ_ONCE(watched))
+		WRITE_ONCE(watched_is_freed, true);
+	return 0;
+}
+
+static struct kprobe free_pages_probe = {
+	.symbol_name = "iommu_free_pages",
+	.pre_handler = on_free_pages,
+};
+
+/**
+ * inject_watch() - watch the table that was registered last
+ */
+void inject_watch(void)
+{
+	WRITE_ONCE(watched_is_freed, false);
+	WRITE_ONCE(watched, phys_to_virt(inject.counts.table & PAGE_MASK));
+}
+EXPORT_SYMBOL_GPL(inject_watch);
+
+/**
+ * inject_is_freed() - whether the watched table was freed
+ *
+ * Returns: true since that was
+ */
+bool inject_is_freed(void)
+{
+	return READ_ONCE(watched_is_freed);
+}
+EXPORT_SYMBOL_GPL(inject_is_freed);
+
 static int do_job(void *unused)
 {
 	while (!kthread_should_stop()) {
@@ -480,13 +518,23 @@ int inject_init(void)
 	if (ret) {
 		pr_err("no probe on %s (%d): set refresh_symbol=\n",
 		       refresh_symbol, ret);
-		unregister_kprobe(&mod_fc_probe);
+		goto out_mod_fc;
 	}
+	ret = register_kprobe(&free_pages_probe);
+	if (ret)
+		goto out_refresh;
+	return 0;
+
+out_refresh:
+	unregister_kprobe(&refresh_probe);
+out_mod_fc:
+	unregister_kprobe(&mod_fc_probe);
 	return ret;
 }
 
 void inject_exit(void)
 {
+	unregister_kprobe(&free_pages_probe);
 	unregister_kprobe(&refresh_probe);
 	unregister_kprobe(&mod_fc_probe);
 }

@@ -227,6 +227,8 @@ void inject_record(struct test_function *fn);
 unsigned int inject_steps(struct inject_step *steps);
 void inject_offer_identity(struct test_function *fn, bool offer);
 int inject_no_memory(bool fail);
+void inject_watch(void);
+bool inject_is_freed(void);
 int inject_pause_start(struct test_function *fn, unsigned int step,
 		       void (*job)(void));
 int inject_pause_end(void);

@@ -291,6 +291,7 @@ static int lose_both(unsigned long operations)
 
 	if (!ret)
 		ret = find_table(&pair[1], &table);
+	inject_watch();
 	if (!ret)
 		ret = test_run_on(&pair[0], &queue);
 	if (ret)
@@ -326,8 +327,12 @@ static int test_restore_reset(void)
 {
 	int ret = lose_both(FC_ALL_TABLES);
 
+	if (!ret && inject_is_freed())
+		ret = test_fail("the table was freed, and the machine has it");
 	if (!ret)
 		ret = test_reset(fn);
+	if (!ret && !inject_is_freed())
+		ret = test_fail("the machine has no table, and the old one is not freed");
 	if (!ret)
 		ret = test_domain_start(&pair[0], &queue);
 	if (!ret)
@@ -654,14 +659,18 @@ static int test_no_memory(void)
 	return ret ? ret : test_expect_running(&pair[1]);
 }
 
-/* Blocking never fails: the core frees the old domain whatever we say. */
+/* Blocking never fails: the core frees the old domain whatever we say. The
+ * machine still has its table, which must stay for so long.
+ */
 static int test_block(void)
 {
-	struct iommu_domain *blocked;
-	int ret;
+	struct iommu_domain *blocked = current_domain();
+	int ret = find_table(&pair[0], &table);
 
-	blocked = current_domain();
-	ret = test_run_on(&pair[0], &queue);
+	inject_watch();
+	test_detach(&pair[0]);
+	if (!ret)
+		ret = test_run_on(&pair[0], &queue);
 	admin_stop(fn);
 	inject_refuse(fn, FC_ALL_TABLES);
 	test_detach(&pair[0]);
@@ -673,10 +682,14 @@ static int test_block(void)
 	/* The old domain goes; a flush of it must not look for the function. */
 	if (!ret)
 		ret = test_domain_renew(&pair[0], &left);
+	if (!ret && inject_is_freed())
+		ret = test_fail("the table was freed, and the machine has it");
 	if (!ret)
 		ret = test_run_on(&pair[1], &queue);
 	if (!ret && atomic_read(&fn->errors))
 		ret = test_fail("the function was in the error state");
+	if (!ret && !inject_is_freed())
+		ret = test_fail("the machine has another table, and the old one is not freed");
 	return ret;
 }
 

@@ -30,6 +30,7 @@ enum state {
 	IDENTITY,
 	PAGING_A,
 	PAGING_B,
+	FORCED,		/* blocked by a deregistration */
 };
 
 static const char *const names[] = {
@@ -38,6 +39,7 @@ static const char *const names[] = {
 	[IDENTITY] = "identity",
 	[PAGING_A] = "paging A",
 	[PAGING_B] = "paging B",
+	[FORCED] = "blocked by force",
 };
 
 /* Going to a state */
@@ -50,8 +52,15 @@ static struct iommu_domain *identity_domain(void)
 static int go_to(enum state state)
 {
 	struct iommu_domain *identity;
+	int ret;
 
 	switch (state) {
+	case FORCED:
+		ret = test_replace(&pair[1]);
+		inject_refuse(fn, BIT(FC_REGISTER) | BIT(FC_REREGISTER));
+		test_detach(&pair[1]);
+		inject_reset();
+		return ret;
 	case UNREGISTERED:
 		test_detach(&pair[0]);
 		return test_reset(fn);
@@ -206,28 +215,32 @@ static const struct test_setup with_identity = { begin_with_identity, end };
 
 /* Whether the function is where it was sent */
 
-/* A function that does not translate must not be refreshed. */
-static int expect_identity(void)
+/* Flushes of a domain that was left must not look for the function. */
+static int expect_left(struct test_domain *dom)
 {
-	struct iommu_domain *identity = identity_domain();
 	struct inject_counts before, after;
-	unsigned int i;
 	int ret;
 
-	if (iommu_get_domain_for_dev(&fn->pdev->dev) != identity)
-		return test_fail("the core has another domain than identity");
 	inject_counts(&before);
-	for (i = 0; i < ARRAY_SIZE(pair); i++) {
-		ret = iommu_map(pair[i].domain, data_iova(fn) + SZ_1M,
-				virt_to_phys(pair[i].data), PAGE_SIZE, IOMMU_READ, GFP_KERNEL);
-		if (ret)
-			return test_fail("map: error %d", ret);
-		iommu_unmap(pair[i].domain, data_iova(fn) + SZ_1M, PAGE_SIZE);
-	}
+	ret = iommu_map(dom->domain, data_iova(fn) + SZ_1M, virt_to_phys(dom->data),
+			PAGE_SIZE, IOMMU_READ, GFP_KERNEL);
+	if (ret)
+		return test_fail("map: error %d", ret);
+	iommu_unmap(dom->domain, data_iova(fn) + SZ_1M, PAGE_SIZE);
 	inject_counts(&after);
 	if (after.refreshes != before.refreshes)
-		return test_fail("a flush hit a function that does not translate");
+		return test_fail("a flush of a domain that is not attached hit the function");
 	return 0;
+}
+
+static int expect_identity(void)
+{
+	int ret;
+
+	if (iommu_get_domain_for_dev(&fn->pdev->dev) != identity_domain())
+		return test_fail("the core has another domain than identity");
+	ret = expect_left(&pair[0]);
+	return ret ? ret : expect_left(&pair[1]);
 }
 
 static int expect_state(enum state state)
@@ -245,7 +258,9 @@ static int expect_state(enum state state)
 	default:
 		dom = &pair[state - PAGING_A];
 		page_poison(other->data);
-		ret = test_domain_start(dom, &queue);
+		ret = expect_left(other);
+		if (!ret)
+			ret = test_domain_start(dom, &queue);
 		if (!ret)
 			ret = test_expect_running(dom);
 		if (!ret && !page_is_poison(other->data))
@@ -806,6 +821,7 @@ static int test_no_room_at_all(void)
 static void *extra_page;
 static unsigned int hits;
 static u64 table_then;
+static bool must_not_hit;
 static int job_result;
 
 static dma_addr_t extra_iova(void)
@@ -857,6 +873,8 @@ static int expect_flushed_then(void)
 		return test_fail("unmap or map: error %d", job_result);
 	if (table_then == tables[0] && !hits)
 		return test_fail("the unmap was not flushed, and A's table was registered");
+	if (hits && must_not_hit)
+		return test_fail("a flush hit a function that is about to stop translating");
 	if (atomic_read(&fn->errors))
 		return test_fail("a flush hit the function when it must not");
 	return 0;
@@ -879,7 +897,14 @@ static int reset_now(void)
 	return test_reset(fn);
 }
 
-/* Returns 1 if the transition has no such moment. */
+static int to_identity(void)
+{
+	return go_to(IDENTITY);
+}
+
+/* Before the last of three instructions, which ends translation, flushes must
+ * have left the function alone. Returns 1 if the transition has no such moment.
+ */
 static int interrupt_at(unsigned int moment, enum state from, int (*change)(void))
 {
 	int reached, ret = start_from(from);
@@ -898,6 +923,7 @@ static int interrupt_at(unsigned int moment, enum state from, int (*change)(void
 		return ret;
 	ret = change();
 	reached = inject_pause_end();
+	must_not_hit = change == to_identity && moment == 2;
 	if (ret)
 		return test_fail("moment %u: error %d", moment, ret);
 	if (!reached)
@@ -953,14 +979,15 @@ static int to_blocked(void)
 	return go_to(EMPTY);
 }
 
-static int to_identity(void)
-{
-	return go_to(IDENTITY);
-}
-
 static int test_beside_first_attach(void)
 {
 	return interrupt_everywhere(UNREGISTERED, to_a, 3);
+}
+
+/* The machine refused to block the function, and has no table. */
+static int test_beside_attach_after_force(void)
+{
+	return interrupt_everywhere(FORCED, to_a, 3);
 }
 
 static int test_beside_attach(void)
@@ -1030,6 +1057,8 @@ static const struct test_case cases[] = {
 	{ "map: no room at all", test_no_room_at_all, &two_domains },
 	{ "unmap beside the first attach", test_beside_first_attach, &two_domains },
 	{ "unmap beside an attach", test_beside_attach, &two_domains },
+	{ "unmap beside an attach after a refused block", test_beside_attach_after_force,
+	  &two_domains },
 	{ "unmap beside an attach from another domain", test_beside_replace_from,
 	  &two_domains },
 	{ "unmap beside an attach to another domain", test_beside_replace_to, &two_domains },
