@@ -130,6 +130,7 @@ static int on_mod_fc(struct kprobe *probe, struct pt_regs *regs)
 		hold_up(request);
 	raw_spin_lock(&inject.lock);
 	inject.counts.operations[operation % 16]++;
+	inject.counts.designations[operation % 16] = fib->gd;
 	refuse = is_handle_of(inject.fn, request) &&
 		 operation < BITS_PER_LONG &&
 		 (inject.operations & BIT(operation)) &&

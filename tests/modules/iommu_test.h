@@ -191,6 +191,7 @@ int test_break(struct test_function *fn);
 /**
  * struct inject_counts - what the driver asked for since inject_reset()
  * @operations: MPCIFC, by operation
+ * @designations: the guest (GISA) that the last of them was for, by operation
  * @refreshes: RPCIT
  * @outside: RPCIT that reach out of the function's window
  * @table: what was registered last, as the machine was told; 0 if that was
@@ -198,6 +199,7 @@ int test_break(struct test_function *fn);
  */
 struct inject_counts {
 	unsigned int operations[16];
+	u32 designations[16];
 	unsigned int refreshes;
 	unsigned int outside;
 	u64 table;

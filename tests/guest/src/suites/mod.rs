@@ -21,7 +21,7 @@ use crate::ktap::{Report, Suite};
 type Entry = (&'static str, fn(&mut Suite, &Cmdline) -> Result<()>);
 
 /// All suites, in the order in which they run.
-const SUITES: [Entry; 14] = [
+const SUITES: &[Entry] = &[
     ("boot", boot::run),
     ("nvme", nvme::run),
     ("nic", nic::run),
@@ -34,6 +34,7 @@ const SUITES: [Entry; 14] = [
     ("stress", |suite, cmdline| modules::run(suite, cmdline, "stress")),
     ("accounting", accounting::run),
     ("aperture", |suite, cmdline| modules::run(suite, cmdline, "aperture")),
+    ("reenable", |suite, cmdline| modules::run(suite, cmdline, "reenable")),
     ("hotplug", hotplug::run),
     ("samples", samples::run),
     ("kunit", kunit::run),

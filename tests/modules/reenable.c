@@ -1,0 +1,373 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * Suite "reenable": what KVM does to a function that a guest gets or gives
+ * back (kvm_s390_pci_register_kvm() and its counterpart): it disables the
+ * function, writes down the guest's designation (GISA) or removes it, and
+ * enables the function again, while VFIO or iommufd has a domain attached.
+ *
+ * A guest that interprets needs SIE, which no emulated processor has. Here the
+ * entry points are called that KVM calls, and what the machine is asked for is
+ * looked at; the emulator takes a designation and ignores it.
+ */
+#define pr_fmt(fmt) "reenable: " fmt
+
+#include <linux/cleanup.h>
+#include <linux/module.h>
+
+#include "iommu_test.h"
+
+/* Where a guest's interruption state could be */
+#define GISA 0x12340000
+
+static struct test_function *fn;
+static struct test_queue queue;
+static struct test_domain dom;
+static struct test_domain other;
+
+static int begin(void)
+{
+	int ret;
+
+	inject_reset();
+	ret = test_claim(fn);
+	if (ret)
+		return ret;
+	ret = test_domain_alloc(&dom, fn);
+	if (ret)
+		goto out_release;
+	ret = test_domain_alloc(&other, fn);
+	if (!ret)
+		return 0;
+
+	test_domain_free(&dom);
+out_release:
+	test_release(fn);
+	return ret;
+}
+
+static int take_down(void)
+{
+	int ret;
+
+	admin_stop(fn);
+	pci_save_state(fn->pdev);
+	ret = zpci_disable_device(to_zpci(fn->pdev));
+	return ret ? test_fail("disable: error %d", ret) : 0;
+}
+
+/* The emulator resets a function that is disabled. */
+static void restore(void)
+{
+	pci_restore_state(fn->pdev);
+	pci_set_master(fn->pdev);
+}
+
+static int bring_up(u32 gisa)
+{
+	struct zpci_dev *zdev = to_zpci(fn->pdev);
+	int ret;
+
+	zdev->gisa = gisa;
+	ret = zpci_reenable_device(zdev);
+	if (ret)
+		return test_fail("re-enable: error %d", ret);
+	restore();
+	return 0;
+}
+
+static int cycle(u32 gisa)
+{
+	struct zpci_dev *zdev = to_zpci(fn->pdev);
+	int ret;
+
+	guard(mutex)(&zdev->kzdev_lock);
+	ret = take_down();
+	return ret ? ret : bring_up(gisa);
+}
+
+static void end(void)
+{
+	if (to_zpci(fn->pdev)->gisa)
+		cycle(0);
+	admin_stop(fn);
+	test_detach(&dom);
+	test_domain_free(&dom);
+	test_domain_free(&other);
+	test_release(fn);
+}
+
+static int attach_mapped(void)
+{
+	int ret = test_domain_map(&dom, &queue);
+
+	if (!ret && test_replace(&dom))
+		ret = test_fail("attach failed");
+	return ret;
+}
+
+static int check_dma(struct test_domain *on)
+{
+	int ret = test_domain_start(on, &queue);
+
+	if (!ret)
+		ret = test_domain_check(on);
+	if (!ret && atomic_read(&fn->errors))
+		ret = test_fail("%d error events", atomic_read(&fn->errors));
+	return ret;
+}
+
+/* One registration, with what is attached and with this designation */
+static int expect_registered(u32 gisa)
+{
+	struct inject_counts counts;
+
+	inject_counts(&counts);
+	if (counts.operations[FC_REGISTER] != 1)
+		return test_fail("%u registrations", counts.operations[FC_REGISTER]);
+	if (!counts.table)
+		return test_fail("no table is registered");
+	if (counts.designations[FC_REGISTER] != gisa)
+		return test_fail("registered with designation %#x, not %#x",
+				 counts.designations[FC_REGISTER], gisa);
+	return 0;
+}
+
+static int check_reenable(void)
+{
+	static const u32 gisas[] = { GISA, 0, GISA, 0 };
+	unsigned int i;
+	int ret = attach_mapped();
+
+	if (!ret)
+		ret = check_dma(&dom);
+	for (i = 0; !ret && i < ARRAY_SIZE(gisas); i++) {
+		inject_reset();
+		ret = cycle(gisas[i]);
+		if (!ret)
+			ret = expect_registered(gisas[i]);
+		if (!ret)
+			ret = check_dma(&dom);
+	}
+	return ret;
+}
+
+/* A page takes the place of another while the function is disabled. */
+static int change_mapping(void *page)
+{
+	int ret;
+
+	iommu_unmap(dom.domain, data_iova(fn), PAGE_SIZE);
+	ret = iommu_map(dom.domain, data_iova(fn), virt_to_phys(page), PAGE_SIZE,
+			IOMMU_READ | IOMMU_WRITE, GFP_KERNEL);
+	return ret ? test_fail("map: error %d", ret) : 0;
+}
+
+static int reenable_changed(void *page)
+{
+	struct zpci_dev *zdev = to_zpci(fn->pdev);
+	int ret, ret_enable;
+
+	guard(mutex)(&zdev->kzdev_lock);
+	ret = take_down();
+	if (ret)
+		return ret;
+	ret = change_mapping(page);
+	ret_enable = bring_up(GISA);
+	return ret ? ret : ret_enable;
+}
+
+static int check_changed(void)
+{
+	void *page = (void *)get_zeroed_page(GFP_KERNEL);
+	void *old = dom.data;
+	int ret;
+
+	if (!page)
+		return -ENOMEM;
+	ret = attach_mapped();
+	if (!ret)
+		ret = check_dma(&dom);
+	if (!ret)
+		ret = reenable_changed(page);
+	page_poison(old);
+	dom.data = page;
+	if (!ret)
+		ret = check_dma(&dom);
+	if (!ret && !page_is_poison(old))
+		ret = test_fail("the page that was unmapped was written to");
+	/* test_domain_free() unmaps the new page before it frees it. */
+	free_page((unsigned long)old);
+	return ret;
+}
+
+/* Blocking takes the table away, or puts an empty one in its place. */
+static int expect_named(const char *what, unsigned int operations)
+{
+	struct inject_counts counts;
+	unsigned int seen = 0;
+	unsigned int i;
+
+	inject_counts(&counts);
+	for (i = 0; i < ARRAY_SIZE(counts.operations); i++) {
+		if (!(operations & BIT(i)) || !counts.operations[i])
+			continue;
+		seen++;
+		if (counts.designations[i] != GISA)
+			return test_fail("%s: operation %u with designation %#x",
+					 what, i, counts.designations[i]);
+	}
+	return seen ? 0 : test_fail("%s: the machine was asked for nothing", what);
+}
+
+/* Replace and block, as iommufd does while the guest has the function */
+static int check_designation(void)
+{
+	int ret = attach_mapped();
+
+	if (!ret)
+		ret = cycle(GISA);
+	if (!ret)
+		ret = test_domain_map(&other, &queue);
+	if (ret)
+		return ret;
+	inject_reset();
+	if (test_replace(&other))
+		return test_fail("replace failed");
+	ret = expect_named("replace", BIT(FC_REREGISTER));
+	if (!ret)
+		ret = check_dma(&other);
+	admin_stop(fn);
+	inject_reset();
+	test_detach(&other);
+	if (!ret)
+		ret = expect_named("block", BIT(FC_REREGISTER) | BIT(FC_DEREGISTER));
+	/* What end() detaches, once more */
+	if (test_replace(&dom))
+		return test_fail("attach failed");
+	return ret;
+}
+
+/* iommufd opens a function before it attaches anything. */
+static int check_blocked(void)
+{
+	struct inject_counts counts;
+	int ret = cycle(GISA);
+
+	inject_counts(&counts);
+	if (!ret && counts.operations[FC_REGISTER])
+		ret = test_fail("a blocked function was registered");
+	inject_reset();
+	if (!ret)
+		ret = attach_mapped();
+	if (!ret)
+		ret = expect_registered(GISA);
+	return ret ? ret : check_dma(&dom);
+}
+
+static int refuse_registration(void)
+{
+	struct zpci_dev *zdev = to_zpci(fn->pdev);
+	int ret = take_down();
+
+	if (ret)
+		return ret;
+	inject_refuse(fn, BIT(FC_REGISTER));
+	zdev->gisa = GISA;
+	ret = zpci_reenable_device(zdev);
+	if (!inject_refused())
+		ret = test_fail("nothing was asked for that could be refused");
+	else if (!ret)
+		ret = test_fail("the machine refused, the enabling says that it succeeded");
+	else if (zdev_enabled(zdev))
+		ret = test_fail("the function is enabled without a table");
+	else
+		ret = 0;
+	inject_reset();
+	if (!zdev_enabled(zdev) && bring_up(0))
+		return test_fail("the function cannot be enabled any more");
+	return ret;
+}
+
+static int check_refused(void)
+{
+	struct zpci_dev *zdev = to_zpci(fn->pdev);
+	int ret = attach_mapped();
+
+	if (ret)
+		return ret;
+	mutex_lock(&zdev->kzdev_lock);
+	ret = refuse_registration();
+	mutex_unlock(&zdev->kzdev_lock);
+	if (!ret)
+		ret = expect_registered(0);
+	return ret ? ret : check_dma(&dom);
+}
+
+static int run(int (*check)(void))
+{
+	int ret = begin();
+
+	if (ret)
+		return ret;
+	ret = check();
+	end();
+	return ret;
+}
+
+static int test_reenable(void)
+{
+	return run(check_reenable);
+}
+
+static int test_changed(void)
+{
+	return run(check_changed);
+}
+
+static int test_designation(void)
+{
+	return run(check_designation);
+}
+
+static int test_blocked(void)
+{
+	return run(check_blocked);
+}
+
+static int test_refused(void)
+{
+	return run(check_refused);
+}
+
+static const struct test_case cases[] = {
+	{ "with a domain attached, with and without a guest", test_reenable },
+	{ "a mapping that changed in between means the new page", test_changed },
+	{ "replace and block name the guest", test_designation },
+	{ "blocked: nothing is registered before an attach", test_blocked },
+	{ "a refused registration leaves the function disabled", test_refused },
+};
+
+static int __init reenable_init(void)
+{
+	int ret;
+
+	fn = test_function(0);
+	if (!fn)
+		return -ENODEV;
+	ret = test_queue_alloc(&queue);
+	if (ret)
+		return ret;
+	ret = test_run("reenable", cases, ARRAY_SIZE(cases));
+	test_queue_free(&queue);
+	return ret;
+}
+
+static void __exit reenable_exit(void)
+{
+	test_forget("reenable");
+}
+
+module_init(reenable_init);
+module_exit(reenable_exit);
+MODULE_DESCRIPTION("Tests of what KVM does to a function");
+MODULE_LICENSE("GPL");
