@@ -50,6 +50,15 @@
 //! entry of a region-first or region-second table on the way to IOVA 0 is never
 //! unlinked.
 //!
+//! *Visitors own no range.* Whoever only looks at the tree ([`DmaTable::visit`])
+//! goes through a gate: one word that counts visitors and the unmaps that may
+//! unlink. A visitor counts itself, then waits for such unmaps to end; an unmap
+//! that finds a visitor counted unlinks nothing, and only empties entries, as if
+//! it covered each table in parts. Both count by one read-modify-write, so
+//! either the unmap sees the visitor, or the visitor sees the unmap and waits. No
+//! table that a visitor finds from the root is unlinked before it leaves. What it
+//! reads of leaf entries may be old as soon as it was read.
+//!
 //! *The machine* reads entries at any time. A 64-bit aligned store is atomic to
 //! it. It may keep what it read until it is told to refresh; the stores here
 //! come before the refresh because the caller puts a full barrier between them
@@ -157,6 +166,11 @@ impl Depth {
         }
     }
 
+    /// How many levels of tables that are, the page tables included.
+    pub(crate) const fn levels(self) -> u32 {
+        self as u32 + 2
+    }
+
     const fn deeper(self) -> Option<Self> {
         match self {
             Depth::Third => Some(Depth::Second),
@@ -221,6 +235,11 @@ pub(crate) trait Level {
 /// at 0: what the table spans less one byte, as a region-first table spans 2^64.
 const fn last_of<L: Level>() -> u64 {
     u64::MAX >> (u64::BITS - L::SHIFT - L::SHAPE.bits())
+}
+
+/// The bytes that one entry of a table of level `L` spans.
+const fn span<L: Level>() -> u64 {
+    1 << L::SHIFT
 }
 
 /// A level whose entries point to tables.
@@ -313,6 +332,8 @@ pub(crate) trait Cell {
     ///
     /// What is there instead, if it is not `old`; read with acquire.
     fn install(&self, old: u64, new: u64) -> Result<(), u64>;
+    /// Adds `by`, wrapping around; acquire and release. Returns what was there.
+    fn change(&self, by: u64) -> u64;
 }
 
 // The kernel's own `Atomic` calls a helper for each access; these compile to
@@ -338,6 +359,11 @@ impl Cell for AtomicU64 {
     fn install(&self, old: u64, new: u64) -> Result<(), u64> {
         self.compare_exchange(old, new, Ordering::AcqRel, Ordering::Acquire)
             .map(|_| ())
+    }
+
+    #[inline(always)]
+    fn change(&self, by: u64) -> u64 {
+        self.fetch_add(by, Ordering::AcqRel)
     }
 }
 
@@ -381,9 +407,21 @@ pub(crate) unsafe trait Memory {
 
 /// Takes the tables that an unmap unlinked.
 pub(crate) trait Retire {
+    /// Whether it takes any. If not, nothing is unlinked.
+    const TAKES: bool = true;
+
     /// Keeps `table` until the machine cannot be reading it any more, then
     /// gives it back.
     fn retire(&mut self, table: Phys, shape: Shape);
+}
+
+/// Takes no tables.
+struct Nothing;
+
+impl Retire for Nothing {
+    const TAKES: bool = false;
+
+    fn retire(&mut self, _table: Phys, _shape: Shape) {}
 }
 
 /// Why a map stopped.
@@ -577,6 +615,53 @@ fn clear<C: Cell>(run: &[C]) {
     rest.iter().for_each(|cell| cell.store(PAGE_INVALID));
 }
 
+/// Keeps tables in the tree while there are visitors (see the head of this file).
+/// The lower half of the word counts unmaps that may unlink, the upper one
+/// visitors.
+struct Gate<C: Cell>(C);
+
+impl<C: Cell> Gate<C> {
+    const UNLINKER: u64 = 1;
+    const VISITOR: u64 = 1 << 32;
+
+    /// Lets an unmap unlink tables, unless there is a visitor.
+    #[inline]
+    fn unlinker(&self) -> Option<Passage<'_, C>> {
+        let before = self.0.change(Self::UNLINKER);
+        let passage = Passage {
+            gate: self,
+            who: Self::UNLINKER,
+        };
+        (before < Self::VISITOR).then_some(passage)
+    }
+
+    /// Lets a visitor in, after the last unmap that may unlink.
+    fn visitor(&self, mut wait: impl FnMut()) -> Passage<'_, C> {
+        let mut now = self.0.change(Self::VISITOR);
+        while now % Self::VISITOR != 0 {
+            wait();
+            now = self.0.load_acquire();
+        }
+        Passage {
+            gate: self,
+            who: Self::VISITOR,
+        }
+    }
+}
+
+/// Somebody who is counted by a gate.
+struct Passage<'t, C: Cell> {
+    gate: &'t Gate<C>,
+    who: u64,
+}
+
+impl<C: Cell> Drop for Passage<'_, C> {
+    #[inline]
+    fn drop(&mut self) {
+        self.gate.0.change(self.who.wrapping_neg());
+    }
+}
+
 /// A tree of translation tables.
 ///
 /// # Invariants
@@ -591,6 +676,24 @@ pub(crate) struct DmaTable<M: Memory> {
     /// The region-third table that begins at IOVA 0. It was the first top, so it
     /// stays.
     low: Phys,
+    gate: Gate<M::Cell>,
+}
+
+/// Somebody who looks at a tree and owns nothing in it. As long as it is there,
+/// no table is unlinked, so that it should not stay for long.
+pub(crate) struct Visit<'t, M: Memory> {
+    tree: &'t DmaTable<M>,
+    _passage: Passage<'t, M::Cell>,
+}
+
+impl<M: Memory> Visit<'_, M> {
+    /// What the tree says of `iova` now: a translation, or how large the empty
+    /// entry is that it ends in, in bytes (its span is aligned to that). `None`
+    /// above the reach of the tree.
+    pub(crate) fn find(&self, iova: Iova) -> Option<Result<Translation, u64>> {
+        // SAFETY: No table is unlinked while there is a visitor.
+        unsafe { self.tree.find(iova) }
+    }
 }
 
 impl<M: Memory> DmaTable<M> {
@@ -604,7 +707,7 @@ impl<M: Memory> DmaTable<M> {
         memory: M,
         depth: Depth,
         flags: M::Flags,
-        cell: impl FnOnce(u64) -> M::Cell,
+        cell: impl Fn(u64) -> M::Cell,
     ) -> Result<Self, MapError> {
         let origin = memory
             .alloc(Shape::Upper, flags)
@@ -618,6 +721,7 @@ impl<M: Memory> DmaTable<M> {
             memory,
             root: cell(top.pack()),
             low: origin,
+            gate: Gate(cell(0)),
         };
         tree.widen(depth, flags)?;
         Ok(tree)
@@ -914,6 +1018,20 @@ impl<M: Memory> DmaTable<M> {
     /// Unmaps a range of any size.
     #[inline(never)]
     fn unmap_long(&self, iova: Iova, size: u64, retire: &mut impl Retire) -> u64 {
+        match self.gate.unlinker() {
+            Some(_passage) => self.sweep(iova, size, retire),
+            None => self.sweep_visited(iova, size),
+        }
+    }
+
+    /// Unmaps a range while there is a visitor: all tables stay.
+    #[cold]
+    fn sweep_visited(&self, iova: Iova, size: u64) -> u64 {
+        self.sweep(iova, size, &mut Nothing)
+    }
+
+    #[inline]
+    fn sweep(&self, iova: Iova, size: u64, retire: &mut impl Retire) -> u64 {
         let root = self.root();
         match root.depth {
             // SAFETY: The root is a table of the level that its depth says, and
@@ -943,42 +1061,75 @@ impl<M: Memory> DmaTable<M> {
         L::sweep(self, &top, iova, size, retire)
     }
 
+    /// Lets a visitor in. `wait` is called as long as unmaps are under way that
+    /// began before; it should let others run.
+    pub(crate) fn visit(&self, wait: impl FnMut()) -> Visit<'_, M> {
+        Visit {
+            tree: self,
+            _passage: self.gate.visitor(wait),
+        }
+    }
+
     /// Finds the translation of `iova`.
     ///
     /// # Safety
     ///
     /// Nobody unmaps a range that holds `iova` meanwhile.
     pub(crate) unsafe fn lookup(&self, iova: Iova) -> Option<Translation> {
-        let root = self.root();
-        if iova.0 > root.depth.reach() {
-            return None;
-        }
-        let segments = self.peek::<Third>(self.third_table(root, iova)?.cell(iova))?;
-        let segment = segments.cell(iova).load_acquire();
-        if segment & (ENTRY_INVALID | FRAME) == FRAME {
-            return Some(translation(segment, FRAME_SIZE, iova));
-        }
-        let pages = self.peek::<Segment>(segments.cell(iova))?;
-        let page = pages.cell(iova).load();
-        (page & PAGE_INVALID == 0).then(|| translation(page, PAGE_SIZE, iova))
+        // SAFETY: The caller's promise.
+        unsafe { self.find(iova) }?.ok()
     }
 
-    /// The region-third table that translates `iova`, if there is one.
-    fn third_table(&self, root: Root, iova: Iova) -> Option<Table<'_, Third, M>> {
+    /// The translation of `iova`, or how many bytes the empty entry spans that
+    /// it ends in. `None` above the reach.
+    ///
+    /// # Safety
+    ///
+    /// Nobody unlinks a table that holds `iova` meanwhile.
+    #[inline]
+    unsafe fn find(&self, iova: Iova) -> Option<Result<Translation, u64>> {
+        let root = self.root();
+        (iova.0 <= root.depth.reach()).then(|| self.find_below(root, iova))
+    }
+
+    #[inline]
+    fn find_below(&self, root: Root, iova: Iova) -> Result<Translation, u64> {
+        let third = self.third_table(root, iova)?;
+        let segments = self
+            .peek::<Third>(third.cell(iova))
+            .ok_or(span::<Third>())?;
+        let segment = segments.cell(iova).load_acquire();
+        if segment & (ENTRY_INVALID | FRAME) == FRAME {
+            return Ok(translation(segment, FRAME_SIZE, iova));
+        }
+        let pages = self
+            .peek::<Segment>(segments.cell(iova))
+            .ok_or(span::<Segment>())?;
+        let page = pages.cell(iova).load();
+        if page & PAGE_INVALID == 0 {
+            Ok(translation(page, PAGE_SIZE, iova))
+        } else {
+            Err(span::<Page>())
+        }
+    }
+
+    /// The region-third table that translates `iova`, or how many bytes the empty
+    /// entry spans that is there instead.
+    #[inline]
+    fn third_table(&self, root: Root, iova: Iova) -> Result<Table<'_, Third, M>, u64> {
         // SAFETY: The root is a table of the level that its depth says.
-        unsafe {
+        let second: Table<'_, Second, M> = unsafe {
             match root.depth {
-                Depth::Third => Some(Table::new(&self.memory, root.origin)),
-                Depth::Second => {
-                    let top: Table<'_, Second, M> = Table::new(&self.memory, root.origin);
-                    self.peek::<Second>(top.cell(iova))
-                }
+                Depth::Third => return Ok(Table::new(&self.memory, root.origin)),
+                Depth::Second => Table::new(&self.memory, root.origin),
                 Depth::First => {
                     let top: Table<'_, First, M> = Table::new(&self.memory, root.origin);
-                    self.peek::<Second>(self.peek::<First>(top.cell(iova))?.cell(iova))
+                    self.peek::<First>(top.cell(iova)).ok_or(span::<First>())?
                 }
             }
-        }
+        };
+        self.peek::<Second>(second.cell(iova))
+            .ok_or(span::<Second>())
     }
 
     /// The segment table that translates `iova`, made if it is missing.
@@ -1023,7 +1174,7 @@ impl<M: Memory> DmaTable<M> {
     fn peek<L: Upper>(&self, cell: &M::Cell) -> Option<Table<'_, L::Below, M>> {
         // SAFETY: By the invariant of the tree the entry points to a table of
         // the level below; it stays, because only an owner of all that it spans
-        // unlinks it, and the caller owns a part of that.
+        // unlinks it, and the caller owns a part of that or is a visitor.
         L::origin(cell.load_acquire()).map(|origin| unsafe { Table::new(&self.memory, origin) })
     }
 
@@ -1141,23 +1292,23 @@ fn translation(entry: u64, page_size: u64, iova: Iova) -> Translation {
 trait Sweep: Level + Sized {
     /// Unmaps what of the range lies in `table`. Returns the bytes that were
     /// unmapped, from the start on.
-    fn sweep<M: Memory>(
+    fn sweep<M: Memory, R: Retire>(
         tree: &DmaTable<M>,
         table: &Table<'_, Self, M>,
         iova: Iova,
         size: u64,
-        retire: &mut impl Retire,
+        retire: &mut R,
     ) -> u64;
 }
 
 impl Sweep for Page {
     #[inline]
-    fn sweep<M: Memory>(
+    fn sweep<M: Memory, R: Retire>(
         _tree: &DmaTable<M>,
         table: &Table<'_, Page, M>,
         iova: Iova,
         size: u64,
-        _retire: &mut impl Retire,
+        _retire: &mut R,
     ) -> u64 {
         let mut run = table.run(iova, size);
         if !all_live(run) {
@@ -1171,12 +1322,12 @@ impl Sweep for Page {
 
 impl Sweep for Segment {
     #[inline]
-    fn sweep<M: Memory>(
+    fn sweep<M: Memory, R: Retire>(
         tree: &DmaTable<M>,
         table: &Table<'_, Segment, M>,
         iova: Iova,
         size: u64,
-        retire: &mut impl Retire,
+        retire: &mut R,
     ) -> u64 {
         let size = part_in::<Segment>(iova, size);
         let mut done = 0u64;
@@ -1185,7 +1336,7 @@ impl Sweep for Segment {
             let part = part_in::<Page>(at, size.wrapping_sub(done));
             let cell = table.cell(at);
             let swept = match tree.peek::<Segment>(cell) {
-                Some(pages) if part == FRAME_SIZE && all_live(pages.cells()) => {
+                Some(pages) if R::TAKES && part == FRAME_SIZE && all_live(pages.cells()) => {
                     // The page table goes as it is.
                     unlink::<Segment, M::Cell>(cell, retire);
                     part
@@ -1207,14 +1358,14 @@ macro_rules! region_sweep {
     ($level:ident) => {
         impl Sweep for $level {
             #[inline]
-            fn sweep<M: Memory>(
+            fn sweep<M: Memory, R: Retire>(
                 tree: &DmaTable<M>,
                 table: &Table<'_, $level, M>,
                 iova: Iova,
                 size: u64,
-                retire: &mut impl Retire,
+                retire: &mut R,
             ) -> u64 {
-                sweep_regions::<$level, M>(tree, table, iova, size, retire)
+                sweep_regions::<$level, M, R>(tree, table, iova, size, retire)
             }
         }
     };
@@ -1227,17 +1378,18 @@ region_sweep!(First);
 /// Unmaps in a region table, and unlinks the tables below it that are covered
 /// whole.
 #[inline]
-fn sweep_regions<L, M>(
+fn sweep_regions<L, M, R>(
     tree: &DmaTable<M>,
     table: &Table<'_, L, M>,
     iova: Iova,
     size: u64,
-    retire: &mut impl Retire,
+    retire: &mut R,
 ) -> u64
 where
     L: Upper,
     L::Below: Sweep + Spine,
     M: Memory,
+    R: Retire,
 {
     let size = part_in::<L>(iova, size);
     let mut done = 0u64;
@@ -1253,7 +1405,8 @@ where
         if swept != part {
             break;
         }
-        if part.wrapping_sub(1) == last_of::<L::Below>() && !L::Below::stays(at) {
+        let whole = part.wrapping_sub(1) == last_of::<L::Below>();
+        if R::TAKES && whole && !L::Below::stays(at) {
             unlink::<L, M::Cell>(cell, retire);
         }
     }

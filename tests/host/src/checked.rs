@@ -11,6 +11,7 @@ use crate::dma_table::{
     Access, Depth, DmaTable, Iova, MapError, Mapping, Phys, Root, Translation, FRAME_SIZE,
     PAGE_SIZE,
 };
+use crate::dump::{self, Dump, Step};
 use crate::memory::{HostMemory, Retired};
 use crate::walker::{self, Found, Leaf, Level};
 
@@ -33,7 +34,11 @@ pub(crate) struct Checked<'m> {
     retired: Retired<'m>,
     /// Every root that the tree had; machines may have any of them registered.
     roots: Vec<Root>,
+    unmaps: u64,
 }
+
+/// Every so manieth unmap has a visitor in the tree beside it.
+const VISITED: u64 = 8;
 
 impl<'m> Checked<'m> {
     /// An empty tree.
@@ -51,6 +56,7 @@ impl<'m> Checked<'m> {
             model: BTreeMap::new(),
             retired: Retired::new(memory),
             roots,
+            unmaps: 0,
         })
     }
 
@@ -172,12 +178,17 @@ impl<'m> Checked<'m> {
             expected += leaf.size;
         }
         let made = self.memory.made();
+        let waiting = self.retired.waiting();
+        self.unmaps += 1;
+        let visit = (self.unmaps % VISITED == 0).then(|| self.tree.visit(|| unreachable!()));
         let bytes = if self.unmap_page(iova, size) {
             size
         } else {
             // SAFETY: There is one thread, and the range lies within reach.
             unsafe { self.tree.unmap(Iova(iova), size, &mut self.retired) }
         };
+        let visited = visit.is_some();
+        drop(visit);
         assert_eq!(bytes, expected, "unmapped from {iova:#x}, of {size:#x}");
         assert_eq!(self.memory.made(), made, "an unmap allocated");
         if bytes != 0 {
@@ -186,7 +197,11 @@ impl<'m> Checked<'m> {
             for at in gone {
                 self.model.remove(&at);
             }
-            self.check_reclaim(iova, last);
+            if visited {
+                assert_eq!(self.retired.waiting(), waiting, "taken from a visitor");
+            } else {
+                self.check_reclaim(iova, last);
+            }
         }
         self.agree_around(iova, size);
         bytes
@@ -278,6 +293,45 @@ impl<'m> Checked<'m> {
         ends.into_iter().chain(inside).for_each(|at| self.agree(at));
     }
 
+    /// Compares a dump, made in visits of a few entries, with the plain map.
+    fn agree_dump(&self) {
+        let mut expected: Vec<dump::Run> = Vec::new();
+        for (&iova, leaf) in &self.model {
+            let access = match leaf.read_only {
+                true => Access::READ_ONLY,
+                false => Access::READ_WRITE,
+            };
+            let last = iova + (leaf.size - 1);
+            match expected.last_mut() {
+                Some(run)
+                    if run.last + 1 == iova
+                        && run.phys + (iova - run.iova) == leaf.phys
+                        && (run.page_size, run.access) == (leaf.size, access) =>
+                {
+                    run.last = last;
+                }
+                _ => expected.push(dump::Run {
+                    iova,
+                    last,
+                    phys: leaf.phys,
+                    page_size: leaf.size,
+                    access,
+                }),
+            }
+        }
+        let mut dump = Dump::new();
+        let mut found = Vec::new();
+        loop {
+            let visit = self.tree.visit(|| unreachable!());
+            match dump.step(100, |iova| visit.find(iova)) {
+                Step::Run(run) => found.push(run),
+                Step::Pause => {}
+                Step::End => break,
+            }
+        }
+        assert_eq!(found, expected, "dump");
+    }
+
     /// Compares everything, from every root, and counts the tables.
     pub(crate) fn agree_all(&self) {
         for root in &self.roots {
@@ -296,6 +350,7 @@ impl<'m> Checked<'m> {
     /// Compares everything, drops the tree and looks for leaks.
     pub(crate) fn finish(mut self) {
         self.agree_all();
+        self.agree_dump();
         drop(ManuallyDrop::into_inner(self.tree));
         self.retired.refresh();
         self.memory.check_all_freed();

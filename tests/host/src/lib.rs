@@ -25,6 +25,9 @@ mod aperture;
 #[path = "../../../dma_table.rs"]
 mod dma_table;
 #[allow(dead_code)]
+#[path = "../../../dump.rs"]
+mod dump;
+#[allow(dead_code)]
 #[path = "../../../pending.rs"]
 mod pending;
 

@@ -34,6 +34,9 @@ trait Orders: Send + Sync + 'static {
     const ACQUIRE: Ordering = Ordering::Acquire;
     /// Whether an install is one step.
     const ATOMIC: bool = true;
+    const CHANGED: Ordering = Ordering::AcqRel;
+    /// Whether unmaps find out that there are visitors.
+    const COUNTED: bool = true;
 }
 
 /// As in the driver.
@@ -114,6 +117,15 @@ impl<O: Orders> Cell for ModelCell<O> {
                 Ok(())
             }
             found => Err(found),
+        }
+    }
+
+    fn change(&self, by: u64) -> u64 {
+        let before = self.enter().fetch_add(by, O::CHANGED);
+        if O::COUNTED || by != 1 {
+            before
+        } else {
+            0
         }
     }
 }
@@ -300,6 +312,13 @@ impl<O: Orders> Tree<O> {
             assert_eq!(found.phys, Phys(phys(page)));
             true
         })
+    }
+
+    /// Looks for a page that it does not own. What it finds is there or was.
+    fn visit(&self, page: u64) {
+        let visit = self.tree.visit(thread::yield_now);
+        let found = visit.find(Iova(page * PAGE_SIZE)).expect("in reach");
+        assert!(found.map_or(true, |found| found.phys == Phys(phys(page))));
     }
 
     /// Walks to a page as the machine does, at any time. Whether it is mapped.
@@ -527,6 +546,43 @@ checks! {
         ]
         => [SEGMENT_TABLE];
 
+    reclaim_beside_a_visitor:
+        |t, _| t.map(0, PAGE_TABLE)
+        => [|t, r| t.unmap(0, PAGE_TABLE, r), |t, _| t.visit(1)]
+        => [];
+
+    reclaim_of_a_segment_table_beside_a_visitor:
+        |t, _| t.map(0, SEGMENT_TABLE)
+        => [|t, r| t.unmap(0, SEGMENT_TABLE, r), |t, _| t.visit(1)]
+        => [];
+
+    /// The second unmap may find what the first one had to leave.
+    reclaims_and_maps_beside_a_visitor:
+        |t, _| t.map(0, PAGE_TABLE)
+        => [
+            |t, r| { t.unmap(0, PAGE_TABLE, r); t.map(0, PAGE_TABLE); t.unmap(0, PAGE_TABLE, r) },
+            |t, _| t.visit(1)
+        ]
+        => [];
+
+    two_reclaims_beside_a_visitor:
+        |t, _| t.map(0, SEGMENT_TABLE)
+        => [
+            |t, r| t.unmap(0, PAGE_TABLE, r),
+            |t, r| t.unmap(PAGE_TABLE, PAGE_TABLE, r),
+            |t, _| t.visit(0)
+        ]
+        => [];
+
+    a_visitor_beside_widen_and_map:
+        |t, _| t.map(0, 1)
+        => [
+            |t, _| t.visit(PAGE_TABLE),
+            |t, _| t.widen(Depth::Second),
+            |t, _| t.map(PAGE_TABLE, 1)
+        ]
+        => [0, PAGE_TABLE];
+
     reclaim_beside_widen_and_map:
         |t, _| t.map(0, PAGE_TABLE)
         => [
@@ -608,6 +664,18 @@ mod weakened {
         /// A walker comes to a new top whose entry 0 it may not see.
         widen_without_release { const INSTALLED: Ordering = Ordering::Relaxed; }
             in |t, _| t.map(0, PAGE_TABLE) => [|t, _| t.widen(Depth::Second), |t, _| _ = t.lookup(0)]
+            panics "Causality violation";
+
+        /// An unmap takes the tables that a visitor is in.
+        visitors_are_not_seen { const COUNTED: bool = false; }
+            in |t, _| t.map(0, PAGE_TABLE)
+            => [|t, r| { t.unmap(0, PAGE_TABLE, r); t.map(0, PAGE_TABLE) }, |t, _| t.visit(1)]
+            panics "Causality violation";
+
+        /// The visitor counts itself, and may not see what was unlinked before.
+        gate_without_order { const CHANGED: Ordering = Ordering::Relaxed; }
+            in |t, _| t.map(0, PAGE_TABLE)
+            => [|t, r| { t.unmap(0, PAGE_TABLE, r); t.map(0, PAGE_TABLE) }, |t, _| t.visit(1)]
             panics "Causality violation";
 
         root_without_acquire { const ACQUIRE: Ordering = Ordering::Relaxed; }
