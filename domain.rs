@@ -47,11 +47,16 @@ use kernel::{
         rcu,
         Arc,
         Mutex, //
+    },
+    time::{
+        delay::fsleep,
+        Delta, //
     }, //
 };
 
 use crate::{
     aperture::Range,
+    debugfs::Entry,
     dma_table::{
         Access,
         Depth,
@@ -66,14 +71,21 @@ use crate::{
         PAGE_SHIFT,
         PAGE_SIZE, //
     },
+    dump::{Dump, Step},
     function::Function,
     iommu::{self, Gather, Gfp, Prot},
     irqlock::IrqLock,
     members::Members,
     memory::{Retired, TablePages},
     pending::Pending,
+    seen,
+    trace,
     zpci::{Counters, Designation, Refusal}, //
 };
+
+/// How many entries a dump looks at in one visit of a table. Unmaps give no tables
+/// back meanwhile, so it is to be short: some tens of microseconds.
+const STRETCH: usize = 1024;
 
 /// A domain as the core sees it.
 pub(crate) type Domain = iommu::Domain<Paging>;
@@ -81,6 +93,8 @@ pub(crate) type Domain = iommu::Domain<Paging>;
 /// What the core's domain holds: a share in the address space. Functions hold
 /// others, so a table outlives a function that could not be taken off it.
 pub(crate) struct Paging {
+    /// Its folder in debugfs.
+    _shown: Option<Entry<Arc<Space>>>,
     /// The address space.
     pub(crate) space: Arc<Space>,
 }
@@ -88,6 +102,9 @@ pub(crate) struct Paging {
 /// An address space.
 #[pin_data]
 pub(crate) struct Space {
+    /// The number by which it is traced and shown, from 1 on.
+    number: u64,
+    page_sizes: u64,
     table: DmaTable<TablePages>,
     members: Members<Function>,
     pending: Pending,
@@ -112,8 +129,12 @@ impl Domain {
     pub(crate) fn for_function(function: &Function, page_sizes: u64) -> Result<Pin<KBox<Self>>> {
         let last = function.window().last();
         let depth = Depth::for_reach(last);
-        let space = Arc::pin_init(Space::new(depth, last), GFP_KERNEL)?;
-        Domain::new(Paging { space }, page_sizes, depth.reach())
+        let space = Arc::pin_init(Space::new(depth, last, page_sizes), GFP_KERNEL)?;
+        let paging = Paging {
+            _shown: seen::show_domain(&space),
+            space,
+        };
+        Domain::new(paging, page_sizes, depth.reach())
     }
 
     /// The address space.
@@ -239,7 +260,7 @@ impl Domain {
         let space = self.space();
         let _attach = space.attach.lock();
         let depth = space.depth_with(function)?;
-        space.table.widen(depth, Gfp::KERNEL_ACCOUNT)?;
+        space.widen(depth)?;
         // The core reads the aperture at any time, so the table comes first.
         self.widen_aperture(depth.reach());
         // SAFETY: A function leaves before it goes, and waits for a grace
@@ -249,15 +270,70 @@ impl Domain {
 }
 
 impl Space {
-    fn new(depth: Depth, last: u64) -> impl PinInit<Self, Error> {
+    fn new(depth: Depth, last: u64, page_sizes: u64) -> impl PinInit<Self, Error> {
+        static LAST_NUMBER: AtomicU64 = AtomicU64::new(0);
+
+        let number = LAST_NUMBER.fetch_add(1, Ordering::Relaxed) + 1;
+        let pages = TablePages::of_domain(number);
         try_pin_init!(Self {
-            table: DmaTable::new(TablePages::default(), depth, Gfp::KERNEL_ACCOUNT, Into::into)?,
+            number,
+            page_sizes,
+            table: DmaTable::new(pages, depth, Gfp::KERNEL_ACCOUNT, Into::into)?,
             members: Members::new(),
             pending: Pending::new(last),
             flush <- IrqLock::new((), c"s390_iommu::flush", static_lock_class!()),
             attach <- new_mutex!((), "s390_iommu::attach"),
             counters: Counters::default(),
         }? Error)
+    }
+
+    /// Makes the table deep enough, if it is not.
+    fn widen(&self, depth: Depth) -> Result {
+        let before = self.table.root().depth;
+        if depth <= before {
+            return Ok(());
+        }
+        let result = self.table.widen(depth, Gfp::KERNEL_ACCOUNT);
+        let result = result.map_err(Error::from);
+        trace::widen(self.number, before, depth, result);
+        result
+    }
+
+    /// The number by which it is traced and shown, from 1 on.
+    pub(crate) fn number(&self) -> u64 {
+        self.number
+    }
+
+    /// How deep the table is now.
+    pub(crate) fn depth(&self) -> Depth {
+        self.table.root().depth
+    }
+
+    /// The page sizes, as a bitmap.
+    pub(crate) fn page_sizes(&self) -> u64 {
+        self.page_sizes
+    }
+
+    /// How much memory the tables take, in bytes, without those that wait for a
+    /// flush to be freed.
+    pub(crate) fn table_bytes(&self) -> usize {
+        self.table.memory().bytes()
+    }
+
+    /// Calls `work` for each function that is attached, or about to be.
+    pub(crate) fn for_each_member(&self, work: impl FnMut(&Function)) {
+        let guard = rcu::read_lock();
+        self.members.iter(&guard).for_each(work);
+    }
+
+    /// Goes on with a dump, for a stretch of entries.
+    ///
+    /// # Context
+    ///
+    /// May sleep.
+    pub(crate) fn dump(&self, dump: &mut Dump) -> Step {
+        let visit = self.table.visit(|| fsleep(Delta::from_micros(10)));
+        dump.step(STRETCH, |iova| visit.find(iova))
     }
 
     /// How deep the table has to be with `function` among the members.

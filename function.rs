@@ -36,6 +36,7 @@ use core::sync::atomic::{
     fence,
     AtomicBool,
     AtomicU64,
+    AtomicU8,
     Ordering, //
 };
 
@@ -54,6 +55,7 @@ use crate::{
     dma_table::Depth,
     domain::{self, Domain, Space},
     members,
+    trace,
     zpci::{
         Designation,
         Outcome,
@@ -68,6 +70,55 @@ enum Attached {
     Blocked,
     Identity,
     Space(Arc<Space>),
+}
+
+impl Attached {
+    /// By which name it is traced.
+    fn number(&self) -> u64 {
+        match self {
+            Attached::Blocked => trace::attached::BLOCKED,
+            Attached::Identity => trace::attached::IDENTITY,
+            Attached::Space(space) => space.number(),
+        }
+    }
+}
+
+/// What *Modify PCI Function Controls* was asked for.
+#[derive(Clone, Copy)]
+pub(crate) enum Operation {
+    /// To register a table.
+    Register,
+    /// To register another one.
+    Reregister,
+    /// To take the table away.
+    Deregister,
+}
+
+impl Operation {
+    /// In a word.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Operation::Register => "register",
+            Operation::Reregister => "re-register",
+            Operation::Deregister => "deregister",
+        }
+    }
+}
+
+/// What there is to see of a function, all at one moment.
+pub(crate) struct Status {
+    /// What is attached, by its name in traces.
+    pub(crate) attached: u64,
+    /// What the driver takes to be registered; `None` if it does not know.
+    pub(crate) told: Option<Registered>,
+    /// What is registered, says the machine.
+    pub(crate) registered: Result<Registered, Refusal>,
+    /// What the machine was told last, and how that went.
+    pub(crate) last: Option<(Operation, Outcome)>,
+    /// How many refreshes were refused.
+    pub(crate) refused: u64,
+    /// The condition code of the last one of them.
+    pub(crate) refused_cc: Option<u8>,
 }
 
 /// What the machine has registered, as far as that is known.
@@ -88,6 +139,8 @@ struct State {
     stuck: Option<Arc<Space>>,
     /// Whether the machine cannot be using anything but what is registered.
     settled: bool,
+    /// What the machine was told last, and how that went.
+    last: Option<(Operation, Outcome)>,
 }
 
 impl State {
@@ -104,6 +157,14 @@ impl State {
         self.settled = true;
         self.stuck = None;
     }
+
+    /// Why the machine refused, in words.
+    fn why(&self, refusal: Refusal) -> &'static CStr {
+        match self.last {
+            Some((_, outcome)) if outcome.cc != 0 => outcome.words(),
+            _ => refusal.words(),
+        }
+    }
 }
 
 /// A function that the driver serves.
@@ -116,6 +177,9 @@ pub(crate) struct Function {
     empty: Designation,
     /// Whether a refresh is legal.
     live: AtomicBool,
+    /// How many refreshes were refused, and the condition code of the last one.
+    refused: AtomicU64,
+    refused_cc: AtomicU8,
     #[pin]
     state: Mutex<State>,
 }
@@ -142,11 +206,14 @@ impl Function {
             deepest,
             empty,
             live: AtomicBool::new(false),
+            refused: AtomicU64::new(0),
+            refused_cc: AtomicU8::new(0),
             state <- new_mutex!(State {
                 attached: Attached::Blocked,
                 machine: Machine::Nothing,
                 stuck: None,
                 settled: true,
+                last: None,
             }, "s390_iommu::function"),
         }? Error))
     }
@@ -179,13 +246,20 @@ impl Function {
     /// May sleep.
     pub(crate) fn attach(&self, domain: &Domain) -> Result {
         let mut state = self.state.lock();
+        let from = state.attached.number();
+        let result = self.attach_space(&mut state, domain);
+        trace::attach(self.zdev.fid(), from, domain.space().number(), result);
+        result
+    }
+
+    fn attach_space(&self, state: &mut State, domain: &Domain) -> Result {
         let space = domain.space();
         let again = matches!(&state.attached, Attached::Space(old) if Arc::ptr_eq(old, space));
         if !again {
             domain.admit(self)?;
         }
         let target = space.designation();
-        if let Err(refusal) = self.switch(&mut state, target) {
+        if let Err(refusal) = self.switch(state, target) {
             if !state.settled {
                 state.keep(space);
             }
@@ -216,7 +290,9 @@ impl Function {
         }
         self.zdev.set_domain(blocked);
         let old = core::mem::replace(&mut state.attached, Attached::Blocked);
+        let from = old.number();
         self.leave(old);
+        trace::attach(self.zdev.fid(), from, trace::attached::BLOCKED, Ok(()));
     }
 
     /// Lets the function do DMA without translation: `identity`, as the core
@@ -231,19 +307,26 @@ impl Function {
     ///
     /// May sleep.
     pub(crate) fn attach_identity(&self, identity: *mut bindings::iommu_domain) -> Result {
+        let mut state = self.state.lock();
+        let from = state.attached.number();
+        let result = self.skip_translation(&mut state, identity);
+        trace::attach(self.zdev.fid(), from, trace::attached::IDENTITY, result);
+        result
+    }
+
+    fn skip_translation(&self, state: &mut State, identity: *mut bindings::iommu_domain) -> Result {
         if !self.zdev.may_skip_translation() {
             return Err(EINVAL);
         }
-        let mut state = self.state.lock();
         let before = state.machine;
         // A function that does not translate must not be refreshed, so it comes
         // off the table first, and then out of the flushes' sight.
         if before != Machine::Nothing {
-            self.switch(&mut state, self.empty)?;
+            self.switch(state, self.empty)?;
         }
         self.stop_refreshes();
-        if let Err(refusal) = domain::matters(self.set(&mut state, Designation::IDENTITY)) {
-            self.restore(&mut state, before);
+        if let Err(refusal) = domain::matters(self.set(state, Designation::IDENTITY)) {
+            self.go_back(state, before, refusal);
             return Err(refusal.into());
         }
         self.zdev.set_domain(identity);
@@ -309,10 +392,10 @@ impl Function {
         self.stop_refreshes();
         if state.machine != Machine::Nothing {
             // The empty table may go with the driver.
-            let refused = domain::matters(self.zdev.deregister().check());
+            let refused = domain::matters(self.deregister(&mut state).check());
             if let Err(refusal) = refused {
                 self.zdev
-                    .complain(c"refused to give its table back; reset it", refusal);
+                    .complain(c"refused to give its table back; reset it", refusal.words());
                 // Better lost than used.
                 if let Some(space) = state.stuck.take() {
                     core::mem::forget(space);
@@ -340,31 +423,78 @@ impl Function {
             return Ok(());
         }
         counter.fetch_add(1, Ordering::Relaxed);
-        domain::matters(self.zdev.refresh(range).or_else(|refusal| {
+        domain::matters(self.refresh(range, 0).or_else(|refusal| {
             if refusal != Refusal::Resources {
                 return Err(refusal);
             }
             counter.fetch_add(2, Ordering::Relaxed);
             // Whether there is room now the next one tells.
-            let _ = self.zdev.refresh(self.window);
-            self.zdev.refresh(range)
+            let _ = self.refresh(self.window, 0);
+            self.refresh(range, 1)
         }))
+    }
+
+    /// Refreshes a range, for the `retries`-th time after the first one.
+    #[inline]
+    fn refresh(&self, range: Range, retries: u32) -> Result<(), Refusal> {
+        let result = self.zdev.refresh(range);
+        let cc = result.map_or_else(Refusal::condition_code, |()| 0);
+        trace::refresh(self.zdev.fid(), range, cc, retries);
+        if cc != 0 {
+            self.refused.fetch_add(1, Ordering::Relaxed);
+            self.refused_cc.store(cc, Ordering::Relaxed);
+        }
+        result
+    }
+
+    /// What there is to see, for debugfs.
+    ///
+    /// # Context
+    ///
+    /// May sleep.
+    pub(crate) fn status(&self) -> Status {
+        let state = self.state.lock();
+        let refused = self.refused.load(Ordering::Relaxed);
+        Status {
+            attached: state.attached.number(),
+            told: match state.machine {
+                Machine::Nothing => Some(Registered::Nothing),
+                Machine::Table(table) => Some(Registered::This(table)),
+                Machine::Unknown => None,
+            },
+            registered: self.zdev.registered(),
+            last: state.last,
+            refused,
+            refused_cc: (refused != 0).then(|| self.refused_cc.load(Ordering::Relaxed)),
+        }
     }
 
     /// Says that the machine goes on using what was unmapped.
     pub(crate) fn complain(&self, refusal: Refusal) {
-        self.zdev
-            .complain(c"refresh refused, DMA may reach unmapped memory", refusal);
+        self.zdev.complain(
+            c"refresh refused, DMA may reach unmapped memory",
+            refusal.words(),
+        );
     }
 
     /// Step 2: from what is registered to `target`, or back.
     fn switch(&self, state: &mut State, target: Designation) -> Result<(), Refusal> {
         let before = state.machine;
         let told = self.tell(state, target);
-        if told.is_err() {
-            self.restore(state, before);
+        if let Err(refusal) = told {
+            self.go_back(state, before, refusal);
         }
         told
+    }
+
+    /// After a refusal: puts back what was registered before, and says so, once
+    /// for each attach.
+    fn go_back(&self, state: &mut State, before: Machine, refusal: Refusal) {
+        let why = state.why(refusal);
+        if self.restore(state, before) {
+            self.zdev
+                .complain(c"attach refused, it stays where it was", why);
+        }
     }
 
     /// Registers `target` and refreshes the window. A function that cannot do
@@ -428,7 +558,7 @@ impl Function {
     /// all that was stored, and that the function is a member and live, before.
     fn refresh_window(&self) -> Result<(), Refusal> {
         fence(Ordering::SeqCst);
-        self.zdev.refresh(self.window)
+        self.refresh(self.window, 0)
     }
 
     /// Registers `target`, with whichever instruction fits.
@@ -442,10 +572,10 @@ impl Function {
             Machine::Table(_) => true,
             Machine::Unknown => is_registered()?,
         };
-        let mut result = self.issue(assumed, target);
+        let mut result = self.issue(state, assumed, target);
         // The machine may know better whether something is registered.
         if result == Err(Refusal::Other) && is_registered().is_ok_and(|now| now != assumed) {
-            result = self.issue(!assumed, target);
+            result = self.issue(state, !assumed, target);
         }
         result?;
         state.machine = Machine::Table(target);
@@ -454,17 +584,32 @@ impl Function {
         Ok(())
     }
 
-    fn issue(&self, registered: bool, target: Designation) -> Result<(), Refusal> {
-        if registered {
-            self.zdev.reregister(self.window, target).check()
+    fn issue(
+        &self,
+        state: &mut State,
+        registered: bool,
+        target: Designation,
+    ) -> Result<(), Refusal> {
+        let (operation, outcome) = if registered {
+            let outcome = self.zdev.reregister(self.window, target);
+            (Operation::Reregister, outcome)
         } else {
-            self.zdev.register(self.window, target).check()
-        }
+            (Operation::Register, self.zdev.register(self.window, target))
+        };
+        state.last = Some((operation, outcome));
+        outcome.check()
+    }
+
+    fn deregister(&self, state: &mut State) -> Outcome {
+        let outcome = self.zdev.deregister();
+        state.last = Some((Operation::Deregister, outcome));
+        outcome
     }
 
     /// After a refusal: puts back what was registered before, if the machine
-    /// lost it. If that is refused too, the function is blocked.
-    fn restore(&self, state: &mut State, before: Machine) {
+    /// lost it. If that is refused too, says so, and the function is blocked.
+    /// Returns whether it is where it was.
+    fn restore(&self, state: &mut State, before: Machine) -> bool {
         let before = match before {
             Machine::Table(before) => before,
             // The empty table blocks as well, and may be there by now.
@@ -485,12 +630,14 @@ impl Function {
             self.tell(state, before)
         };
         if let Err(refusal) = put_back {
+            let why = state.why(refusal);
             self.zdev
-                .complain(c"new table refused, then the old one; reset it", refusal);
+                .complain(c"new table refused, then the old one; reset it", why);
             if let Err(refusal) = self.tell(state, self.empty) {
                 self.force_block(state, refusal);
             }
         }
+        put_back.is_ok()
     }
 
     /// What the machine is to be told, by what is attached.
@@ -506,7 +653,7 @@ impl Function {
     fn force_block(&self, state: &mut State, refusal: Refusal) {
         // In this order no unmap is missed. A flush between the two may put the
         // function into the error state, which blocks it as well.
-        let outcome = self.zdev.deregister();
+        let outcome = self.deregister(state);
         self.stop_refreshes();
         let text = if domain::matters(outcome.check()).is_ok() {
             state.machine = Machine::Nothing;
@@ -520,7 +667,7 @@ impl Function {
             }
             c"refused to be blocked and to give its table back; reset it"
         };
-        self.zdev.complain(text, refusal);
+        self.zdev.complain(text, refusal.words());
     }
 
     /// Step 3: leaves what was attached.

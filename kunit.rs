@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! KUnit tests of the rooms that need no machine: ranges, marks, the tables on
-//! the kernel's own allocator, big endian, and which functions a domain takes.
+//! KUnit tests of the rooms that need no machine: ranges, marks, dumps, the
+//! tables on the kernel's own allocator, big endian, and which functions a
+//! domain takes.
 
 use core::{
     mem::MaybeUninit,
@@ -32,6 +33,7 @@ use crate::{
     },
     domain::{Domain, Space},
     function::Function,
+    dump::{Dump, Run, Step},
     iommu::Gfp,
     members,
     memory::TablePages,
@@ -410,6 +412,115 @@ mod domains {
         assert_eq!(phys(4 * GIB + 0x2345), Some(0x3345));
         assert_eq!(phys(DEEP + 0x2345), Some(0x3345));
         assert_eq!(phys(DEEP + 4 * GIB + 0x2345), None);
+        Ok(())
+    }
+}
+
+#[kunit_tests(s390_iommu_dump)]
+mod dumps {
+    use super::*;
+
+    /// All ranges of a tree, found by steps of `budget` entries, each in a visit
+    /// of its own.
+    fn dump(tree: &DmaTable<TablePages>, budget: usize) -> Result<KVec<Run>> {
+        let mut runs = KVec::new();
+        let mut dump = Dump::new();
+        loop {
+            let visit = tree.visit(|| ());
+            match dump.step(budget, |iova| visit.find(iova)) {
+                Step::Run(run) => runs.push(run, GFP_KERNEL)?,
+                Step::Pause => (),
+                Step::End => return Ok(runs),
+            }
+        }
+    }
+
+    fn run(mapping: Mapping) -> Run {
+        Run {
+            iova: mapping.iova.0,
+            last: mapping.iova.0 + (mapping.size - 1),
+            phys: mapping.phys.0,
+            page_size: if mapping.frames {
+                FRAME_SIZE
+            } else {
+                PAGE_SIZE
+            },
+            access: mapping.access,
+        }
+    }
+
+    #[test]
+    fn merges_what_goes_on_and_nothing_else() -> Result {
+        let last = Depth::First.reach() - (PAGE_SIZE - 1);
+        let read_only = Mapping {
+            access: Access::READ_ONLY,
+            ..mapping(0x7000, 0x8000, 0x1000)
+        };
+        let ranges = [
+            mapping(0x1000, 0x1000, 0x2000),
+            // Not where the physical address goes on,
+            mapping(0x3000, 0x5000, 0x1000),
+            // not where the IOVA does,
+            mapping(0x5000, 0x6000, 0x2000),
+            // nor the access,
+            read_only,
+            // nor the page size.
+            mapping(FRAME_SIZE - 0x1000, 4 * FRAME_SIZE - 0x1000, 0x1000),
+            mapping(FRAME_SIZE, 4 * FRAME_SIZE, 2 * FRAME_SIZE),
+            mapping(3 * FRAME_SIZE, 6 * FRAME_SIZE, 0x1000),
+            mapping(last, 0x7000, PAGE_SIZE),
+        ];
+        let tree = tree(Depth::First)?;
+        for range in ranges {
+            assert_eq!(map(&tree, range), (range.size, Ok(())));
+        }
+        // Over the ends of page tables, segment tables and region tables.
+        for end in [5 * FRAME_SIZE, 2 * GIB, 1 << 42, 1 << 53] {
+            for page in [end - PAGE_SIZE, end] {
+                let page = mapping(page, page, PAGE_SIZE);
+                assert_eq!(map(&tree, page), (PAGE_SIZE, Ok(())));
+            }
+        }
+        for budget in [1, 100, 1 << 20] {
+            let found = dump(&tree, budget)?;
+            assert_eq!(found.len(), ranges.len() + 4);
+            for range in ranges {
+                assert!(found.contains(&run(range)));
+            }
+            for end in [5 * FRAME_SIZE, 2 * GIB, 1 << 42, 1 << 53] {
+                let both = mapping(end - PAGE_SIZE, end - PAGE_SIZE, 2 * PAGE_SIZE);
+                assert!(found.contains(&run(both)));
+            }
+            assert!(found.windows(2).all(|pair| pair[0].last < pair[1].iova));
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn nothing_is_an_empty_dump() -> Result {
+        for depth in [Depth::Third, Depth::Second, Depth::First] {
+            assert!(dump(&tree(depth)?, 1000)?.is_empty());
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn tables_stay_while_there_is_a_visitor() -> Result {
+        let tree = tree(Depth::Third)?;
+        let range = mapping(2 * GIB, 0x1000, 2 * GIB);
+        let before = tree.memory().bytes();
+        assert_eq!(map(&tree, range), (range.size, Ok(())));
+        let full = tree.memory().bytes();
+        let visit = tree.visit(|| ());
+        assert_eq!(unmap(&tree, 2 * GIB, 2 * GIB), 2 * GIB);
+        assert_eq!(tree.memory().bytes(), full);
+        assert!(visit.find(Iova(2 * GIB)) == Some(Err(PAGE_SIZE)));
+        drop(visit);
+        // They are used again, and go with the next unmap.
+        assert_eq!(map(&tree, range), (range.size, Ok(())));
+        assert_eq!(tree.memory().bytes(), full);
+        assert_eq!(unmap(&tree, 2 * GIB, 2 * GIB), 2 * GIB);
+        assert_eq!(tree.memory().bytes(), before);
         Ok(())
     }
 }

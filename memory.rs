@@ -14,7 +14,8 @@ use core::{
 
 use crate::{
     dma_table::{Memory, Phys, Retire, Shape},
-    iommu::{self, Gather, Gfp}, //
+    iommu::{self, Gather, Gfp},
+    trace, //
 };
 
 /// What new tables are copied from: a copy is a few instructions, a loop of
@@ -39,12 +40,20 @@ fn identity_base() -> usize {
 #[derive(Default)]
 pub(crate) struct TablePages {
     bytes: AtomicUsize,
+    domain: u64,
 }
 
 impl TablePages {
+    /// The table memory of the domain of this number; 0 for the driver itself.
+    pub(crate) fn of_domain(domain: u64) -> Self {
+        TablePages {
+            bytes: AtomicUsize::new(0),
+            domain,
+        }
+    }
+
     /// How much memory the tables take, in bytes, without those that wait for a
     /// flush to be freed.
-    #[cfg(CONFIG_S390_IOMMU_RUST_KUNIT_TEST)]
     pub(crate) fn bytes(&self) -> usize {
         self.bytes.load(Ordering::Relaxed)
     }
@@ -94,12 +103,14 @@ unsafe impl Memory for TablePages {
     fn alloc_unset(&self, shape: Shape, gfp: Gfp) -> Option<Phys> {
         let pages = iommu::alloc_pages(Self::taken(shape), gfp)?;
         self.bytes.fetch_add(Self::taken(shape), Ordering::Relaxed);
-        let phys = (pages.as_ptr() as usize).wrapping_sub(identity_base());
-        Some(Phys(phys as u64))
+        let phys = (pages.as_ptr() as usize).wrapping_sub(identity_base()) as u64;
+        trace::table_alloc(self.domain, phys, Self::taken(shape));
+        Some(Phys(phys))
     }
 
     unsafe fn free(&self, table: Phys, shape: Shape) {
         self.bytes.fetch_sub(Self::taken(shape), Ordering::Relaxed);
+        trace::table_free(self.domain, table.0, Self::taken(shape), false);
         // SAFETY: The caller's promise.
         unsafe { iommu::free_pages(Self::pages(table)) }
     }
@@ -124,6 +135,7 @@ impl Retire for Retired<'_> {
         self.pages
             .bytes
             .fetch_sub(TablePages::taken(shape), Ordering::Relaxed);
+        trace::table_free(self.pages.domain, table.0, TablePages::taken(shape), true);
         // SAFETY: The tree gives tables that came from its memory, and that
         // nobody but the machine can reach; the machine forgets them with the
         // flush.

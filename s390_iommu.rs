@@ -15,6 +15,10 @@
 //! | `members`    | the functions of a domain, read without a lock              |
 //! | `domain`     | an address space and its flushes                            |
 //! | `function`   | a function and the attach transaction                       |
+//! | `dump`       | what a table maps, merged into ranges                       |
+//! | `seen`       | what debugfs shows                                          |
+//! | `debugfs`    | files that show a value                                     |
+//! | `trace`      | tracepoints                                                 |
 //! | `subsystem`  | what the s390 PCI subsystem calls                           |
 //! | `zpci`       | the machine's instructions                                  |
 //! | `irqlock`    | a lock that is taken in any context                         |
@@ -30,8 +34,10 @@ use kernel::{
 };
 
 mod aperture;
+mod debugfs;
 mod dma_table;
 mod domain;
+mod dump;
 mod function;
 mod iommu;
 mod irqlock;
@@ -40,7 +46,9 @@ mod kunit;
 mod members;
 mod memory;
 mod pending;
+mod seen;
 mod subsystem;
+mod trace;
 mod zpci;
 
 use dma_table::{Depth, DmaTable, FRAME_SIZE, PAGE_SIZE};
@@ -115,6 +123,7 @@ fn config() -> Result<&'static Config> {
 /// The driver while it is loaded. Fields are dropped in this order.
 pub(crate) struct S390Iommu {
     _service: Service,
+    _seen: seen::Tree,
     _empty: DmaTable<TablePages>,
 }
 
@@ -146,11 +155,15 @@ impl kernel::Module for S390Iommu {
             ],
         });
         pr_info!(
-            "IOMMU driver for zPCI in Rust, version {}, pages of {}\n",
+            "IOMMU driver for zPCI in Rust, version {}, tables of {} to {} levels, pages of {}\n",
             VERSION,
+            Depth::Third.levels(),
+            Depth::First.levels(),
             if frames { "4 KiB and 1 MiB" } else { "4 KiB" }
         );
+        let seen = seen::Tree::new(module);
         Ok(S390Iommu {
+            _seen: seen,
             _service: Service::register(&config()?.subsystem_ops)?,
             _empty: tree,
         })

@@ -17,9 +17,11 @@ use kernel::{
 
 use crate::{
     config,
+    debugfs::Entry,
     domain::Domain,
     function::Function,
     iommu::Registration,
+    seen,
     zpci::{Counters, SubsystemOps, Zdev},
     BLOCKED, //
 };
@@ -42,6 +44,8 @@ pub(crate) const fn ops(owner: &ThisModule) -> SubsystemOps {
 #[pin_data]
 struct Served {
     registration: Option<Registration>,
+    /// Its file in debugfs.
+    shown: Option<Entry<()>>,
     #[pin]
     function: Function,
 }
@@ -70,6 +74,7 @@ fn serve(zdev: Zdev) -> Result {
     let served = KBox::pin_init(
         try_pin_init!(Served {
             registration: None,
+            shown: None,
             function <- function,
         }? Error),
         GFP_KERNEL,
@@ -91,8 +96,12 @@ fn serve(zdev: Zdev) -> Result {
     };
     match registration {
         Ok(registration) => {
-            // SAFETY: Nobody else uses this field.
-            unsafe { (*served).registration = Some(registration) };
+            // SAFETY: Nobody else uses these fields; the file goes before the
+            // function, see `end`.
+            unsafe {
+                (*served).registration = Some(registration);
+                (*served).shown = seen::show_function(&(*served).function);
+            }
             Ok(())
         }
         Err(error) => {
@@ -108,6 +117,7 @@ fn end(zdev: Zdev, served: *mut Served) {
     // core forgets the IOMMU before the function goes.
     let mut served = unsafe { KBox::from_raw(served) };
     served.registration = None;
+    served.shown = None;
     served.function.retire();
     zdev.set_driver_data(ptr::null_mut::<Served>());
 }

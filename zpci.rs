@@ -45,6 +45,19 @@ impl Designation {
     const fn kind(depth: Depth) -> u64 {
         depth as u64
     }
+
+    /// The physical address of the table.
+    pub(crate) fn origin(self) -> u64 {
+        self.0 & !0xfff
+    }
+
+    /// Which table it is, if it is one of those that the driver registers.
+    pub(crate) fn depth(self) -> Option<Depth> {
+        let kind = self.0 >> 2 & 3;
+        [Depth::Third, Depth::Second, Depth::First]
+            .into_iter()
+            .find(|depth| Self::kind(*depth) == kind)
+    }
 }
 
 impl From<Root> for Designation {
@@ -71,6 +84,26 @@ impl Refusal {
     /// it would translate with. Whoever brings it back registers its table.
     pub(crate) fn is_harmless(self) -> bool {
         matches!(self, Refusal::Gone | Refusal::InError)
+    }
+}
+
+impl Refusal {
+    /// In words.
+    pub(crate) fn words(self) -> &'static CStr {
+        match self {
+            Refusal::Gone => c"it is gone",
+            Refusal::InError => c"it is in the error state",
+            Refusal::Resources => c"no resources",
+            Refusal::Other => c"no reason given",
+        }
+    }
+
+    /// The condition code that stands behind it.
+    pub(crate) fn condition_code(self) -> u8 {
+        match self {
+            Refusal::Gone => 3,
+            Refusal::InError | Refusal::Resources | Refusal::Other => 1,
+        }
     }
 }
 
@@ -103,6 +136,21 @@ impl Outcome {
     const FUNCTION_IN_ERROR: u8 = 8;
     /// `ZPCI_PCI_ST_FUNC_NOT_AVAIL`.
     const FUNCTION_NOT_AVAILABLE: u8 = 40;
+
+    /// Why it was refused, in words.
+    pub(crate) fn words(self) -> &'static CStr {
+        match (self.cc, self.status) {
+            (3, _) => c"it is gone",
+            (1, 4) => c"it is not enabled",
+            (1, Self::FUNCTION_IN_ERROR) => c"it is in the error state",
+            (1, 12) => c"its DMA is blocked after an error",
+            (1, 16) => c"the machine has not enough resources",
+            (1, 20 | 28 | 36) => c"the machine does not know the address space",
+            (1, Self::FUNCTION_NOT_AVAILABLE) => c"it is not available",
+            (1, 44) => c"the machine says that it is in that state already",
+            _ => c"no reason given",
+        }
+    }
 
     /// As a result.
     pub(crate) fn check(self) -> Result<(), Refusal> {
@@ -244,16 +292,20 @@ impl Zdev {
     /// are always taken; the mask numbers designation types from its most
     /// significant bit on.
     pub(crate) fn deepest(self) -> Depth {
-        // SAFETY: By the invariant; constant.
-        let mask = unsafe { (*self.as_raw()).dtsm };
-        let takes = |depth: Depth| mask & (0x80 >> Designation::kind(depth)) != 0;
-        if takes(Depth::First) {
+        if self.takes(Depth::First) {
             Depth::First
-        } else if takes(Depth::Second) {
+        } else if self.takes(Depth::Second) {
             Depth::Second
         } else {
             Depth::Third
         }
+    }
+
+    /// Whether the function's group says that it takes tables of a depth.
+    pub(crate) fn takes(self, depth: Depth) -> bool {
+        // SAFETY: By the invariant; constant.
+        let mask = unsafe { (*self.as_raw()).dtsm };
+        mask & (0x80 >> Designation::kind(depth)) != 0
     }
 
     /// Whether the machine has to be told of entries that turned valid.
@@ -447,13 +499,7 @@ impl Zdev {
 
     /// Says that the machine refused something that it must not refuse; not more
     /// often than a log bears.
-    pub(crate) fn complain(self, text: &'static CStr, refusal: Refusal) {
-        let why = match refusal {
-            Refusal::Gone => c"it is gone",
-            Refusal::InError => c"it is in the error state",
-            Refusal::Resources => c"no resources",
-            Refusal::Other => c"no reason given",
-        };
+    pub(crate) fn complain(self, text: &'static CStr, why: &'static CStr) {
         // SAFETY: By the invariant; the texts are terminated.
         unsafe { zpci_iommu_complain(self.as_raw(), text.as_char_ptr(), why.as_char_ptr()) }
     }

@@ -1,0 +1,110 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Tracepoints of the driver, group `s390_iommu`.
+//!
+//! The events are defined in `integration/zpci_iommu_trace.h`, in the driver's
+//! built-in end, so that they are there, and can be switched on, before a driver
+//! that is a module is loaded. `kernel::tracepoint::declare_trace!` looks for
+//! tracepoints in the kernel crate's bindings only, where these are not; what
+//! follows is the same for them: a static branch, and a call if somebody listens.
+//!
+//! C header: `integration/zpci_iommu_trace.h`.
+
+use kernel::prelude::*;
+
+use crate::{aperture::Range, dma_table::Depth};
+
+/// What is attached, in an event: a domain's number, or one of these.
+pub(crate) mod attached {
+    /// No DMA. (Domains are counted from 1.)
+    pub(crate) const BLOCKED: u64 = 0;
+    /// No translation.
+    pub(crate) const IDENTITY: u64 = u64::MAX;
+}
+
+macro_rules! points {
+    ($(
+        $(#[$doc:meta])*
+        $name:ident as $point:ident, $call:ident ($($arg:ident: $ty:ty),*);
+    )*) => {
+        extern "C" {$(
+            #[cfg(CONFIG_TRACEPOINTS)]
+            static $point: kernel::bindings::tracepoint;
+            #[cfg(CONFIG_TRACEPOINTS)]
+            fn $call($($arg: $ty),*);
+        )*}
+
+        $(
+            $(#[$doc])*
+            #[inline(always)]
+            #[cfg_attr(not(CONFIG_TRACEPOINTS), allow(unused_variables))]
+            fn $name($($arg: $ty),*) {
+                #[cfg(CONFIG_TRACEPOINTS)]
+                // SAFETY: The key is that of a tracepoint that C defines, and the
+                // call is the one that was made for it; it takes plain values.
+                unsafe {
+                    if kernel::jump_label::static_branch_unlikely!(
+                        $point,
+                        kernel::bindings::tracepoint,
+                        key
+                    ) {
+                        $call($($arg),*);
+                    }
+                }
+            }
+        )*
+    };
+}
+
+points! {
+    point_attach as __tracepoint_s390_iommu_attach, rust_do_trace_s390_iommu_attach
+        (fid: u32, from: u64, to: u64, result: c_int);
+    point_widen as __tracepoint_s390_iommu_widen, rust_do_trace_s390_iommu_widen
+        (domain: u64, from: u32, to: u32, result: c_int);
+    point_refresh as __tracepoint_s390_iommu_refresh, rust_do_trace_s390_iommu_refresh
+        (fid: u32, start: u64, last: u64, cc: u32, retries: u32);
+    point_table_alloc as __tracepoint_s390_iommu_table_alloc,
+        rust_do_trace_s390_iommu_table_alloc
+        (domain: u64, table: u64, bytes: u32);
+    point_table_free as __tracepoint_s390_iommu_table_free,
+        rust_do_trace_s390_iommu_table_free
+        (domain: u64, table: u64, bytes: u32, after_flush: bool);
+}
+
+fn errno(result: Result) -> c_int {
+    match result {
+        Ok(()) => 0,
+        Err(error) => error.to_errno(),
+    }
+}
+
+/// A function went from what was attached to something else, or was refused to.
+#[inline(always)]
+pub(crate) fn attach(fid: u32, from: u64, to: u64, result: Result) {
+    point_attach(fid, from, to, errno(result));
+}
+
+/// A domain's table was made deeper, or there was no memory for it.
+#[inline(always)]
+pub(crate) fn widen(domain: u64, from: Depth, to: Depth, result: Result) {
+    point_widen(domain, from.levels(), to.levels(), errno(result));
+}
+
+/// A function was told to forget a range, or to read it anew. `retries`: how often
+/// it had to be told once more.
+#[inline(always)]
+pub(crate) fn refresh(fid: u32, range: Range, cc: u8, retries: u32) {
+    point_refresh(fid, range.start(), range.last(), cc.into(), retries);
+}
+
+/// A table was made, at a physical address. Domain 0 is the driver itself.
+#[inline(always)]
+pub(crate) fn table_alloc(domain: u64, table: u64, bytes: usize) {
+    point_table_alloc(domain, table, bytes as u32);
+}
+
+/// A table was freed, or was unlinked and is freed after the flush that follows.
+#[inline(always)]
+pub(crate) fn table_free(domain: u64, table: u64, bytes: usize, after_flush: bool) {
+    point_table_free(domain, table, bytes as u32, after_flush);
+}
