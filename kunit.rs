@@ -32,8 +32,8 @@ use crate::{
         PAGE_SIZE, //
     },
     domain::{Domain, Space},
-    function::Function,
     dump::{Dump, Run, Step},
+    function::Function,
     iommu::Gfp,
     members,
     memory::TablePages,

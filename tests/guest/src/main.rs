@@ -20,8 +20,10 @@ mod pattern;
 mod run;
 mod setup;
 mod shell;
+mod shown;
 mod suites;
 mod sysfs;
+mod tracing;
 
 use cmdline::{Cmdline, Mode};
 use console::say;

@@ -11,6 +11,7 @@ mod modules;
 mod nic;
 mod nvme;
 mod samples;
+mod seeing;
 
 use anyhow::{Result, bail};
 
@@ -26,6 +27,8 @@ const SUITES: &[Entry] = &[
     ("nvme", nvme::run),
     ("nic", nic::run),
     ("counters", counters::run),
+    // Before those that fill the log.
+    ("seeing", seeing::run),
     ("api", |suite, cmdline| modules::run(suite, cmdline, "iommu_api")),
     ("dma", |suite, cmdline| modules::run(suite, cmdline, "dma")),
     ("attach", |suite, cmdline| modules::run(suite, cmdline, "attach")),

@@ -20,18 +20,23 @@ const RESULTS: &str = "/sys/kernel/debug/iommu_test";
 /// Runs the module of a suite on the machine's NVMe functions, then gives
 /// them back to their driver and sees whether the disk works.
 pub fn run(suite: &mut Suite, cmdline: &Cmdline, module: &str) -> Result<()> {
+    run_with(suite, cmdline, module, "")
+}
+
+/// The same, with parameters for the module.
+pub fn run_with(suite: &mut Suite, cmdline: &Cmdline, module: &str, words: &str) -> Result<()> {
     let functions = Function::of_driver("nvme");
     ensure!(!functions.is_empty(), "no PCI function is bound to the driver nvme");
     let borrowed = Borrowed::take(functions)?;
-    let result = run_module(suite, cmdline, module);
+    let result = run_module(suite, cmdline, module, words);
     let disk = borrowed.give_back();
     suite.test("the disk works afterwards", || verify(&disk?));
     result
 }
 
-fn run_module(suite: &mut Suite, cmdline: &Cmdline, module: &str) -> Result<()> {
+fn run_module(suite: &mut Suite, cmdline: &Cmdline, module: &str, words: &str) -> Result<()> {
     let support = Module::load(SUPPORT, &parameters(cmdline))?;
-    let tests = Module::load(module, "")?;
+    let tests = Module::load(module, words)?;
     let results = find_results()?;
     report(suite, &sysfs::read(results)?)?;
     tests.unload()?;

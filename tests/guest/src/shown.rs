@@ -1,0 +1,159 @@
+// SPDX-License-Identifier: GPL-2.0
+//! What the driver shows in debugfs.
+
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail, ensure};
+
+use crate::function::Function;
+use crate::sysfs;
+
+const ROOT: &str = "/sys/kernel/debug/s390_iommu";
+
+/// Whether there is anything to see: not so with the driver in C.
+pub fn is_there() -> bool {
+    Path::new(ROOT).exists()
+}
+
+/// A range of a dump.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Range {
+    pub first: u64,
+    pub last: u64,
+    pub phys: u64,
+    pub frames: bool,
+    pub writable: bool,
+}
+
+/// A dump of a domain's translations.
+#[derive(Debug)]
+pub struct Dump {
+    pub ranges: Vec<Range>,
+    /// Where it was cut off.
+    pub more_from: Option<u64>,
+}
+
+/// A domain's folder.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct Domain(PathBuf);
+
+/// The value behind `key:` in a text of such lines.
+pub fn value<'t>(text: &'t str, key: &str) -> Result<&'t str> {
+    let mut values = text.lines().filter_map(|line| line.strip_prefix(key)?.strip_prefix(':'));
+    values.next().map(str::trim).with_context(|| format!("no line \"{key}:\""))
+}
+
+/// The names of the files of functions.
+pub fn functions() -> BTreeSet<String> {
+    let files = sysfs::list(format!("{ROOT}/functions"));
+    files.iter().map(|path| sysfs::name(path)).collect()
+}
+
+/// The text of a function's file.
+pub fn function(function: &Function) -> Result<String> {
+    sysfs::read(format!("{ROOT}/functions/{:08x}", function.fid()?))
+}
+
+impl Domain {
+    /// All domains.
+    pub fn all() -> Vec<Self> {
+        sysfs::list(format!("{ROOT}/domains")).into_iter().map(Self).collect()
+    }
+
+    /// The domain that a function is attached to.
+    pub fn of(function: &Function) -> Result<Self> {
+        let text = self::function(function)?;
+        let attached = value(&text, "attached")?;
+        let number = attached.strip_prefix("domain ");
+        let number = number.with_context(|| format!("{}: {attached}", function.address))?;
+        Ok(Self(Path::new(ROOT).join("domains").join(number)))
+    }
+
+    pub fn is_there(&self) -> bool {
+        self.0.exists()
+    }
+
+    pub fn info(&self) -> Result<String> {
+        sysfs::read(self.0.join("info"))
+    }
+
+    pub fn open(&self) -> Result<File> {
+        let path = self.0.join("translations");
+        File::open(&path).with_context(|| format!("open {}", path.display()))
+    }
+
+    /// Reads the dump, a few bytes at a time: each read goes on where the one
+    /// before ended.
+    pub fn dump(&self) -> Result<Dump> {
+        let mut file = self.open()?;
+        let (mut text, mut part) = (String::new(), [0; 4096]);
+        loop {
+            match file.read(&mut part).context("read a dump")? {
+                0 => return Dump::parse(&text),
+                length => text += std::str::from_utf8(&part[..length])?,
+            }
+        }
+    }
+}
+
+impl Dump {
+    fn parse(text: &str) -> Result<Self> {
+        let mut lines = text.lines();
+        ensure!(lines.next().is_some_and(|head| head.starts_with("# IOVA")), "no head: {text:.80}");
+        let mut dump = Self { ranges: Vec::new(), more_from: None };
+        for line in lines {
+            ensure!(dump.more_from.is_none(), "{line:?} behind the end");
+            match line.strip_prefix("# more from ") {
+                Some(rest) => dump.more_from = Some(number(rest.split(' ').next())?),
+                None => dump.ranges.push(Range::parse(line)?),
+            }
+        }
+        for pair in dump.ranges.windows(2) {
+            ensure!(pair[0].last < pair[1].first, "out of order: {pair:x?}");
+        }
+        Ok(dump)
+    }
+}
+
+impl Range {
+    /// "first-last phys 4 KiB rw"
+    fn parse(line: &str) -> Result<Self> {
+        let words: Vec<_> = line.split(' ').collect();
+        let [iova, phys, size, unit, access] = words[..] else {
+            bail!("what is {line:?}?");
+        };
+        let mut ends = iova.split('-');
+        let range = Self {
+            first: number(ends.next())?,
+            last: number(ends.next())?,
+            phys: number(Some(phys))?,
+            frames: match (size, unit) {
+                ("4", "KiB") => false,
+                ("1", "MiB") => true,
+                _ => bail!("what page size is {line:?}?"),
+            },
+            writable: match access {
+                "rw" => true,
+                "r" => false,
+                _ => bail!("what access is {line:?}?"),
+            },
+        };
+        ensure!(range.first < range.last, "empty: {line:?}");
+        Ok(range)
+    }
+
+    /// The pages of 4 KiB, with where they go.
+    pub fn pages(&self) -> impl Iterator<Item = (u64, u64)> + use<> {
+        let (first, phys) = (self.first, self.phys);
+        (first..self.last).step_by(4096).map(move |iova| (iova, phys + (iova - first)))
+    }
+}
+
+fn number(text: Option<&str>) -> Result<u64> {
+    let text = text.unwrap_or_default();
+    let digits = text.strip_prefix("0x").with_context(|| format!("{text:?} is no number"))?;
+    u64::from_str_radix(digits, 16).with_context(|| text.to_owned())
+}

@@ -1,0 +1,90 @@
+// SPDX-License-Identifier: GPL-2.0
+//! Recording the kernel's trace events.
+
+use anyhow::{Context, Result, ensure};
+
+use crate::sysfs;
+
+const ROOT: &str = "/sys/kernel/tracing";
+/// Room for a minute of maps, for each processor.
+const BUFFER_KIB: &str = "8192";
+
+/// Events that are being recorded; switched off when dropped.
+pub struct Recording {
+    events: &'static [&'static str],
+}
+
+/// One event.
+#[derive(Debug)]
+pub struct Event {
+    /// Its name, without its group.
+    pub name: String,
+    /// What it printed.
+    pub text: String,
+}
+
+impl Recording {
+    /// Forgets what was recorded and records `group/event`s from now on.
+    pub fn start(events: &'static [&'static str]) -> Result<Self> {
+        sysfs::write(format!("{ROOT}/buffer_size_kb"), BUFFER_KIB)?;
+        sysfs::write(format!("{ROOT}/trace"), "")?;
+        let recording = Self { events };
+        recording.switch("1")?;
+        sysfs::write(format!("{ROOT}/tracing_on"), "1")?;
+        Ok(recording)
+    }
+
+    fn switch(&self, value: &str) -> Result<()> {
+        for event in self.events {
+            sysfs::write(format!("{ROOT}/events/{event}/enable"), value)?;
+        }
+        Ok(())
+    }
+
+    /// Stops and returns the events in the order in which they happened.
+    pub fn stop(self) -> Result<Vec<Event>> {
+        sysfs::write(format!("{ROOT}/tracing_on"), "0")?;
+        let text = sysfs::read(format!("{ROOT}/trace"))?;
+        let lost =
+            text.lines().find_map(|line| line.split("entries-in-buffer/entries-written:").nth(1));
+        let lost = lost.context("the trace has no head")?;
+        let mut counts = lost.split_whitespace().next().unwrap_or_default().split('/');
+        ensure!(counts.next() == counts.next(), "events were lost:{lost}");
+        Ok(text.lines().filter_map(Event::parse).collect())
+    }
+}
+
+impl Drop for Recording {
+    fn drop(&mut self) {
+        let _ = self.switch("0");
+        let _ = sysfs::write(format!("{ROOT}/trace"), "");
+    }
+}
+
+impl Event {
+    /// "task-pid [cpu] flags time: name: text"
+    fn parse(line: &str) -> Option<Self> {
+        if line.starts_with('#') {
+            return None;
+        }
+        let mut parts = line.splitn(3, ": ");
+        let (_, name, text) = (parts.next()?, parts.next()?, parts.next()?);
+        Some(Self { name: name.trim().to_owned(), text: text.trim().to_owned() })
+    }
+
+    /// The value of `key=value` in the text.
+    pub fn value(&self, key: &str) -> Option<&str> {
+        let values = self.text.split_whitespace().filter_map(|word| word.split_once('='));
+        values.into_iter().find(|(name, _)| *name == key).map(|(_, value)| value)
+    }
+
+    /// The number behind a key: hexadecimal with `0x`, else decimal.
+    pub fn number(&self, key: &str) -> Result<u64> {
+        let text = self.value(key).with_context(|| format!("no {key}= in {:?}", self.text))?;
+        let number = match text.strip_prefix("0x") {
+            Some(digits) => u64::from_str_radix(digits, 16),
+            None => text.parse(),
+        };
+        number.with_context(|| format!("{key}={text}"))
+    }
+}

@@ -1,0 +1,91 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * Suite "seeing", the part in the kernel: attaches that are refused or not. What
+ * is to be seen of them the guest's suite of the same name looks for.
+ */
+#define pr_fmt(fmt) "seeing: " fmt
+
+#include <linux/module.h>
+
+#include "iommu_test.h"
+
+static bool many;
+module_param(many, bool, 0444);
+MODULE_PARM_DESC(many, "refuse many attaches");
+
+static struct test_function *fn;
+static struct test_domain pair[2];
+
+static int expect_refused(struct test_domain *dom)
+{
+	int ret;
+
+	inject_refuse(fn, FC_ALL_TABLES);
+	ret = test_replace(dom);
+	inject_reset();
+	return ret ? 0 : test_fail("the machine refused, and nobody noticed");
+}
+
+/* Blocked, the first one, the second one, refused to go back, blocked */
+static int go_around(void)
+{
+	unsigned int i;
+	int ret;
+
+	ret = test_replace(&pair[0]);
+	if (!ret)
+		ret = test_replace(&pair[1]);
+	if (ret)
+		return test_fail("attach: error %d", ret);
+	for (i = 0; !ret && i < (many ? 30 : 1); i++)
+		ret = expect_refused(&pair[0]);
+	test_detach(&pair[1]);
+	return ret;
+}
+
+static int test_attaches(void)
+{
+	int ret = test_claim(fn);
+
+	if (ret)
+		return ret;
+	ret = test_domain_alloc(&pair[0], fn);
+	if (ret)
+		goto out_release;
+	ret = test_domain_alloc(&pair[1], fn);
+	if (ret)
+		goto out_free;
+	ret = go_around();
+	test_domain_free(&pair[1]);
+out_free:
+	test_domain_free(&pair[0]);
+out_release:
+	test_release(fn);
+	return ret;
+}
+
+static const struct test_case one[] = {
+	{ "attach, replace, refused, block", test_attaches },
+};
+
+static const struct test_case lots[] = {
+	{ "many attaches are refused", test_attaches },
+};
+
+static int __init seeing_init(void)
+{
+	fn = test_function(0);
+	if (!fn)
+		return -ENODEV;
+	return test_run("seeing", many ? lots : one, 1);
+}
+
+static void __exit seeing_exit(void)
+{
+	test_forget("seeing");
+}
+
+module_init(seeing_init);
+module_exit(seeing_exit);
+MODULE_DESCRIPTION("Attaches to look at");
+MODULE_LICENSE("GPL");

@@ -1,0 +1,121 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * No suite: a domain to look at, for as long as the module is loaded. What it
+ * maps is known to the guest's suite "seeing". No function is attached to it,
+ * so the physical addresses may be any.
+ */
+#define pr_fmt(fmt) "seen: " fmt
+
+#include <linux/delay.h>
+#include <linux/iommu.h>
+#include <linux/kthread.h>
+#include <linux/module.h>
+#include <linux/pci.h>
+#include <linux/sizes.h>
+
+/* Three pages that follow each other, one that cannot be written. */
+#define PAGES		0x0100000000ULL
+#define PAGES_TO	0x0012340000ULL
+#define READ_ONLY	0x0100003000ULL
+#define READ_ONLY_TO	0x0012343000ULL
+/* 2 MiB that are aligned, and end where a table ends. */
+#define FRAMES		0x017fe00000ULL
+#define FRAMES_TO	0x0040000000ULL
+/* Pages that all go to the same place. */
+#define MANY		0x0200000000ULL
+#define MANY_TO		0x0055555000ULL
+/* 4 MiB that come and go, with all page tables. */
+#define CHURN		0x0300000000ULL
+#define CHURN_TO	0x0066661000ULL
+
+static unsigned int many;
+module_param(many, uint, 0444);
+MODULE_PARM_DESC(many, "how many pages to map that are ranges by themselves");
+
+static bool churn;
+module_param(churn, bool, 0444);
+MODULE_PARM_DESC(churn, "map and unmap all the while");
+
+static struct pci_dev *pdev;
+static struct iommu_domain *domain;
+static struct task_struct *thread;
+
+static int map(u64 iova, u64 phys, size_t size, int prot)
+{
+	return iommu_map(domain, iova, phys, size, prot, GFP_KERNEL);
+}
+
+static int map_all(void)
+{
+	const int both = IOMMU_READ | IOMMU_WRITE;
+	unsigned int i;
+	int ret;
+
+	ret = map(PAGES, PAGES_TO, 3 * PAGE_SIZE, both);
+	if (!ret)
+		ret = map(READ_ONLY, READ_ONLY_TO, PAGE_SIZE, IOMMU_READ);
+	if (!ret)
+		ret = map(FRAMES, FRAMES_TO, SZ_2M, both);
+	/* The last page of the aperture */
+	if (!ret)
+		ret = map(domain->geometry.aperture_end - PAGE_SIZE + 1, PAGES_TO,
+			  PAGE_SIZE, both);
+	for (i = 0; !ret && i < many; i++)
+		ret = map(MANY + (u64)i * PAGE_SIZE, MANY_TO, PAGE_SIZE, both);
+	return ret;
+}
+
+static int come_and_go(void *unused)
+{
+	while (!kthread_should_stop()) {
+		if (map(CHURN, CHURN_TO, SZ_4M, IOMMU_READ)) {
+			pr_err("no memory to map\n");
+			msleep(20);
+			continue;
+		}
+		if (iommu_unmap(domain, CHURN, SZ_4M) != SZ_4M)
+			pr_err("WARNING: unmapped less than was mapped\n");
+		cond_resched();
+	}
+	return 0;
+}
+
+static void forget(void)
+{
+	iommu_domain_free(domain);
+	pci_dev_put(pdev);
+}
+
+static int __init seen_init(void)
+{
+	int ret;
+
+	pdev = pci_get_class(PCI_CLASS_STORAGE_EXPRESS, NULL);
+	if (!pdev)
+		return -ENODEV;
+	domain = iommu_paging_domain_alloc(&pdev->dev);
+	if (IS_ERR(domain)) {
+		pci_dev_put(pdev);
+		return PTR_ERR(domain);
+	}
+	ret = map_all();
+	if (!ret && churn) {
+		thread = kthread_run(come_and_go, NULL, "seen");
+		ret = PTR_ERR_OR_ZERO(thread);
+	}
+	if (ret)
+		forget();
+	return ret;
+}
+
+static void __exit seen_exit(void)
+{
+	if (thread)
+		kthread_stop(thread);
+	forget();
+}
+
+module_init(seen_init);
+module_exit(seen_exit);
+MODULE_DESCRIPTION("A domain to look at");
+MODULE_LICENSE("GPL");
