@@ -753,6 +753,8 @@ static int test_refused_identity(void)
  */
 static int test_refused_identity_late(void)
 {
+	static const char asked[] =
+		"REREG empty, refresh, REREG identity refused, REREG A, refresh";
 	int ret = start_from(PAGING_A);
 
 	if (ret)
@@ -763,8 +765,7 @@ static int test_refused_identity_late(void)
 	if (ret != -EIO)
 		ret = test_fail("identity was refused, and the result is %d", ret);
 	else
-		ret = expect_asked("REREG empty, refresh, REREG identity refused, "
-				   "REREG A, refresh");
+		ret = expect_asked(asked);
 	inject_reset();
 	return ret ? ret : expect_state(PAGING_A);
 }
