@@ -245,6 +245,11 @@ pub(crate) trait PagingDomain: Sized + Send + Sync + 'static {
     /// The driver it belongs to.
     type Driver: Driver<Domain = Self>;
 
+    /// What the core calls to free a domain. A driver whose domains may outlive
+    /// its devices, and who is held by either, names a function outside of its
+    /// module here, which calls [`Ops::free`] and then lets the module go.
+    const FREE: unsafe extern "C" fn(*mut bindings::iommu_domain) = Ops::<Self::Driver>::free;
+
     /// Attaches a device, from whatever it is attached to.
     ///
     /// # Errors
@@ -478,7 +483,7 @@ impl<D: Driver> Ops<D> {
         iotlb_sync_map: Some(Self::iotlb_sync_map),
         iotlb_sync: Some(Self::iotlb_sync),
         iova_to_phys: Some(Self::iova_to_phys),
-        free: Some(Self::free),
+        free: Some(D::Domain::FREE),
         ..NO_DOMAIN_OPS
     };
 
@@ -780,8 +785,9 @@ impl<D: Driver> Ops<D> {
 
     /// # Safety
     ///
-    /// The core calls it, as `iommu_domain_ops.free`.
-    unsafe extern "C" fn free(domain: *mut bindings::iommu_domain) {
+    /// The core calls it, as `iommu_domain_ops.free`, or [`PagingDomain::FREE`] does in its
+    /// place.
+    pub(crate) unsafe extern "C" fn free(domain: *mut bindings::iommu_domain) {
         // SAFETY: The domain came from `domain_alloc_paging`, and the core does
         // not use it any more.
         drop(unsafe { KBox::from_raw(domain.cast::<Domain<D::Domain>>()) });

@@ -27,6 +27,7 @@
 use core::hint::cold_path;
 
 use kernel::{
+    bindings,
     device::Device,
     io::PhysAddr,
     prelude::*,
@@ -82,8 +83,24 @@ module! {
     },
 }
 
-/// The version that the boot log and `modinfo` show.
-const VERSION: &str = "0.1.0";
+/// The version, for the boot log and for `modinfo`.
+macro_rules! version {
+    () => {
+        "0.1.0"
+    };
+}
+
+/// The field `version` of `modinfo`, for which `module!` has no word. That of
+/// a driver that is built in has the module's name in front.
+const MODINFO: &str = if cfg!(MODULE) {
+    concat!("version=", version!(), "\0")
+} else {
+    concat!("s390_iommu.version=", version!(), "\0")
+};
+
+#[link_section = ".modinfo"]
+#[used(compiler)]
+static MODINFO_VERSION: [u8; MODINFO.len()] = *MODINFO.as_bytes().first_chunk().unwrap();
 
 static BLOCKED: StaticDomain = Ops::<S390Iommu>::blocked();
 static IDENTITY: StaticDomain = Ops::<S390Iommu>::identity();
@@ -120,7 +137,7 @@ fn config() -> Result<&'static Config> {
     CONFIG.as_ref().ok_or(ENODEV)
 }
 
-/// The driver while it is loaded. Fields are dropped in this order.
+/// The driver while it is loaded: what its start has made, undone in this order.
 pub(crate) struct S390Iommu {
     _service: Service,
     _seen: seen::Tree,
@@ -128,45 +145,75 @@ pub(crate) struct S390Iommu {
 }
 
 impl kernel::Module for S390Iommu {
+    /// The steps of the start. One that fails undoes those before it, as each
+    /// is a value with a `Drop`.
     fn init(module: &'static ThisModule) -> Result<Self> {
-        let frames = match module_parameters::large_frames.value() {
-            0 => false,
-            1 => true,
-            2 => zpci::machine_takes_frames(),
-            other => {
-                pr_err!("large_frames={}: 0, 1 or 2 expected\n", other);
-                return Err(EINVAL);
-            }
-        };
-        let tree = DmaTable::new(TablePages::default(), Depth::Third, Gfp::KERNEL, Into::into)?;
-        let empty = |depth| -> Result<Designation> {
-            tree.widen(depth, Gfp::KERNEL)?;
-            Ok(tree.root().into())
-        };
+        let frames = takes_frames()?;
+        let (tree, empty) = empty_tables()
+            .inspect_err(|error| pr_err!("no memory for empty tables ({})\n", error.to_errno()))?;
         CONFIG.populate(Config {
             iommu_ops: Ops::<S390Iommu>::table(&BLOCKED, module),
             subsystem_ops: subsystem::ops(module),
             page_sizes: PAGE_SIZE | if frames { FRAME_SIZE } else { 0 },
             limit: zpci::aperture_limit(),
-            empty: [
-                empty(Depth::Third)?,
-                empty(Depth::Second)?,
-                empty(Depth::First)?,
-            ],
+            empty,
         });
+        let seen = seen::Tree::new(module);
+        let service = Service::register(&config()?.subsystem_ops).inspect_err(tell_refusal)?;
         pr_info!(
             "IOMMU driver for zPCI in Rust, version {}, tables of {} to {} levels, pages of {}\n",
-            VERSION,
+            version!(),
             Depth::Third.levels(),
             Depth::First.levels(),
             if frames { "4 KiB and 1 MiB" } else { "4 KiB" }
         );
-        let seen = seen::Tree::new(module);
+        // The last step: functions that are found hold the module.
+        service
+            .start()
+            .inspect_err(|error| pr_err!("cannot look for functions ({})\n", error.to_errno()))?;
         Ok(S390Iommu {
+            _service: service,
             _seen: seen,
-            _service: Service::register(&config()?.subsystem_ops)?,
             _empty: tree,
         })
+    }
+}
+
+/// Whether domains have frames of 1 MiB.
+fn takes_frames() -> Result<bool> {
+    match module_parameters::large_frames.value() {
+        0 => Ok(false),
+        1 => Ok(true),
+        2 => Ok(zpci::machine_takes_frames()),
+        other => {
+            pr_err!("large_frames={}: 0, 1 or 2 expected\n", other);
+            Err(EINVAL)
+        }
+    }
+}
+
+/// A table of each depth that maps nothing, and the tree that owns them.
+fn empty_tables() -> Result<(DmaTable<TablePages>, [Designation; 3])> {
+    let tree = DmaTable::new(TablePages::default(), Depth::Third, Gfp::KERNEL, Into::into)?;
+    let empty = |depth| -> Result<Designation> {
+        tree.widen(depth, Gfp::KERNEL)?;
+        Ok(tree.root().into())
+    };
+    let empty = [
+        empty(Depth::Third)?,
+        empty(Depth::Second)?,
+        empty(Depth::First)?,
+    ];
+    Ok((tree, empty))
+}
+
+/// Says why the subsystem does not want the driver. That it is not there is for
+/// a kernel that runs on many machines nothing to be alarmed about.
+fn tell_refusal(error: &Error) {
+    if *error == ENODEV {
+        pr_notice!("the machine has no zPCI, or it is off\n");
+    } else {
+        pr_err!("there is another driver for zPCI functions\n");
     }
 }
 
@@ -194,7 +241,9 @@ impl iommu::Driver for S390Iommu {
     }
 
     fn domain_alloc_paging(dev: &Device) -> Result<Pin<KBox<Domain>>> {
-        Domain::for_function(function(dev)?, config()?.page_sizes)
+        let domain = Domain::for_function(function(dev)?, config()?.page_sizes)?;
+        zpci::domain_made();
+        Ok(domain)
     }
 
     fn identity_domain(dev: &Device) -> Option<&'static StaticDomain> {
@@ -227,6 +276,8 @@ impl iommu::Driver for S390Iommu {
 
 impl iommu::PagingDomain for Paging {
     type Driver = S390Iommu;
+
+    const FREE: unsafe extern "C" fn(*mut bindings::iommu_domain) = zpci::zpci_iommu_domain_free;
 
     fn attach(domain: &Domain, dev: &Device) -> Result {
         function(dev)?.attach(domain)

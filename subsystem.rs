@@ -20,9 +20,13 @@ use crate::{
     debugfs::Entry,
     domain::Domain,
     function::Function,
-    iommu::Registration,
+    iommu::{
+        Ops,
+        Registration, //
+    },
     seen,
     zpci::{Counters, SubsystemOps, Zdev},
+    S390Iommu,
     BLOCKED, //
 };
 
@@ -36,6 +40,7 @@ pub(crate) const fn ops(owner: &ThisModule) -> SubsystemOps {
         register_ioat,
         resume,
         counters,
+        free_domain: Ops::<S390Iommu>::free,
     }
 }
 

@@ -551,6 +551,8 @@ pub(crate) struct SubsystemOps {
     /// The counters of what is attached, or null. Called under the lock that
     /// guards it.
     pub(crate) counters: unsafe extern "C" fn(*mut bindings::zpci_dev) -> *mut Counters,
+    /// The last user of a domain is gone.
+    pub(crate) free_domain: unsafe extern "C" fn(*mut bindings::iommu_domain),
 }
 
 // SAFETY: Never written; the functions may be called from any thread.
@@ -559,26 +561,47 @@ unsafe impl Sync for SubsystemOps {}
 unsafe impl Send for SubsystemOps {}
 
 /// The registration with the subsystem: functions are served while it lives.
-pub(crate) struct Service(());
+pub(crate) struct Service(&'static SubsystemOps);
 
 impl Service {
-    /// Registers the operations and has the subsystem look for functions.
+    /// Registers the operations.
     ///
     /// # Errors
     ///
-    /// `EBUSY` if there is another driver.
+    /// `ENODEV` if the machine has no zPCI or it is off, `EBUSY` if there is
+    /// another driver.
     pub(crate) fn register(ops: &'static SubsystemOps) -> Result<Self> {
         // SAFETY: `ops` has the layout of the C structure and is static.
         kernel::error::to_result(unsafe { zpci_iommu_driver_register(ops) })?;
-        Ok(Service(()))
+        Ok(Service(ops))
+    }
+
+    /// Has the subsystem look for the functions that it refused so far. Those
+    /// that it finds hold the driver's module, so the driver must not fail any
+    /// more when this has succeeded.
+    ///
+    /// # Errors
+    ///
+    /// What the search says; no function is served then.
+    pub(crate) fn start(&self) -> Result {
+        // SAFETY: The operations are registered.
+        kernel::error::to_result(unsafe { zpci_iommu_driver_start() })
     }
 }
 
 impl Drop for Service {
     fn drop(&mut self) {
-        // SAFETY: It was registered.
-        unsafe { zpci_iommu_driver_unregister() }
+        // SAFETY: The operations were registered. No function is served: it would hold
+        // the module.
+        unsafe { zpci_iommu_driver_unregister(self.0) }
     }
+}
+
+/// Says that there is a domain more, which may outlive all functions. Its `free`
+/// operation has to be [`zpci_iommu_domain_free`].
+pub(crate) fn domain_made() {
+    // SAFETY: No requirements.
+    unsafe { zpci_iommu_domain_made() }
 }
 
 // Without lock debugging a part of these structures is empty, which C accepts.
@@ -589,7 +612,11 @@ extern "C" {
     fn zpci_unregister_ioat(zdev: *mut bindings::zpci_dev, dmaas: u8) -> c_int;
     // integration/zpci_iommu.c
     fn zpci_iommu_driver_register(ops: *const SubsystemOps) -> c_int;
-    fn zpci_iommu_driver_unregister();
+    fn zpci_iommu_driver_start() -> c_int;
+    fn zpci_iommu_driver_unregister(ops: *const SubsystemOps);
+    fn zpci_iommu_domain_made();
+    /// Frees a domain through the subsystem's operations.
+    pub(crate) fn zpci_iommu_domain_free(domain: *mut bindings::iommu_domain);
     fn zpci_iommu_set_domain(zdev: *mut bindings::zpci_dev, domain: *mut bindings::iommu_domain);
     fn zpci_iommu_aperture() -> u64;
     fn zpci_iommu_machine_takes_frames() -> bool;

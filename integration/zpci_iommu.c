@@ -5,7 +5,7 @@
  * The s390 PCI subsystem is built in, the driver may be a module. Until a
  * driver has registered, functions are refused, so that none does DMA without
  * an IOMMU; then the subsystem looks for them again. A driver stays for as long
- * as it serves a function.
+ * as it serves a function, or one of its domains lives.
  *
  * Also here: boot parameters, and wrappers of static inlines.
  */
@@ -15,6 +15,7 @@
 #include <linux/export.h>
 #include <linux/init.h>
 #include <linux/io.h>
+#include <linux/kconfig.h>
 #include <linux/kstrtox.h>
 #include <linux/module.h>
 #include <linux/mutex.h>
@@ -29,53 +30,132 @@
 #include "../../iommu-pages.h"
 #include "zpci_iommu.h"
 
+/* The driver, and what of it is in use; under driver_lock. */
 static DEFINE_MUTEX(driver_lock);
 static const struct zpci_iommu_ops *driver;
+static unsigned int functions;
+static unsigned int domains;
+/* A function's reference to the module, kept for domains that outlive it */
+static bool kept;
 
 static u64 aperture = U64_MAX;
 static u32 aperture_factor __initdata = 1;
 
 /**
- * zpci_iommu_driver_register() - register the driver and look for functions
+ * zpci_iommu_driver_register() - register the driver
  * @ops: what the subsystem calls from here on
  *
- * Return: 0, or -EBUSY if there is a driver.
+ * Return: 0; -ENODEV if the machine has no zPCI or it is off; -EBUSY if there
+ * is a driver.
  */
 int zpci_iommu_driver_register(const struct zpci_iommu_ops *ops)
 {
-	scoped_guard(mutex, &driver_lock) {
-		if (driver)
-			return -EBUSY;
-		driver = ops;
-	}
+	if (!zpci_is_enabled())
+		return -ENODEV;
 
-	/* Adding a function takes the lock, so this is outside of it. */
-	if (zpci_is_enabled())
-		zpci_scan_devices();
+	guard(mutex)(&driver_lock);
+	if (driver)
+		return -EBUSY;
+	driver = ops;
 	return 0;
 }
 EXPORT_SYMBOL_GPL(zpci_iommu_driver_register);
 
 /**
- * zpci_iommu_driver_unregister() - no function is served from here on
+ * zpci_iommu_driver_start() - look for the functions that were refused so far
  *
- * None is served when this is called: each holds the driver's module.
+ * Return: 0, or the error of the search; no function is served then, and the
+ * driver is not registered any more.
  */
-void zpci_iommu_driver_unregister(void)
+int zpci_iommu_driver_start(void)
+{
+	/* Adding a function takes the lock, so this is outside of it. */
+	int rc = zpci_scan_devices();
+
+	if (!rc)
+		return 0;
+
+	guard(mutex)(&driver_lock);
+	if (functions) {
+		/* An event brought one; it needs the driver. */
+		pr_err("cannot look for functions (%d), some may be missing\n", rc);
+		return 0;
+	}
+	driver = NULL;
+	return rc;
+}
+EXPORT_SYMBOL_GPL(zpci_iommu_driver_start);
+
+/**
+ * zpci_iommu_driver_unregister() - no function is served from here on
+ * @ops: what was registered; if it is not any more, nothing happens
+ *
+ * No function is served when this is called: each holds the driver's module.
+ */
+void zpci_iommu_driver_unregister(const struct zpci_iommu_ops *ops)
 {
 	guard(mutex)(&driver_lock);
-	driver = NULL;
+	if (driver == ops)
+		driver = NULL;
 }
 EXPORT_SYMBOL_GPL(zpci_iommu_driver_unregister);
 
-/* The driver, with a reference to its module. */
+/* The driver, for a function: with a reference to its module. */
 static const struct zpci_iommu_ops *get_driver(void)
 {
 	guard(mutex)(&driver_lock);
-	if (!driver || !try_module_get(driver->owner))
+	if (!driver)
 		return NULL;
+	if (kept)
+		kept = false;
+	else if (!try_module_get(driver->owner))
+		return NULL;
+	functions++;
 	return driver;
 }
+
+/* A function goes; the last one leaves its reference to domains that stay. */
+static void put_driver(void)
+{
+	guard(mutex)(&driver_lock);
+	functions--;
+	if (!functions && domains)
+		kept = true;
+	else
+		module_put(driver->owner);
+}
+
+/**
+ * zpci_iommu_domain_made() - a domain of the driver's came to be
+ *
+ * To be called while a function is served, which keeps the driver.
+ */
+void zpci_iommu_domain_made(void)
+{
+	guard(mutex)(&driver_lock);
+	domains++;
+}
+EXPORT_SYMBOL_GPL(zpci_iommu_domain_made);
+
+/**
+ * zpci_iommu_domain_free() - free a domain of the driver's
+ * @domain: the domain
+ *
+ * iommufd may hold a domain when all functions are gone. The driver's module
+ * then stays until here, and is given back by code that does not go with it.
+ */
+void zpci_iommu_domain_free(struct iommu_domain *domain)
+{
+	driver->free_domain(domain);
+
+	guard(mutex)(&driver_lock);
+	domains--;
+	if (!domains && kept) {
+		kept = false;
+		module_put(driver->owner);
+	}
+}
+EXPORT_SYMBOL_GPL(zpci_iommu_domain_free);
 
 int zpci_init_iommu(struct zpci_dev *zdev)
 {
@@ -95,13 +175,17 @@ int zpci_init_iommu(struct zpci_dev *zdev)
 	}
 
 	ops = get_driver();
-	if (!ops)
+	if (!ops) {
+		/* Built in, the driver always comes after the first search. */
+		if (IS_MODULE(CONFIG_S390_IOMMU_RUST))
+			pr_info("function %08x waits for the driver\n", zdev->fid);
 		return -ENODEV;
+	}
 
 	spin_lock_init(&zdev->dom_lock);
 	rc = ops->init(zdev);
 	if (rc)
-		module_put(ops->owner);
+		put_driver();
 	return rc;
 }
 
@@ -109,7 +193,7 @@ void zpci_destroy_iommu(struct zpci_dev *zdev)
 {
 	/* Served functions keep the driver, and are the only ones that get here. */
 	driver->destroy(zdev);
-	module_put(driver->owner);
+	put_driver();
 }
 
 int zpci_iommu_register_ioat(struct zpci_dev *zdev, u8 *status)

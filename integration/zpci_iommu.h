@@ -24,6 +24,7 @@ struct zpci_iommu_ctrs;
  *	condition code
  * @resume: a function is about to leave the error state without a reset
  * @counters: the counters of what is attached, or NULL; zdev->dom_lock is held
+ * @free_domain: the last user of a domain is gone
  *
  * All but @counters may sleep.
  */
@@ -35,10 +36,14 @@ struct zpci_iommu_ops {
 	int (*register_ioat)(struct zpci_dev *zdev, u8 *status);
 	int (*resume)(struct zpci_dev *zdev);
 	struct zpci_iommu_ctrs *(*counters)(struct zpci_dev *zdev);
+	void (*free_domain)(struct iommu_domain *domain);
 };
 
 int zpci_iommu_driver_register(const struct zpci_iommu_ops *ops);
-void zpci_iommu_driver_unregister(void);
+int zpci_iommu_driver_start(void);
+void zpci_iommu_driver_unregister(const struct zpci_iommu_ops *ops);
+void zpci_iommu_domain_made(void);
+void zpci_iommu_domain_free(struct iommu_domain *domain);
 
 void zpci_iommu_set_domain(struct zpci_dev *zdev, struct iommu_domain *domain);
 u64 zpci_iommu_aperture(void);
