@@ -14,6 +14,7 @@
 ## make clippy    clippy on all Rust, the driver included
 ## make checkpatch  the kernel's checkpatch on all C
 ## make rustdoc   the driver's documentation
+## make htmldocs  the pages of Documentation/ as HTML
 ## make bare      SUITE=bookworm|trixie TARGET=test: run a command in a bare Debian
 ## make clean     remove what was built; downloads stay in the cache
 ##
@@ -26,7 +27,7 @@ CARGO ?= /usr/bin/cargo
 RUSTC ?= /usr/bin/rustc
 export CARGO RUSTC
 
-COMMANDS := run test bench kernel guest integrate modules modules_install fmt clippy checkpatch rustdoc bare clean
+COMMANDS := run test bench kernel guest integrate modules modules_install fmt clippy checkpatch rustdoc htmldocs bare clean
 .PHONY: help $(COMMANDS)
 
 help:

@@ -266,6 +266,16 @@ pub fn qemu(project: &Project) -> Result<PathBuf> {
     Ok(path)
 }
 
+/// Sphinx, for the pages of `Documentation/`.
+pub fn sphinx(project: &Project) -> Result<PathBuf> {
+    let name = Path::new("sphinx-build");
+    if let Some(path) = find_program(name) {
+        return Ok(path);
+    }
+    install(project, &[Need::new(name, "python3-sphinx")])?;
+    find_program(name).context("python3-sphinx brought no sphinx-build")
+}
+
 /// A bindgen that the kernel takes, by `BINDGEN=`, `PATH`, or built into the cache.
 pub fn bindgen(project: &Project) -> Result<PathBuf> {
     let fits = |path: &PathBuf| version_of(path).is_ok_and(|version| version >= BINDGEN_MINIMUM);

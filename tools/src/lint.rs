@@ -2,6 +2,7 @@
 //! Formatting, clippy, checkpatch and documentation of what is in the checkout.
 
 use crate::{
+    deps,
     initramfs::{guest_cargo, is_for_guest, GUEST_ARGUMENTS, MODULES},
     integrate,
     kernel::{self, variable, Flavour, Kernel},
@@ -92,7 +93,7 @@ fn format_commands(project: &Project, check: bool) -> Result<Vec<Command>> {
 
 /// `make fmt`.
 pub fn format(project: &Project) -> Result<()> {
-    crate::deps::ensure(project)?;
+    deps::ensure(project)?;
     let step = Step::start(project, "fmt", "formatting all Rust")?;
     for mut command in format_commands(project, false)? {
         step.run(&mut command, "correct what rustfmt says")?;
@@ -291,10 +292,48 @@ fn count(step: &Step, commands: &mut [Command]) -> Result<usize> {
     Ok(good)
 }
 
-/// `make rustdoc`: the driver's pages, with the command line that built it.
+/// `make htmldocs`.
+pub fn htmldocs(project: &Project) -> Result<()> {
+    let step = Step::start(project, "htmldocs", "writing the pages")?;
+    if !write_pages(project, &step)? {
+        bail!("htmldocs: correct what sphinx says");
+    }
+    let page = project.build.join("htmldocs/index.html");
+    step.done(&format!("written: {}", page.display()));
+    Ok(())
+}
+
+/// The pages of `Documentation/` as HTML; a warning is an error.
+pub fn write_pages(project: &Project, step: &Step) -> Result<bool> {
+    let sphinx = deps::sphinx(project)?;
+    step.check(
+        project
+            .command(sphinx)
+            .args(["-W", "--keep-going", "-q", "-E", "-b", "html", "-d"])
+            .arg(project.build.join("doctrees"))
+            .arg(project.root.join("Documentation"))
+            .arg(project.build.join("htmldocs")),
+    )
+}
+
+/// `make rustdoc`.
 pub fn rustdoc(project: &Project, flavour: &Flavour) -> Result<()> {
     let kernel = kernel::build(project, flavour)?;
     let step = Step::start(project, "rustdoc", "writing the driver's pages")?;
+    if !write_rustdoc(project, &kernel, &step)? {
+        bail!("rustdoc: correct what it says");
+    }
+    let page = project.build.join(RUSTDOC_PAGE);
+    step.done(&format!("written: {}", page.display()));
+    Ok(())
+}
+
+/// Where the driver's own pages begin.
+const RUSTDOC_PAGE: &str = "rustdoc/s390_iommu/index.html";
+
+/// The driver's pages, with the command line that built it; says whether there is
+/// nothing to complain about.
+pub fn write_rustdoc(project: &Project, kernel: &Kernel, step: &Step) -> Result<bool> {
     let made = kernel.objects.join("drivers/iommu/s390/.s390_iommu.o.cmd");
     let text = fs::read_to_string(&made)
         .with_context(|| format!("the driver was not built here: no {}", made.display()))?;
@@ -303,21 +342,22 @@ pub fn rustdoc(project: &Project, flavour: &Flavour) -> Result<()> {
     let output = project.build.join("rustdoc");
     let rustdoc = project.rust_tool("rustdoc");
     let line = documentation_command(&line, &rustdoc, &output);
-    step.run(
+    let good = step.check(
         project
             .command("sh")
             .current_dir(&kernel.objects)
             // As the kernel does: its options are unstable.
             .env("RUSTC_BOOTSTRAP", "1")
             .args(["-c", &line]),
-        "correct what rustdoc says",
     )?;
-    let page = output.join("s390_iommu/index.html");
-    if !page.is_file() {
+    let log = fs::read(step.log())?;
+    let places = complaints(&String::from_utf8_lossy(&log));
+    step.show(&places.join("\n"));
+    let page = project.build.join(RUSTDOC_PAGE);
+    if good && !page.is_file() {
         bail!("rustdoc wrote no {}", page.display());
     }
-    step.done(&format!("written: {}", page.display()));
-    Ok(())
+    Ok(good && places.is_empty())
 }
 
 /// The command in a `.cmd` file of kbuild.
@@ -332,7 +372,9 @@ fn build_command(text: &str) -> Option<String> {
 /// another target stays, what is about warnings and objects goes.
 fn documentation_command(line: &str, rustdoc: &Path, output: &Path) -> String {
     const WITH_VALUE: [&str; 4] = ["--extern", "--crate-type", "-L", "--cfg"];
-    const KEPT: [&str; 9] = [
+    const KEPT: [&str; 10] = [
+        // Features that became stable since the kernel named them.
+        "-Astable_features",
         "--edition",
         "--target",
         "--sysroot",
@@ -364,7 +406,8 @@ fn documentation_command(line: &str, rustdoc: &Path, output: &Path) -> String {
         }
     }
     words.push(format!(
-        "--document-private-items --out-dir {}",
+        // Links to private items work where these have pages.
+        "--document-private-items -Arustdoc::private_intra_doc_links --out-dir {}",
         output.display()
     ));
     words.join(" ")
@@ -414,7 +457,7 @@ mod tests {
         assert_eq!(
             line,
             "OBJTREE=/o /usr/bin/rustdoc --edition=2021 --cfg a --extern kernel z/x.rs \
-             --document-private-items --out-dir /out"
+             --document-private-items -Arustdoc::private_intra_doc_links --out-dir /out"
         );
     }
 }

@@ -60,6 +60,8 @@ enum Command {
     Checkpatch,
     /// The driver's documentation
     Rustdoc,
+    /// The pages of Documentation/ as HTML
+    Htmldocs,
     /// Removes what was built, keeps downloads
     Clean,
     /// Runs a command in a bare Debian
@@ -96,6 +98,7 @@ fn run(command: &Command) -> Result<()> {
         Command::Clippy => suite::only(&project, &flavour, &[suite::Part::Clippy]),
         Command::Checkpatch => suite::only(&project, &flavour, &[suite::Part::Checkpatch]),
         Command::Rustdoc => lint::rustdoc(&project, &flavour),
+        Command::Htmldocs => lint::htmldocs(&project),
         Command::Clean => clean::clean(&project),
         Command::Bare => bare::run(&project),
     }

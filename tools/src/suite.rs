@@ -59,6 +59,8 @@ pub enum Part {
     License,
     /// rustfmt
     Format,
+    /// the pages of Documentation/, without a warning
+    Docs,
     /// clippy on the programs and on the driver
     Clippy,
     /// the unit tests of this program
@@ -69,20 +71,24 @@ pub enum Part {
     Model,
     /// operations on the tables that a fuzzer makes up, for a while
     Fuzz,
+    /// rustdoc on the driver, without a warning
+    Rustdoc,
     /// the kernel's checkpatch
     Checkpatch,
     /// everything in the guest
     Guest,
 }
 
-const ALL: [Part; 9] = [
+const ALL: [Part; 11] = [
     Part::License,
     Part::Format,
+    Part::Docs,
     Part::Tools,
     Part::Host,
     Part::Model,
     Part::Fuzz,
     Part::Clippy,
+    Part::Rustdoc,
     Part::Checkpatch,
     Part::Guest,
 ];
@@ -178,6 +184,11 @@ impl Suite<'_> {
                     },
                 );
             }
+            Part::Rustdoc => self.with_kernel(
+                "rustdoc",
+                "writing the driver's pages",
+                |project, kernel, step| lint::write_rustdoc(project, kernel, step).map(Count::one),
+            ),
             Part::Checkpatch => {
                 self.with_kernel(
                     "checkpatch",
@@ -187,6 +198,9 @@ impl Suite<'_> {
                     },
                 );
             }
+            Part::Docs => self.step("htmldocs", "writing the pages", |project, step| {
+                lint::write_pages(project, step).map(Count::one)
+            }),
             Part::Guest => self.guest(),
         }
     }
@@ -307,18 +321,33 @@ impl Suite<'_> {
         });
     }
 
-    /// The summary; its last line is one that any reader of test results takes.
-    fn finish(self) -> Result<()> {
+    fn sum(&self) -> Count {
         let mut sum = Count::default();
-        println!();
-        for (name, count) in &self.summary {
-            let word = if count.failed == 0 { "ok  " } else { "FAIL" };
-            println!(
-                "{word} {name:<16} {:>4} passed {:>4} failed {:>4} skipped",
-                count.passed, count.failed, count.skipped
-            );
+        for (_, count) in &self.summary {
             sum.add(*count);
         }
+        sum
+    }
+
+    /// A line for each part.
+    fn summary_lines(&self) -> Vec<String> {
+        let line = |(name, count): &(String, Count)| {
+            let word = if count.failed == 0 { "ok  " } else { "FAIL" };
+            format!(
+                "{word} {name:<16} {:>4} passed {:>4} failed {:>4} skipped",
+                count.passed, count.failed, count.skipped
+            )
+        };
+        self.summary.iter().map(line).collect()
+    }
+
+    /// The summary; its last line is one that any reader of test results takes.
+    fn finish(self) -> Result<()> {
+        println!();
+        for line in self.summary_lines() {
+            println!("{line}");
+        }
+        let sum = self.sum();
         println!("{}", last_line(&sum));
         if sum.failed > 0 || sum.passed == 0 {
             // The line above says it all.
