@@ -18,6 +18,7 @@ mod lint;
 mod modules;
 mod project;
 mod qemu;
+mod readme;
 mod source;
 mod steps;
 mod suite;

@@ -8,6 +8,7 @@ use crate::{
     ktap::Outcome,
     lint,
     project::Project,
+    readme,
     steps::Step,
 };
 use anyhow::{bail, Context, Result};
@@ -77,9 +78,11 @@ pub enum Part {
     Checkpatch,
     /// everything in the guest
     Guest,
+    /// `make run`, and that the README shows what is printed
+    Readme,
 }
 
-const ALL: [Part; 11] = [
+const ALL: [Part; 12] = [
     Part::License,
     Part::Format,
     Part::Docs,
@@ -91,6 +94,8 @@ const ALL: [Part; 11] = [
     Part::Rustdoc,
     Part::Checkpatch,
     Part::Guest,
+    // Looks at the results of all others.
+    Part::Readme,
 ];
 
 /// Results of a part.
@@ -202,6 +207,7 @@ impl Suite<'_> {
                 lint::write_pages(project, step).map(Count::one)
             }),
             Part::Guest => self.guest(),
+            Part::Readme => self.readme(),
         }
     }
 
@@ -319,6 +325,31 @@ impl Suite<'_> {
                 .with_context(|| format!("cannot copy {}", console.display()))?;
             Ok(count)
         });
+    }
+
+    /// Runs `make run`, and compares what it printed, and the summary so far, with
+    /// the README.
+    fn readme(&mut self) {
+        let mut lines = self.summary_lines();
+        lines.push(last_line(&self.sum()));
+        let summary = lines.join("\n").replace("FAIL", "ok  ");
+        let is_default = *self.flavour == ["rust"];
+        // That process wants the cache for itself.
+        self.kernel = None;
+        self.step(
+            "run",
+            "make run, as the README shows it",
+            |project, step| {
+                let printed = readme::output_of("run", step.log())?;
+                // The README shows the driver that is built in.
+                if !is_default {
+                    return Ok(Count::one(true));
+                }
+                readme::check(project, "make run", &printed)?;
+                readme::check(project, "make test", &summary)?;
+                Ok(Count::of((2, 2)))
+            },
+        );
     }
 
     fn sum(&self) -> Count {

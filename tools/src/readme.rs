@@ -1,0 +1,158 @@
+// SPDX-License-Identifier: GPL-2.0
+//! What the README shows is what the commands print.
+//!
+//! A block of the README that begins with `$ make run` is compared with what that
+//! command printed. A line `...` stands for any lines, also none. Numbers may
+//! differ (times, rates, counts, versions) and so may the space between words;
+//! checksums, addresses and texts may not.
+
+use crate::project::Project;
+use anyhow::{bail, Context, Result};
+use std::{fs, path::Path, process::Command};
+
+/// A line that stands for others.
+const ELLIPSIS: &str = "...";
+
+/// Runs a command of this program as the caller would, and returns what it
+/// printed, which goes to a log as well.
+///
+/// # Errors
+///
+/// The command failed; the error has the last line that it printed.
+pub fn output_of(argument: &str, log: &Path) -> Result<String> {
+    // The environment is the caller's: CONFIG= and the like count here as well.
+    let output = Command::new(std::env::current_exe()?)
+        .arg(argument)
+        .output()
+        .with_context(|| format!("cannot start make {argument}"))?;
+    fs::write(log, &output.stdout).with_context(|| format!("cannot write {}", log.display()))?;
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    if !output.status.success() {
+        let last = text.lines().last().unwrap_or("it printed nothing");
+        bail!("make {argument} failed: {last}");
+    }
+    Ok(text)
+}
+
+/// Compares the README's block of a command with what it printed.
+///
+/// # Errors
+///
+/// There is no such block, or a line of it was not printed.
+pub fn check(project: &Project, command: &str, printed: &str) -> Result<()> {
+    let path = project.root.join("README.md");
+    let text =
+        fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+    let block = block(&text, command)
+        .with_context(|| format!("README.md has no block that begins with \"$ {command}\""))?;
+    match missing(&block, &printed.lines().collect::<Vec<_>>()) {
+        None => Ok(()),
+        Some(line) => bail!("README.md: {command} does not print {:?}", line.trim()),
+    }
+}
+
+/// The lines of the fenced block whose first line is the command.
+fn block<'a>(text: &'a str, command: &str) -> Option<Vec<&'a str>> {
+    let prompt = format!("$ {command}");
+    let mut lines = text.lines().skip_while(|line| *line != prompt).skip(1);
+    let block: Vec<&str> = lines.by_ref().take_while(|line| *line != "```").collect();
+    (!block.is_empty()).then_some(block)
+}
+
+/// The first line of the block that cannot be found where it has to be.
+fn missing<'a>(block: &[&'a str], printed: &[&str]) -> Option<&'a str> {
+    let printed: Vec<String> = printed.iter().map(|line| normal(line)).collect();
+    let runs: Vec<&[&'a str]> = block.split(|line| line.trim() == ELLIPSIS).collect();
+    let mut rest = &printed[..];
+    for (index, run) in runs.iter().enumerate().filter(|(_, run)| !run.is_empty()) {
+        let wanted: Vec<String> = run.iter().map(|line| normal(line)).collect();
+        let mut places = rest.windows(wanted.len());
+        let place = match (index == 0, index + 1 == runs.len()) {
+            // What begins the block begins the output, what ends it ends it.
+            (true, _) => Some(0).filter(|_| rest.starts_with(&wanted)),
+            (_, true) => rest.len().checked_sub(wanted.len()),
+            _ => places.position(|lines| lines == wanted),
+        };
+        let Some(place) = place.filter(|place| rest[*place..].starts_with(&wanted)) else {
+            let is_there = |line: &str| rest.contains(&normal(line));
+            return run
+                .iter()
+                .find(|line| !is_there(line))
+                .or(run.first())
+                .copied();
+        };
+        rest = &rest[place + wanted.len()..];
+    }
+    let is_open = block.last().is_some_and(|line| line.trim() == ELLIPSIS);
+    // Something was printed after what the block ends with.
+    (!is_open && !rest.is_empty()).then(|| block.last().copied().unwrap_or_default())
+}
+
+/// A line with its numbers and its spaces made equal.
+fn normal(line: &str) -> String {
+    let words: Vec<&str> = line.split_whitespace().map(normal_word).collect();
+    words.join(" ")
+}
+
+/// A decimal number or a version becomes "N", with what stands around it.
+fn normal_word(word: &str) -> &str {
+    let core = word.trim_matches(['(', ')', '[', ']', ',', ';', '.']);
+    let is_number = core.starts_with(|c: char| c.is_ascii_digit())
+        && core.chars().all(|c| c.is_ascii_digit() || c == '.');
+    // A checksum may happen to have decimal digits only.
+    if is_number && core.len() < 16 {
+        "N"
+    } else {
+        word
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PRINTED: [&str; 5] = ["[ 1.0 s] a: done", "x 12", "y", "z 0x10", "end (3 s)"];
+
+    fn missing_of(text: &'static str) -> Option<&'static str> {
+        missing(&text.lines().collect::<Vec<_>>(), &PRINTED)
+    }
+
+    #[test]
+    fn numbers_and_spaces_may_differ() {
+        assert_eq!(
+            normal("[    0.1 s] a:  12, 7.3.4"),
+            normal("[ 22.0 s] a: 3, 7.4")
+        );
+        assert_ne!(normal("0x10"), normal("0x11"));
+        assert_ne!(normal("0001:00:00.0"), normal("0002:00:00.0"));
+        assert_ne!(normal("1234567812345678"), normal("1234567812345679"));
+    }
+
+    #[test]
+    fn what_was_printed_is_found() {
+        assert_eq!(missing_of("[ 9.9 s] a: done\n...\ny\n...\nend (4 s)"), None);
+        assert_eq!(missing_of("...\nx 1\ny\n..."), None);
+        assert_eq!(missing_of("...\nend (1 s)"), None);
+    }
+
+    #[test]
+    fn what_was_not_printed_is_named() {
+        assert_eq!(missing_of("...\nq\n..."), Some("q"));
+        assert_eq!(missing_of("...\nz 0x11\n..."), Some("z 0x11"));
+        // In another order, or with something between.
+        assert_eq!(missing_of("...\ny\n...\nx 1\n..."), Some("x 1"));
+        assert_eq!(missing_of("...\nx 1\nz 0x10\n..."), Some("x 1"));
+        // Not at the beginning, not at the end.
+        assert_eq!(missing_of("x 1\n..."), Some("x 1"));
+        assert_eq!(missing_of("...\ny"), Some("y"));
+        assert_eq!(missing_of("[ 1.0 s] a: done\nx 1"), Some("x 1"));
+    }
+
+    #[test]
+    fn a_block_is_found_by_its_command() {
+        let text = "# a\n```text\n$ make run\nx\ny\n```\n```text\n$ make test\nz\n```\n";
+        assert_eq!(block(text, "make run").unwrap(), ["x", "y"]);
+        assert_eq!(block(text, "make test").unwrap(), ["z"]);
+        assert_eq!(block(text, "make bench"), None);
+    }
+}
