@@ -3,11 +3,11 @@
 
 use crate::{
     deps::{self, Version},
-    initramfs,
+    initramfs::{self, Extra},
     kernel::{self, Flavour, Kernel},
     ktap::Outcome,
     project::Project,
-    qemu::Boot,
+    qemu::{Boot, USUAL},
     steps::Step,
 };
 use anyhow::{bail, Context, Result};
@@ -42,13 +42,18 @@ impl Machine {
 
     /// Builds what a kernel is booted with.
     pub fn of_kernel(project: &Project, kernel: Kernel) -> Result<Self> {
-        let image = project.build.join("bzImage");
+        Self::with_files(project, &kernel, &[])
+    }
+
+    /// The same, with more files in the guest's root.
+    pub fn with_files(project: &Project, kernel: &Kernel, extra: &[Extra]) -> Result<Self> {
+        let image = project.build.join(format!("bzImage-{}", kernel.label()));
         fs::copy(&kernel.image, &image)
             .with_context(|| format!("cannot copy {}", kernel.image.display()))?;
         Ok(Self {
             version: kernel.version,
             image,
-            initrd: initramfs::build(project, &kernel)?,
+            initrd: initramfs::build(project, kernel, extra)?,
             qemu: deps::qemu(project)?,
         })
     }
@@ -62,7 +67,10 @@ impl Machine {
             initrd: &self.initrd,
             append,
             limit,
-            second_drive: false,
+            plugged: USUAL,
+            generators: 0,
+            root: None,
+            cpu: "max",
             counts_instructions: false,
             processors: 2,
             memory: 2,

@@ -34,19 +34,27 @@ pub fn is_for_guest(folder: &Path) -> bool {
     PROGRAMS.iter().any(|(name, _)| folder.ends_with(name))
 }
 
+/// A file of the guest's root: where it goes, and from where it comes.
+pub type Extra = (String, PathBuf);
+
 /// Builds the guest's root and returns the archive.
-pub fn build(project: &Project, kernel: &Kernel) -> Result<PathBuf> {
+pub fn build(project: &Project, kernel: &Kernel, extra: &[Extra]) -> Result<PathBuf> {
     let step = Step::start(project, "guest", "building the guest's root")?;
-    let mut programs = vec![("bin/busybox", busybox(project, &step)?)];
+    let mut files = vec![("bin/busybox".to_owned(), busybox(project, &step)?)];
     for (folder, name) in PROGRAMS {
-        programs.push((name, guest_program(project, &step, folder)?));
+        files.push((name.to_owned(), guest_program(project, &step, folder)?));
     }
     let mut modules = kernel_modules(kernel)?;
     for folder in MODULES {
         modules.extend(external_modules(project, kernel, &step, folder)?);
     }
-    let path = project.build.join("initrd.gz");
-    pack(&path, &programs, &modules).with_context(|| format!("cannot write {}", path.display()))?;
+    for module in &modules {
+        let name = module.file_name().unwrap_or_default().to_string_lossy();
+        files.push((format!("lib/modules/{name}"), module.clone()));
+    }
+    files.extend_from_slice(extra);
+    let path = project.build.join(format!("initrd-{}.gz", kernel.label()));
+    pack(&path, &files).with_context(|| format!("cannot write {}", path.display()))?;
     step.done(&format!("root with {} modules packed", modules.len()));
     Ok(path)
 }
@@ -61,8 +69,25 @@ pub fn guest_cargo(project: &Project, program: &Path) -> Command {
             "CARGO_TARGET_S390X_UNKNOWN_LINUX_GNU_RUSTFLAGS",
             "-Ctarget-feature=+crt-static -Clinker=s390x-linux-gnu-gcc",
         )
-        .env("CARGO_TARGET_DIR", project.cache.join("target/guest"));
+        .env("CARGO_TARGET_DIR", guest_target(project));
     command
+}
+
+/// Where its objects go: with the checkout, as another one has another program.
+fn guest_target(project: &Project) -> PathBuf {
+    project.build.join("target/guest-s390x")
+}
+
+/// A program of the guest, which has the name of its folder.
+fn program_path(project: &Project, folder: &str) -> PathBuf {
+    let name = Path::new(folder).file_name().unwrap_or_default();
+    let built = guest_target(project).join(TARGET);
+    built.join("release").join(name)
+}
+
+/// The guest's /init, which [`build`] has built.
+pub fn init_path(project: &Project) -> PathBuf {
+    program_path(project, PROGRAMS[0].0)
 }
 
 /// What every call of [`guest_cargo`] names.
@@ -82,14 +107,11 @@ fn guest_program(project: &Project, step: &Step, folder: &str) -> Result<PathBuf
             .args(GUEST_ARGUMENTS),
         "correct what the compiler says",
     )?;
-    let built = project.cache.join("target/guest").join(TARGET);
-    // The program has the name of its folder.
-    let name = folder.file_name().unwrap_or_default();
-    Ok(built.join("release").join(name))
+    Ok(program_path(project, folder))
 }
 
 /// Debian's static busybox of the guest's architecture.
-fn busybox(project: &Project, step: &Step) -> Result<PathBuf> {
+pub fn busybox(project: &Project, step: &Step) -> Result<PathBuf> {
     let folder = project.cache.join("guest/busybox");
     let program = ["usr/bin/busybox", "bin/busybox"]
         .map(|path| folder.join(path))
@@ -130,8 +152,11 @@ fn external_modules(
 ) -> Result<Vec<PathBuf>> {
     let source = project.root.join(folder);
     // Objects made for one kernel are none for another.
-    let flavour = kernel.objects.file_name().unwrap_or_default();
-    let output = project.build.join("modules").join(folder).join(flavour);
+    let output = project
+        .build
+        .join("modules")
+        .join(folder)
+        .join(kernel.label());
     fs::create_dir_all(&output)?;
     let order = output.join("modules.order");
     let stamp = Stamp::new(
@@ -187,7 +212,8 @@ fn modules_in(order: &Path, folder: &Path) -> Result<Vec<PathBuf>> {
         .collect())
 }
 
-fn pack(path: &Path, programs: &[(&str, PathBuf)], modules: &[PathBuf]) -> Result<()> {
+/// Packs the files into the folders and links that every guest has.
+fn pack(path: &Path, files: &[Extra]) -> Result<()> {
     let file = BufWriter::new(File::create(path)?);
     let mut archive = Archive {
         output: GzEncoder::new(file, Compression::fast()),
@@ -199,6 +225,7 @@ fn pack(path: &Path, programs: &[(&str, PathBuf)], modules: &[PathBuf]) -> Resul
         "etc",
         "lib",
         "lib/modules",
+        "lib/modules/external",
         "mnt",
         "proc",
         "root",
@@ -216,12 +243,8 @@ fn pack(path: &Path, programs: &[(&str, PathBuf)], modules: &[PathBuf]) -> Resul
     // The console must be there before /init can mount a /dev.
     archive.entry("dev/console", 0o020_600, Some((5, 1)), &[])?;
     archive.entry("bin/sh", 0o120_777, None, b"busybox")?;
-    for (name, program) in programs {
-        archive.file(name, program)?;
-    }
-    for module in modules {
-        let name = module.file_name().unwrap_or_default().to_string_lossy();
-        archive.file(&format!("lib/modules/{name}"), module)?;
+    for (name, from) in files {
+        archive.file(name, from)?;
     }
     let output = newc::trailer(archive.output)?;
     output.finish()?.flush()?;
@@ -275,8 +298,13 @@ mod tests {
         for name in ["i", "b", "m.ko"] {
             fs::write(at(name), name).unwrap();
         }
-        let programs = [("init", at("i")), ("bin/busybox", at("b"))];
-        pack(&at("out"), &programs, &[at("m.ko")]).unwrap();
+        let file = |name: &str, from| (name.to_owned(), at(from));
+        let files = [
+            file("init", "i"),
+            file("bin/busybox", "b"),
+            file("lib/modules/m.ko", "m.ko"),
+        ];
+        pack(&at("out"), &files).unwrap();
         let mut bytes = Vec::new();
         flate2::read::GzDecoder::new(File::open(at("out")).unwrap())
             .read_to_end(&mut bytes)

@@ -170,6 +170,12 @@ fn check_space(project: &Project) -> Result<()> {
 }
 
 impl Kernel {
+    /// A name for files that are made for this kernel.
+    pub fn label(&self) -> String {
+        let name = self.objects.file_name().unwrap_or_default();
+        name.to_string_lossy().into_owned()
+    }
+
     /// The kernel's own `make` for this source and these objects.
     pub fn make(&self, project: &Project) -> Command {
         let mut command = kernel_make(project, &self.bindgen);

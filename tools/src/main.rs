@@ -10,6 +10,7 @@ mod deps;
 mod guest;
 mod hash;
 mod hooks;
+mod hotplug;
 mod initramfs;
 mod integrate;
 mod kernel;

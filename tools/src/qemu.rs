@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 //! The emulated machine: an s390x guest with real (emulated) PCI devices.
 
-use crate::{ktap::Report, project::Project};
+use crate::{hotplug::Hotplug, ktap::Report, project::Project};
 use anyhow::{bail, Context, Result};
 use std::{
     fs::{self, File},
@@ -12,13 +12,60 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// The size of the NVMe drive in bytes.
+/// The size of an NVMe drive in bytes.
 const DRIVE: u64 = 256 << 20;
 
-/// How many random number generators a machine with a second drive has: they
-/// do no DMA through the IOMMU, so that tests may attach them anywhere. As many
-/// as a domain has room for without further memory.
-const GENERATORS: usize = 6;
+/// A device that a guest can have.
+pub struct Device {
+    /// What it is called here, by QEMU and by the guest's wishes.
+    pub id: &'static str,
+    /// QEMU's name of the model.
+    pub model: &'static str,
+    /// The model's properties.
+    pub properties: &'static [(&'static str, &'static str)],
+}
+
+/// QEMU does not always forget a drive that is unplugged at once after it was
+/// found; it does nothing any more, but would keep its successor from the image.
+const SHARED: (&str, &str) = ("share-rw", "on");
+
+/// All of them. The boot ROMs of the two cards are not in the package.
+pub const DEVICES: [Device; 4] = [
+    Device {
+        id: "nvme",
+        model: "nvme",
+        properties: &[("drive", "d0"), ("serial", "x0"), SHARED],
+    },
+    Device {
+        id: "igb",
+        model: "igb",
+        properties: &[("romfile", ""), ("netdev", "n0")],
+    },
+    Device {
+        id: "e1000e",
+        model: "e1000e",
+        properties: &[("romfile", ""), ("netdev", "n1")],
+    },
+    Device {
+        id: "nvme1",
+        model: "nvme",
+        properties: &[("drive", "d1"), ("serial", "x1"), SHARED],
+    },
+];
+
+/// What most boots have from the start.
+pub const USUAL: &[&str] = &["nvme", "igb", "e1000e"];
+
+impl Device {
+    /// As an argument of `-device`.
+    fn argument(&self) -> String {
+        let mut text = format!("{},id={}", self.model, self.id);
+        for (name, value) in self.properties {
+            text += &format!(",{name}={value}");
+        }
+        text
+    }
+}
 
 /// As fast as it can be.
 const THREADED: &[&str] = &["-accel", "tcg,thread=multi"];
@@ -49,9 +96,16 @@ pub struct Boot<'a> {
     pub append: String,
     /// How long it may take.
     pub limit: Duration,
-    /// Whether there is another NVMe drive, behind all other functions, and
-    /// [`GENERATORS`].
-    pub second_drive: bool,
+    /// The devices that are there from the start, by their ids, in the order of
+    /// [`DEVICES`]. The guest may have all of them plugged and unplugged.
+    pub plugged: &'static [&'static str],
+    /// What is on the first NVMe drive; nothing by default.
+    pub root: Option<&'a Path>,
+    /// QEMU's model of the processor.
+    pub cpu: &'static str,
+    /// How many random number generators there are before the second drive. They
+    /// do no DMA through the IOMMU, so that tests may attach them anywhere.
+    pub generators: usize,
     /// Whether the guest's clock counts instructions, one a nanosecond, and
     /// nothing that the guest can see depends on when it runs. For one
     /// processor.
@@ -76,13 +130,17 @@ impl Boot<'_> {
         let mut command = self.command(project, &drives);
         command
             .args(["-serial", "stdio", "-monitor", "none"])
+            .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
+        let (mut hotplug, monitor) = Hotplug::add_to(&mut command)?;
         let mut child = Guard(
             command
                 .spawn()
                 .with_context(|| format!("cannot start {}", self.qemu.display()))?,
         );
+        drop(monitor);
+        let mut keyboard = child.0.stdin.take().context("no pipe")?;
         let lines = read_lines(&mut child.0)?;
         let end = Instant::now() + self.limit;
         let mut console = Vec::new();
@@ -91,6 +149,7 @@ impl Boot<'_> {
                 Ok(line) => {
                     writeln!(log, "{line}")?;
                     see(&line);
+                    hotplug.obey(&line, &mut keyboard)?;
                     console.push(line);
                 }
                 Err(RecvTimeoutError::Disconnected) => break,
@@ -130,15 +189,17 @@ impl Boot<'_> {
     }
 
     /// Drives that nothing was written to: an old pattern looks like a success.
-    fn fresh_drives(&self, project: &Project) -> Result<Vec<PathBuf>> {
-        let count = 1 + usize::from(self.second_drive);
+    fn fresh_drives(&self, project: &Project) -> Result<[PathBuf; 2]> {
         let name = |index| project.build.join(format!("{}.nvme{index}", self.name));
-        let paths: Vec<PathBuf> = (0..count).map(name).collect();
+        let paths = [name(0), name(1)];
         remove(&paths);
         for path in &paths {
             File::create(path)
                 .and_then(|file| file.set_len(DRIVE))
                 .with_context(|| format!("cannot make {}", path.display()))?;
+        }
+        if let Some(root) = self.root {
+            fs::copy(root, &paths[0]).with_context(|| format!("cannot copy {}", root.display()))?;
         }
         Ok(paths)
     }
@@ -151,7 +212,7 @@ impl Boot<'_> {
         let mut command = project.command(self.qemu);
         command
             .args(["-M", "s390-ccw-virtio,memory-backend=memory"])
-            .args(["-cpu", "max", "-object", &memory])
+            .args(["-cpu", self.cpu, "-object", &memory])
             .args(["-m", &format!("{}G", self.memory)])
             .args(if self.counts_instructions {
                 COUNTING
@@ -166,33 +227,27 @@ impl Boot<'_> {
             .arg(self.initrd)
             .arg("-append")
             .arg(format!("console=ttysclp0 panic=-1 {}", self.append));
-        add_drive(&mut command, 0, &drives[0]);
-        command
-            // Two cards back to back. Their boot ROMs are not in the package.
-            .args(["-netdev", "hubport,id=n0,hubid=0"])
-            .args(["-netdev", "hubport,id=n1,hubid=0"])
-            .args(["-device", "igb,romfile=,netdev=n0"])
-            .args(["-device", "e1000e,romfile=,netdev=n1"]);
-        if self.second_drive {
-            for _ in 0..GENERATORS {
-                command.args(["-device", "virtio-rng-pci,disable-legacy=on"]);
-            }
+        for (index, path) in drives.iter().enumerate() {
+            // Not -drive: that one goes with its device.
+            let path = path.display();
+            command.arg("-blockdev").arg(format!(
+                "driver=raw,node-name=d{index},file.driver=file,file.filename={path}"
+            ));
         }
-        for (index, path) in drives.iter().enumerate().skip(1) {
-            add_drive(&mut command, index, path);
+        // Two cards back to back.
+        command
+            .args(["-netdev", "hubport,id=n0,hubid=0"])
+            .args(["-netdev", "hubport,id=n1,hubid=0"]);
+        for device in DEVICES.iter().filter(|d| self.plugged.contains(&d.id)) {
+            if device.id == "nvme1" {
+                for _ in 0..self.generators {
+                    command.args(["-device", "virtio-rng-pci,disable-legacy=on"]);
+                }
+            }
+            command.arg("-device").arg(device.argument());
         }
         command
     }
-}
-
-fn drive(index: usize, path: &Path) -> String {
-    format!("file={},if=none,id=d{index},format=raw", path.display())
-}
-
-fn add_drive(command: &mut Command, index: usize, path: &Path) {
-    command.arg("-drive").arg(drive(index, path));
-    let device = format!("nvme,drive=d{index},serial=x{index}");
-    command.arg("-device").arg(device);
 }
 
 fn remove(paths: &[PathBuf]) {

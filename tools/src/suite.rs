@@ -41,6 +41,9 @@ const BOOTS: [Variant; 4] = [
         memory: 32,
     },
 ];
+/// How many random number generators the guest has: as many as a domain has room
+/// for without further memory.
+const GENERATORS: usize = 6;
 /// The driver's KUnit suites run at boot; the guest's program reads their results.
 const KUNIT: &str = "kunit.enable=1 kunit.autorun=1 kunit.filter_glob=s390_iommu*";
 
@@ -302,7 +305,8 @@ impl Suite<'_> {
         self.step(&name, "running the guest's suites", |project, step| {
             let append = format!("guest.mode=test {KUNIT} {}", variant.words);
             let mut boot = machine.boot(&name, append, LIMIT);
-            boot.second_drive = true;
+            boot.plugged = &["nvme", "igb", "e1000e", "nvme1"];
+            boot.generators = GENERATORS;
             boot.memory = variant.memory;
             // Races want more than two.
             boot.processors = 4;

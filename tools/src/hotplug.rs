@@ -1,0 +1,144 @@
+// SPDX-License-Identifier: GPL-2.0
+//! Plugs and unplugs devices of a running guest, as the guest asks for it.
+//!
+//! The guest prints a line on its console, `guest: want plug NAME` or
+//! `guest: want unplug NAME`, and reads a line there when it was done. The name
+//! is a device of [`DEVICES`]. QEMU is told over QMP, on a socket that it inherits:
+//! no path that could be too long or left behind.
+
+use crate::qemu::{Device, DEVICES};
+use anyhow::{bail, Context, Result};
+use qapi::{qmp, Dictionary, Qmp, Stream};
+use std::{
+    io::{BufReader, Write},
+    os::{
+        fd::{AsRawFd, OwnedFd},
+        unix::net::UnixStream,
+    },
+    process::Command,
+    time::{Duration, Instant},
+};
+
+/// How long QEMU may take for an answer, and a guest to let a device go.
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// What the guest wants.
+#[derive(Debug, PartialEq, Eq)]
+enum Wish<'a> {
+    Plug(&'a str),
+    Unplug(&'a str),
+}
+
+impl<'a> Wish<'a> {
+    fn parse(line: &'a str) -> Option<Self> {
+        let (verb, name) = line.strip_prefix("guest: want ")?.split_once(' ')?;
+        match verb {
+            "plug" => Some(Self::Plug(name)),
+            "unplug" => Some(Self::Unplug(name)),
+            _ => None,
+        }
+    }
+}
+
+/// The connection to one QEMU.
+pub struct Hotplug {
+    qmp: Qmp<Stream<BufReader<UnixStream>, UnixStream>>,
+    is_greeted: bool,
+}
+
+impl Hotplug {
+    /// Adds the monitor to a command line. What is returned beside has to live
+    /// until the command was started.
+    pub fn add_to(command: &mut Command) -> Result<(Self, OwnedFd)> {
+        let (ours, theirs) = UnixStream::pair().context("no sockets for QEMU's monitor")?;
+        ours.set_read_timeout(Some(LIMIT))?;
+        let theirs = OwnedFd::from(theirs);
+        rustix::io::fcntl_setfd(&theirs, rustix::io::FdFlags::empty())?;
+        command
+            .arg("-chardev")
+            .arg(format!("socket,id=qmp,fd={}", theirs.as_raw_fd()))
+            .args(["-mon", "chardev=qmp,mode=control"]);
+        let qmp = Qmp::new(Stream::new(BufReader::new(ours.try_clone()?), ours));
+        let is_greeted = false;
+        Ok((Self { qmp, is_greeted }, theirs))
+    }
+
+    /// Does what a line of the console asks for; most ask for nothing. The
+    /// answer goes to the guest's keyboard.
+    pub fn obey(&mut self, line: &str, mut keyboard: impl Write) -> Result<()> {
+        let Some(wish) = Wish::parse(line) else {
+            return Ok(());
+        };
+        if !self.is_greeted {
+            self.qmp.handshake()?;
+            self.is_greeted = true;
+        }
+        let (Wish::Plug(name) | Wish::Unplug(name)) = wish;
+        let Some(device) = DEVICES.iter().find(|device| device.id == name) else {
+            bail!("the guest wants {wish:?}, there is no such device");
+        };
+        match wish {
+            Wish::Plug(_) => self.plug(device),
+            Wish::Unplug(_) => self.unplug(device),
+        }
+        .with_context(|| format!("QEMU does not do what the guest wants, {wish:?}"))?;
+        writeln!(keyboard, "done").context("the guest does not listen")
+    }
+
+    fn plug(&mut self, device: &Device) -> Result<()> {
+        let mut arguments = Dictionary::new();
+        for (name, value) in device.properties {
+            let value = match *value {
+                "on" => true.into(),
+                text => text.into(),
+            };
+            arguments.insert((*name).into(), value);
+        }
+        let command = qmp::device_add {
+            driver: device.model.into(),
+            id: Some(device.id.into()),
+            bus: None,
+            arguments,
+        };
+        self.qmp.execute(&command)?;
+        Ok(())
+    }
+
+    /// Returns when the device is gone, so that it can be plugged again. The
+    /// event that tells of it does not always come: QEMU sends it when the last
+    /// reference of its own goes.
+    fn unplug(&mut self, device: &Device) -> Result<()> {
+        let id = device.id.to_owned();
+        self.qmp.execute(&qmp::device_del { id })?;
+        let end = Instant::now() + LIMIT;
+        while self.has(device.id)? {
+            if Instant::now() > end {
+                bail!("the guest holds it after {} s", LIMIT.as_secs());
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        Ok(())
+    }
+
+    /// Whether the machine has a device of this id.
+    fn has(&mut self, id: &str) -> Result<bool> {
+        let path = "/machine/peripheral".to_owned();
+        let children = self.qmp.execute(&qmp::qom_list { path })?;
+        Ok(children.iter().any(|child| child.name == id))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_wishes_are_read() {
+        let parse = Wish::parse;
+        assert_eq!(parse("guest: want plug nvme"), Some(Wish::Plug("nvme")));
+        assert_eq!(parse("guest: want unplug igb"), Some(Wish::Unplug("igb")));
+        assert_eq!(parse("guest: want sleep 5"), None);
+        assert_eq!(parse("guest: start"), None);
+        assert_eq!(parse("[ 1.0] guest: want plug nvme"), None);
+    }
+}
