@@ -75,6 +75,8 @@ fn needs(project: &Project) -> Vec<Need> {
         ("bc", "bc"),
         ("cpio", "cpio"),
         ("depmod", "kmod"),
+        // The file system of a root on a drive.
+        ("/sbin/mke2fs", "e2fsprogs"),
         ("rsync", "rsync"),
         ("xz", "xz-utils"),
         ("ccache", "ccache"),
@@ -345,7 +347,7 @@ impl std::fmt::Display for Version {
 }
 
 /// What a program says of itself.
-fn version_of(program: &Path) -> Result<Version> {
+pub fn version_of(program: &Path) -> Result<Version> {
     let output = Command::new(program)
         .arg("--version")
         .output()

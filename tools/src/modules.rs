@@ -3,15 +3,19 @@
 
 use crate::{
     deps::{self, Version},
-    kernel::{kernel_make, variable},
+    integrate,
+    kernel::{kernel_make, variable, Kernel},
     project::Project,
     source::{OLDEST, TOO_NEW},
+    steps::Step,
 };
 use anyhow::{bail, Context, Result};
-use std::{fs, path::Path, process::Stdio};
-
-/// The built-in glue's registration point.
-const REGISTRATION: &str = "zpci_iommu_driver_register";
+use std::{
+    collections::HashSet,
+    fs,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+};
 
 /// `make KDIR=... modules`.
 pub fn build(project: &Project) -> Result<()> {
@@ -26,20 +30,28 @@ pub fn install(project: &Project) -> Result<()> {
     make(project, "modules_install")
 }
 
-fn make(project: &Project, target: &str) -> Result<()> {
-    let Some(tree) = &project.kdir else {
-        bail!("name the prepared tree (or its objects folder) with KDIR=");
-    };
-    let lacking = lacking(tree)?;
-    if !lacking.is_empty() {
-        bail!(
-            "KDIR={} cannot build the module, it lacks {}",
-            tree.display(),
-            lacking.join(", ")
-        );
+/// Does both for a kernel of `make test`, away from the checkout. Returns the
+/// installed module.
+pub fn build_for_tests(project: &Project, kernel: &Kernel, step: &Step) -> Result<PathBuf> {
+    check(project, &kernel.objects)?;
+    let output = project.build.join("external-module");
+    let installed = project.build.join("installed");
+    let _ = fs::remove_dir_all(&installed);
+    fs::create_dir_all(&output)?;
+    for target in ["modules", "modules_install"] {
+        let mut command = command(project, &kernel.objects, target)?;
+        command
+            .arg(variable("MO", &output))
+            .arg(variable("INSTALL_MOD_PATH", &installed));
+        step.run(&mut command, "correct what it says")?;
     }
-    let _lock = project.lock()?;
-    deps::ensure(project)?;
+    let release = fs::read_to_string(kernel.objects.join("include/config/kernel.release"))?;
+    let folder = installed.join("lib/modules").join(release.trim());
+    Ok(folder.join("updates/s390_iommu.ko"))
+}
+
+/// The kernel's own `make` for the external module.
+fn command(project: &Project, tree: &Path, target: &str) -> Result<Command> {
     let bindgen = deps::bindgen(project)?;
     let mut command = kernel_make(project, &bindgen);
     command
@@ -49,6 +61,17 @@ fn make(project: &Project, target: &str) -> Result<()> {
         .arg(format!("-j{}", project.jobs))
         .arg(target)
         .stdin(Stdio::null());
+    Ok(command)
+}
+
+fn make(project: &Project, target: &str) -> Result<()> {
+    let Some(tree) = &project.kdir else {
+        bail!("name the prepared tree (or its objects folder) with KDIR=");
+    };
+    check(project, tree)?;
+    let _lock = project.lock()?;
+    deps::ensure(project)?;
+    let mut command = command(project, tree, target)?;
     // What an installation goes by is the caller's to say.
     for name in ["INSTALL_MOD_PATH", "INSTALL_MOD_DIR", "V"] {
         if let Some(value) = crate::project::variable(name) {
@@ -62,8 +85,59 @@ fn make(project: &Project, target: &str) -> Result<()> {
     Ok(())
 }
 
+/// Refuses a tree that cannot build the module, or not one that it would load.
+fn check(project: &Project, tree: &Path) -> Result<()> {
+    let symbols = needed_symbols(project)?;
+    // A compiler that is not there yet is as new as the tree's.
+    let rustc = deps::version_of(&project.rustc).ok();
+    let lacking = lacking(tree, rustc, &symbols);
+    if lacking.is_empty() {
+        return Ok(());
+    }
+    bail!(
+        "KDIR={} cannot build the module, it lacks {}",
+        tree.display(),
+        lacking.join(", ")
+    )
+}
+
+/// The functions of the subsystem that the driver calls: what its `extern`
+/// blocks declare.
+fn needed_symbols(project: &Project) -> Result<Vec<String>> {
+    let mut list = Vec::new();
+    for file in integrate::driver_files(&project.root)? {
+        if file.ends_with(".rs") {
+            let text = fs::read_to_string(project.root.join(&file))?;
+            list.extend(declared(&text));
+        }
+    }
+    Ok(list)
+}
+
+/// The `zpci_` functions in the `extern` blocks of a source.
+fn declared(text: &str) -> Vec<String> {
+    let mut is_inside = false;
+    let mut list = Vec::new();
+    for line in text.lines() {
+        match line {
+            "extern \"C\" {" => is_inside = true,
+            "}" => is_inside = false,
+            _ => {}
+        }
+        let name = line
+            .split_once("fn ")
+            .and_then(|(_, rest)| rest.split_once('('));
+        if let (true, Some((name, _))) = (is_inside, name) {
+            if name.starts_with("zpci_") {
+                list.push(name.to_owned());
+            }
+        }
+    }
+    list
+}
+
 /// What a tree must provide and does not.
-fn lacking(tree: &Path) -> Result<Vec<String>> {
+fn lacking(tree: &Path, rustc: Option<Version>, symbols: &[String]) -> Vec<String> {
     let read = |file: &str| fs::read_to_string(tree.join(file)).ok();
     let mut list = Vec::new();
     match read("include/config/kernel.release")
@@ -90,14 +164,45 @@ fn lacking(tree: &Path) -> Result<Vec<String>> {
             list.push(format!("{option}=y ({why})"));
         }
     }
+    list.extend(other_rustc(&config, rustc));
     match read("Module.symvers") {
         None => list.push("Module.symvers (run make modules there)".into()),
-        Some(text) if !text.split_whitespace().any(|word| word == REGISTRATION) => list.push(
-            format!("{REGISTRATION} in Module.symvers (integrate the tree with make integrate, set CONFIG_S390_IOMMU_RUST=m and build it)"),
-        ),
-        Some(_) => {}
+        Some(text) => list.extend(unexported(&text, symbols)),
     }
-    Ok(list)
+    list
+}
+
+/// A crate cannot use what another version of the compiler has built.
+fn other_rustc(config: &str, ours: Option<Version>) -> Option<String> {
+    let line = config.lines();
+    let mut values = line.filter_map(|line| line.strip_prefix("CONFIG_RUSTC_VERSION="));
+    let number: u32 = values.next()?.trim().parse().ok()?;
+    let theirs = Version(number / 100_000, number / 100 % 1000, number % 100);
+    let ours = ours.filter(|ours| *ours != theirs)?;
+    Some(format!(
+        "a build with rustc {ours} (it was built with {theirs}: name that with RUSTC=)"
+    ))
+}
+
+/// The symbols that no line of `Module.symvers` has, as one thing to mend.
+fn unexported(symvers: &str, symbols: &[String]) -> Option<String> {
+    let exported: HashSet<&str> = symvers
+        .lines()
+        .filter_map(|line| line.split('\t').nth(1))
+        .collect();
+    let missing: Vec<&str> = symbols
+        .iter()
+        .map(String::as_str)
+        .filter(|name| !exported.contains(name))
+        .collect();
+    if missing.is_empty() {
+        return None;
+    }
+    Some(format!(
+        "{} in Module.symvers (integrate the tree with make integrate, set CONFIG_S390_IOMMU_RUST=m \
+         and build it)",
+        missing.join(" ")
+    ))
 }
 
 #[cfg(test)]
@@ -112,11 +217,12 @@ mod tests {
             ("include/generated/autoconf.h", "#define X\n"),
             (
                 "include/config/auto.conf",
-                "CONFIG_S390=y\nCONFIG_PCI=y\nCONFIG_MODULES=y\nCONFIG_RUST=y\n",
+                "CONFIG_S390=y\nCONFIG_PCI=y\nCONFIG_MODULES=y\nCONFIG_RUST=y\n\
+                 CONFIG_RUSTC_VERSION=109600\n",
             ),
             (
                 "Module.symvers",
-                "0x0\tzpci_iommu_driver_register\tvmlinux\tEXPORT_SYMBOL_GPL\t\n",
+                "0x0\tzpci_a\tvmlinux\tEXPORT_SYMBOL_GPL\t\n0x0\tzpci_b\tvmlinux\tEXPORT_SYMBOL\t\n",
             ),
         ] {
             write_if_changed(&folder.path().join(file), text.as_bytes()).unwrap();
@@ -124,9 +230,21 @@ mod tests {
         folder
     }
 
+    fn lacks(tree: &Path) -> Vec<String> {
+        let symbols = ["zpci_a".to_owned(), "zpci_b".to_owned()];
+        lacking(tree, Some(Version(1, 96, 0)), &symbols)
+    }
+
     #[test]
     fn a_prepared_tree_lacks_nothing() {
-        assert!(lacking(prepared().path()).unwrap().is_empty());
+        assert!(lacks(prepared().path()).is_empty());
+    }
+
+    #[test]
+    fn the_driver_says_what_it_needs() {
+        let text = "fn zpci_no(\nextern \"C\" {\n    fn zpci_a(x: u8);\n    \
+                    pub(crate) fn zpci_b(\n    fn other();\n}\nfn zpci_c(\n";
+        assert_eq!(declared(text), ["zpci_a", "zpci_b"]);
     }
 
     #[test]
@@ -140,15 +258,26 @@ mod tests {
                 "CONFIG_S390=y\nCONFIG_PCI=y\nCONFIG_MODULES=y\n",
                 "CONFIG_RUST=y",
             ),
-            ("Module.symvers", "0x0\tprintk\n", REGISTRATION),
+            (
+                "include/config/auto.conf",
+                "CONFIG_S390=y\nCONFIG_PCI=y\nCONFIG_MODULES=y\nCONFIG_RUST=y\n\
+                 CONFIG_RUSTC_VERSION=109701\n",
+                "1.97.1",
+            ),
+            ("Module.symvers", "0x0\tzpci_b\tvmlinux\n", "zpci_a in"),
+            (
+                "Module.symvers",
+                "0x0\tzpci_abc\tvmlinux\n",
+                "zpci_a zpci_b in",
+            ),
         ] {
             let folder = prepared();
             write_if_changed(&folder.path().join(file), text.as_bytes()).unwrap();
-            let list = lacking(folder.path()).unwrap();
+            let list = lacks(folder.path());
             assert_eq!(list.len(), 1, "{list:?}");
             assert!(list[0].contains(word), "{list:?}");
         }
         let empty = tempfile::tempdir().unwrap();
-        assert_eq!(lacking(empty.path()).unwrap().len(), 7);
+        assert_eq!(lacks(empty.path()).len(), 7);
     }
 }

@@ -1,13 +1,16 @@
 // SPDX-License-Identifier: GPL-2.0
 //! `make test`: every check, with a summary. What cannot be run has failed.
 
+mod module;
+
 use crate::{
     deps,
     guest::Machine,
     kernel::{self, Flavour, Kernel},
     ktap::Outcome,
     lint,
-    project::Project,
+    project::{variable, Project},
+    qemu::Boot,
     readme,
     steps::Step,
 };
@@ -81,11 +84,13 @@ pub enum Part {
     Checkpatch,
     /// everything in the guest
     Guest,
+    /// the driver as a module
+    Module,
     /// `make run`, and that the README shows what is printed
     Readme,
 }
 
-const ALL: [Part; 12] = [
+const ALL: [Part; 13] = [
     Part::License,
     Part::Format,
     Part::Docs,
@@ -97,6 +102,7 @@ const ALL: [Part; 12] = [
     Part::Rustdoc,
     Part::Checkpatch,
     Part::Guest,
+    Part::Module,
     // Looks at the results of all others.
     Part::Readme,
 ];
@@ -129,9 +135,24 @@ impl Count {
     }
 }
 
-/// `make test`.
+/// `make test`; `PART=a,b` names some of its parts.
 pub fn run(project: &Project, flavour: &Flavour) -> Result<()> {
-    only(project, flavour, &ALL)
+    match variable("PART") {
+        Some(names) => only(project, flavour, &parts(&names.to_string_lossy())?),
+        None => only(project, flavour, &ALL),
+    }
+}
+
+/// The parts of these names.
+fn parts(names: &str) -> Result<Vec<Part>> {
+    let find = |name: &str| {
+        let is = |part: &&Part| format!("{part:?}").eq_ignore_ascii_case(name);
+        ALL.iter().find(is).copied().with_context(|| {
+            let known = ALL.map(|part| format!("{part:?}").to_lowercase());
+            format!("PART={names}: there is no {name}, but {}", known.join(" "))
+        })
+    };
+    names.split([',', ' ']).map(find).collect()
 }
 
 /// Some parts of it.
@@ -210,6 +231,7 @@ impl Suite<'_> {
                 lint::write_pages(project, step).map(Count::one)
             }),
             Part::Guest => self.guest(),
+            Part::Module => self.module(),
             Part::Readme => self.readme(),
         }
     }
@@ -302,14 +324,19 @@ impl Suite<'_> {
 
     fn boot(&mut self, machine: &Machine, variant: &Variant) {
         let name = format!("guest-{}", variant.name);
-        self.step(&name, "running the guest's suites", |project, step| {
-            let append = format!("guest.mode=test {KUNIT} {}", variant.words);
-            let mut boot = machine.boot(&name, append, LIMIT);
-            boot.plugged = &["nvme", "igb", "e1000e", "nvme1"];
-            boot.generators = GENERATORS;
-            boot.memory = variant.memory;
-            // Races want more than two.
-            boot.processors = 4;
+        let append = format!("guest.mode=test {KUNIT} {}", variant.words);
+        let mut boot = machine.boot(&name, append, LIMIT);
+        boot.plugged = &["nvme", "igb", "e1000e", "nvme1"];
+        boot.generators = GENERATORS;
+        boot.memory = variant.memory;
+        // Races want more than two.
+        boot.processors = 4;
+        self.run_boot(&name, &boot);
+    }
+
+    /// Boots and counts what the guest's program reports.
+    fn run_boot(&mut self, name: &str, boot: &Boot) {
+        self.step(name, "running the guest's suites", |project, step| {
             let report = boot.run(project, |line| {
                 if line.starts_with("not ok ") {
                     println!("    | {line}");
@@ -499,6 +526,12 @@ mod tests {
         };
         assert_eq!(count_results(log), want);
         assert_eq!(count_results("error: could not compile"), Count::default());
+    }
+
+    #[test]
+    fn parts_are_found_by_name() {
+        assert_eq!(parts("tools,module").unwrap(), [Part::Tools, Part::Module]);
+        assert!(parts("tools,none").is_err());
     }
 
     #[test]

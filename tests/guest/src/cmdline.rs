@@ -63,6 +63,11 @@ impl Cmdline {
         Some(self.value("guest.suite")?.split(',').collect())
     }
 
+    /// Whether the driver is to be loaded before anything else.
+    pub fn wants_driver(&self) -> bool {
+        self.value("guest.driver") != Some("later") && self.value("guest.beside").is_none()
+    }
+
     /// Whether the DMA API was asked to flush at every unmap.
     pub fn strict(&self) -> bool {
         // s390_iommu=strict only ever switches strict on, and it is read with

@@ -1,12 +1,15 @@
 // SPDX-License-Identifier: GPL-2.0
 //! The kernel log.
 
-use std::fs::OpenOptions;
-use std::io::{ErrorKind, Read};
+use std::fs::{File, OpenOptions};
+use std::io::{ErrorKind, Read, Seek, SeekFrom};
 use std::os::unix::fs::OpenOptionsExt;
 
 use anyhow::{Context, Result};
 use nix::fcntl::OFlag;
+
+use crate::function::COME_UP;
+use crate::sysfs;
 
 /// What a healthy kernel never says. "Call Trace" and "Call trace" both exist.
 const BAD: [&str; 16] = [
@@ -30,11 +33,38 @@ const BAD: [&str; 16] = [
 
 /// All messages in the log, without their prefixes.
 pub fn messages() -> Result<Vec<String>> {
-    let mut file = OpenOptions::new()
+    read(open()?)
+}
+
+/// Does something, and returns the messages that came meanwhile.
+pub fn during<T>(action: impl FnOnce() -> T) -> Result<(T, Vec<String>)> {
+    let mut file = open()?;
+    file.seek(SeekFrom::End(0)).context("go to the end of /dev/kmsg")?;
+    let result = action();
+    Ok((result, read(file)?))
+}
+
+/// Does something, and waits until a message says so.
+pub fn wait_for(text: &str, action: impl FnOnce() -> Result<()>) -> Result<()> {
+    let mut file = open()?;
+    file.seek(SeekFrom::End(0)).context("go to the end of /dev/kmsg")?;
+    action()?;
+    sysfs::wait_for(&format!("message {text:?}"), COME_UP, || {
+        let messages = file.try_clone().map_err(Into::into).and_then(read).unwrap_or_default();
+        messages.iter().any(|message| message.contains(text)).then_some(())
+    })
+}
+
+fn open() -> Result<File> {
+    OpenOptions::new()
         .read(true)
         .custom_flags(OFlag::O_NONBLOCK.bits())
         .open("/dev/kmsg")
-        .context("open /dev/kmsg")?;
+        .context("open /dev/kmsg")
+}
+
+/// The messages from here to the end.
+fn read(mut file: File) -> Result<Vec<String>> {
     let mut messages = Vec::new();
     let mut record = [0; 8192];
     loop {

@@ -11,6 +11,7 @@ mod cmdline;
 mod console;
 mod counters;
 mod function;
+mod host;
 mod kmsg;
 mod ktap;
 mod module;
@@ -21,7 +22,9 @@ mod run;
 mod setup;
 mod shell;
 mod shown;
+mod state;
 mod suites;
+mod switch_root;
 mod sysfs;
 mod tracing;
 
@@ -46,10 +49,18 @@ fn main() {
 
 /// Prepares the machine and runs what was asked for; says whether it was good.
 fn boot() -> anyhow::Result<bool> {
-    setup::mount_all()?;
-    setup::load_driver()?;
-    setup::wait_for_drivers();
+    let is_on_drive = switch_root::is_done();
+    if !is_on_drive {
+        setup::mount_all()?;
+    }
     let cmdline = Cmdline::read()?;
+    if cmdline.wants_driver() {
+        setup::load_driver()?;
+        setup::wait_for_drivers();
+    }
+    if let (Some(driver), false) = (cmdline.value("guest.root"), is_on_drive) {
+        switch_root::go(driver)?;
+    }
     match cmdline.mode {
         Mode::Run => run::run(&cmdline),
         Mode::Test => suites::run(&cmdline),

@@ -1,14 +1,16 @@
 // SPDX-License-Identifier: GPL-2.0
-//! Test modules: loading them and taking their results.
+//! Modules: loading and unloading them.
 
 use std::ffi::CString;
 use std::fs::File;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use nix::kmod::{DeleteModuleFlags, ModuleInitFlags, delete_module, finit_module};
+use nix::errno::Errno;
+use nix::kmod::{DeleteModuleFlags, ModuleInitFlags, delete_module, finit_module, init_module};
 
 use crate::ktap::skip;
+use crate::sysfs;
 
 /// A loaded module; unloaded when dropped.
 pub struct Module {
@@ -26,6 +28,33 @@ pub fn load(name: &str, parameters: &str) -> Result<()> {
     let file = File::open(&path).with_context(|| format!("open {}", path.display()))?;
     finit_module(&file, &CString::new(parameters)?, ModuleInitFlags::empty())
         .with_context(|| format!("load {}", path.display()))
+}
+
+/// Loads a file; the kernel's error as it is.
+pub fn try_load(path: &Path, parameters: &str) -> nix::Result<()> {
+    let file = File::open(path).map_err(|_| Errno::ENOENT)?;
+    let parameters = CString::new(parameters).map_err(|_| Errno::EINVAL)?;
+    finit_module(&file, &parameters, ModuleInitFlags::empty())
+}
+
+/// Loads what is in memory; the kernel's error as it is.
+pub fn load_image(image: &[u8]) -> nix::Result<()> {
+    init_module(image, c"")
+}
+
+/// Unloads, without waiting for users to go; the kernel's error as it is.
+pub fn try_unload(name: &str) -> nix::Result<()> {
+    let name = CString::new(name).map_err(|_| Errno::EINVAL)?;
+    delete_module(&name, DeleteModuleFlags::O_NONBLOCK)
+}
+
+/// How many references there are, as `lsmod` shows them.
+pub fn users(name: &str) -> Result<usize> {
+    let text = sysfs::read("/proc/modules")?;
+    let mut modules = text.lines().map(|line| line.split(' ').collect::<Vec<_>>());
+    let words = modules.find(|words| words[0] == name);
+    let words = words.with_context(|| format!("{name} is not in /proc/modules"))?;
+    words.get(2).context("no third word")?.parse().context("the third word is no number")
 }
 
 fn path(name: &str) -> PathBuf {

@@ -5,11 +5,14 @@ mod accounting;
 mod boot;
 mod counters;
 mod dmesg;
+mod elsewhere;
 mod hotplug;
 mod kunit;
+mod module;
 mod modules;
 mod nic;
 mod nvme;
+mod root;
 mod samples;
 mod seeing;
 
@@ -43,6 +46,14 @@ const SUITES: &[Entry] = &[
     ("kunit", kunit::run),
 ];
 
+/// Suites that need a machine of their own, and run only if they are named.
+const SPECIAL: [Entry; 4] = [
+    ("module", module::run),
+    ("root", root::run),
+    ("absent", elsewhere::absent),
+    ("beside", elsewhere::beside),
+];
+
 /// Runs the suites that the command line names, or all, then looks at the log.
 pub fn run(cmdline: &Cmdline) -> Result<bool> {
     let chosen = choose(cmdline)?;
@@ -64,7 +75,7 @@ fn choose(cmdline: &Cmdline) -> Result<Vec<Entry>> {
     };
     let mut chosen = Vec::new();
     for name in names.into_iter().filter(|name| *name != "dmesg") {
-        match SUITES.iter().find(|(known, _)| *known == name) {
+        match SUITES.iter().chain(&SPECIAL).find(|(known, _)| *known == name) {
             Some(entry) => chosen.push(*entry),
             None => bail!("guest.suite: there is no suite \"{name}\""),
         }

@@ -1,0 +1,30 @@
+// SPDX-License-Identifier: GPL-2.0
+//! What only the owner of the machine can do: plug and unplug devices.
+//!
+//! A wish is a line on the console, which the program that started the machine
+//! reads (`tools/src/hotplug.rs`). It answers with a line when it was done; by
+//! hand, that is the Enter key.
+
+use anyhow::{Context, Result, ensure};
+
+use crate::console::say;
+
+/// Has a device plugged, by the name that it has on the host. When this
+/// returns, a scan finds it; the event that tells of it may come later.
+pub fn plug(device: &str) -> Result<()> {
+    ask("plug", device)
+}
+
+/// Has a device taken away. The kernel has to let it go for that; the event
+/// that tells of its end may come later.
+pub fn unplug(device: &str) -> Result<()> {
+    ask("unplug", device)
+}
+
+fn ask(verb: &str, device: &str) -> Result<()> {
+    say!("guest: want {verb} {device}");
+    let mut answer = String::new();
+    let length = std::io::stdin().read_line(&mut answer).context("read the console")?;
+    ensure!(length > 0, "nobody is there to {verb} {device}");
+    Ok(())
+}

@@ -1,0 +1,44 @@
+// SPDX-License-Identifier: GPL-2.0
+//! From the initramfs to a root on a drive: the driver was loaded, so the drive
+//! can be mounted. This program is started once more from there.
+
+use std::convert::Infallible;
+use std::os::unix::process::CommandExt;
+use std::process::Command;
+
+use anyhow::{Context, Result};
+use nix::mount::{MsFlags, mount};
+
+use crate::console::say;
+use crate::function::Function;
+
+/// Tells the program that it runs from the drive.
+const MARK: &str = "on-drive";
+const ROOT: &str = "/mnt";
+/// What goes along.
+const MOUNTS: [&str; 4] = ["/proc", "/sys", "/dev", "/tmp"];
+
+/// Whether this is the second start.
+pub fn is_done() -> bool {
+    std::env::args().any(|argument| argument == MARK)
+}
+
+/// Goes to the root on the drive of a PCI driver's first function; comes back
+/// only with an error.
+pub fn go(driver: &str) -> Result<Infallible> {
+    let disk = Function::first_of(driver)?.disk()?;
+    let none = None::<&str>;
+    mount(Some(&disk), ROOT, Some("ext2"), MsFlags::empty(), none)
+        .with_context(|| format!("mount {}", disk.display()))?;
+    for path in MOUNTS {
+        let target = format!("{ROOT}{path}");
+        mount(Some(path), target.as_str(), none, MsFlags::MS_MOVE, none)
+            .with_context(|| format!("move {path}"))?;
+    }
+    say!("guest: {} is the root from here on", disk.display());
+    let error = Command::new("/bin/busybox")
+        .args(["switch_root", ROOT, "/sbin/init", MARK])
+        .env_clear()
+        .exec();
+    Err(error).context("start switch_root")
+}

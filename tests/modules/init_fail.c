@@ -1,0 +1,166 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * Makes a call fail that the driver makes while it starts.
+ *
+ * The probes sit on the kernel's own functions, so that nothing of this is in
+ * the driver. They are armed from the moment when the driver's module is about
+ * to start until it has, for the task that loads it, and count calls that the
+ * driver makes: those with the driver among their nearest callers. The call
+ * that the parameter "nth" names does not take place and returns an error; 0
+ * lets all of them pass.
+ */
+#define pr_fmt(fmt) "init_fail: " fmt
+
+#include <linux/kprobes.h>
+#include <linux/module.h>
+#include <linux/moduleparam.h>
+#include <linux/sched.h>
+#include <asm/stacktrace.h>
+
+#define DRIVER "s390_iommu"
+
+static unsigned int nth;
+module_param(nth, uint, 0644);
+MODULE_PARM_DESC(nth, "the call that fails, from 1 on; 0 is none");
+
+static unsigned int calls;
+module_param(calls, uint, 0444);
+MODULE_PARM_DESC(calls, "how many calls the last start made");
+
+static char failed[64] = "none";
+module_param_string(failed, failed, sizeof(failed), 0444);
+MODULE_PARM_DESC(failed, "the function whose call failed in the last start");
+
+/* The start that is going on: written by the task that loads, in whose context
+ * the probes look at it.
+ */
+static struct task_struct *loader;
+static const struct module *driver;
+
+/* A caller further away is one that the driver did not call itself: the
+ * kernel's Rust code may stand between, and the built-in end of the driver.
+ */
+#define DISTANCE 4
+
+static bool is_in_driver(unsigned long address)
+{
+	const struct module *mod = driver;
+	enum mod_mem_type type;
+
+	for_each_mod_mem_type(type) {
+		if (address - (unsigned long)mod->mem[type].base < mod->mem[type].size)
+			return true;
+	}
+	return false;
+}
+
+/* Whether one of the nearest callers of the probed function is the driver. The
+ * function has no frame yet; a frame holds the return address of the function
+ * that it called.
+ */
+static bool by_driver(const struct pt_regs *regs)
+{
+	const struct stack_frame *frame = (void *)regs->gprs[15];
+	unsigned int i;
+
+	if (is_in_driver(regs->gprs[14]))
+		return true;
+	for (i = 1; i < DISTANCE; i++) {
+		frame = (void *)frame->back_chain;
+		if (!frame)
+			return false;
+		if (is_in_driver(frame->gprs[8]))
+			return true;
+	}
+	return false;
+}
+
+struct failing {
+	struct kprobe probe;
+	long result;
+};
+
+static int on_call(struct kprobe *probe, struct pt_regs *regs)
+{
+	struct failing *failing = container_of(probe, struct failing, probe);
+
+	if (READ_ONCE(loader) != current || !by_driver(regs))
+		return 0;
+	if (++calls != nth)
+		return 0;
+	strscpy(failed, probe->symbol_name);
+	regs->gprs[2] = failing->result;
+	regs->psw.addr = regs->gprs[14];
+	return 1;
+}
+
+#define FAILING(name, error) \
+	{ .probe = { .symbol_name = name, .pre_handler = on_call }, .result = error }
+
+static struct failing all[] = {
+	/* Memory: of tables, and of Rust's boxes */
+	FAILING("iommu_alloc_pages_node_sz", 0),
+	FAILING("krealloc_node_align_noprof", 0),
+	/* The subsystem and its search */
+	FAILING("zpci_iommu_driver_register", -EBUSY),
+	FAILING("zpci_scan_devices", -ENOMEM),
+	/* For each function */
+	FAILING("iommu_device_sysfs_add", -ENOMEM),
+	FAILING("iommu_device_register", -ENOMEM),
+};
+
+static int on_module(struct notifier_block *block, unsigned long state, void *data)
+{
+	const struct module *mod = data;
+
+	if (strcmp(mod->name, DRIVER))
+		return NOTIFY_DONE;
+	if (state == MODULE_STATE_COMING) {
+		calls = 0;
+		strscpy(failed, "none");
+		driver = mod;
+		WRITE_ONCE(loader, current);
+	} else {
+		WRITE_ONCE(loader, NULL);
+	}
+	return NOTIFY_DONE;
+}
+
+static struct notifier_block modules = { .notifier_call = on_module };
+
+static void unregister_probes(unsigned int count)
+{
+	while (count)
+		unregister_kprobe(&all[--count].probe);
+}
+
+static int __init init_fail_init(void)
+{
+	unsigned int i;
+	int ret;
+
+	for (i = 0; i < ARRAY_SIZE(all); i++) {
+		ret = register_kprobe(&all[i].probe);
+		if (ret) {
+			pr_err("no probe on %s (%d)\n", all[i].probe.symbol_name, ret);
+			unregister_probes(i);
+			return ret;
+		}
+	}
+	ret = register_module_notifier(&modules);
+	if (ret)
+		unregister_probes(ARRAY_SIZE(all));
+	return ret;
+}
+
+static void __exit init_fail_exit(void)
+{
+	unregister_module_notifier(&modules);
+	unregister_probes(ARRAY_SIZE(all));
+}
+
+module_init(init_fail_init);
+module_exit(init_fail_exit);
+MODULE_DESCRIPTION("Makes a step of the start of the s390 IOMMU driver fail");
+MODULE_AUTHOR("The s390 IOMMU in Rust contributors");
+MODULE_LICENSE("GPL");

@@ -1,0 +1,234 @@
+// SPDX-License-Identifier: GPL-2.0
+//! The driver as a module: what its file says, and boots that load it, unload
+//! it and give it what it must refuse.
+//!
+//! It has a kernel of its own, with `CONFIG_S390_IOMMU_RUST=m`, since nothing
+//! else shows that this option works. The kernel's C is in ccache by then, what
+//! is compiled anew is its Rust. The module is built twice, by that kernel and
+//! outside of it; the guest loads both.
+
+use super::{Count, Suite};
+use crate::{
+    guest::Machine,
+    initramfs,
+    kernel::{self, Flavour, Kernel},
+    modules,
+    project::Project,
+    qemu::{Boot, USUAL},
+    steps::Step,
+};
+use anyhow::{bail, Context, Result};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+/// Fifty rounds with a drive that comes and goes take a fraction of this.
+const LIMIT: Duration = Duration::from_secs(1800);
+/// The kernel knows who allocated what, which is how the guest's program sees
+/// that nothing of the driver's is left.
+const TRACED: &str = "slab_debug=U,kmalloc-*";
+/// The size of the file system that a guest has its root on.
+const ROOT_SIZE: &str = "64M";
+
+/// What is needed for these boots.
+struct Parts {
+    machine: Machine,
+    version: String,
+    root: PathBuf,
+}
+
+impl Suite<'_> {
+    /// Everything about the driver as a module.
+    pub(super) fn module(&mut self) {
+        // It holds the cache, which is needed for others now.
+        self.kernel = None;
+        let parts = match self.parts() {
+            Ok(parts) => parts,
+            Err(error) => return self.keep("module", Err(error)),
+        };
+        let append = format!(
+            "guest.suite=module guest.driver=later guest.version={} {TRACED}",
+            parts.version
+        );
+        self.boot_with(&parts.machine, "guest-module", &append, |boot| {
+            boot.plugged = &[];
+        });
+        let append = "guest.suite=root guest.root=nvme";
+        self.boot_with(&parts.machine, "guest-root", append, |boot| {
+            boot.root = Some(&parts.root);
+        });
+        let append = "guest.suite=absent guest.driver=later";
+        self.boot_with(&parts.machine, "guest-no-zpci", append, |boot| {
+            boot.cpu = "max,zpci=off";
+            boot.plugged = &[];
+        });
+        let append = format!("pci=off {append}");
+        self.boot_with(&parts.machine, "guest-pci-off", &append, |_| {});
+        for (other, flavour) in [
+            ("rust", self.flavour.clone()),
+            ("c", vec!["c".to_owned()] as Flavour),
+        ] {
+            self.beside(&parts.machine, other, &flavour);
+        }
+    }
+
+    /// Builds the kernel, the external module, and the guest's roots.
+    fn parts(&mut self) -> Result<Parts> {
+        let flavour = as_module(self.flavour)?;
+        let kernel = kernel::build(self.project, &flavour)?;
+        let mut files = Vec::new();
+        let mut version = String::new();
+        self.step("module", "building the external module", |project, step| {
+            let external = modules::build_for_tests(project, &kernel, step)?;
+            let built = kernel.objects.join("drivers/iommu/s390/s390_iommu.ko");
+            version = modinfo(project, step, &built, "version")?;
+            files.push((
+                "lib/modules/external/s390_iommu.ko".to_owned(),
+                external.clone(),
+            ));
+            let mut count = check_modinfo(project, step, &built, &version)?;
+            count.add(check_modinfo(project, step, &external, &version)?);
+            Ok(count)
+        });
+        if files.is_empty() {
+            bail!("there is no external module to boot with");
+        }
+        let machine = Machine::with_files(self.project, &kernel, &files)?;
+        let root = root_image(self.project, &kernel)?;
+        Ok(Parts {
+            machine,
+            version,
+            root,
+        })
+    }
+
+    /// A kernel that has a driver already: the module must be refused.
+    fn beside(&mut self, machine: &Machine, other: &str, flavour: &Flavour) {
+        let name = format!("guest-beside-{other}");
+        let image = kernel::build(self.project, flavour).and_then(|kernel| {
+            let image = self.project.build.join(format!("{name}.bzImage"));
+            fs::copy(&kernel.image, &image)
+                .with_context(|| format!("cannot copy {}", kernel.image.display()))?;
+            Ok(image)
+        });
+        let image = match image {
+            Ok(image) => image,
+            Err(error) => return self.keep(&name, Err(error)),
+        };
+        let append = format!("guest.suite=beside guest.beside={other}");
+        self.boot_with(machine, &name, &append, |boot| boot.image = &image);
+    }
+
+    fn boot_with<'b>(
+        &mut self,
+        machine: &'b Machine,
+        name: &'b str,
+        append: &str,
+        change: impl FnOnce(&mut Boot<'b>),
+    ) {
+        let append = format!("guest.mode=test {append}");
+        let mut boot = machine.boot(name, append, LIMIT);
+        boot.plugged = USUAL;
+        change(&mut boot);
+        self.run_boot(name, &boot);
+    }
+}
+
+/// The same configuration with the driver as a module.
+fn as_module(flavour: &Flavour) -> Result<Flavour> {
+    let rename = |name: &String| match name.as_str() {
+        "rust" => "module".to_owned(),
+        other => other.to_owned(),
+    };
+    let flavour: Flavour = flavour.iter().map(rename).collect();
+    if !flavour.iter().any(|name| name == "module") {
+        bail!("CONFIG={} has no driver to be a module", flavour.join(","));
+    }
+    Ok(flavour)
+}
+
+/// A field of what `modinfo` says of a module.
+fn modinfo(project: &Project, step: &Step, module: &Path, field: &str) -> Result<String> {
+    let text = step.output(
+        project.command("modinfo").args(["-F", field]).arg(module),
+        "the module is not what it should be",
+    )?;
+    Ok(text.trim_end().to_owned())
+}
+
+/// Whether a field is right.
+type Check<'a> = &'a dyn Fn(&str) -> bool;
+
+/// Compares the fields with what they must be. The guest compares the version
+/// with what the driver says at its start.
+fn check_modinfo(project: &Project, step: &Step, module: &Path, version: &str) -> Result<Count> {
+    let mut count = Count::default();
+    let is_version = |text: &str| text == version && text.contains('.');
+    let is_parameter = |text: &str| {
+        text.lines().count() == 1 && text.starts_with("large_frames:Frames of 1 MiB: 0 off, 1 on")
+    };
+    let checks: [(&str, Check); 5] = [
+        ("license", &|text| text == "GPL"),
+        ("description", &|text| {
+            text == "IOMMU driver for s390 PCI functions (zPCI)"
+        }),
+        ("author", &|text| !text.is_empty()),
+        ("version", &is_version),
+        ("parm", &is_parameter),
+    ];
+    for (field, is_right) in checks {
+        let text = modinfo(project, step, module, field)?;
+        let good = is_right(&text);
+        if !good {
+            println!("    | {}: {field} is {text:?}", module.display());
+        }
+        count.add(Count::one(good));
+    }
+    Ok(count)
+}
+
+/// A file system with the guest's program as its /sbin/init.
+fn root_image(project: &Project, kernel: &Kernel) -> Result<PathBuf> {
+    let step = Step::start(project, "root", "making a root file system")?;
+    let tree = project.build.join(format!("root-{}", kernel.label()));
+    let _ = fs::remove_dir_all(&tree);
+    for folder in ["bin", "dev", "proc", "sbin", "sys", "tmp", "mnt"] {
+        fs::create_dir_all(tree.join(folder))?;
+    }
+    fs::copy(initramfs::init_path(project), tree.join("sbin/init"))?;
+    fs::copy(
+        initramfs::busybox(project, &step)?,
+        tree.join("bin/busybox"),
+    )?;
+    let image = tree.with_extension("ext2");
+    let _ = fs::remove_file(&image);
+    step.run(
+        project
+            .command("mke2fs")
+            .args(["-q", "-t", "ext2", "-d"])
+            .arg(&tree)
+            .arg(&image)
+            .arg(ROOT_SIZE),
+        "check that there is space",
+    )?;
+    step.done("made");
+    Ok(image)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_driver_becomes_a_module() {
+        let flavour = |text: &str| -> Flavour { text.split(',').map(str::to_owned).collect() };
+        assert_eq!(
+            as_module(&flavour("rust,debug")).unwrap(),
+            ["module", "debug"]
+        );
+        assert_eq!(as_module(&flavour("module")).unwrap(), ["module"]);
+        assert!(as_module(&flavour("c")).is_err());
+    }
+}
