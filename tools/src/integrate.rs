@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
-//! Makes the driver selectable in a kernel tree: the hooks' lines, and the
-//! driver's files in `drivers/iommu/s390/`.
+//! Makes the driver selectable in a kernel tree: the hooks' lines, the driver's
+//! files in `drivers/iommu/s390/`, and our selftests among the kernel's.
 //!
 //! Everything is read and checked before the first file is written, so a tree
 //! that is not understood stays as it was. Doing it again changes nothing, and
@@ -21,6 +21,8 @@ use std::{
 
 /// Where the driver lies in a kernel tree.
 const PLACE: &str = "drivers/iommu/s390";
+/// Our selftests, in the checkout, and where they lie in a kernel tree.
+const SELFTESTS: (&str, &str) = ("tests/selftests", "tools/testing/selftests/s390_iommu");
 /// The edits, in the checkout.
 pub const HOOKS: &str = "integration/hooks.toml";
 /// Lists the files that were put there, so that those that are gone are removed.
@@ -35,7 +37,7 @@ pub struct Report {
     pub version: Version,
     /// Files of the kernel tree that were edited now.
     pub edited: usize,
-    /// Files of the driver that were written or removed now.
+    /// Files of the driver and its selftests that were written or removed now.
     pub copied: usize,
 }
 
@@ -67,9 +69,15 @@ pub fn integrate(root: &Path, source: &Source) -> Result<Report> {
     };
     let edits = plan_edits(&hooks, outdated.as_ref(), source).with_context(refuse)?;
     check_place(root, &place, &files).with_context(refuse)?;
+    let (from, to) = (root.join(SELFTESTS.0), source.tree.join(SELFTESTS.1));
+    let selftests = files_below(&from)?;
+    check_place(&from, &to, &[]).with_context(refuse)?;
 
     let edited = write_edits(source, &edits)?;
-    let copied = copy_files(root, &place, &files)?;
+    let mut copied = copy_files(root, &place, &files)?;
+    if !selftests.is_empty() {
+        copied += copy_files(&from, &to, &selftests)?;
+    }
     if !is_same_folder(root, &place) {
         write_if_changed(&place.join(MADE), text.as_bytes())?;
     }
@@ -217,6 +225,17 @@ pub fn driver_files(root: &Path) -> Result<Vec<String>> {
     Ok(list)
 }
 
+/// Our selftests, in the checkout.
+pub fn selftest_files(root: &Path) -> Result<Vec<PathBuf>> {
+    let folder = root.join(SELFTESTS.0);
+    let mut list: Vec<PathBuf> = files_below(&folder)?
+        .into_iter()
+        .map(|file| folder.join(file))
+        .collect();
+    list.sort();
+    Ok(list)
+}
+
 /// The folder must be ours, or not there.
 fn check_place(root: &Path, place: &Path, files: &[String]) -> Result<()> {
     if !place.exists() || is_same_folder(root, place) || place.join(LIST).is_file() {
@@ -228,7 +247,7 @@ fn check_place(root: &Path, place: &Path, files: &[String]) -> Result<()> {
     if by_hand {
         return Ok(());
     }
-    bail!("its {PLACE} holds something else");
+    bail!("its {} holds something else", place.display());
 }
 
 /// A tree into which the checkout was linked needs no copies.
@@ -299,6 +318,7 @@ mod tests {
         write(folder.path(), "driver.rs", "driver");
         write(folder.path(), "driver.mod.c", "made");
         write(folder.path(), "README.md", "readme");
+        write(folder.path(), "tests/selftests/a_test.c", "test");
         folder
     }
 
@@ -346,6 +366,8 @@ mod tests {
             fs::read_to_string(place.join("integration/glue.c")).unwrap(),
             "glue"
         );
+        let test = source.tree.join(SELFTESTS.1).join("a_test.c");
+        assert_eq!(fs::read_to_string(test).unwrap(), "test");
         assert!(!place.join("README.md").exists());
         assert!(!place.join("driver.mod.c").exists());
 
@@ -424,6 +446,8 @@ mod tests {
     fn a_linked_checkout_is_left_alone() {
         let (root, (_folder, source)) = (checkout(), tree((7, 3)));
         std::os::unix::fs::symlink(root.path(), source.tree.join(PLACE)).unwrap();
+        // The selftests lie elsewhere in the tree.
+        assert_eq!(integrate(root.path(), &source).unwrap().copied, 1);
         assert_eq!(integrate(root.path(), &source).unwrap().copied, 0);
     }
 }

@@ -56,9 +56,11 @@ fn kernel_rust(project: &Project) -> Result<Vec<PathBuf>> {
     Ok(list)
 }
 
-/// The C files of the checkout: the glue and the guest's test modules.
+/// The C files of the checkout: the glue, the guest's test modules, our selftests.
 fn c_files(project: &Project) -> Result<Vec<PathBuf>> {
     let mut list = kernel_files(project)?;
+    let selftests = fs::read_dir(project.root.join("tests/selftests"))?;
+    list.extend(selftests.flatten().map(|entry| entry.path()));
     list.retain(|path| {
         let name = path.to_string_lossy();
         (name.ends_with(".c") || name.ends_with(".h")) && !name.ends_with(".mod.c")
