@@ -4,6 +4,8 @@
 #
 ## make run       boot a machine with this driver: what it owns, DMA with checksums
 ## make test      every check and test, with a summary
+## make kselftest the kernel's selftests of VFIO and iommufd, and our own
+##                (COMPARE=1: also with the C driver, side by side)
 ## make bench     what map, unmap and flush cost, beside the C driver
 ## make kernel    build the kernel only; ends with image=, source=, objects=
 ## make guest     boot to a shell (APPEND= adds to the kernel's command line)
@@ -28,7 +30,7 @@ CARGO ?= /usr/bin/cargo
 RUSTC ?= /usr/bin/rustc
 export CARGO RUSTC
 
-COMMANDS := run test bench kernel guest integrate modules modules_install fmt clippy checkpatch rustdoc htmldocs bare clean
+COMMANDS := run test kselftest bench kernel guest integrate modules modules_install fmt clippy checkpatch rustdoc htmldocs bare clean
 .PHONY: help $(COMMANDS)
 
 help:

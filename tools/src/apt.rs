@@ -256,6 +256,26 @@ impl Root {
     }
 }
 
+/// Unpacks packages into a folder, which appears when it is whole.
+pub fn unpack(project: &Project, step: &Step, packages: &[PathBuf], folder: &Path) -> Result<()> {
+    let partial = folder.with_extension("partial");
+    let _ = fs::remove_dir_all(&partial);
+    fs::create_dir_all(&partial)?;
+    for package in packages {
+        step.run(
+            project
+                .command("dpkg-deb")
+                .arg("-x")
+                .arg(package)
+                .arg(&partial),
+            "the package is broken: remove it and run it again",
+        )?;
+    }
+    let _ = fs::remove_dir_all(folder);
+    fs::rename(&partial, folder)?;
+    Ok(())
+}
+
 fn keyring() -> Option<&'static Path> {
     KEYRINGS.iter().map(Path::new).find(|path| path.exists())
 }

@@ -74,6 +74,7 @@ impl Machine {
             counts_instructions: false,
             processors: 2,
             memory: 2,
+            devices: &[],
         }
     }
 }

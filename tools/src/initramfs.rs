@@ -12,6 +12,7 @@ use anyhow::{bail, Context, Result};
 use cpio::{newc, NewcBuilder};
 use flate2::{write::GzEncoder, Compression};
 use std::{
+    collections::BTreeSet,
     fs::{self, File},
     io::{self, BufWriter, Write},
     path::{Path, PathBuf},
@@ -28,6 +29,27 @@ const PROGRAMS: [(&str, &str); 2] = [
 ];
 /// The folders with modules that are built against the guest's kernel.
 pub const MODULES: [&str; 2] = ["tests/modules", "samples/nvme_identify"];
+
+/// What every guest has, parents first.
+const FOLDERS: [&str; 17] = [
+    "bin",
+    "dev",
+    "etc",
+    "lib",
+    "lib/modules",
+    "lib/modules/external",
+    "mnt",
+    "proc",
+    "root",
+    "run",
+    "sbin",
+    "sys",
+    "tmp",
+    "usr",
+    "usr/bin",
+    "usr/sbin",
+    "var",
+];
 
 /// Whether a folder has a program for the guest, not for this machine.
 pub fn is_for_guest(folder: &Path) -> bool {
@@ -99,11 +121,10 @@ pub const GUEST_ARGUMENTS: [&str; 4] = [
 ];
 
 fn guest_program(project: &Project, step: &Step, folder: &str) -> Result<PathBuf> {
-    let folder = project.root.join(folder);
     step.run(
         guest_cargo(project, &project.cargo)
             .args(["build", "--release", "--manifest-path"])
-            .arg(folder.join("Cargo.toml"))
+            .arg(project.root.join(folder).join("Cargo.toml"))
             .args(GUEST_ARGUMENTS),
         "correct what the compiler says",
     )?;
@@ -128,18 +149,7 @@ pub fn busybox(project: &Project, step: &Step) -> Result<PathBuf> {
     };
     let root = Root::of_suite(project, step, &suite, "s390x")?;
     let deb = root.download(project, step, "busybox-static", &project.cache.join("deb"))?;
-    let partial = folder.with_extension("partial");
-    let _ = fs::remove_dir_all(&partial);
-    fs::create_dir_all(&partial)?;
-    step.run(
-        project
-            .command("dpkg-deb")
-            .arg("-x")
-            .arg(&deb)
-            .arg(&partial),
-        "the package is broken: remove it and run it again",
-    )?;
-    fs::rename(&partial, &folder)?;
+    apt::unpack(project, step, &[deb], &folder)?;
     busybox(project, step)
 }
 
@@ -219,31 +229,22 @@ fn pack(path: &Path, files: &[Extra]) -> Result<()> {
         output: GzEncoder::new(file, Compression::fast()),
         inode: 0,
     };
-    for folder in [
-        "bin",
-        "dev",
-        "etc",
-        "lib",
-        "lib/modules",
-        "lib/modules/external",
-        "mnt",
-        "proc",
-        "root",
-        "run",
-        "sbin",
-        "sys",
-        "tmp",
-        "usr",
-        "usr/bin",
-        "usr/sbin",
-        "var",
-    ] {
+    for folder in FOLDERS {
         archive.entry(folder, 0o040_755, None, &[])?;
     }
     // The console must be there before /init can mount a /dev.
     archive.entry("dev/console", 0o020_600, Some((5, 1)), &[])?;
     archive.entry("bin/sh", 0o120_777, None, b"busybox")?;
+    let mut folders = BTreeSet::new();
     for (name, from) in files {
+        // Nearest last: a folder must come before what is in it.
+        let above: Vec<&Path> = Path::new(name).ancestors().skip(1).collect();
+        for folder in above.into_iter().rev() {
+            let known = FOLDERS.iter().any(|name| folder == Path::new(name));
+            if folder != Path::new("") && !known && folders.insert(folder) {
+                archive.entry(&folder.to_string_lossy(), 0o040_755, None, &[])?;
+            }
+        }
         archive.file(name, from)?;
     }
     let output = newc::trailer(archive.output)?;
@@ -303,6 +304,8 @@ mod tests {
             file("init", "i"),
             file("bin/busybox", "b"),
             file("lib/modules/m.ko", "m.ko"),
+            file("a/b/x", "i"),
+            file("a/b/y", "b"),
         ];
         pack(&at("out"), &files).unwrap();
         let mut bytes = Vec::new();
@@ -328,5 +331,7 @@ mod tests {
         assert_eq!(get("lib/modules/m.ko").3, "m.ko");
         assert_eq!((get("dev/console").1, get("dev/console").2), (0o020_600, 1));
         assert_eq!(get("bin/sh").3, "busybox");
+        let order: Vec<&str> = found.iter().map(|entry| entry.0.as_str()).collect();
+        assert!(order.ends_with(&["a", "a/b", "a/b/x", "a/b/y"]));
     }
 }

@@ -16,6 +16,8 @@ pub enum Outcome {
     Failed,
     /// `ok ... # SKIP`
     Skipped,
+    /// `ok ... # XFAIL`: failed for a reason that is on record
+    Known,
 }
 
 /// A test point of the top level.
@@ -27,6 +29,8 @@ pub struct Point {
     pub name: String,
     /// How it ended.
     pub outcome: Outcome,
+    /// What is said of it, for example the reason of a skip.
+    pub why: String,
 }
 
 /// All that one boot reported.
@@ -112,18 +116,32 @@ fn point(line: &str) -> Option<Point> {
     let (number, rest) = rest.split_once(' ').unwrap_or((rest, ""));
     let number = number.parse().ok()?;
     let (name, directive) = rest.split_once(" #").unwrap_or((rest, ""));
-    let skipped = directive.trim().to_ascii_uppercase().starts_with("SKIP");
+    let (word, why) = split_directive(directive.trim());
     let name = name.trim().trim_start_matches("- ").to_owned();
-    let outcome = match (ok, skipped) {
-        (true, true) => Outcome::Skipped,
-        (true, false) => Outcome::Passed,
+    let outcome = match (ok, word) {
+        (true, "SKIP") => Outcome::Skipped,
+        (true, "XFAIL") => Outcome::Known,
+        (true, _) => Outcome::Passed,
         (false, _) => Outcome::Failed,
     };
+    let why = why.to_owned();
     Some(Point {
         number,
         name,
         outcome,
+        why,
     })
+}
+
+/// `SKIP why` and `XFAIL why`; all else is no directive.
+fn split_directive(text: &str) -> (&'static str, &str) {
+    for word in ["SKIP", "XFAIL"] {
+        let start = text.get(..word.len());
+        if start.is_some_and(|start| start.eq_ignore_ascii_case(word)) {
+            return (word, text[word.len()..].trim());
+        }
+    }
+    ("", text)
 }
 
 #[cfg(test)]
@@ -142,6 +160,7 @@ mod tests {
         assert_eq!(report.count(&Outcome::Passed), 2);
         assert_eq!(report.count(&Outcome::Skipped), 1);
         assert_eq!(report.points[1].name, "nic");
+        assert_eq!(report.points[1].why, "no card");
         assert_eq!(report.status, Some(0));
         assert!(report.faults(true).is_empty());
     }
@@ -183,5 +202,10 @@ mod tests {
         );
         assert_eq!(point("ok 1").unwrap().name, "");
         assert_eq!(point("ok then"), None);
+        let known = point("ok 1 a # XFAIL no huge pages").unwrap();
+        assert_eq!(
+            (known.outcome, known.why.as_str()),
+            (Outcome::Known, "no huge pages")
+        );
     }
 }

@@ -14,12 +14,14 @@ mod hotplug;
 mod initramfs;
 mod integrate;
 mod kernel;
+mod kselftest;
 mod ktap;
 mod lint;
 mod modules;
 mod project;
 mod qemu;
 mod readme;
+mod selftests;
 mod source;
 mod steps;
 mod suite;
@@ -42,6 +44,8 @@ enum Command {
     Run,
     /// Every check and test, with a summary
     Test,
+    /// The kernel's selftests of VFIO and iommufd, and our own
+    Kselftest,
     /// What map, unmap and flush cost, beside the C driver
     Bench,
     /// Builds the kernel only and says where it is
@@ -86,6 +90,7 @@ fn run(command: &Command) -> Result<()> {
     match command {
         Command::Run => guest::run(&project, &flavour),
         Command::Test => suite::run(&project, &flavour),
+        Command::Kselftest => kselftest::run(&project, &flavour),
         Command::Bench => bench::run(&project),
         Command::Kernel => {
             let kernel = kernel::build(&project, &flavour)?;

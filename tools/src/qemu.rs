@@ -114,6 +114,8 @@ pub struct Boot<'a> {
     pub processors: u8,
     /// How much memory, in GiB. The host gives what the guest touches.
     pub memory: u32,
+    /// More devices, in QEMU's notation, behind the others.
+    pub devices: &'a [&'a str],
 }
 
 impl Boot<'_> {
@@ -245,6 +247,9 @@ impl Boot<'_> {
                 }
             }
             command.arg("-device").arg(device.argument());
+        }
+        for device in self.devices {
+            command.args(["-device", device]);
         }
         command
     }

@@ -10,6 +10,8 @@ pub enum Mode {
     Run,
     /// Run test suites and report in KTAP.
     Test,
+    /// Run selftest programs and report in KTAP.
+    Kselftest,
     /// Measure and print the figures.
     Bench,
     /// Give the user a shell.
@@ -41,8 +43,11 @@ impl Cmdline {
             None | Some("shell") => Mode::Shell,
             Some("run") => Mode::Run,
             Some("test") => Mode::Test,
+            Some("kselftest") => Mode::Kselftest,
             Some("bench") => Mode::Bench,
-            Some(other) => bail!("guest.mode={other} is not known; use run, test, bench or shell"),
+            Some(other) => {
+                bail!("guest.mode={other} is not known; use run, test, kselftest, bench or shell")
+            }
         };
         let default = if cmdline.strict() { "strict" } else { "lazy" };
         cmdline.phase = cmdline.value("guest.phase").unwrap_or(default).to_owned();

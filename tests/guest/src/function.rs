@@ -75,6 +75,13 @@ impl Function {
         Ok(format!("{}:{}", id("vendor")?, id("device")?))
     }
 
+    /// How many bytes of config space there are.
+    pub fn config_size(&self) -> Result<u64> {
+        let path = self.path().join("config");
+        let data = std::fs::metadata(&path).with_context(|| format!("{}", path.display()))?;
+        Ok(data.len())
+    }
+
     /// The zPCI function identifier.
     pub fn fid(&self) -> Result<u32> {
         let text = sysfs::read(self.path().join("function_id"))?;

@@ -33,7 +33,7 @@ const BAD: [&str; 16] = [
 
 /// All messages in the log, without their prefixes.
 pub fn messages() -> Result<Vec<String>> {
-    read(open()?)
+    read(&mut open()?)
 }
 
 /// Does something, and returns the messages that came meanwhile.
@@ -41,7 +41,7 @@ pub fn during<T>(action: impl FnOnce() -> T) -> Result<(T, Vec<String>)> {
     let mut file = open()?;
     file.seek(SeekFrom::End(0)).context("go to the end of /dev/kmsg")?;
     let result = action();
-    Ok((result, read(file)?))
+    Ok((result, read(&mut file)?))
 }
 
 /// Does something, and waits until a message says so.
@@ -50,9 +50,30 @@ pub fn wait_for(text: &str, action: impl FnOnce() -> Result<()>) -> Result<()> {
     file.seek(SeekFrom::End(0)).context("go to the end of /dev/kmsg")?;
     action()?;
     sysfs::wait_for(&format!("message {text:?}"), COME_UP, || {
-        let messages = file.try_clone().map_err(Into::into).and_then(read).unwrap_or_default();
+        let messages = file
+            .try_clone()
+            .map_err(Into::into)
+            .and_then(|mut file| read(&mut file))
+            .unwrap_or_default();
         messages.iter().any(|message| message.contains(text)).then_some(())
     })
+}
+
+/// What the kernel says from now on.
+pub struct Tail(File);
+
+impl Tail {
+    /// Starts behind the last message.
+    pub fn open() -> Result<Self> {
+        let mut file = open()?;
+        file.seek(SeekFrom::End(0)).context("go to the end of /dev/kmsg")?;
+        Ok(Self(file))
+    }
+
+    /// The messages since then, or since they were read last.
+    pub fn read(&mut self) -> Result<Vec<String>> {
+        read(&mut self.0)
+    }
 }
 
 fn open() -> Result<File> {
@@ -64,7 +85,7 @@ fn open() -> Result<File> {
 }
 
 /// The messages from here to the end.
-fn read(mut file: File) -> Result<Vec<String>> {
+fn read(file: &mut File) -> Result<Vec<String>> {
     let mut messages = Vec::new();
     let mut record = [0; 8192];
     loop {

@@ -20,6 +20,18 @@ impl fmt::Display for Skip {
 
 impl std::error::Error for Skip {}
 
+/// Returned (as an error) by a test that fails for a reason that is on record.
+#[derive(Debug)]
+pub struct KnownFailure(pub String);
+
+impl fmt::Display for KnownFailure {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for KnownFailure {}
+
 /// Makes a test end as skipped.
 macro_rules! skip {
     ($($arg:tt)*) => { return Err($crate::ktap::Skip(format!($($arg)*)).into()) };
@@ -32,6 +44,7 @@ pub struct Report {
     points: usize,
     failed: usize,
     skipped: usize,
+    known: usize,
 }
 
 /// A name that all test points of a suite start with.
@@ -55,9 +68,12 @@ impl Report {
     /// test points, and says whether all is well.
     pub fn finish(self) -> bool {
         say!("1..{}", self.points);
-        let passed = self.points - self.failed - self.skipped;
-        let (failed, skipped) = (self.failed, self.skipped);
-        say!("# Totals: pass:{passed} fail:{failed} skip:{skipped} total:{}", self.points);
+        let (failed, skipped, known) = (self.failed, self.skipped, self.known);
+        let passed = self.points - failed - skipped - known;
+        say!(
+            "# Totals: pass:{passed} fail:{failed} xfail:{known} skip:{skipped} total:{}",
+            self.points
+        );
         failed == 0 && passed > 0
     }
 
@@ -71,6 +87,10 @@ impl Report {
         if let Some(why) = error.downcast_ref::<Skip>() {
             self.skipped += 1;
             return say!("ok {number} {name} # SKIP {why}");
+        }
+        if let Some(why) = error.downcast_ref::<KnownFailure>() {
+            self.known += 1;
+            return say!("ok {number} {name} # XFAIL {why}");
         }
         self.failed += 1;
         say!("not ok {number} {name} # {}", one_line(&error));

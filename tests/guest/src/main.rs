@@ -2,7 +2,7 @@
 //! The `/init` of the test guest.
 //!
 //! Mounts what it needs, reads on the kernel command line what to do
-//! (`guest.mode=run|test|bench|shell`), does it, prints `guest: done status=N` as
+//! (`guest.mode=run|test|kselftest|bench|shell`), does it, prints `guest: done status=N` as
 //! the last line and powers the machine off. Its first line is `guest: start`.
 
 mod bench;
@@ -13,6 +13,7 @@ mod counters;
 mod function;
 mod host;
 mod kmsg;
+mod kselftest;
 mod ktap;
 mod module;
 mod netlink;
@@ -64,6 +65,7 @@ fn boot() -> anyhow::Result<bool> {
     match cmdline.mode {
         Mode::Run => run::run(&cmdline),
         Mode::Test => suites::run(&cmdline),
+        Mode::Kselftest => kselftest::run(&cmdline),
         Mode::Bench => bench::run(&cmdline),
         Mode::Shell => shell::run().map(|()| true),
     }

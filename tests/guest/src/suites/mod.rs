@@ -4,7 +4,7 @@
 mod accounting;
 mod boot;
 mod counters;
-mod dmesg;
+pub mod dmesg;
 mod elsewhere;
 mod hotplug;
 mod kunit;

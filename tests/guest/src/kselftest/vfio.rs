@@ -1,0 +1,99 @@
+// SPDX-License-Identifier: GPL-2.0
+//! The kernel's VFIO selftests, on one function of each kind and through every
+//! backend: each program goes through type1 and type1v2 of VFIO's own
+//! container, the same two of iommufd's, and a device of iommufd.
+
+use anyhow::Result;
+
+use super::devices::Devices;
+use super::run::{Expected, Run, is_chosen, is_for};
+use crate::cmdline::Cmdline;
+use crate::ktap::Suite;
+use crate::sysfs;
+
+/// How many backends there are.
+const BACKENDS: usize = 5;
+/// `memcpy_from_unmapped_iova` and `memcpy_to_unmapped_iova` make one access
+/// each to what is not mapped, `mix_and_match` ten.
+const UNMAPPED: usize = 12;
+
+/// A program and what it is run on.
+struct Test {
+    program: &'static str,
+    /// The kinds; none means each of them.
+    only: &'static [&'static str],
+    /// How many accesses the IOMMU must refuse in all of it.
+    refused: usize,
+}
+
+const TESTS: [Test; 6] = [
+    Test { program: "vfio_iommufd_setup_test", only: &[], refused: 0 },
+    Test { program: "vfio_pci_device_test", only: &[], refused: 0 },
+    Test { program: "vfio_dma_mapping_mmio_test", only: &[], refused: 0 },
+    Test { program: "vfio_dma_mapping_test", only: &[], refused: 0 },
+    // The library has a driver for none of the others.
+    Test { program: "vfio_pci_driver_test", only: &["igb"], refused: UNMAPPED * BACKENDS },
+    Test { program: "vfio_pci_sriov_uapi_test", only: &["igb"], refused: 0 },
+];
+
+/// Runs on all functions at once.
+const PARALLEL: &str = "vfio_pci_device_init_perf_test";
+
+const EXPECTED: [Expected; 3] = [
+    Expected {
+        program: "vfio_dma_mapping_test",
+        test: "_hugetlb_",
+        only: &[],
+        says: "mmap() failed",
+        why: "no huge pages: the emulated CPU has no EDAT",
+        is_lacking: |_, _| Ok(!has_edat(&sysfs::read("/proc/cpuinfo")?)),
+    },
+    Expected {
+        program: "vfio_pci_device_test",
+        test: ".msi.",
+        only: &["nvme", "virtio-rng", "xhci"],
+        says: "not supported",
+        why: "the emulated function has MSI-X but no MSI",
+        is_lacking: |_, _| Ok(true),
+    },
+    Expected {
+        program: "vfio_pci_sriov_uapi_test",
+        test: "",
+        only: &[],
+        says: "SR-IOV may not be supported",
+        why: "the emulator shows 256 bytes of config space: no SR-IOV capability",
+        is_lacking: |devices, kind| devices.get(kind)?.function.config_size().map(|n| n <= 256),
+    },
+];
+
+/// Runs them all; `guest.only=` is a part of the names of the programs to run,
+/// `guest.kind=` the kind of function.
+pub fn run(suite: &mut Suite, cmdline: &Cmdline) -> Result<()> {
+    let is_chosen = |key, name| is_chosen(cmdline, key, name);
+    let devices = Devices::take()?;
+    for test in TESTS.iter().filter(|test| is_chosen("guest.only", test.program)) {
+        let kinds = devices.iter().filter(|d| is_for(test.only, d.kind));
+        for device in kinds.filter(|device| is_chosen("guest.kind", device.kind)) {
+            let arguments = [device.function.address.as_str()];
+            let run = new_run(&devices, device.kind, test.program);
+            run.run(suite, &arguments, test.refused);
+        }
+    }
+    if is_chosen("guest.only", PARALLEL) {
+        let addresses: Vec<&str> =
+            devices.iter().map(|device| device.function.address.as_str()).collect();
+        new_run(&devices, "all functions", PARALLEL).run(suite, &addresses, 0);
+    }
+    suite.test("the disk works afterwards", || devices.give_back());
+    Ok(())
+}
+
+/// The facility for pages of 1 MiB and 2 GiB, by the features of the CPU.
+pub fn has_edat(cpuinfo: &str) -> bool {
+    let features = cpuinfo.lines().filter(|line| line.starts_with("features"));
+    features.flat_map(str::split_whitespace).any(|word| word.starts_with("edat"))
+}
+
+fn new_run<'a>(devices: &'a Devices, on: &'a str, program: &'a str) -> Run<'a> {
+    Run { folder: "vfio", program, on, devices, expected: &EXPECTED, known: &[] }
+}
