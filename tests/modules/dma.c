@@ -203,6 +203,80 @@ static int test_unmapped_again(void)
 	return ret;
 }
 
+/* The device has used the mapping of this page, and must not have it any more. */
+static int expect_gone(void *page, dma_addr_t iova)
+{
+	int ret;
+
+	page_poison(page);
+	if (!admin_identify(fn, iova) || !page_is_poison(page))
+		return test_fail("DMA to %pad was let through after the unmap", &iova);
+	ret = test_wait_recovery(fn);
+	return ret ? ret : test_domain_start(&dom, &queue);
+}
+
+/* As the DMA API's queue does it: many unmaps, then one flush of everything. */
+static void unmap_queued(dma_addr_t iova, size_t size)
+{
+	struct iommu_iotlb_gather gather;
+
+	iommu_iotlb_gather_init(&gather);
+	gather.queued = true;
+	iommu_unmap_fast(dom.domain, iova, size, &gather);
+	iommu_flush_iotlb_all(dom.domain);
+}
+
+static int test_full_flush(void)
+{
+	int ret = begin(ATTACH_THEN_MAP);
+
+	if (ret)
+		return ret;
+	ret = test_domain_check(&dom);
+	unmap_queued(data_iova(fn), PAGE_SIZE);
+	if (!ret)
+		ret = expect_refused(data_iova(fn));
+	end();
+	return ret;
+}
+
+#define RUN_OF_PAGES 16
+
+/* Of a run of pages the device has used the last one. */
+static int check_run(void *memory)
+{
+	dma_addr_t iova = data_iova(fn) + SZ_1M;
+	size_t size = RUN_OF_PAGES * PAGE_SIZE;
+	void *page = memory + size - PAGE_SIZE;
+	int ret = iommu_map(dom.domain, iova, virt_to_phys(memory), size,
+			    IOMMU_READ | IOMMU_WRITE, GFP_KERNEL);
+
+	if (ret)
+		return test_fail("map: error %d", ret);
+	ret = admin_identify(fn, iova + size - PAGE_SIZE);
+	if (!ret && !page_is_identity(fn, page))
+		ret = test_fail("the device's data is not in the page");
+	unmap_queued(iova, size);
+	return ret ? ret : expect_gone(page, iova + size - PAGE_SIZE);
+}
+
+static int test_full_flush_of_run(void)
+{
+	const unsigned int order = get_order(RUN_OF_PAGES * PAGE_SIZE);
+	unsigned long memory = __get_free_pages(GFP_KERNEL, order);
+	int ret;
+
+	if (!memory)
+		return -ENOMEM;
+	ret = begin(ATTACH_THEN_MAP);
+	if (!ret) {
+		ret = check_run((void *)memory);
+		end();
+	}
+	free_pages(memory, order);
+	return ret;
+}
+
 static int test_recovery(void)
 {
 	int ret = begin(ATTACH_THEN_MAP);
@@ -306,18 +380,6 @@ static int test_outside_window(void)
 out:
 	end();
 	return ret;
-}
-
-/* The device has used the mapping of this page, and must not have it any more. */
-static int expect_gone(void *page, dma_addr_t iova)
-{
-	int ret;
-
-	page_poison(page);
-	if (!admin_identify(fn, iova) || !page_is_poison(page))
-		return test_fail("DMA to %pad was let through after the unmap", &iova);
-	ret = test_wait_recovery(fn);
-	return ret ? ret : test_domain_start(&dom, &queue);
 }
 
 /* DMA to a large mapping lands at the right offset, also on the last page, and
@@ -425,6 +487,8 @@ static const struct test_case cases[] = {
 	{ "DMA to an unmapped IOVA is refused", test_unmapped },
 	{ "DMA to an IOVA that was mapped is refused", test_unmapped_again },
 	{ "DMA works after the recovery from that", test_recovery },
+	{ "a full flush ends the mapping of a page", test_full_flush },
+	{ "a full flush ends the mapping of a run of pages", test_full_flush_of_run },
 	{ "DMA below the window is refused", test_below_window },
 	{ "an IOVA above the window is out of reach", test_outside_window },
 	{ "a write to a read-only IOVA is refused", test_read_only },
