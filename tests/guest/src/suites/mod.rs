@@ -8,6 +8,7 @@ pub mod dmesg;
 mod elsewhere;
 mod hotplug;
 mod kunit;
+mod kvm;
 mod module;
 mod modules;
 mod nic;
@@ -41,6 +42,7 @@ const SUITES: &[Entry] = &[
     ("accounting", accounting::run),
     ("aperture", |suite, cmdline| modules::run(suite, cmdline, "aperture")),
     ("reenable", |suite, cmdline| modules::run(suite, cmdline, "reenable")),
+    (kvm::NAME, kvm::run),
     ("hotplug", hotplug::run),
     ("samples", samples::run),
     ("kunit", kunit::run),
@@ -71,7 +73,10 @@ pub fn run(cmdline: &Cmdline) -> Result<bool> {
 
 fn choose(cmdline: &Cmdline) -> Result<Vec<Entry>> {
     let Some(names) = cmdline.suites() else {
-        return Ok(SUITES.to_vec());
+        let mut all = SUITES.to_vec();
+        // A kernel without KVM is none to ask for it.
+        all.retain(|(name, _)| *name != kvm::NAME || kvm::is_there());
+        return Ok(all);
     };
     let mut chosen = Vec::new();
     for name in names.into_iter().filter(|name| *name != "dmesg") {
