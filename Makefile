@@ -7,6 +7,7 @@
 ## make kselftest the kernel's selftests of VFIO and iommufd, and our own
 ##                (COMPARE=1: also with the C driver, side by side)
 ## make bench     what map, unmap and flush cost, beside the C driver
+## make passthrough  give drives to a guest inside the guest, over VFIO and iommufd
 ## make kernel    build the kernel only; ends with image=, source=, objects=
 ## make guest     boot to a shell (APPEND= adds to the kernel's command line)
 ## make modules   KDIR=<prepared tree>: build the driver as an external module
@@ -30,7 +31,7 @@ CARGO ?= /usr/bin/cargo
 RUSTC ?= /usr/bin/rustc
 export CARGO RUSTC
 
-COMMANDS := run test kselftest bench kernel guest integrate modules modules_install fmt clippy checkpatch rustdoc htmldocs bare clean
+COMMANDS := run test kselftest bench passthrough kernel guest integrate modules modules_install fmt clippy checkpatch rustdoc htmldocs bare clean
 .PHONY: help $(COMMANDS)
 
 help:

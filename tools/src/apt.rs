@@ -129,9 +129,20 @@ impl Root {
 
     /// A root with one suite, to download from.
     pub fn of_suite(project: &Project, step: &Step, suite: &str, arch: &str) -> Result<Self> {
+        Self::of_suites(project, step, &[suite.to_owned()], arch)
+    }
+
+    /// A root with some suites, to download from.
+    pub fn of_suites(
+        project: &Project,
+        step: &Step,
+        suites: &[String],
+        arch: &str,
+    ) -> Result<Self> {
         let mirrors = Mirrors::of_this_machine(project, step)?;
-        let text = stanza(&mirrors.main, &[suite.to_owned()], keyring());
-        Self::make(project, step, &format!("{suite}-{arch}"), &text, Some(arch))
+        let text = stanza(&mirrors.main, suites, keyring());
+        let name = format!("{}-{arch}", suites.join("-"));
+        Self::make(project, step, &name, &text, Some(arch))
     }
 
     fn make(
@@ -225,6 +236,55 @@ impl Root {
             .find_map(|line| line.strip_prefix("Version: "))
             .map(str::to_owned)
             .with_context(|| format!("apt knows no version of {package}"))
+    }
+
+    /// Downloads a package with all that it depends on, as if nothing were
+    /// installed, and unpacks it all into a folder.
+    pub fn unpack(
+        &self,
+        project: &Project,
+        step: &Step,
+        package: &str,
+        suite: &str,
+        folder: &Path,
+    ) -> Result<()> {
+        let state = self.folder.join("state");
+        let archives = self.folder.join("cache/archives");
+        // Nothing is installed here, whatever the machine has.
+        let status = state.join("status");
+        fs::create_dir_all(&state)?;
+        fs::write(&status, "")?;
+        let _ = fs::remove_dir_all(&archives);
+        fs::create_dir_all(archives.join("partial"))?;
+        step.run(
+            self.command(project, "apt-get")
+                .args(["-o", &format!("Dir::State={}", state.display())])
+                .args(["-o", &format!("Dir::State::status={}", status.display())])
+                .args([
+                    "-o",
+                    &format!("Dir::State::lists={}/lists", self.folder.display()),
+                ])
+                .args([
+                    "install",
+                    "--download-only",
+                    "--yes",
+                    "--no-install-recommends",
+                ])
+                .args(["-t", suite, package]),
+            "check the network and the machine's apt sources",
+        )?;
+        fs::create_dir_all(folder)?;
+        for entry in fs::read_dir(&archives)? {
+            let path = entry?.path();
+            if path.extension().is_some_and(|end| end == "deb") {
+                step.run(
+                    project.command("dpkg-deb").arg("-x").arg(&path).arg(folder),
+                    "the package is broken: remove the cache's apt folder and run it again",
+                )?;
+            }
+        }
+        let _ = fs::remove_dir_all(&archives);
+        Ok(())
     }
 
     /// Downloads a package into a folder and returns the file.

@@ -81,6 +81,36 @@ pub fn build(project: &Project, kernel: &Kernel, extra: &[Extra]) -> Result<Path
     Ok(path)
 }
 
+/// Builds the root of a guest that needs nothing but our /init. It is not
+/// compressed: unpacking costs a slow machine more than reading.
+pub fn build_small(project: &Project, path: &Path) -> Result<()> {
+    let step = Step::start(project, "guest-l2", "building the inner guest's root")?;
+    let (program, name) = PROGRAMS[0];
+    let init = guest_program(project, &step, program)?;
+    let mut archive = Archive::new(BufWriter::new(File::create(path)?));
+    for folder in ["dev", "proc", "sys", "tmp"] {
+        archive.folder(folder)?;
+    }
+    archive.console()?;
+    archive.file(name, &init)?;
+    newc::trailer(archive.output)?.flush()?;
+    step.done("packed");
+    Ok(())
+}
+
+/// Packs files into one folder of an archive that is not compressed. The kernel
+/// takes it in front of another one.
+pub fn pack_files(path: &Path, folder: &str, files: &[PathBuf]) -> Result<()> {
+    let mut archive = Archive::new(BufWriter::new(File::create(path)?));
+    archive.folder(folder)?;
+    for file in files {
+        let name = file.file_name().unwrap_or_default().to_string_lossy();
+        archive.file(&format!("{folder}/{name}"), file)?;
+    }
+    newc::trailer(archive.output)?.flush()?;
+    Ok(())
+}
+
 /// Cargo for the guest: the standard library is built along, from source,
 /// since none is there for s390x; `RUSTC_BOOTSTRAP` is what allows it.
 pub fn guest_cargo(project: &Project, program: &Path) -> Command {
@@ -225,15 +255,11 @@ fn modules_in(order: &Path, folder: &Path) -> Result<Vec<PathBuf>> {
 /// Packs the files into the folders and links that every guest has.
 fn pack(path: &Path, files: &[Extra]) -> Result<()> {
     let file = BufWriter::new(File::create(path)?);
-    let mut archive = Archive {
-        output: GzEncoder::new(file, Compression::fast()),
-        inode: 0,
-    };
+    let mut archive = Archive::new(GzEncoder::new(file, Compression::fast()));
     for folder in FOLDERS {
-        archive.entry(folder, 0o040_755, None, &[])?;
+        archive.folder(folder)?;
     }
-    // The console must be there before /init can mount a /dev.
-    archive.entry("dev/console", 0o020_600, Some((5, 1)), &[])?;
+    archive.console()?;
     archive.entry("bin/sh", 0o120_777, None, b"busybox")?;
     let mut folders = BTreeSet::new();
     for (name, from) in files {
@@ -242,7 +268,7 @@ fn pack(path: &Path, files: &[Extra]) -> Result<()> {
         for folder in above.into_iter().rev() {
             let known = FOLDERS.iter().any(|name| folder == Path::new(name));
             if folder != Path::new("") && !known && folders.insert(folder) {
-                archive.entry(&folder.to_string_lossy(), 0o040_755, None, &[])?;
+                archive.folder(&folder.to_string_lossy())?;
             }
         }
         archive.file(name, from)?;
@@ -258,6 +284,19 @@ struct Archive<W: Write> {
 }
 
 impl<W: Write> Archive<W> {
+    fn new(output: W) -> Self {
+        Self { output, inode: 0 }
+    }
+
+    fn folder(&mut self, name: &str) -> io::Result<()> {
+        self.entry(name, 0o040_755, None, &[])
+    }
+
+    /// The console must be there before /init can mount a /dev.
+    fn console(&mut self) -> io::Result<()> {
+        self.entry("dev/console", 0o020_600, Some((5, 1)), &[])
+    }
+
     fn file(&mut self, name: &str, from: &Path) -> Result<()> {
         let content = fs::read(from).with_context(|| format!("cannot read {}", from.display()))?;
         self.entry(name, 0o100_755, None, &content)?;

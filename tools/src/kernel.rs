@@ -38,7 +38,8 @@ pub struct Kernel {
     _lock: File,
 }
 
-/// Which fragments of `tools/config/` are put on top of `base.config`.
+/// Which fragments of `tools/config/` are put on top of `base.config`, or on
+/// nothing where the first is `l2`.
 pub type Flavour = Vec<String>;
 
 /// Builds the kernel; what is up to date is not built again.
@@ -103,14 +104,16 @@ pub fn build(project: &Project, flavour: &Flavour) -> Result<Kernel> {
     Ok(kernel)
 }
 
+/// The fragment of a kernel that is as small as it can be: nothing is under it.
+const ALONE: &str = "l2";
+
 /// The text of the fragments, a later one over an earlier.
 fn wanted_config(project: &Project, flavour: &Flavour) -> Result<String> {
     let folder = project.root.join("tools/config");
+    let names = flavour.iter().map(String::as_str);
+    let base = (names.clone().next() != Some(ALONE)).then_some("base");
     let mut text = String::new();
-    for name in ["base"]
-        .into_iter()
-        .chain(flavour.iter().map(String::as_str))
-    {
+    for name in base.into_iter().chain(names) {
         let path = folder.join(format!("{name}.config"));
         text += &fs::read_to_string(&path)
             .with_context(|| format!("no configuration {}", path.display()))?;

@@ -12,12 +12,14 @@ mod hash;
 mod hooks;
 mod hotplug;
 mod initramfs;
+mod inner;
 mod integrate;
 mod kernel;
 mod kselftest;
 mod ktap;
 mod lint;
 mod modules;
+mod passthrough;
 mod project;
 mod qemu;
 mod readme;
@@ -48,6 +50,8 @@ enum Command {
     Kselftest,
     /// What map, unmap and flush cost, beside the C driver
     Bench,
+    /// Gives drives to a guest inside the guest
+    Passthrough,
     /// Builds the kernel only and says where it is
     Kernel,
     /// Boots to a shell
@@ -92,6 +96,7 @@ fn run(command: &Command) -> Result<()> {
         Command::Test => suite::run(&project, &flavour),
         Command::Kselftest => kselftest::run(&project, &flavour),
         Command::Bench => bench::run(&project),
+        Command::Passthrough => passthrough::run(&project, &flavour),
         Command::Kernel => {
             let kernel = kernel::build(&project, &flavour)?;
             kernel::print_places(&kernel);

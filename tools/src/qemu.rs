@@ -125,7 +125,18 @@ impl Boot<'_> {
     ///
     /// QEMU cannot be started, failed, or took longer than the limit. What the
     /// guest itself says of its success is in the report.
-    pub fn run(&self, project: &Project, mut see: impl FnMut(&str)) -> Result<Report> {
+    pub fn run(&self, project: &Project, see: impl FnMut(&str)) -> Result<Report> {
+        let (report, ()) = self.run_and(project, see, |_| Ok(()))?;
+        Ok(report)
+    }
+
+    /// The same, and looks at the files of the drives before they are removed.
+    pub fn run_and<T>(
+        &self,
+        project: &Project,
+        mut see: impl FnMut(&str),
+        look: impl FnOnce(&[PathBuf]) -> Result<T>,
+    ) -> Result<(Report, T)> {
         let drives = self.fresh_drives(project)?;
         let path = project.logs.join(format!("{}.console.log", self.name));
         let mut log = File::create(&path)?;
@@ -164,13 +175,14 @@ impl Boot<'_> {
             }
         }
         let status = child.0.wait()?;
+        let seen = look(&drives);
         remove(&drives);
         let report = Report::parse(console.iter().map(String::as_str));
         if !status.success() && report.panic.is_none() {
             let last = console.last().map_or("it printed nothing", String::as_str);
             bail!("{}: QEMU failed ({status}): {last}", self.name);
         }
-        Ok(report)
+        Ok((report, seen?))
     }
 
     /// Boots with the caller's terminal as the console.

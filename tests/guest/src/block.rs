@@ -128,7 +128,8 @@ impl Transfer {
         Ok((sum.value(), spent))
     }
 
-    fn read(&self, disk: &Path) -> Result<(u64, Duration)> {
+    /// Reads what was written before and compares it.
+    pub fn read(&self, disk: &Path) -> Result<(u64, Duration)> {
         let file = self.open(disk)?;
         let (mut stream, mut sum) = (Stream::new(self.seed), Sum::new());
         let mut buffer = Buffer::new(self.request, self.offset);

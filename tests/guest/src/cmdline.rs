@@ -14,6 +14,10 @@ pub enum Mode {
     Kselftest,
     /// Measure and print the figures.
     Bench,
+    /// Give drives to a guest of this guest.
+    Passthrough,
+    /// Be that guest.
+    L2,
     /// Give the user a shell.
     Shell,
 }
@@ -45,9 +49,12 @@ impl Cmdline {
             Some("test") => Mode::Test,
             Some("kselftest") => Mode::Kselftest,
             Some("bench") => Mode::Bench,
-            Some(other) => {
-                bail!("guest.mode={other} is not known; use run, test, kselftest, bench or shell")
-            }
+            Some("passthrough") => Mode::Passthrough,
+            Some("l2") => Mode::L2,
+            Some(other) => bail!(
+                "guest.mode={other} is not known; use run, test, kselftest, bench, passthrough, l2 \
+                 or shell"
+            ),
         };
         let default = if cmdline.strict() { "strict" } else { "lazy" };
         cmdline.phase = cmdline.value("guest.phase").unwrap_or(default).to_owned();
@@ -61,6 +68,12 @@ impl Cmdline {
         };
         let word = self.words.iter().rev().find(|w| value(w).is_some())?;
         Some(&word[key.len() + 1..])
+    }
+
+    /// The value of a word that must be there and be a number.
+    pub fn number(&self, key: &str) -> Result<u64> {
+        let value = self.value(key).with_context(|| format!("{key}= is missing"))?;
+        value.parse().with_context(|| format!("{key}={value} is no number"))
     }
 
     /// The suites to run, in the given order; none means all.

@@ -138,7 +138,8 @@ impl Function {
         Ok(path)
     }
 
-    fn find_disk(&self) -> Option<String> {
+    /// The name of that block device, if there is one by now.
+    pub fn find_disk(&self) -> Option<String> {
         let controllers = sysfs::list(self.path().join("nvme"));
         let spaces = controllers.iter().flat_map(sysfs::list);
         // Namespaces may show as nvme0n1 or, with multipath, nvme0c0n1.

@@ -2,8 +2,9 @@
 //! The `/init` of the test guest.
 //!
 //! Mounts what it needs, reads on the kernel command line what to do
-//! (`guest.mode=run|test|kselftest|bench|shell`), does it, prints `guest: done status=N` as
-//! the last line and powers the machine off. Its first line is `guest: start`.
+//! (`guest.mode=run|test|kselftest|bench|passthrough|l2|shell`), does it, prints
+//! `guest: done status=N` as the last line and powers the machine off. Its first line is
+//! `guest: start`.
 
 mod bench;
 mod block;
@@ -18,6 +19,7 @@ mod ktap;
 mod module;
 mod netlink;
 mod nic;
+mod passthrough;
 mod pattern;
 mod run;
 mod setup;
@@ -67,6 +69,8 @@ fn boot() -> anyhow::Result<bool> {
         Mode::Test => suites::run(&cmdline),
         Mode::Kselftest => kselftest::run(&cmdline),
         Mode::Bench => bench::run(&cmdline),
+        Mode::Passthrough => passthrough::l1::run(&cmdline),
+        Mode::L2 => passthrough::l2::run(&cmdline),
         Mode::Shell => shell::run().map(|()| true),
     }
 }

@@ -1,0 +1,212 @@
+// SPDX-License-Identifier: GPL-2.0
+//! Mode "passthrough": gives drives to a guest of this guest, takes them back,
+//! and reads what was written there.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, anyhow, bail, ensure};
+
+use super::qemu::Qemu;
+use super::{Drive, MOVED};
+use crate::block::Transfer;
+use crate::cmdline::Cmdline;
+use crate::console::say;
+use crate::counters::Counters;
+use crate::function::Function;
+use crate::kmsg;
+use crate::ktap::{Report, Suite};
+use crate::suites::dmesg;
+
+/// The driver that a function has while it is given away.
+const VFIO: &str = "vfio-pci";
+
+/// One L2.
+struct Round {
+    name: &'static str,
+    iommufd: bool,
+    drives: usize,
+    /// Words for L2's kernel.
+    words: &'static str,
+}
+
+const ROUNDS: [Round; 3] = [
+    Round { name: "legacy", iommufd: false, drives: 1, words: "" },
+    // Where L2 flushes every unmap, L1 unmaps every page right away.
+    Round { name: "iommufd", iommufd: true, drives: 1, words: "iommu.strict=1" },
+    Round { name: "two", iommufd: true, drives: 2, words: "" },
+];
+
+/// Runs the rounds that `guest.rounds=` names, or all.
+pub fn run(cmdline: &Cmdline) -> Result<bool> {
+    let names: Option<Vec<_>> = cmdline.value("guest.rounds").map(|v| v.split(',').collect());
+    if let Some(unknown) = names.iter().flatten().find(|n| ROUNDS.iter().all(|r| r.name != **n)) {
+        bail!("guest.rounds: there is no round \"{unknown}\"; use legacy, iommufd or two");
+    }
+    let limit = Duration::from_secs(cmdline.number("guest.limit")?);
+    let mut report = Report::start();
+    for (number, round) in ROUNDS.iter().enumerate() {
+        if names.as_ref().is_some_and(|names| !names.contains(&round.name)) {
+            continue;
+        }
+        let mut suite = report.suite(round.name);
+        if let Err(error) = round.run(&mut suite, number as u64, limit) {
+            suite.result("the round can run", Err(error));
+        }
+    }
+    let mut suite = report.suite("L1");
+    suite.test("no function reported an error", no_events);
+    dmesg::run(&mut report.suite("dmesg"));
+    Ok(report.finish())
+}
+
+impl Round {
+    fn run(&self, suite: &mut Suite, number: u64, limit: Duration) -> Result<()> {
+        let mut functions = Function::of_driver("nvme");
+        ensure!(functions.len() >= self.drives, "{} drives are too few", functions.len());
+        functions.truncate(self.drives);
+        let drives = functions.into_iter().map(|function| Drive::of(function, number));
+        let drives: Vec<Drive> = drives.collect::<Result<_>>()?;
+        for drive in &drives {
+            let name = format!("drive {}: L1 writes", drive.serial);
+            suite.test(&name, || write(drive, &drive.before()));
+        }
+        let given = give(&drives).and_then(|()| self.guest(suite, &drives, number, limit));
+        suite.result("L2 came to its end by itself", given);
+        take_back(&drives)?;
+        for drive in &drives {
+            let name = |what: &str| format!("drive {}: {what}", drive.serial);
+            suite.test(&name("L1 reads what L2 wrote"), || read_all(drive));
+            suite.test(&name("L1 writes again"), || write(drive, &drive.after()));
+        }
+        Ok(())
+    }
+
+    /// Boots L2 and takes over its results.
+    fn guest(
+        &self,
+        suite: &mut Suite,
+        drives: &[Drive],
+        number: u64,
+        limit: Duration,
+    ) -> Result<()> {
+        let addresses: Vec<_> = drives.iter().map(|d| d.function.address.as_str()).collect();
+        let words = format!("guest.drives={} guest.round={number} {}", drives.len(), self.words);
+        let mut qemu = Qemu::start(&addresses, self.iommufd, &words, limit)?;
+        let mut heard = Heard::default();
+        while let Some(line) = qemu.line()? {
+            // The words alone: the line may follow on one of the kernel's.
+            if line.contains(MOVED) {
+                look_at_domains(suite, drives);
+                qemu.go_on()?;
+            } else if line.starts_with("bytes: ") {
+                // For the host: what is in its file is not L1's word alone.
+                say!("{line}");
+            }
+            heard.line(suite, &line);
+        }
+        let time = qemu.wait()?;
+        heard.judge()?;
+        say!("# {}: L2 took {} s", self.name, time.as_secs());
+        Ok(())
+    }
+}
+
+/// Every page that L2 maps is one of L1's domain.
+fn look_at_domains(suite: &mut Suite, drives: &[Drive]) {
+    for drive in drives {
+        let name = format!("drive {}: L2's pages are mapped in L1's domain", drive.serial);
+        suite.test(&name, || {
+            let counters = Counters::read(&drive.function)?;
+            say!("# drive {}: L1's domain: {counters}", drive.serial);
+            let pages: usize = drive.by_l2().iter().map(|t| t.bytes / 4096).sum();
+            ensure!(counters.mapped >= pages as u64, "{counters}, L2 wrote {pages} pages");
+            ensure!(counters.sync_map > 0, "no mapping was made visible: {counters}");
+            Ok(())
+        });
+    }
+}
+
+/// What L2 reported.
+#[derive(Default)]
+struct Heard {
+    points: usize,
+    plan: Option<usize>,
+    status: Option<i32>,
+}
+
+impl Heard {
+    fn line(&mut self, suite: &mut Suite, line: &str) {
+        if let Some((what, result)) = point(line) {
+            self.points += 1;
+            suite.result(what, result);
+        } else if let Some(count) = line.strip_prefix("1..") {
+            self.plan = count.parse().ok();
+        } else if let Some(status) = line.strip_prefix("guest: done status=") {
+            self.status = status.parse().ok();
+        }
+    }
+
+    fn judge(&self) -> Result<()> {
+        let status = self.status.context("L2 said no last word")?;
+        let plan = self.plan.context("L2 printed no plan")?;
+        ensure!(plan == self.points, "{plan} tests were planned and {} reported", self.points);
+        ensure!(status == 0, "L2 ended with status {status}");
+        Ok(())
+    }
+}
+
+/// `ok 1 name`, `not ok 2 name # why`.
+fn point(line: &str) -> Option<(&str, Result<()>)> {
+    let numbered = |rest: &'_ str| rest.split(' ').next()?.parse::<usize>().ok();
+    if let Some(rest) = line.strip_prefix("not ok ") {
+        numbered(rest)?;
+        let (what, why) = rest.split_once(' ')?.1.split_once(" # ")?;
+        return Some((what, Err(anyhow!("{why}"))));
+    }
+    let rest = line.strip_prefix("ok ")?;
+    numbered(rest)?;
+    Some((rest.split_once(' ')?.1, Ok(())))
+}
+
+fn write(drive: &Drive, transfer: &Transfer) -> Result<()> {
+    let outcome = transfer.verify(&drive.function.disk()?)?;
+    drive.announce(transfer, outcome.written);
+    Ok(())
+}
+
+fn read_all(drive: &Drive) -> Result<()> {
+    let disk = drive.function.disk()?;
+    drive.before().read(&disk)?;
+    for transfer in drive.by_l2() {
+        transfer.read(&disk)?;
+    }
+    Ok(())
+}
+
+fn give(drives: &[Drive]) -> Result<()> {
+    drives.iter().try_for_each(|drive| change_driver(&drive.function, VFIO, VFIO))
+}
+
+fn take_back(drives: &[Drive]) -> Result<()> {
+    drives.iter().try_for_each(|drive| change_driver(&drive.function, "", "nvme"))
+}
+
+/// Names the driver that a function may have, and sees that this one gets it.
+fn change_driver(function: &Function, only: &str, wanted: &str) -> Result<()> {
+    function.unbind()?;
+    function.set_override(only)?;
+    function.probe()?;
+    let driver = function.driver();
+    ensure!(driver.as_deref() == Some(wanted), "{}: {driver:?}", function.address);
+    Ok(())
+}
+
+/// A function that does DMA where nothing is mapped is put into the error
+/// state, which the PCI subsystem tells.
+fn no_events() -> Result<()> {
+    let messages = kmsg::messages()?;
+    let events = messages.iter().filter(|m| m.contains("reports an error for PCI function"));
+    let events: Vec<_> = events.collect();
+    ensure!(events.is_empty(), "{} of them, the first: {}", events.len(), events[0]);
+    Ok(())
+}

@@ -1,0 +1,111 @@
+// SPDX-License-Identifier: GPL-2.0
+//! Mode "l2": the guest inside the guest, on the drives that it was given.
+
+use std::io::stdin;
+use std::time::Duration;
+
+use anyhow::{Context, Result, anyhow, ensure};
+
+use super::{Drive, MOVED};
+use crate::cmdline::Cmdline;
+use crate::console::say;
+use crate::counters::Counters;
+use crate::function::Function;
+use crate::kmsg;
+use crate::ktap::{Report, Suite};
+use crate::sysfs;
+
+/// How long the drives may take to come up on a machine that an emulated
+/// machine emulates.
+const COME_UP: Duration = Duration::from_secs(300);
+
+/// What a drive's thread found: reading what L1 wrote, and writing.
+type Found = (Result<()>, Result<()>);
+
+/// Runs the tests of L2 and says whether all is well.
+pub fn run(cmdline: &Cmdline) -> Result<bool> {
+    let mut report = Report::start();
+    let mut suite = report.suite("L2");
+    if let Err(error) = tests(&mut suite, cmdline) {
+        suite.result("the tests can run", Err(error));
+    }
+    suite.test("the log is clean", clean_log);
+    Ok(report.finish())
+}
+
+fn tests(suite: &mut Suite, cmdline: &Cmdline) -> Result<()> {
+    suite.test("this driver is at work", this_driver);
+    let drives = drives(cmdline)?;
+    let before = counters(&drives)?;
+    // All at once: each function has a domain of its own in L1.
+    let found: Vec<Found> = std::thread::scope(|scope| {
+        let threads: Vec<_> = drives.iter().map(|drive| scope.spawn(|| use_drive(drive))).collect();
+        let join = |thread: std::thread::ScopedJoinHandle<Found>| {
+            thread.join().map_err(|_| anyhow!("a thread died"))
+        };
+        threads.into_iter().map(join).collect::<Result<_>>()
+    })?;
+    for (drive, (read, written)) in drives.iter().zip(found) {
+        suite.result(&format!("drive {}: what L1 wrote is read", drive.serial), read);
+        suite.result(&format!("drive {}: what is written comes back", drive.serial), written);
+    }
+    let after = counters(&drives)?;
+    for ((drive, before), after) in drives.iter().zip(before).zip(after) {
+        let moved = after - before;
+        say!("# L2: drive {}: {moved}", drive.serial);
+        suite.result(&format!("drive {}: maps are told to L1", drive.serial), told(moved));
+    }
+    say!("{MOVED}");
+    stdin().read_line(&mut String::new()).context("wait for L1")?;
+    Ok(())
+}
+
+fn this_driver() -> Result<()> {
+    let messages = kmsg::messages()?;
+    let lines = kmsg::driver_lines(&messages);
+    ensure!(!lines.is_empty(), "the driver says nothing in the log");
+    Ok(())
+}
+
+fn drives(cmdline: &Cmdline) -> Result<Vec<Drive>> {
+    let (wanted, round) = (cmdline.number("guest.drives")?, cmdline.number("guest.round")?);
+    let functions = sysfs::wait_for("drives", COME_UP, || {
+        let functions = Function::of_driver("nvme");
+        let ready = functions.iter().filter(|function| function.find_disk().is_some()).count();
+        (ready as u64 == wanted).then_some(functions)
+    })?;
+    functions.into_iter().map(|function| Drive::of(function, round)).collect()
+}
+
+fn counters(drives: &[Drive]) -> Result<Vec<Counters>> {
+    drives.iter().map(|drive| Counters::read(&drive.function)).collect()
+}
+
+fn use_drive(drive: &Drive) -> Found {
+    (read(drive), write(drive))
+}
+
+fn read(drive: &Drive) -> Result<()> {
+    drive.before().read(&drive.function.disk()?).map(drop)
+}
+
+fn write(drive: &Drive) -> Result<()> {
+    for transfer in drive.by_l2() {
+        let outcome = transfer.verify(&drive.function.disk()?)?;
+        drive.announce(&transfer, outcome.written);
+    }
+    Ok(())
+}
+
+/// In a guest the machine sees a mapping only when it is refreshed.
+fn told(moved: Counters) -> Result<()> {
+    ensure!(moved.mapped > 0 && moved.sync_map > 0, "{moved}");
+    Ok(())
+}
+
+fn clean_log() -> Result<()> {
+    let messages = kmsg::messages()?;
+    let bad = kmsg::bad(&messages);
+    ensure!(bad.is_empty(), "{} lines, the first: {}", bad.len(), bad[0]);
+    Ok(())
+}

@@ -1,0 +1,123 @@
+// SPDX-License-Identifier: GPL-2.0
+//! L1's own QEMU and what its guest says.
+
+use std::io::{BufRead, BufReader, Write};
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+
+use crate::console::say;
+
+/// Where the host's tools put an s390x QEMU with its libraries, and L2.
+const FOLDER: &str = "/l2";
+/// How often somebody who waits is told so.
+const SIGN_OF_LIFE: Duration = Duration::from_secs(30);
+
+/// What L2's kernel is told: slow is not broken.
+const PATIENCE: &str =
+    "nvme_core.admin_timeout=250 nvme_core.io_timeout=250 rcupdate.rcu_cpu_stall_suppress=1";
+
+/// A running QEMU; stopped when dropped.
+pub struct Qemu {
+    child: Child,
+    input: ChildStdin,
+    lines: Receiver<String>,
+    start: Instant,
+    limit: Duration,
+}
+
+impl Qemu {
+    /// Starts it with functions of these addresses.
+    pub fn start(addresses: &[&str], iommufd: bool, words: &str, limit: Duration) -> Result<Self> {
+        let mut command = command(words);
+        if iommufd {
+            command.args(["-object", "iommufd,id=iommufd0"]);
+        }
+        let backend = if iommufd { ",iommufd=iommufd0" } else { "" };
+        for (index, address) in addresses.iter().enumerate() {
+            let id = index + 1;
+            command.args(["-device", &format!("zpci,uid={id},fid={id},target=v{id}")]);
+            command.args(["-device", &format!("vfio-pci,id=v{id},host={address}{backend}")]);
+        }
+        let mut child = command.spawn().context("start L1's QEMU")?;
+        let input = child.stdin.take().context("no pipe")?;
+        let (sender, lines) = channel();
+        let streams: [Box<dyn std::io::Read + Send>; 2] = [
+            Box::new(child.stdout.take().context("no pipe")?),
+            Box::new(child.stderr.take().context("no pipe")?),
+        ];
+        for stream in streams {
+            let sender = sender.clone();
+            std::thread::spawn(move || {
+                let mut reader = BufReader::new(stream);
+                let mut bytes = Vec::new();
+                while reader.read_until(b'\n', &mut bytes).is_ok_and(|length| length > 0) {
+                    let line = String::from_utf8_lossy(&bytes);
+                    if sender.send(line.trim_end().to_owned()).is_err() {
+                        return;
+                    }
+                    bytes.clear();
+                }
+            });
+        }
+        Ok(Self { child, input, lines, start: Instant::now(), limit })
+    }
+
+    /// The next line of L2's console or of QEMU's complaints; none at the end.
+    pub fn line(&mut self) -> Result<Option<String>> {
+        loop {
+            match self.lines.recv_timeout(SIGN_OF_LIFE) {
+                Ok(line) => {
+                    say!("l2| {line}");
+                    return Ok(Some(line));
+                }
+                Err(RecvTimeoutError::Disconnected) => return Ok(None),
+                Err(RecvTimeoutError::Timeout) => {
+                    say!("# L2 was started {} s ago", self.start.elapsed().as_secs());
+                }
+            }
+            if self.start.elapsed() > self.limit {
+                bail!("L2 did not end within {} s and was stopped", self.limit.as_secs());
+            }
+        }
+    }
+
+    /// Gives L2 the line that it waits for.
+    pub fn go_on(&mut self) -> Result<()> {
+        self.input.write_all(b"\n").context("write to L2's console")
+    }
+
+    /// Waits for the end and says how long it all took.
+    pub fn wait(mut self) -> Result<Duration> {
+        let status = self.child.wait().context("wait for L1's QEMU")?;
+        ensure!(status.success(), "L1's QEMU failed ({status})");
+        Ok(self.start.elapsed())
+    }
+}
+
+impl Drop for Qemu {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// The program comes with its own loader and libraries, in one folder.
+fn command(words: &str) -> Command {
+    let at = |name: &str| format!("{FOLDER}/{name}");
+    let mut command = Command::new(at("ld64.so.1"));
+    command
+        .args(["--library-path", FOLDER])
+        .arg(at("qemu-system-s390x"))
+        .args(["-M", "s390-ccw-virtio", "-cpu", "max", "-accel", "tcg", "-smp", "1", "-m", "128M"])
+        .args(["-nodefaults", "-display", "none", "-no-reboot", "-L", FOLDER])
+        .args(["-serial", "stdio", "-monitor", "none"])
+        .args(["-kernel", &at("image"), "-initrd", &at("root.cpio")])
+        .args(["-append", &format!("console=ttysclp0 panic=-1 guest.mode=l2 {PATIENCE} {words}")])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    command
+}

@@ -1,0 +1,213 @@
+// SPDX-License-Identifier: GPL-2.0
+//! `make passthrough`: boots a guest (L1) on this driver, which gives NVMe
+//! drives to a QEMU of its own, whose guest (L2) has this driver as well. Each
+//! checks what the other wrote, and in the end the drives' files are checked
+//! here. The guests' side is `tests/guest/src/passthrough/`.
+
+use crate::{
+    guest::Machine,
+    initramfs, inner,
+    kernel::{self, Flavour},
+    ktap::Outcome,
+    project::{variable, Project},
+    qemu::Boot,
+    steps::Step,
+};
+use anyhow::{bail, ensure, Context, Result};
+use std::{
+    fs::{self, File},
+    io,
+    os::unix::fs::FileExt,
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+use xxhash_rust::xxh64::xxh64;
+
+/// How long all of L1 may take.
+const LIMIT: Duration = Duration::from_secs(20 * 60);
+/// How long one L2 may take, in seconds.
+const INNER_LIMIT: u64 = 10 * 60;
+/// How long nothing is shown of what the guests print.
+const SILENCE: Duration = Duration::from_secs(15);
+
+/// `make passthrough`.
+pub fn run(project: &Project, flavour: &Flavour) -> Result<()> {
+    if project.kout.is_some() {
+        bail!("passthrough: two kernels do not fit into one KOUT=; leave it out");
+    }
+    let start = Instant::now();
+    let inner = inner_guest(project)?;
+    let mut machine = Machine::prepare(project, flavour)?;
+    machine.initrd = join(project, &inner, &machine.initrd)?;
+    let (mut passed, mut failed, skipped, claims, files) = boot(project, &machine)?;
+    if claims.is_empty() {
+        println!("    | no guest told of anything that it wrote");
+        failed += 1;
+    }
+    for claim in &claims {
+        match claim.check(&files) {
+            Ok(()) => passed += 1,
+            Err(error) => {
+                println!("    | {error:#}");
+                failed += 1;
+            }
+        }
+    }
+    let bytes: usize = claims.iter().map(|claim| claim.length).sum();
+    println!(
+        "           drives: {bytes} bytes in {} places looked at in their files",
+        claims.len()
+    );
+    let seconds = start.elapsed().as_secs_f64();
+    println!("passthrough: {passed} passed, {failed} failed, {skipped} skipped ({seconds:.1} s)");
+    if failed > 0 || skipped > 0 || passed == 0 {
+        // The line above says it all.
+        std::process::exit(1);
+    }
+    Ok(())
+}
+
+/// What the guests reported and claim, and the drives' files.
+type Outcomes = (usize, usize, usize, Vec<Claim>, Vec<File>);
+
+fn boot(project: &Project, machine: &Machine) -> Result<Outcomes> {
+    let step = Step::start(project, "passthrough", "booting a guest in a guest")?;
+    let words = variable("APPEND").unwrap_or_default();
+    let append = format!(
+        "guest.mode=passthrough guest.limit={INNER_LIMIT} {}",
+        words.to_string_lossy()
+    );
+    let boot = Boot {
+        second_drive: true,
+        ..machine.boot("passthrough", append, LIMIT)
+    };
+    let mut claims = Vec::new();
+    let mut shown = Instant::now();
+    let see = |line: &str| {
+        claims.extend(Claim::parse(line));
+        if is_result(line) || shown.elapsed() > SILENCE {
+            println!("[{:>7.1} s] {line}", step.seconds());
+            shown = Instant::now();
+        }
+    };
+    // Open files stay what they are when they are removed.
+    let (report, files) = boot.run_and(project, see, |drives| {
+        let open = |path: &PathBuf| File::open(path);
+        let files = drives.iter().map(open).collect::<io::Result<Vec<_>>>();
+        files.context("cannot open a drive's file")
+    })?;
+    let faults = report.faults(true);
+    for fault in &faults {
+        println!("    | {fault}");
+    }
+    let console = project.logs.join("passthrough.console.log");
+    step.done(&format!("both consoles are in {}", console.display()));
+    Ok((
+        report.count(&Outcome::Passed),
+        report.count(&Outcome::Failed) + faults.len(),
+        report.count(&Outcome::Skipped),
+        claims,
+        files,
+    ))
+}
+
+/// Whether a line is for the caller's eyes wherever it comes.
+fn is_result(line: &str) -> bool {
+    ["ok ", "not ok ", "# ", "guest: "]
+        .iter()
+        .any(|start| line.starts_with(start))
+}
+
+/// What L1 starts L2 with, as an archive: a QEMU, a kernel, a root.
+fn inner_guest(project: &Project) -> Result<Vec<PathBuf>> {
+    let folder = project.build.join(inner::FOLDER);
+    fs::create_dir_all(&folder)?;
+    let (image, root) = (folder.join("image"), folder.join("root.cpio"));
+    {
+        let kernel = kernel::build(project, &vec!["l2".to_owned()])?;
+        fs::copy(&kernel.image, &image)
+            .with_context(|| format!("cannot copy {}", kernel.image.display()))?;
+        initramfs::build_small(project, &root)?;
+    }
+    let guest = project.build.join("l2.cpio");
+    initramfs::pack_files(&guest, inner::FOLDER, &[image, root])?;
+    Ok(vec![inner::qemu(project)?, guest])
+}
+
+/// Archives one after the other are one to the kernel.
+fn join(project: &Project, first: &[PathBuf], last: &Path) -> Result<PathBuf> {
+    let path = project.build.join("initrd-passthrough");
+    let mut output = File::create(&path)?;
+    for part in first.iter().map(PathBuf::as_path).chain([last]) {
+        let mut input = File::open(part)?;
+        let length = io::copy(&mut input, &mut output)
+            .with_context(|| format!("cannot write {}", path.display()))?;
+        // The next one starts at a multiple of 4.
+        let padding = usize::try_from(length.next_multiple_of(4) - length)?;
+        io::copy(&mut &[0; 4][..padding], &mut output)?;
+    }
+    Ok(path)
+}
+
+/// What a guest says that it wrote:
+/// `bytes: drive xN start BYTES length BYTES sum XXH64`.
+#[derive(Debug, PartialEq, Eq)]
+struct Claim {
+    drive: usize,
+    start: u64,
+    length: usize,
+    sum: u64,
+}
+
+impl Claim {
+    fn parse(line: &str) -> Option<Self> {
+        let words: Vec<&str> = line.strip_prefix("bytes: ")?.split_whitespace().collect();
+        let ["drive", drive, "start", start, "length", length, "sum", sum] = words[..] else {
+            return None;
+        };
+        Some(Self {
+            drive: drive.strip_prefix('x')?.parse().ok()?,
+            start: start.parse().ok()?,
+            length: length.parse().ok()?,
+            sum: u64::from_str_radix(sum, 16).ok()?,
+        })
+    }
+
+    /// Whether the drive's file holds that.
+    fn check(&self, files: &[File]) -> Result<()> {
+        let file = files.get(self.drive);
+        let file = file.with_context(|| format!("drive x{}: no such drive", self.drive))?;
+        let mut bytes = vec![0; self.length];
+        file.read_exact_at(&mut bytes, self.start)?;
+        let found = xxh64(&bytes, 0);
+        ensure!(
+            found == self.sum,
+            "drive x{}: {} bytes at {} have the sum {found:016x}, {:016x} were written",
+            self.drive,
+            self.length,
+            self.start,
+            self.sum
+        );
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_claim_is_read_and_checked() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("drive");
+        fs::write(&path, b"..abc").unwrap();
+        let files = [File::open(&path).unwrap()];
+        let line = |sum| format!("bytes: drive x0 start 2 length 3 sum {sum:016x}");
+        let claim = |sum| Claim::parse(&line(sum)).unwrap();
+        assert!(claim(xxh64(b"abc", 0)).check(&files).is_ok());
+        assert!(claim(xxh64(b"abd", 0)).check(&files).is_err());
+        assert!(claim(0).check(&[]).is_err());
+        assert_eq!(Claim::parse("bytes: drive 0 start 2"), None);
+        assert_eq!(Claim::parse("l2| bytes: drive x0 start 2"), None);
+    }
+}
