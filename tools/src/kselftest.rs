@@ -162,7 +162,7 @@ fn group(name: &str) -> &str {
 }
 
 /// The groups, in the order in which they came.
-fn groups<'a>(points: &'a [Point]) -> Vec<(&'a str, Vec<&'a Point>)> {
+fn groups(points: &[Point]) -> Vec<(&str, Vec<&Point>)> {
     let mut list: Vec<(&str, Vec<&Point>)> = Vec::new();
     for point in points {
         let name = group(&point.name);

@@ -78,7 +78,7 @@ fn boot(project: &Project, machine: &Machine) -> Result<Outcomes> {
         words.to_string_lossy()
     );
     let boot = Boot {
-        second_drive: true,
+        plugged: &["nvme", "igb", "e1000e", "nvme1"],
         ..machine.boot("passthrough", append, LIMIT)
     };
     let mut claims = Vec::new();

@@ -180,7 +180,10 @@ impl<'m> Checked<'m> {
         let made = self.memory.made();
         let waiting = self.retired.waiting();
         self.unmaps += 1;
-        let visit = (self.unmaps % VISITED == 0).then(|| self.tree.visit(|| unreachable!()));
+        let visit = self
+            .unmaps
+            .is_multiple_of(VISITED)
+            .then(|| self.tree.visit(|| unreachable!()));
         let bytes = if self.unmap_page(iova, size) {
             size
         } else {
