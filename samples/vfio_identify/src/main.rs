@@ -16,8 +16,10 @@ mod nvme;
 mod vfio;
 
 use std::process::ExitCode;
+use std::thread::sleep;
+use std::time::Instant;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 
 use iommufd::AddressSpace;
 use memory::Memory;
@@ -128,18 +130,33 @@ impl Machine<'_> {
         controller.submit_identify(iova)?;
         ensure!(self.events.wait()?, "DMA to {iova:#x}, {what}: no error was reported");
         println!("{what}: DMA to {iova:#x}: an error event");
-        match self.bar.read(nvme::CSTS) {
-            Err(_) | Ok(u32::MAX) => println!("{what}: the function is in the error state"),
-            // Where the kernel does not leave recovery to us, it has been faster: it
-            // unblocks the function, but for the controller the DMA has failed.
-            Ok(status) if status & nvme::CSTS_FATAL != 0 => {
-                println!("{what}: the function was unblocked, its controller has failed");
-            }
-            Ok(status) => bail!("{what}: DMA to {iova:#x}: the controller's status is {status:#x}"),
-        }
+        println!("{what}: {}", self.end_of(&controller)?);
         let untouched = self.data.read(0, PAGE).iter().all(|byte| *byte == PATTERN);
         ensure!(untouched, "{what}: DMA to {iova:#x} came through");
         println!("{what}: the memory is untouched");
         self.device.reset()
+    }
+    /// What became of a command whose DMA was refused. Where the kernel does not
+    /// leave recovery to us, it unblocks the function, sooner or later: for the
+    /// controller the DMA has failed, and it may still be able to say so.
+    fn end_of(&self, controller: &Controller) -> Result<String> {
+        let end = Instant::now() + nvme::LIMIT;
+        loop {
+            match self.bar.read(nvme::CSTS) {
+                Err(_) | Ok(u32::MAX) => return Ok("the function is in the error state".into()),
+                Ok(status) if status & nvme::CSTS_FATAL != 0 => {
+                    return Ok("the function was unblocked, its controller has failed".into());
+                }
+                Ok(_) => (),
+            }
+            if let Some(status) = controller.completion() {
+                ensure!(status != 0, "the controller says that its DMA came through");
+                return Ok(format!(
+                    "the function was unblocked, the command has failed with status {status:#x}"
+                ));
+            }
+            ensure!(Instant::now() < end, "the command has neither failed nor succeeded");
+            sleep(nvme::PAUSE);
+        }
     }
 }

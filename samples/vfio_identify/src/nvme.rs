@@ -37,8 +37,10 @@ const COMPLETIONS: usize = 4096;
 /// Each queue has a page of its own.
 pub const QUEUES_SIZE: usize = 8192;
 
-const LIMIT: Duration = Duration::from_secs(10);
-const PAUSE: Duration = Duration::from_micros(200);
+/// How long the controller may take.
+pub const LIMIT: Duration = Duration::from_secs(10);
+/// How long to sleep between two looks.
+pub const PAUSE: Duration = Duration::from_micros(200);
 
 /// A controller that was just started.
 pub struct Controller<'a> {
@@ -100,24 +102,29 @@ impl<'a> Controller<'a> {
         self.write(DOORBELLS, 1)
     }
 
-    /// The same, and waits until it is there.
+    /// The status that the command was completed with, if it was; 0 is success.
+    pub fn completion(&self) -> Option<u16> {
+        let bytes = self.queues.read(COMPLETIONS + 14, 2);
+        let status = u16::from_le_bytes([bytes[0], bytes[1]]);
+        // What else the device wrote was written before, and is to be read after.
+        fence(Ordering::SeqCst);
+        // The phase of a new queue is 1, and 0 is what is in its memory.
+        (status & 1 == 1).then_some(status >> 1)
+    }
+
+    /// The same as [`Controller::submit_identify`], and waits until it is there.
     pub fn identify(&mut self, iova: u64) -> Result<()> {
         self.submit_identify(iova)?;
         let end = Instant::now() + LIMIT;
         let status = loop {
-            let bytes = self.queues.read(COMPLETIONS + 14, 2);
-            let status = u16::from_le_bytes([bytes[0], bytes[1]]);
-            // The phase of a new queue is 1, and 0 is what is in its memory.
-            if status & 1 == 1 {
-                break status >> 1;
+            if let Some(status) = self.completion() {
+                break status;
             }
             if Instant::now() > end {
                 bail!("IDENTIFY is not completed: the controller's DMA does not work");
             }
             sleep(PAUSE);
         };
-        // What else the device wrote was written before, and is to be read after.
-        fence(Ordering::SeqCst);
         self.write(self.completion_doorbell, 1)?;
         ensure!(status == 0, "IDENTIFY: status {status:#x}");
         Ok(())
