@@ -255,7 +255,7 @@ fn one_version(modinfo: Option<&str>) -> Result<()> {
     let modinfo = modinfo.context("no guest.version= on the command line")?;
     let version = sysfs::read("/sys/module/s390_iommu/version")?;
     ensure!(version == modinfo, "sysfs has {version}, modinfo {modinfo}");
-    let expected = format!("IOMMU driver for zPCI in Rust, version {version}, pages");
+    let expected = format!("IOMMU driver for zPCI in Rust, version {version},");
     let messages = kmsg::messages()?;
     let log = kmsg::driver_lines(&messages);
     ensure!(log.iter().any(|line| line.contains(&expected)), "no line of the log: {expected}");
