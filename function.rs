@@ -356,7 +356,7 @@ impl Function {
     /// May sleep.
     pub(crate) fn register_recorded(&self) -> Outcome {
         let mut state = self.state.lock();
-        state.machine = Machine::Nothing;
+        // An attach may have been faster, and have registered something.
         let told = match self.recorded(&state) {
             // Without a table DMA is blocked as well.
             target if target == self.empty => Ok(()),

@@ -147,6 +147,7 @@ impl Outcome {
             (1, 16) => c"the machine has not enough resources",
             (1, 20 | 28 | 36) => c"the machine does not know the address space",
             (1, Self::FUNCTION_NOT_AVAILABLE) => c"it is not available",
+            (1, 24) => c"it is out of sequence: something is registered, or nothing is",
             (1, 44) => c"the machine says that it is in that state already",
             _ => c"no reason given",
         }
