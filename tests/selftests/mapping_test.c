@@ -246,9 +246,8 @@ TEST_F(mapping, all_iovas)
 	u64 unmapped;
 	iova_t iova;
 
-	if (is_iommufd(self->iommu)) {
+	if (is_iommufd(self->iommu))
 		ASSERT_EQ(0, ioctl(self->iommu->iommufd, IOMMU_IOAS_ALLOW_IOVAS, &allow));
-	}
 	for (int round = 0; round < 3; round++) {
 		for (int i = 0; i < count; i++) {
 			ASSERT_EQ(0, map_somewhere(self->iommu, self->block, size,
