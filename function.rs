@@ -573,8 +573,10 @@ impl Function {
             Machine::Unknown => is_registered()?,
         };
         let mut result = self.issue(state, assumed, target);
-        // The machine may know better whether something is registered.
-        if result == Err(Refusal::Other) && is_registered().is_ok_and(|now| now != assumed) {
+        // The machine may know better whether something is registered. If it says
+        // by now that the function is gone, it is being disabled, and that is what
+        // the refusal comes to.
+        if result == Err(Refusal::Other) && is_registered()? != assumed {
             result = self.issue(state, !assumed, target);
         }
         result?;
