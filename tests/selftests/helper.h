@@ -16,6 +16,13 @@
 
 #define PAGE SZ_4K
 
+/* A variant for FIXTURE_VARIANT_ADD_ALL_IOMMU_MODES(fixture) of libvfio */
+#define FIXTURE_VARIANT_ADD_IOMMU_MODE(_mode, _fixture)\
+FIXTURE_VARIANT_ADD(_fixture, _mode)\
+{\
+	.iommu_mode = #_mode,\
+}
+
 /* Permissions of a mapping, from the device's point of view */
 #define MAY_READ	1
 #define MAY_WRITE	2

@@ -29,25 +29,7 @@ FIXTURE_VARIANT(lifetime)
 	const char *iommu_mode;
 };
 
-FIXTURE_VARIANT_ADD(lifetime, vfio_type1) {
-	.iommu_mode = MODE_VFIO_TYPE1_IOMMU,
-};
-
-FIXTURE_VARIANT_ADD(lifetime, vfio_type1v2) {
-	.iommu_mode = MODE_VFIO_TYPE1V2_IOMMU,
-};
-
-FIXTURE_VARIANT_ADD(lifetime, iommufd_type1) {
-	.iommu_mode = MODE_IOMMUFD_COMPAT_TYPE1,
-};
-
-FIXTURE_VARIANT_ADD(lifetime, iommufd_type1v2) {
-	.iommu_mode = MODE_IOMMUFD_COMPAT_TYPE1V2,
-};
-
-FIXTURE_VARIANT_ADD(lifetime, iommufd) {
-	.iommu_mode = MODE_IOMMUFD,
-};
+FIXTURE_VARIANT_ADD_ALL_IOMMU_MODES(lifetime);
 
 FIXTURE_SETUP(lifetime)
 {
