@@ -100,33 +100,30 @@ static int test_exhaust(void)
 	return ret;
 }
 
-static const struct test_case cases[] = {
-	{ "the DMA API stays in the window to the last IOVA", test_exhaust },
-};
-
-static int __init aperture_init(void)
+static void free_buffer(void)
 {
-	int ret = -ENOMEM;
-
-	fn = test_function(0);
-	if (!fn)
-		return -ENODEV;
-	buffer = alloc_pages(GFP_KERNEL, get_order(BUFFER));
-	mappings = vcalloc(MAX_MAPPINGS, sizeof(*mappings));
-	if (buffer && mappings)
-		ret = test_run("aperture", cases, ARRAY_SIZE(cases));
 	vfree(mappings);
 	if (buffer)
 		__free_pages(buffer, get_order(BUFFER));
-	return ret;
 }
 
-static void __exit aperture_exit(void)
+static int alloc_buffer(void)
 {
-	test_forget("aperture");
+	buffer = alloc_pages(GFP_KERNEL, get_order(BUFFER));
+	mappings = vcalloc(MAX_MAPPINGS, sizeof(*mappings));
+	if (buffer && mappings)
+		return 0;
+	free_buffer();
+	return -ENOMEM;
 }
 
-module_init(aperture_init);
-module_exit(aperture_exit);
+static const struct test_setup with_buffer = { alloc_buffer, free_buffer };
+
+static const struct test_case cases[] = {
+	{ "the DMA API stays in the window to the last IOVA", test_exhaust, &with_buffer },
+	{}
+};
+
+TEST_SUITE(aperture, cases, &fn, NULL);
 MODULE_DESCRIPTION("Test of the DMA API's address space");
 MODULE_LICENSE("GPL");

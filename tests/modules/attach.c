@@ -401,30 +401,10 @@ static const struct test_case cases[] = {
 	{ "from the DMA API's domain and back", test_from_default },
 	{ "two functions on one domain", test_shared },
 	{ "the DMA API works afterwards", test_dma_api },
+	{}
 };
 
-static int __init attach_init(void)
-{
-	int ret;
-
-	fn = test_function(0);
-	if (!fn)
-		return -ENODEV;
-	ret = test_queue_alloc(&queue);
-	if (ret)
-		return ret;
-	ret = test_run("attach", cases, ARRAY_SIZE(cases));
-	test_queue_free(&queue);
-	return ret;
-}
-
-static void __exit attach_exit(void)
-{
-	test_forget("attach");
-}
-
-module_init(attach_init);
-module_exit(attach_exit);
+TEST_SUITE(attach, cases, &fn, &queue);
 MODULE_IMPORT_NS("IOMMUFD_INTERNAL");
 MODULE_DESCRIPTION("Tests of attaching and replacing domains");
 MODULE_LICENSE("GPL");

@@ -496,29 +496,9 @@ static const struct test_case cases[] = {
 	{ "a blocked function's DMA goes nowhere", test_blocked },
 	{ "DMA after a reset", test_reset_attached },
 	{ "reset of a blocked function", test_reset_blocked },
+	{}
 };
 
-static int __init dma_init(void)
-{
-	int ret;
-
-	fn = test_function(0);
-	if (!fn)
-		return -ENODEV;
-	ret = test_queue_alloc(&queue);
-	if (ret)
-		return ret;
-	ret = test_run("dma", cases, ARRAY_SIZE(cases));
-	test_queue_free(&queue);
-	return ret;
-}
-
-static void __exit dma_exit(void)
-{
-	test_forget("dma");
-}
-
-module_init(dma_init);
-module_exit(dma_exit);
+TEST_SUITE(dma, cases, &fn, &queue);
 MODULE_DESCRIPTION("Tests of DMA through paging domains");
 MODULE_LICENSE("GPL");

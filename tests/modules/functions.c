@@ -224,6 +224,34 @@ void test_queue_free(struct test_queue *queue)
 EXPORT_SYMBOL_GPL(test_queue_free);
 
 /**
+ * test_suite() - run a suite on the first function under test
+ * @name: the suite's name
+ * @cases: its tests
+ * @fn: where they find the function
+ * @queue: where they find pages for an admin queue, or NULL
+ *
+ * Returns: 0, also if tests fail, -ENODEV or -ENOMEM
+ */
+int test_suite(const char *name, const struct test_case *cases,
+	       struct test_function **fn, struct test_queue *queue)
+{
+	int ret;
+
+	*fn = test_function(0);
+	if (!*fn)
+		return -ENODEV;
+	if (!queue)
+		return test_run(name, cases);
+	ret = test_queue_alloc(queue);
+	if (ret)
+		return ret;
+	ret = test_run(name, cases);
+	test_queue_free(queue);
+	return ret;
+}
+EXPORT_SYMBOL_GPL(test_suite);
+
+/**
  * test_domain_alloc() - make an empty domain, and a page of data for it
  * @dom: where to put them
  * @fn: the function that it is for

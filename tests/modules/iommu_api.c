@@ -620,6 +620,7 @@ static const struct test_case cases[] = {
 	{ "random maps and unmaps against a shadow", test_soak },
 	{ "map, attach, map, unmap, detach", test_attach },
 	{ "free a populated domain", test_free_populated },
+	{}
 };
 
 static int __init iommu_api_init(void)
@@ -633,7 +634,7 @@ static int __init iommu_api_init(void)
 	ret = fresh_domain();
 	if (ret)
 		return ret;
-	ret = test_run("api", cases, ARRAY_SIZE(cases));
+	ret = test_run("api", cases);
 	iommu_domain_free(domain);
 	return ret;
 }

@@ -18,6 +18,7 @@
 
 #include <linux/completion.h>
 #include <linux/iommu.h>
+#include <linux/module.h>
 #include <linux/pci.h>
 
 /* Results */
@@ -37,7 +38,7 @@ struct test_setup {
 };
 
 /**
- * struct test_case - one line of the results
+ * struct test_case - one line of the results; an empty one ends a list
  * @name: what is tested
  * @run: the test; 0, TEST_SKIPPED, or a negative error
  * @setup: what it starts from, or NULL
@@ -48,7 +49,7 @@ struct test_case {
 	const struct test_setup *setup;
 };
 
-int test_run(const char *suite, const struct test_case *cases, size_t count);
+int test_run(const char *suite, const struct test_case *cases);
 void test_forget(const char *suite);
 int __printf(1, 2) test_fail(const char *fmt, ...);
 int __printf(1, 2) test_skip(const char *fmt, ...);
@@ -153,6 +154,29 @@ static inline dma_addr_t data_iova(struct test_function *fn)
 {
 	return fn->first + 0x300000;
 }
+
+int test_suite(const char *name, const struct test_case *cases,
+	       struct test_function **fn, struct test_queue *queue);
+
+/**
+ * TEST_SUITE() - a module that is a suite, and no more than that
+ * @_name: the suite's name, not in quotation marks
+ * @_cases: its tests
+ * @_fn: pointer to where they find the first function under test
+ * @_queue: pointer to where they find pages for an admin queue, or NULL
+ */
+#define TEST_SUITE(_name, _cases, _fn, _queue)				\
+static int __init _name##_init(void)					\
+{									\
+	return test_suite(#_name, _cases, _fn, _queue);			\
+}									\
+module_init(_name##_init);						\
+									\
+static void __exit _name##_exit(void)					\
+{									\
+	test_forget(#_name);						\
+}									\
+module_exit(_name##_exit)
 
 int test_domain_alloc(struct test_domain *dom, struct test_function *fn);
 int test_domain_map(struct test_domain *dom, struct test_queue *queue);

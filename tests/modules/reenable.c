@@ -345,29 +345,9 @@ static const struct test_case cases[] = {
 	{ "replace and block name the guest", test_designation },
 	{ "blocked: nothing is registered before an attach", test_blocked },
 	{ "a refused registration leaves the function disabled", test_refused },
+	{}
 };
 
-static int __init reenable_init(void)
-{
-	int ret;
-
-	fn = test_function(0);
-	if (!fn)
-		return -ENODEV;
-	ret = test_queue_alloc(&queue);
-	if (ret)
-		return ret;
-	ret = test_run("reenable", cases, ARRAY_SIZE(cases));
-	test_queue_free(&queue);
-	return ret;
-}
-
-static void __exit reenable_exit(void)
-{
-	test_forget("reenable");
-}
-
-module_init(reenable_init);
-module_exit(reenable_exit);
+TEST_SUITE(reenable, cases, &fn, &queue);
 MODULE_DESCRIPTION("Tests of what KVM does to a function");
 MODULE_LICENSE("GPL");

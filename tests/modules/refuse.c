@@ -736,29 +736,9 @@ static const struct test_case cases[] = {
 	{ "attach without memory", test_no_memory, &full_domain },
 	{ "block, deregistration is not refused", test_block_by_deregistration, &two_domains },
 	{ "block", test_block, &two_domains },
+	{}
 };
 
-static int __init refuse_init(void)
-{
-	int ret;
-
-	fn = test_function(0);
-	if (!fn)
-		return -ENODEV;
-	ret = test_queue_alloc(&queue);
-	if (ret)
-		return ret;
-	ret = test_run("refuse", cases, ARRAY_SIZE(cases));
-	test_queue_free(&queue);
-	return ret;
-}
-
-static void __exit refuse_exit(void)
-{
-	test_forget("refuse");
-}
-
-module_init(refuse_init);
-module_exit(refuse_exit);
+TEST_SUITE(refuse, cases, &fn, &queue);
 MODULE_DESCRIPTION("Tests of attach, map and block under refusal");
 MODULE_LICENSE("GPL");

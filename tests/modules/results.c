@@ -141,20 +141,19 @@ static struct results *new_results(const char *suite)
  * test_run() - run the tests of a suite
  * @suite: its name
  * @cases: its tests
- * @count: how many
  *
  * Returns: 0, also if tests fail, or -ENOMEM
  */
-int test_run(const char *suite, const struct test_case *cases, size_t count)
+int test_run(const char *suite, const struct test_case *cases)
 {
 	struct results *results = new_results(suite);
-	size_t i;
+	const struct test_case *test;
 
 	if (!results)
 		return -ENOMEM;
-	for (i = 0; i < count; i++)
-		if (strstr(cases[i].name, only))
-			add_line(results, cases[i].name, run_case(&cases[i]));
+	for (test = cases; test->name; test++)
+		if (strstr(test->name, only))
+			add_line(results, test->name, run_case(test));
 	results->file = debugfs_create_blob(suite, 0444, root, &results->blob);
 	mutex_lock(&results_lock);
 	list_add(&results->node, &all_results);

@@ -66,26 +66,14 @@ out_release:
 
 static const struct test_case one[] = {
 	{ "attach, replace, refused, block", test_attaches },
+	{}
 };
 
 static const struct test_case lots[] = {
 	{ "many attaches are refused", test_attaches },
+	{}
 };
 
-static int __init seeing_init(void)
-{
-	fn = test_function(0);
-	if (!fn)
-		return -ENODEV;
-	return test_run("seeing", many ? lots : one, 1);
-}
-
-static void __exit seeing_exit(void)
-{
-	test_forget("seeing");
-}
-
-module_init(seeing_init);
-module_exit(seeing_exit);
+TEST_SUITE(seeing, many ? lots : one, &fn, NULL);
 MODULE_DESCRIPTION("Attaches to look at");
 MODULE_LICENSE("GPL");

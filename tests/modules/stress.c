@@ -521,29 +521,9 @@ static const struct test_case cases[] = {
 	{ "attach, replace and block beside resets", test_attach_and_reset, &attached },
 	{ "flushes beside recoveries", test_recoveries, &attached },
 	{ "attach, replace and block beside recoveries", test_attach_and_recovery },
+	{}
 };
 
-static int __init stress_init(void)
-{
-	int ret;
-
-	fn = test_function(0);
-	if (!fn)
-		return -ENODEV;
-	ret = test_queue_alloc(&queue);
-	if (ret)
-		return ret;
-	ret = test_run("stress", cases, ARRAY_SIZE(cases));
-	test_queue_free(&queue);
-	return ret;
-}
-
-static void __exit stress_exit(void)
-{
-	test_forget("stress");
-}
-
-module_init(stress_init);
-module_exit(stress_exit);
+TEST_SUITE(stress, cases, &fn, &queue);
 MODULE_DESCRIPTION("Tests of flushes beside changes of a function's state");
 MODULE_LICENSE("GPL");

@@ -1068,30 +1068,10 @@ static const struct test_case cases[] = {
 	{ "unmap beside block", test_beside_block, &two_domains },
 	{ "unmap beside identity", test_beside_identity, &with_identity },
 	{ "unmap beside a reset", test_beside_reset, &two_domains },
+	{}
 };
 
-static int __init transitions_init(void)
-{
-	int ret;
-
-	fn = test_function(0);
-	if (!fn)
-		return -ENODEV;
-	ret = test_queue_alloc(&queue);
-	if (ret)
-		return ret;
-	ret = test_run("transitions", cases, ARRAY_SIZE(cases));
-	test_queue_free(&queue);
-	return ret;
-}
-
-static void __exit transitions_exit(void)
-{
-	test_forget("transitions");
-}
-
-module_init(transitions_init);
-module_exit(transitions_exit);
+TEST_SUITE(transitions, cases, &fn, &queue);
 MODULE_IMPORT_NS("IOMMUFD_INTERNAL");
 MODULE_DESCRIPTION("Tests of what is asked of the machine, and when");
 MODULE_LICENSE("GPL");
