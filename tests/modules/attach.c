@@ -19,43 +19,18 @@ static struct test_function *fn;
 static struct test_queue queue;
 static struct test_domain pair[2];
 
-static int begin_pair(void)
+static int begin(void)
 {
-	unsigned int i;
-	int ret;
-
 	inject_reset();
-	ret = test_claim(fn);
-	if (ret)
-		return ret;
-	for (i = 0; i < ARRAY_SIZE(pair); i++) {
-		ret = test_domain_alloc(&pair[i], fn);
-		if (ret)
-			goto out;
-		ret = test_domain_map(&pair[i], &queue);
-		if (ret) {
-			test_domain_free(&pair[i]);
-			goto out;
-		}
-	}
-	return 0;
-out:
-	while (i--)
-		test_domain_free(&pair[i]);
-	test_release(fn);
-	return ret;
+	return test_pair_claim_mapped(pair, fn, &queue);
 }
 
-static void end_pair(void)
+static void end(void)
 {
-	unsigned int i;
-
-	admin_stop(fn);
-	test_detach(&pair[0]);
-	for (i = 0; i < ARRAY_SIZE(pair); i++)
-		test_domain_free(&pair[i]);
-	test_release(fn);
+	test_pair_release(pair);
 }
+
+static const struct test_setup two_domains = { begin, end };
 
 /* Maps and unmaps on both domains, far from what the device uses. */
 static int disturb(void *unused)
@@ -142,20 +117,14 @@ static int check_counts(void)
 
 static int test_replaces(void)
 {
-	int ret = begin_pair();
+	int ret = test_replace(&pair[0]);
 
-	if (ret)
-		return ret;
-	ret = test_replace(&pair[0]);
 	if (!ret)
 		ret = test_domain_start(&pair[0], &queue);
 	inject_reset();
 	if (!ret)
 		ret = replace_disturbed();
-	if (!ret)
-		ret = check_counts();
-	end_pair();
-	return ret;
+	return ret ? ret : check_counts();
 }
 
 /* Only what is asked of the machine, so that it says something even where
@@ -165,11 +134,8 @@ static int test_no_deregistration(void)
 {
 	struct inject_counts counts;
 	unsigned int round;
-	int ret = begin_pair();
+	int ret = test_replace(&pair[0]);
 
-	if (ret)
-		return ret;
-	ret = test_replace(&pair[0]);
 	inject_reset();
 	for (round = 1; !ret && round <= 10; round++)
 		ret = test_replace(&pair[round % 2]);
@@ -180,7 +146,6 @@ static int test_no_deregistration(void)
 	if (!ret && counts.operations[FC_REREGISTER] != 10)
 		ret = test_fail("10 replaces, %u re-registrations",
 				counts.operations[FC_REREGISTER]);
-	end_pair();
 	return ret;
 }
 
@@ -318,14 +283,10 @@ static int test_shared(void)
 	ret = test_queue_alloc(&own);
 	if (ret)
 		return ret;
-	ret = begin_pair();
+	ret = test_claim(second);
 	if (!ret) {
-		ret = test_claim(second);
-		if (!ret) {
-			ret = share_domain(second, &own);
-			test_release(second);
-		}
-		end_pair();
+		ret = share_domain(second, &own);
+		test_release(second);
 	}
 	test_queue_free(&own);
 	return ret;
@@ -358,7 +319,7 @@ static int test_reserved(void)
 	int ret = expect_window("on the DMA API's domain", fn->first, fn->last);
 
 	if (!ret)
-		ret = begin_pair();
+		ret = begin();
 	if (ret)
 		return ret;
 	ret = expect_window("blocked", fn->first, fn->last);
@@ -366,7 +327,7 @@ static int test_reserved(void)
 		ret = test_replace(&pair[0]);
 	if (!ret)
 		ret = expect_window("on a paging domain", fn->first, fn->last);
-	end_pair();
+	end();
 	return ret;
 }
 
@@ -374,32 +335,32 @@ static int test_reserved(void)
 static int test_window_constant(void)
 {
 	struct zpci_dev *zdev = to_zpci(fn->pdev);
-	u64 start = zdev->start_dma, end = zdev->end_dma;
+	u64 start = zdev->start_dma, last = zdev->end_dma;
 	int ret;
 
 	/* What everybody sees is what is not reserved. */
-	if (start != fn->first || end != fn->last)
+	if (start != fn->first || last != fn->last)
 		return test_fail("the window ends at %#llx, what is not reserved at %pad",
-				 end, &fn->last);
+				 last, &fn->last);
 	/* A change shows where the window has room to be cut: lend it some. */
-	zdev->end_dma = end + SZ_1M;
-	ret = begin_pair();
+	zdev->end_dma = last + SZ_1M;
+	ret = begin();
 	if (!ret)
-		end_pair();
-	if (!ret && (zdev->start_dma != start || zdev->end_dma != end + SZ_1M))
+		end();
+	if (!ret && (zdev->start_dma != start || zdev->end_dma != last + SZ_1M))
 		ret = test_fail("a domain operation wrote the window's end: %#llx, was %#llx",
-				zdev->end_dma, end + SZ_1M);
-	zdev->end_dma = end;
+				zdev->end_dma, last + SZ_1M);
+	zdev->end_dma = last;
 	return ret;
 }
 
 static const struct test_case cases[] = {
 	{ "reserved regions do not depend on the domain", test_reserved },
 	{ "domains do not write the function's window", test_window_constant },
-	{ "replace issues no deregistration", test_no_deregistration },
-	{ "replace 1000 times, DMA hits the new domain", test_replaces },
+	{ "replace issues no deregistration", test_no_deregistration, &two_domains },
+	{ "replace 1000 times, DMA hits the new domain", test_replaces, &two_domains },
 	{ "from the DMA API's domain and back", test_from_default },
-	{ "two functions on one domain", test_shared },
+	{ "two functions on one domain", test_shared, &two_domains },
 	{ "the DMA API works afterwards", test_dma_api },
 	{}
 };

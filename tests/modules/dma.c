@@ -13,46 +13,28 @@ static struct test_function *fn;
 static struct test_queue queue;
 static struct test_domain dom;
 
-/* What a test starts from */
-enum start {
-	MAP_THEN_ATTACH,
-	ATTACH_THEN_MAP,
-};
-
-static int map_and_attach(enum start start)
+static int start(void)
 {
-	int ret = 0;
-
-	if (start == MAP_THEN_ATTACH)
-		ret = test_domain_map(&dom, &queue);
-	if (!ret && test_replace(&dom))
-		ret = test_fail("attach failed");
-	if (!ret && start == ATTACH_THEN_MAP)
-		ret = test_domain_map(&dom, &queue);
-	return ret ? ret : test_domain_start(&dom, &queue);
+	return test_domain_start(&dom, &queue);
 }
 
-static int begin(enum start start)
+static int attach_then_map(void)
 {
-	int ret;
+	int ret = test_replace(&dom);
 
-	inject_reset();
-	ret = test_claim(fn);
 	if (ret)
-		return ret;
-	ret = test_domain_alloc(&dom, fn);
-	if (ret)
-		goto out_release;
-	ret = map_and_attach(start);
-	if (!ret)
-		return 0;
+		return test_fail("attach failed");
+	ret = test_domain_map(&dom, &queue);
+	return ret ? ret : start();
+}
 
-	admin_stop(fn);
-	test_detach(&dom);
-	test_domain_free(&dom);
-out_release:
-	test_release(fn);
-	return ret;
+static int map_then_attach(void)
+{
+	int ret = test_domain_map(&dom, &queue);
+
+	if (!ret && test_replace(&dom))
+		ret = test_fail("attach failed");
+	return ret ? ret : start();
 }
 
 static void end(void)
@@ -63,6 +45,50 @@ static void end(void)
 	test_release(fn);
 }
 
+static int begin(int (*attach)(void))
+{
+	int ret;
+
+	inject_reset();
+	ret = test_claim(fn);
+	if (ret)
+		return ret;
+	ret = test_domain_alloc(&dom, fn);
+	if (ret) {
+		test_release(fn);
+		return ret;
+	}
+	ret = attach();
+	if (ret)
+		end();
+	return ret;
+}
+
+static int begin_attached(void)
+{
+	return begin(attach_then_map);
+}
+
+static int begin_populated(void)
+{
+	return begin(map_then_attach);
+}
+
+static int begin_reset(void)
+{
+	int ret = test_claim(fn);
+
+	if (ret)
+		return ret;
+	ret = test_reset(fn);
+	test_release(fn);
+	return ret ? ret : begin_attached();
+}
+
+static const struct test_setup attached = { begin_attached, end };
+static const struct test_setup populated = { begin_populated, end };
+static const struct test_setup reset_blocked = { begin_reset, end };
+
 static int expect_no_errors(void)
 {
 	int errors = atomic_read(&fn->errors);
@@ -70,27 +96,11 @@ static int expect_no_errors(void)
 	return errors ? test_fail("%d error events", errors) : 0;
 }
 
-static int check_start(enum start start)
+static int test_dma(void)
 {
-	int ret = begin(start);
+	int ret = test_domain_check(&dom);
 
-	if (ret)
-		return ret;
-	ret = test_domain_check(&dom);
-	if (!ret)
-		ret = expect_no_errors();
-	end();
-	return ret;
-}
-
-static int test_attach_then_map(void)
-{
-	return check_start(ATTACH_THEN_MAP);
-}
-
-static int test_populated(void)
-{
-	return check_start(MAP_THEN_ATTACH);
+	return ret ? ret : expect_no_errors();
 }
 
 /* The first IOVA at which mapping, unmapping and DMA took place is mapped to
@@ -136,17 +146,11 @@ static int check_moves(void)
 
 static int test_stale(void)
 {
-	int ret = begin(ATTACH_THEN_MAP);
+	int ret = test_domain_check(&dom);
 
-	if (ret)
-		return ret;
-	ret = test_domain_check(&dom);
 	if (!ret)
 		ret = check_moves();
-	if (!ret)
-		ret = expect_no_errors();
-	end();
-	return ret;
+	return ret ? ret : expect_no_errors();
 }
 
 /* The machine refuses what the device tries; nothing is written; after the
@@ -170,7 +174,7 @@ static int expect_refused(dma_addr_t iova)
 /* Recovered as it is: populated, attached, reset. */
 static int expect_recovered(void)
 {
-	int ret = test_domain_start(&dom, &queue);
+	int ret = start();
 
 	if (!ret)
 		ret = test_domain_check(&dom);
@@ -179,28 +183,16 @@ static int expect_recovered(void)
 
 static int test_unmapped(void)
 {
-	int ret = begin(ATTACH_THEN_MAP);
-
-	if (ret)
-		return ret;
-	ret = expect_refused(data_iova(fn) + SZ_1M);
-	end();
-	return ret;
+	return expect_refused(data_iova(fn) + SZ_1M);
 }
 
 /* The device has used the mapping, and must not have it any more. */
 static int test_unmapped_again(void)
 {
-	int ret = begin(ATTACH_THEN_MAP);
+	int ret = test_domain_check(&dom);
 
-	if (ret)
-		return ret;
-	ret = test_domain_check(&dom);
 	iommu_unmap(dom.domain, data_iova(fn), PAGE_SIZE);
-	if (!ret)
-		ret = expect_refused(data_iova(fn));
-	end();
-	return ret;
+	return ret ? ret : expect_refused(data_iova(fn));
 }
 
 /* The device has used the mapping of this page, and must not have it any more. */
@@ -212,7 +204,7 @@ static int expect_gone(void *page, dma_addr_t iova)
 	if (!admin_identify(fn, iova) || !page_is_poison(page))
 		return test_fail("DMA to %pad was let through after the unmap", &iova);
 	ret = test_wait_recovery(fn);
-	return ret ? ret : test_domain_start(&dom, &queue);
+	return ret ? ret : start();
 }
 
 /* As the DMA API's queue does it: many unmaps, then one flush of everything. */
@@ -228,16 +220,10 @@ static void unmap_queued(dma_addr_t iova, size_t size)
 
 static int test_full_flush(void)
 {
-	int ret = begin(ATTACH_THEN_MAP);
+	int ret = test_domain_check(&dom);
 
-	if (ret)
-		return ret;
-	ret = test_domain_check(&dom);
 	unmap_queued(data_iova(fn), PAGE_SIZE);
-	if (!ret)
-		ret = expect_refused(data_iova(fn));
-	end();
-	return ret;
+	return ret ? ret : expect_refused(data_iova(fn));
 }
 
 #define RUN_OF_PAGES 16
@@ -260,48 +246,35 @@ static int check_run(void *memory)
 	return ret ? ret : expect_gone(page, iova + size - PAGE_SIZE);
 }
 
-static int test_full_flush_of_run(void)
+static int with_memory(size_t size, int (*check)(void *memory))
 {
-	const unsigned int order = get_order(RUN_OF_PAGES * PAGE_SIZE);
-	unsigned long memory = __get_free_pages(GFP_KERNEL, order);
+	unsigned long memory = __get_free_pages(GFP_KERNEL, get_order(size));
 	int ret;
 
 	if (!memory)
 		return -ENOMEM;
-	ret = begin(ATTACH_THEN_MAP);
-	if (!ret) {
-		ret = check_run((void *)memory);
-		end();
-	}
-	free_pages(memory, order);
+	ret = check((void *)memory);
+	free_pages(memory, get_order(size));
 	return ret;
+}
+
+static int test_full_flush_of_run(void)
+{
+	return with_memory(RUN_OF_PAGES * PAGE_SIZE, check_run);
 }
 
 static int test_recovery(void)
 {
-	int ret = begin(ATTACH_THEN_MAP);
+	int ret = expect_refused(data_iova(fn) + SZ_1M);
 
-	if (ret)
-		return ret;
-	ret = expect_refused(data_iova(fn) + SZ_1M);
-	if (!ret)
-		ret = expect_recovered();
-	end();
-	return ret;
+	return ret ? ret : expect_recovered();
 }
 
 static int test_below_window(void)
 {
-	int ret;
-
 	if (!fn->first)
 		return test_skip("the window starts at 0");
-	ret = begin(ATTACH_THEN_MAP);
-	if (ret)
-		return ret;
-	ret = expect_refused(fn->first - PAGE_SIZE);
-	end();
-	return ret;
+	return expect_refused(fn->first - PAGE_SIZE);
 }
 
 static int remap_data(dma_addr_t iova, int prot)
@@ -316,32 +289,18 @@ static int remap_data(dma_addr_t iova, int prot)
 
 static int test_read_only(void)
 {
-	int ret = begin(ATTACH_THEN_MAP);
+	int ret = remap_data(data_iova(fn), IOMMU_READ);
 
-	if (ret)
-		return ret;
-	ret = remap_data(data_iova(fn), IOMMU_READ);
-	if (!ret)
-		ret = expect_refused(data_iova(fn));
-	end();
-	return ret;
+	return ret ? ret : expect_refused(data_iova(fn));
 }
 
 static int test_read_only_recovery(void)
 {
-	int ret = begin(ATTACH_THEN_MAP);
+	int ret = test_read_only();
 
-	if (ret)
-		return ret;
-	ret = remap_data(data_iova(fn), IOMMU_READ);
-	if (!ret)
-		ret = expect_refused(data_iova(fn));
 	if (!ret)
 		ret = remap_data(data_iova(fn), IOMMU_READ | IOMMU_WRITE);
-	if (!ret)
-		ret = expect_recovered();
-	end();
-	return ret;
+	return ret ? ret : expect_recovered();
 }
 
 /* The domain's table reaches further than the function: such an IOVA may be
@@ -353,19 +312,12 @@ static int test_outside_window(void)
 	dma_addr_t iova = fn->last + 1;
 	int ret;
 
-	ret = begin(ATTACH_THEN_MAP);
-	if (ret)
-		return ret;
-	if (iova > dom.domain->geometry.aperture_end) {
-		ret = test_skip("the window ends where the table ends");
-		goto out;
-	}
+	if (iova > dom.domain->geometry.aperture_end)
+		return test_skip("the window ends where the table ends");
 	ret = iommu_map(dom.domain, iova, virt_to_phys(dom.data), PAGE_SIZE,
 			IOMMU_READ | IOMMU_WRITE, GFP_KERNEL);
-	if (ret) {
-		ret = test_fail("map: error %d", ret);
-		goto out;
-	}
+	if (ret)
+		return test_fail("map: error %d", ret);
 	page_poison(dom.data);
 	admin_identify(fn, iova);
 	if (!page_is_poison(dom.data))
@@ -373,13 +325,7 @@ static int test_outside_window(void)
 	if (!ret)
 		ret = test_domain_check(&dom);
 	iommu_unmap(dom.domain, iova, PAGE_SIZE);
-	if (!ret)
-		ret = test_domain_check(&dom);
-	if (!ret)
-		ret = expect_no_errors();
-out:
-	end();
-	return ret;
+	return ret ? ret : test_dma();
 }
 
 /* DMA to a large mapping lands at the right offset, also on the last page, and
@@ -406,33 +352,24 @@ static int check_large(void *memory, size_t size)
 	return ret ? ret : expect_gone(memory + size - PAGE_SIZE, iova + size - PAGE_SIZE);
 }
 
+/* Frames of 1 MiB, where there are any, and pages */
+static int check_both(void *memory)
+{
+	int ret = check_large(PTR_ALIGN(memory, SZ_1M), SZ_2M);
+
+	return ret ? ret : check_large(memory + PAGE_SIZE, SZ_2M);
+}
+
 static int test_large(void)
 {
-	const unsigned int order = get_order(SZ_4M);
-	unsigned long memory = __get_free_pages(GFP_KERNEL, order);
-	int ret;
-
-	if (!memory)
-		return -ENOMEM;
-	ret = begin(ATTACH_THEN_MAP);
-	if (!ret) {
-		ret = check_large((void *)round_up(memory, SZ_1M), SZ_2M);
-		if (!ret)
-			ret = check_large((void *)memory + PAGE_SIZE, SZ_2M);
-		end();
-	}
-	free_pages(memory, order);
-	return ret;
+	return with_memory(SZ_4M, check_both);
 }
 
 /* A blocked function's DMA goes nowhere, whether or not that is an error. */
 static int test_blocked(void)
 {
-	int ret = begin(ATTACH_THEN_MAP);
+	int ret = test_domain_check(&dom);
 
-	if (ret)
-		return ret;
-	ret = test_domain_check(&dom);
 	test_detach(&dom);
 	page_poison(dom.data);
 	if (!ret && !admin_identify(fn, data_iova(fn)))
@@ -444,58 +381,37 @@ static int test_blocked(void)
 		ret = test_recover_if_broken(fn);
 	if (test_replace(&dom))
 		ret = test_fail("attach after block failed");
-	admin_stop(fn);
-	end();
 	return ret;
 }
 
 static int test_reset_attached(void)
 {
-	int ret = begin(ATTACH_THEN_MAP);
+	int ret = test_domain_check(&dom);
 
-	if (ret)
-		return ret;
-	ret = test_domain_check(&dom);
 	if (!ret)
 		ret = test_reset(fn);
 	if (!ret)
-		ret = test_domain_start(&dom, &queue);
-	if (!ret)
-		ret = test_domain_check(&dom);
-	if (!ret)
-		ret = expect_no_errors();
-	end();
-	return ret;
-}
-
-static int test_reset_blocked(void)
-{
-	int ret = test_claim(fn);
-
-	if (ret)
-		return ret;
-	ret = test_reset(fn);
-	test_release(fn);
-	return ret ? ret : check_start(ATTACH_THEN_MAP);
+		ret = start();
+	return ret ? ret : test_dma();
 }
 
 static const struct test_case cases[] = {
-	{ "attach, map, DMA", test_attach_then_map },
-	{ "map, attach, DMA", test_populated },
-	{ "an IOVA mapped again means the new page", test_stale },
-	{ "DMA to large mappings", test_large },
-	{ "DMA to an unmapped IOVA is refused", test_unmapped },
-	{ "DMA to an IOVA that was mapped is refused", test_unmapped_again },
-	{ "DMA works after the recovery from that", test_recovery },
-	{ "a full flush ends the mapping of a page", test_full_flush },
-	{ "a full flush ends the mapping of a run of pages", test_full_flush_of_run },
-	{ "DMA below the window is refused", test_below_window },
-	{ "an IOVA above the window is out of reach", test_outside_window },
-	{ "a write to a read-only IOVA is refused", test_read_only },
-	{ "DMA works after the recovery from that write", test_read_only_recovery },
-	{ "a blocked function's DMA goes nowhere", test_blocked },
-	{ "DMA after a reset", test_reset_attached },
-	{ "reset of a blocked function", test_reset_blocked },
+	{ "attach, map, DMA", test_dma, &attached },
+	{ "map, attach, DMA", test_dma, &populated },
+	{ "an IOVA mapped again means the new page", test_stale, &attached },
+	{ "DMA to large mappings", test_large, &attached },
+	{ "DMA to an unmapped IOVA is refused", test_unmapped, &attached },
+	{ "DMA to an IOVA that was mapped is refused", test_unmapped_again, &attached },
+	{ "DMA works after the recovery from that", test_recovery, &attached },
+	{ "a full flush ends the mapping of a page", test_full_flush, &attached },
+	{ "a full flush ends the mapping of a run of pages", test_full_flush_of_run, &attached },
+	{ "DMA below the window is refused", test_below_window, &attached },
+	{ "an IOVA above the window is out of reach", test_outside_window, &attached },
+	{ "a write to a read-only IOVA is refused", test_read_only, &attached },
+	{ "DMA works after the recovery from that write", test_read_only_recovery, &attached },
+	{ "a blocked function's DMA goes nowhere", test_blocked, &attached },
+	{ "DMA after a reset", test_reset_attached, &attached },
+	{ "reset of a blocked function", test_dma, &reset_blocked },
 	{}
 };
 

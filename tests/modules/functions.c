@@ -491,6 +491,31 @@ void test_pair_release(struct test_domain pair[2])
 }
 EXPORT_SYMBOL_GPL(test_pair_release);
 
+/**
+ * test_pair_claim_mapped() - take the function, and make two domains for it
+ *	that have the admin queue and a page of data
+ * @pair: where to put the domains
+ * @fn: the function
+ * @queue: the queue's pages
+ *
+ * Returns: 0 or a failed test, and then there is nothing to release
+ */
+int test_pair_claim_mapped(struct test_domain pair[2], struct test_function *fn,
+			   struct test_queue *queue)
+{
+	int ret = test_pair_claim(pair, fn);
+
+	if (ret)
+		return ret;
+	ret = test_domain_map(&pair[0], queue);
+	if (!ret)
+		ret = test_domain_map(&pair[1], queue);
+	if (ret)
+		test_pair_release(pair);
+	return ret;
+}
+EXPORT_SYMBOL_GPL(test_pair_claim_mapped);
+
 static int __init iommu_test_init(void)
 {
 	int ret = results_init();

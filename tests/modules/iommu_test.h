@@ -190,6 +190,8 @@ int test_domain_check(struct test_domain *dom);
 int test_claim(struct test_function *fn);
 void test_release(struct test_function *fn);
 int test_pair_claim(struct test_domain pair[2], struct test_function *fn);
+int test_pair_claim_mapped(struct test_domain pair[2], struct test_function *fn,
+			   struct test_queue *queue);
 void test_pair_release(struct test_domain pair[2]);
 int test_replace(struct test_domain *dom);
 void test_detach(struct test_domain *dom);

@@ -21,28 +21,13 @@
 
 static struct test_function *fn;
 static struct test_queue queue;
-static struct test_domain dom;
-static struct test_domain other;
+/* What a test is about, and one to replace it */
+static struct test_domain pair[2];
 
 static int begin(void)
 {
-	int ret;
-
 	inject_reset();
-	ret = test_claim(fn);
-	if (ret)
-		return ret;
-	ret = test_domain_alloc(&dom, fn);
-	if (ret)
-		goto out_release;
-	ret = test_domain_alloc(&other, fn);
-	if (!ret)
-		return 0;
-
-	test_domain_free(&dom);
-out_release:
-	test_release(fn);
-	return ret;
+	return test_pair_claim(pair, fn);
 }
 
 static int take_down(void)
@@ -89,18 +74,16 @@ static void end(void)
 {
 	if (to_zpci(fn->pdev)->gisa)
 		cycle(0);
-	admin_stop(fn);
-	test_detach(&dom);
-	test_domain_free(&dom);
-	test_domain_free(&other);
-	test_release(fn);
+	test_pair_release(pair);
 }
+
+static const struct test_setup two_domains = { begin, end };
 
 static int attach_mapped(void)
 {
-	int ret = test_domain_map(&dom, &queue);
+	int ret = test_domain_map(&pair[0], &queue);
 
-	if (!ret && test_replace(&dom))
+	if (!ret && test_replace(&pair[0]))
 		ret = test_fail("attach failed");
 	return ret;
 }
@@ -132,21 +115,21 @@ static int expect_registered(u32 gisa)
 	return 0;
 }
 
-static int check_reenable(void)
+static int test_reenable(void)
 {
 	static const u32 gisas[] = { GISA, 0, GISA, 0 };
 	unsigned int i;
 	int ret = attach_mapped();
 
 	if (!ret)
-		ret = check_dma(&dom);
+		ret = check_dma(&pair[0]);
 	for (i = 0; !ret && i < ARRAY_SIZE(gisas); i++) {
 		inject_reset();
 		ret = cycle(gisas[i]);
 		if (!ret)
 			ret = expect_registered(gisas[i]);
 		if (!ret)
-			ret = check_dma(&dom);
+			ret = check_dma(&pair[0]);
 	}
 	return ret;
 }
@@ -156,8 +139,8 @@ static int change_mapping(void *page)
 {
 	int ret;
 
-	iommu_unmap(dom.domain, data_iova(fn), PAGE_SIZE);
-	ret = iommu_map(dom.domain, data_iova(fn), virt_to_phys(page), PAGE_SIZE,
+	iommu_unmap(pair[0].domain, data_iova(fn), PAGE_SIZE);
+	ret = iommu_map(pair[0].domain, data_iova(fn), virt_to_phys(page), PAGE_SIZE,
 			IOMMU_READ | IOMMU_WRITE, GFP_KERNEL);
 	return ret ? test_fail("map: error %d", ret) : 0;
 }
@@ -176,23 +159,23 @@ static int reenable_changed(void *page)
 	return ret ? ret : ret_enable;
 }
 
-static int check_changed(void)
+static int test_changed(void)
 {
 	void *page = (void *)get_zeroed_page(GFP_KERNEL);
-	void *old = dom.data;
+	void *old = pair[0].data;
 	int ret;
 
 	if (!page)
 		return -ENOMEM;
 	ret = attach_mapped();
 	if (!ret)
-		ret = check_dma(&dom);
+		ret = check_dma(&pair[0]);
 	if (!ret)
 		ret = reenable_changed(page);
 	page_poison(old);
-	dom.data = page;
+	pair[0].data = page;
 	if (!ret)
-		ret = check_dma(&dom);
+		ret = check_dma(&pair[0]);
 	if (!ret && !page_is_poison(old))
 		ret = test_fail("the page that was unmapped was written to");
 	/* test_domain_free() unmaps the new page before it frees it. */
@@ -220,35 +203,35 @@ static int expect_named(const char *what, unsigned int operations)
 }
 
 /* Replace and block, as iommufd does while the guest has the function */
-static int check_designation(void)
+static int test_designation(void)
 {
 	int ret = attach_mapped();
 
 	if (!ret)
 		ret = cycle(GISA);
 	if (!ret)
-		ret = test_domain_map(&other, &queue);
+		ret = test_domain_map(&pair[1], &queue);
 	if (ret)
 		return ret;
 	inject_reset();
-	if (test_replace(&other))
+	if (test_replace(&pair[1]))
 		return test_fail("replace failed");
 	ret = expect_named("replace", BIT(FC_REREGISTER));
 	if (!ret)
-		ret = check_dma(&other);
+		ret = check_dma(&pair[1]);
 	admin_stop(fn);
 	inject_reset();
-	test_detach(&other);
+	test_detach(&pair[1]);
 	if (!ret)
 		ret = expect_named("block", BIT(FC_REREGISTER) | BIT(FC_DEREGISTER));
 	/* What end() detaches, once more */
-	if (test_replace(&dom))
+	if (test_replace(&pair[0]))
 		return test_fail("attach failed");
 	return ret;
 }
 
 /* iommufd opens a function before it attaches anything. */
-static int check_blocked(void)
+static int test_blocked(void)
 {
 	struct inject_counts counts;
 	int ret = cycle(GISA);
@@ -261,7 +244,7 @@ static int check_blocked(void)
 		ret = attach_mapped();
 	if (!ret)
 		ret = expect_registered(GISA);
-	return ret ? ret : check_dma(&dom);
+	return ret ? ret : check_dma(&pair[0]);
 }
 
 static int refuse_registration(void)
@@ -288,7 +271,7 @@ static int refuse_registration(void)
 	return ret;
 }
 
-static int check_refused(void)
+static int test_refused(void)
 {
 	struct zpci_dev *zdev = to_zpci(fn->pdev);
 	int ret = attach_mapped();
@@ -300,51 +283,15 @@ static int check_refused(void)
 	mutex_unlock(&zdev->kzdev_lock);
 	if (!ret)
 		ret = expect_registered(0);
-	return ret ? ret : check_dma(&dom);
-}
-
-static int run(int (*check)(void))
-{
-	int ret = begin();
-
-	if (ret)
-		return ret;
-	ret = check();
-	end();
-	return ret;
-}
-
-static int test_reenable(void)
-{
-	return run(check_reenable);
-}
-
-static int test_changed(void)
-{
-	return run(check_changed);
-}
-
-static int test_designation(void)
-{
-	return run(check_designation);
-}
-
-static int test_blocked(void)
-{
-	return run(check_blocked);
-}
-
-static int test_refused(void)
-{
-	return run(check_refused);
+	return ret ? ret : check_dma(&pair[0]);
 }
 
 static const struct test_case cases[] = {
-	{ "with a domain attached, with and without a guest", test_reenable },
-	{ "a mapping that changed in between means the new page", test_changed },
-	{ "replace and block name the guest", test_designation },
-	{ "blocked: nothing is registered before an attach", test_blocked },
-	{ "a refused registration leaves the function disabled", test_refused },
+	{ "with a domain attached, with and without a guest", test_reenable, &two_domains },
+	{ "a mapping that changed in between means the new page", test_changed, &two_domains },
+	{ "replace and block name the guest", test_designation, &two_domains },
+	{ "blocked: nothing is registered before an attach", test_blocked, &two_domains },
+	{ "a refused registration leaves the function disabled", test_refused, &two_domains },
 	{}
 };
 

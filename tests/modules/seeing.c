@@ -16,6 +16,18 @@ MODULE_PARM_DESC(many, "refuse many attaches");
 static struct test_function *fn;
 static struct test_domain pair[2];
 
+static int begin(void)
+{
+	return test_pair_claim(pair, fn);
+}
+
+static void end(void)
+{
+	test_pair_release(pair);
+}
+
+static const struct test_setup two_domains = { begin, end };
+
 static int expect_refused(struct test_domain *dom)
 {
 	int ret;
@@ -27,7 +39,7 @@ static int expect_refused(struct test_domain *dom)
 }
 
 /* Blocked, the first one, the second one, refused to go back, blocked */
-static int go_around(void)
+static int test_attaches(void)
 {
 	unsigned int i;
 	int ret;
@@ -43,34 +55,13 @@ static int go_around(void)
 	return ret;
 }
 
-static int test_attaches(void)
-{
-	int ret = test_claim(fn);
-
-	if (ret)
-		return ret;
-	ret = test_domain_alloc(&pair[0], fn);
-	if (ret)
-		goto out_release;
-	ret = test_domain_alloc(&pair[1], fn);
-	if (ret)
-		goto out_free;
-	ret = go_around();
-	test_domain_free(&pair[1]);
-out_free:
-	test_domain_free(&pair[0]);
-out_release:
-	test_release(fn);
-	return ret;
-}
-
 static const struct test_case one[] = {
-	{ "attach, replace, refused, block", test_attaches },
+	{ "attach, replace, refused, block", test_attaches, &two_domains },
 	{}
 };
 
 static const struct test_case lots[] = {
-	{ "many attaches are refused", test_attaches },
+	{ "many attaches are refused", test_attaches, &two_domains },
 	{}
 };
 

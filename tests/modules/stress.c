@@ -28,18 +28,8 @@ static struct test_domain pair[2];
 
 static int begin(void)
 {
-	int ret;
-
 	inject_reset();
-	ret = test_pair_claim(pair, fn);
-	if (ret)
-		return ret;
-	ret = test_domain_map(&pair[0], &queue);
-	if (!ret)
-		ret = test_domain_map(&pair[1], &queue);
-	if (ret)
-		test_pair_release(pair);
-	return ret;
+	return test_pair_claim_mapped(pair, fn, &queue);
 }
 
 static void end(void)

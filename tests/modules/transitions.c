@@ -188,14 +188,10 @@ static int begin(void)
 	int ret;
 
 	inject_reset();
-	ret = test_pair_claim(pair, fn);
+	ret = test_pair_claim_mapped(pair, fn, &queue);
 	if (ret)
 		return ret;
-	ret = test_domain_map(&pair[0], &queue);
-	if (!ret)
-		ret = test_domain_map(&pair[1], &queue);
-	if (!ret)
-		ret = find_tables();
+	ret = find_tables();
 	if (ret)
 		end();
 	return ret;
