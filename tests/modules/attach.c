@@ -218,8 +218,7 @@ static int check_second(struct test_domain *dom, struct test_function *second,
 	/* A mapping that is made now is for both. */
 	if (!ret) {
 		iommu_unmap(dom->domain, data_iova(fn), PAGE_SIZE);
-		ret = iommu_map(dom->domain, data_iova(fn), virt_to_phys(dom->data),
-				PAGE_SIZE, IOMMU_READ | IOMMU_WRITE, GFP_KERNEL);
+		ret = test_map_page(dom, data_iova(fn), dom->data);
 	}
 	if (!ret)
 		ret = test_domain_check(&view);
@@ -234,24 +233,15 @@ static int check_second(struct test_domain *dom, struct test_function *second,
 
 static int map_own(struct test_domain *dom, struct test_queue *own)
 {
-	const int prot = IOMMU_READ | IOMMU_WRITE;
-	int ret = iommu_map(dom->domain, data_iova(fn) + SZ_1M,
-			    virt_to_phys(own->sq), PAGE_SIZE, prot, GFP_KERNEL);
+	int ret = test_map_page(dom, data_iova(fn) + SZ_1M, own->sq);
 
-	if (!ret)
-		ret = iommu_map(dom->domain, data_iova(fn) + SZ_2M,
-				virt_to_phys(own->cq), PAGE_SIZE, prot, GFP_KERNEL);
-	return ret;
+	return ret ? ret : test_map_page(dom, data_iova(fn) + SZ_2M, own->cq);
 }
 
 static void unmap_own(struct test_domain *dom)
 {
-	const dma_addr_t pages[] = { data_iova(fn) + SZ_1M, data_iova(fn) + SZ_2M };
-	unsigned int i;
-
-	for (i = 0; i < ARRAY_SIZE(pages); i++)
-		if (iommu_iova_to_phys(dom->domain, pages[i]))
-			iommu_unmap(dom->domain, pages[i], PAGE_SIZE);
+	test_unmap_page(dom, data_iova(fn) + SZ_1M);
+	test_unmap_page(dom, data_iova(fn) + SZ_2M);
 }
 
 static int share_domain(struct test_function *second, struct test_queue *own)

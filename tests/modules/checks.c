@@ -47,8 +47,7 @@ static int expect_flush(struct test_domain *dom)
 	dom->data = page;
 	page_poison(old);
 	iommu_unmap(dom->domain, iova, PAGE_SIZE);
-	ret = iommu_map(dom->domain, iova, virt_to_phys(page), PAGE_SIZE,
-			IOMMU_READ | IOMMU_WRITE, GFP_KERNEL);
+	ret = test_map_page(dom, iova, page);
 	if (ret)
 		ret = test_fail("map on the domain: error %d", ret);
 	else if (test_domain_check(dom) || !page_is_poison(old))

@@ -112,8 +112,7 @@ static int move_data(void *page)
 	int ret;
 
 	iommu_unmap(dom.domain, data_iova(fn), PAGE_SIZE);
-	ret = iommu_map(dom.domain, data_iova(fn), virt_to_phys(page), PAGE_SIZE,
-			IOMMU_READ | IOMMU_WRITE, GFP_KERNEL);
+	ret = test_map_page(&dom, data_iova(fn), page);
 	if (ret)
 		return test_fail("map: error %d", ret);
 	page_poison(old);
@@ -314,8 +313,7 @@ static int test_outside_window(void)
 
 	if (iova > dom.domain->geometry.aperture_end)
 		return test_skip("the window ends where the table ends");
-	ret = iommu_map(dom.domain, iova, virt_to_phys(dom.data), PAGE_SIZE,
-			IOMMU_READ | IOMMU_WRITE, GFP_KERNEL);
+	ret = test_map_page(&dom, iova, dom.data);
 	if (ret)
 		return test_fail("map: error %d", ret);
 	page_poison(dom.data);

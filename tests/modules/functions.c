@@ -252,6 +252,35 @@ int test_suite(const char *name, const struct test_case *cases,
 EXPORT_SYMBOL_GPL(test_suite);
 
 /**
+ * test_map_page() - map a page for reading and writing
+ * @dom: the domain
+ * @iova: where
+ * @page: the page
+ *
+ * Returns: 0 or the core's error; the test has to say what it expected
+ */
+int test_map_page(struct test_domain *dom, dma_addr_t iova, void *page)
+{
+	return iommu_map(dom->domain, iova, virt_to_phys(page), PAGE_SIZE,
+			 IOMMU_READ | IOMMU_WRITE, GFP_KERNEL);
+}
+EXPORT_SYMBOL_GPL(test_map_page);
+
+/**
+ * test_unmap_page() - unmap a page if one is mapped
+ * @dom: the domain
+ * @iova: where
+ *
+ * What is not mapped is left alone: the C driver warns of it.
+ */
+void test_unmap_page(struct test_domain *dom, dma_addr_t iova)
+{
+	if (iommu_iova_to_phys(dom->domain, iova))
+		iommu_unmap(dom->domain, iova, PAGE_SIZE);
+}
+EXPORT_SYMBOL_GPL(test_unmap_page);
+
+/**
  * test_domain_alloc() - make an empty domain, and a page of data for it
  * @dom: where to put them
  * @fn: the function that it is for
@@ -278,10 +307,9 @@ int test_domain_alloc(struct test_domain *dom, struct test_function *fn)
 }
 EXPORT_SYMBOL_GPL(test_domain_alloc);
 
-static int map_page(struct test_domain *dom, dma_addr_t iova, void *page)
+static int map_at(struct test_domain *dom, dma_addr_t iova, void *page)
 {
-	int ret = iommu_map(dom->domain, iova, virt_to_phys(page), PAGE_SIZE,
-			    IOMMU_READ | IOMMU_WRITE, GFP_KERNEL);
+	int ret = test_map_page(dom, iova, page);
 
 	return ret ? test_fail("map at %pad: error %d", &iova, ret) : 0;
 }
@@ -295,12 +323,12 @@ static int map_page(struct test_domain *dom, dma_addr_t iova, void *page)
  */
 int test_domain_map(struct test_domain *dom, struct test_queue *queue)
 {
-	int ret = map_page(dom, sq_iova(dom->fn), queue->sq);
+	int ret = map_at(dom, sq_iova(dom->fn), queue->sq);
 
 	if (!ret)
-		ret = map_page(dom, cq_iova(dom->fn), queue->cq);
+		ret = map_at(dom, cq_iova(dom->fn), queue->cq);
 	if (!ret)
-		ret = map_page(dom, data_iova(dom->fn), dom->data);
+		ret = map_at(dom, data_iova(dom->fn), dom->data);
 	return ret;
 }
 EXPORT_SYMBOL_GPL(test_domain_map);
@@ -311,17 +339,11 @@ EXPORT_SYMBOL_GPL(test_domain_map);
  */
 void test_domain_free(struct test_domain *dom)
 {
-	const dma_addr_t pages[] = {
-		sq_iova(dom->fn), cq_iova(dom->fn), data_iova(dom->fn)
-	};
-	unsigned int i;
-
 	if (!dom->domain)
 		return;
-	/* What is not mapped is left alone: the C driver warns of it. */
-	for (i = 0; i < ARRAY_SIZE(pages); i++)
-		if (iommu_iova_to_phys(dom->domain, pages[i]))
-			iommu_unmap(dom->domain, pages[i], PAGE_SIZE);
+	test_unmap_page(dom, sq_iova(dom->fn));
+	test_unmap_page(dom, cq_iova(dom->fn));
+	test_unmap_page(dom, data_iova(dom->fn));
 	iommu_domain_free(dom->domain);
 	free_page((unsigned long)dom->data);
 }

@@ -178,6 +178,9 @@ static void __exit _name##_exit(void)					\
 }									\
 module_exit(_name##_exit)
 
+int test_map_page(struct test_domain *dom, dma_addr_t iova, void *page);
+void test_unmap_page(struct test_domain *dom, dma_addr_t iova);
+
 int test_domain_alloc(struct test_domain *dom, struct test_function *fn);
 int test_domain_map(struct test_domain *dom, struct test_queue *queue);
 void test_domain_free(struct test_domain *dom);

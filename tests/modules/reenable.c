@@ -140,8 +140,7 @@ static int change_mapping(void *page)
 	int ret;
 
 	iommu_unmap(pair[0].domain, data_iova(fn), PAGE_SIZE);
-	ret = iommu_map(pair[0].domain, data_iova(fn), virt_to_phys(page), PAGE_SIZE,
-			IOMMU_READ | IOMMU_WRITE, GFP_KERNEL);
+	ret = test_map_page(&pair[0], data_iova(fn), page);
 	return ret ? test_fail("map: error %d", ret) : 0;
 }
 

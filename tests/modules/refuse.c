@@ -419,9 +419,7 @@ static int test_block_in_error(void)
 
 static int map_extra(struct test_domain *dom)
 {
-	return iommu_map(dom->domain, data_iova(fn) + SZ_1M,
-			 virt_to_phys(dom->data), PAGE_SIZE,
-			 IOMMU_READ | IOMMU_WRITE, GFP_KERNEL);
+	return test_map_page(dom, data_iova(fn) + SZ_1M, dom->data);
 }
 
 static int check_extra(struct test_domain *dom)
@@ -450,8 +448,7 @@ static int test_map_no_memory(void)
 	}
 	if (!ret)
 		ret = check_extra(&pair[0]);
-	if (iommu_iova_to_phys(pair[0].domain, data_iova(fn) + SZ_1M))
-		iommu_unmap(pair[0].domain, data_iova(fn) + SZ_1M, PAGE_SIZE);
+	test_unmap_page(&pair[0], data_iova(fn) + SZ_1M);
 	return ret;
 }
 
@@ -488,8 +485,7 @@ static int map_refused_for(struct test_function *victim)
 	else
 		ret = 0;
 	inject_reset();
-	if (iommu_iova_to_phys(pair[0].domain, data_iova(fn) + SZ_1M))
-		iommu_unmap(pair[0].domain, data_iova(fn) + SZ_1M, PAGE_SIZE);
+	test_unmap_page(&pair[0], data_iova(fn) + SZ_1M);
 	return ret;
 }
 

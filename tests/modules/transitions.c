@@ -558,13 +558,11 @@ static void *fresh_page;
 
 static int remap_data(void)
 {
-	struct iommu_domain *domain = pair[0].domain;
 	int ret;
 
-	if (iommu_unmap(domain, data_iova(fn), PAGE_SIZE) != PAGE_SIZE)
+	if (iommu_unmap(pair[0].domain, data_iova(fn), PAGE_SIZE) != PAGE_SIZE)
 		return test_fail("unmap in the error state did nothing");
-	ret = iommu_map(domain, data_iova(fn), virt_to_phys(fresh_page), PAGE_SIZE,
-			IOMMU_READ | IOMMU_WRITE, GFP_KERNEL);
+	ret = test_map_page(&pair[0], data_iova(fn), fresh_page);
 	return ret ? test_fail("map in the error state: error %d", ret) : 0;
 }
 
@@ -641,8 +639,7 @@ static int change_when_gone(int (*change)(void))
 	if (!ret && iommu_unmap(pair[1].domain, data_iova(fn), PAGE_SIZE) != PAGE_SIZE)
 		ret = test_fail("unmap did nothing");
 	if (!ret)
-		ret = iommu_map(pair[1].domain, data_iova(fn), virt_to_phys(pair[1].data),
-				PAGE_SIZE, IOMMU_READ | IOMMU_WRITE, GFP_KERNEL);
+		ret = test_map_page(&pair[1], data_iova(fn), pair[1].data);
 	inject_counts(&after);
 	WRITE_ONCE(to_zpci(fn->pdev)->fh, handle);
 	if (!ret && after.refreshes != before.refreshes)
@@ -768,12 +765,6 @@ static int test_refused_identity_late(void)
 
 /* A map that the hypervisor has no room for: everything, then once more. */
 
-static int map_more(void)
-{
-	return iommu_map(pair[0].domain, data_iova(fn) + SZ_1M, virt_to_phys(pair[0].data),
-			 PAGE_SIZE, IOMMU_READ | IOMMU_WRITE, GFP_KERNEL);
-}
-
 static int map_without_room(unsigned int refusals)
 {
 	int ret = start_from(PAGING_A);
@@ -782,7 +773,7 @@ static int map_without_room(unsigned int refusals)
 		return ret;
 	inject_refuse_refresh(fn, -ENOMEM, refusals);
 	inject_record(fn);
-	return map_more();
+	return test_map_page(&pair[0], data_iova(fn) + SZ_1M, pair[0].data);
 }
 
 static int test_no_room_once(void)
@@ -794,8 +785,7 @@ static int test_no_room_once(void)
 	if (!ret)
 		ret = expect_asked("refresh of a part refused, refresh, refresh of a part");
 	inject_reset();
-	if (iommu_iova_to_phys(pair[0].domain, data_iova(fn) + SZ_1M))
-		iommu_unmap(pair[0].domain, data_iova(fn) + SZ_1M, PAGE_SIZE);
+	test_unmap_page(&pair[0], data_iova(fn) + SZ_1M);
 	return ret ? ret : expect_state(PAGING_A);
 }
 
@@ -837,8 +827,7 @@ static void unmap_and_map(void)
 	hits = after.refreshes - before.refreshes;
 	table_then = before.table;
 	if (!job_result)
-		job_result = iommu_map(pair[0].domain, extra_iova(), virt_to_phys(extra_page),
-				       PAGE_SIZE, IOMMU_READ | IOMMU_WRITE, GFP_KERNEL);
+		job_result = test_map_page(&pair[0], extra_iova(), extra_page);
 }
 
 /* On A: what was mapped is there, what was unmapped is not. */
@@ -882,10 +871,8 @@ static int undo(void)
 	int ret;
 
 	inject_reset();
-	if (iommu_iova_to_phys(pair[0].domain, extra_iova()))
-		iommu_unmap(pair[0].domain, extra_iova(), PAGE_SIZE);
-	ret = iommu_map(pair[0].domain, data_iova(fn), virt_to_phys(pair[0].data),
-			PAGE_SIZE, IOMMU_READ | IOMMU_WRITE, GFP_KERNEL);
+	test_unmap_page(&pair[0], extra_iova());
+	ret = test_map_page(&pair[0], data_iova(fn), pair[0].data);
 	return ret ? test_fail("map: error %d", ret) : 0;
 }
 
@@ -948,8 +935,7 @@ static int interrupt_everywhere(enum state from, int (*change)(void), unsigned i
 			test_fail("there were %u moments, not %u", moment, moments);
 	inject_reset();
 	admin_stop(fn);
-	if (iommu_iova_to_phys(pair[0].domain, extra_iova()))
-		iommu_unmap(pair[0].domain, extra_iova(), PAGE_SIZE);
+	test_unmap_page(&pair[0], extra_iova());
 	free_page((unsigned long)extra_page);
 	return ret;
 }
