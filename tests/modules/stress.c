@@ -129,6 +129,13 @@ static int start_workers(void)
 	return 0;
 }
 
+/* No more workers, and time for error events: they take a moment. */
+static void settle(void)
+{
+	stop_workers();
+	msleep(100);
+}
+
 /* A map may be refused while the function is in the error state, or being
  * reset; elsewhere it must not be.
  */
@@ -146,6 +153,29 @@ static int expect_no_failures(void)
 	if (!rounds)
 		return test_fail("nothing was mapped beside the test");
 	return 0;
+}
+
+/* No error event, and every map and unmap worked. */
+static int expect_undisturbed(void)
+{
+	int ret = expect_errors(0);
+
+	return ret ? ret : expect_no_failures();
+}
+
+static int start_and_check(void)
+{
+	int ret = test_domain_start(&pair[0], &queue);
+
+	return ret ? ret : test_domain_check(&pair[0]);
+}
+
+/* The function can still be attached, and its DMA works. */
+static int attach_and_check(void)
+{
+	if (test_replace(&pair[0]))
+		return test_fail("attach after all that failed");
+	return start_and_check();
 }
 
 /* Every transition, with the controller off */
@@ -187,23 +217,13 @@ static int test_transitions(void)
 	ret = start_workers();
 	if (!ret)
 		ret = run_transitions();
-	stop_workers();
+	settle();
 	inject_counts(&counts);
-	/* Events take a moment. */
-	msleep(100);
 	if (!ret)
-		ret = expect_errors(0);
-	if (!ret)
-		ret = expect_no_failures();
+		ret = expect_undisturbed();
 	if (!ret && counts.outside)
 		ret = test_fail("%u refreshes outside the window", counts.outside);
-	if (!ret && test_replace(&pair[0]))
-		ret = test_fail("attach after all that failed");
-	if (!ret)
-		ret = test_domain_start(&pair[0], &queue);
-	if (!ret)
-		ret = test_domain_check(&pair[0]);
-	return ret;
+	return ret ? ret : attach_and_check();
 }
 
 /* One unmap and map on the domain that is being attached, at the same moment:
@@ -334,13 +354,6 @@ static void end_attached(void)
 
 static const struct test_setup attached = { begin_attached, end_attached };
 
-static int start_and_check(void)
-{
-	int ret = test_domain_start(&pair[0], &queue);
-
-	return ret ? ret : test_domain_check(&pair[0]);
-}
-
 static int test_resets(void)
 {
 	unsigned int round;
@@ -352,13 +365,8 @@ static int test_resets(void)
 		if (!ret)
 			ret = start_and_check();
 	}
-	stop_workers();
-	msleep(100);
-	if (!ret)
-		ret = expect_errors(0);
-	if (!ret)
-		ret = expect_no_failures();
-	return ret;
+	settle();
+	return ret ? ret : expect_undisturbed();
 }
 
 /* Every transition on another CPU, beside resets: an attach may find the
@@ -417,17 +425,10 @@ static int test_attach_and_reset(void)
 {
 	int ret = reset_beside_attaches();
 
-	stop_workers();
-	msleep(100);
-	if (!ret && test_replace(&pair[0]))
-		ret = test_fail("attach after all that failed");
+	settle();
 	if (!ret)
-		ret = start_and_check();
-	if (!ret)
-		ret = expect_errors(0);
-	if (!ret)
-		ret = expect_no_failures();
-	return ret;
+		ret = attach_and_check();
+	return ret ? ret : expect_undisturbed();
 }
 
 static int recover_once(void)
@@ -448,11 +449,8 @@ static int test_recoveries(void)
 		if (!ret)
 			ret = start_and_check();
 	}
-	stop_workers();
-	msleep(100);
-	if (!ret)
-		ret = expect_errors(RECOVERIES);
-	return ret;
+	settle();
+	return ret ? ret : expect_errors(RECOVERIES);
 }
 
 /* The same beside recoveries. Where the function happens to be blocked, the
