@@ -240,6 +240,20 @@ void inject_counts(struct inject_counts *counts)
 EXPORT_SYMBOL_GPL(inject_counts);
 
 /**
+ * inject_table() - what is registered, of what was since inject_reset()
+ *
+ * Returns: the table, see struct inject_counts
+ */
+u64 inject_table(void)
+{
+	struct inject_counts counts;
+
+	inject_counts(&counts);
+	return counts.table;
+}
+EXPORT_SYMBOL_GPL(inject_table);
+
+/**
  * inject_refuse() - refuse operations of MPCIFC until inject_reset()
  * @fn: for this function
  * @operations: one bit for each operation

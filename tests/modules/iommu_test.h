@@ -254,6 +254,7 @@ struct inject_step {
 
 void inject_reset(void);
 void inject_counts(struct inject_counts *counts);
+u64 inject_table(void);
 void inject_record(struct test_function *fn);
 unsigned int inject_steps(struct inject_step *steps);
 void inject_offer_identity(struct test_function *fn, bool offer);

@@ -40,38 +40,63 @@ static void end(void)
 static const struct test_setup two_domains = { begin, end };
 
 /* The attach must fail, and must have been refused by us. */
-static int expect_refusal(int ret, unsigned int refused)
+static int expect_refusal(int ret)
 {
-	if (!refused)
+	if (!inject_refused())
 		return test_fail("the attach asked for nothing that could be refused");
 	if (!ret)
 		return test_fail("the machine refused, the attach says that it succeeded");
 	return 0;
 }
 
-static int refuse_between(struct test_domain *from, struct test_domain *to)
+static int expect_to_run(struct test_domain *dom)
 {
-	int ret = test_run_on(from, &queue);
+	int ret = test_run_on(dom, &queue);
+
+	return ret ? ret : test_expect_running(dom);
+}
+
+/* The function is blocked, and no worse: the other domain can be attached. */
+static int expect_only_blocked(void *page)
+{
+	int ret = test_expect_blocked(&pair[0], &queue, page);
+
+	return ret ? ret : expect_to_run(&pair[1]);
+}
+
+/* The same once the domain was freed, as the core does it. */
+static int expect_only_blocked_renewed(void)
+{
+	int ret = test_domain_renew(&pair[0], &left);
+
+	return ret ? ret : expect_only_blocked(left);
+}
+
+static int replace_refused(void (*refuse)(void))
+{
+	int ret = test_run_on(&pair[0], &queue);
 
 	if (ret)
 		return ret;
-	inject_refuse(fn, FC_ATTACH);
-	ret = test_replace(to);
-	ret = expect_refusal(ret, inject_refused());
+	refuse();
+	ret = expect_refusal(test_replace(&pair[1]));
 	inject_reset();
 	if (!ret)
-		ret = test_expect_running(from);
+		ret = test_expect_running(&pair[0]);
 	/* Nothing is left behind that would spoil the next try. */
-	if (!ret && test_replace(to))
+	if (!ret && test_replace(&pair[1]))
 		ret = test_fail("the attach fails when it is not refused");
 	return ret;
 }
 
+static void refuse_attach(void)
+{
+	inject_refuse(fn, FC_ATTACH);
+}
+
 static int test_paging_to_paging(void)
 {
-	int ret = refuse_between(&pair[0], &pair[1]);
-
-	return ret;
+	return replace_refused(refuse_attach);
 }
 
 static int test_again_and_back(void)
@@ -81,7 +106,7 @@ static int test_again_and_back(void)
 
 	for (i = 0; !ret && i < 20; i++) {
 		inject_refuse(fn, FC_ATTACH);
-		ret = expect_refusal(test_replace(&pair[0]), inject_refused());
+		ret = expect_refusal(test_replace(&pair[0]));
 		inject_reset();
 		if (!ret)
 			ret = test_expect_running(&pair[1]);
@@ -96,7 +121,7 @@ static int test_blocked_to_paging(void)
 
 	blocked = current_domain();
 	inject_refuse(fn, FC_ATTACH);
-	ret = expect_refusal(test_replace(&pair[0]), inject_refused());
+	ret = expect_refusal(test_replace(&pair[0]));
 	inject_reset();
 	if (!ret && current_domain() != blocked)
 		ret = test_fail("the function is not on the blocked domain");
@@ -132,7 +157,7 @@ static int refuse_from_default(void *pages, dma_addr_t iova)
 		return ret;
 	inject_refuse(fn, FC_ATTACH);
 	ret = iommu_attach_device(pair[0].domain, &fn->pdev->dev);
-	ret = expect_refusal(ret, inject_refused());
+	ret = expect_refusal(ret);
 	inject_reset();
 	if (!ret && current_domain() != before)
 		ret = test_fail("the core has another domain");
@@ -161,31 +186,17 @@ static int test_default_to_paging(void)
 }
 
 /* A good registration, then a refused refresh */
+static void refuse_refresh(void)
+{
+	inject_refuse_refresh(fn, -EIO, 1);
+}
+
 static int test_refresh_of_attach(void)
 {
-	int ret = test_run_on(&pair[0], &queue);
-
-	if (!ret) {
-		inject_refuse_refresh(fn, -EIO, 1);
-		ret = expect_refusal(test_replace(&pair[1]), inject_refused());
-		inject_reset();
-	}
-	if (!ret)
-		ret = test_expect_running(&pair[0]);
-	if (!ret && test_replace(&pair[1]))
-		ret = test_fail("the attach fails when it is not refused");
-	return ret;
+	return replace_refused(refuse_refresh);
 }
 
 /* The first registration: after a reset, nothing is registered. */
-
-static u64 last_table(void)
-{
-	struct inject_counts counts;
-
-	inject_counts(&counts);
-	return counts.table;
-}
 
 /* Which table a domain has: nothing but the machine is told. */
 static int find_table(struct test_domain *dom, u64 *table)
@@ -193,7 +204,7 @@ static int find_table(struct test_domain *dom, u64 *table)
 	inject_reset();
 	if (test_replace(dom))
 		return test_fail("attach failed");
-	*table = last_table();
+	*table = inject_table();
 	if (!*table)
 		return test_fail("an attach registered nothing");
 	return 0;
@@ -227,17 +238,11 @@ static int test_first_registration(void)
 	int ret;
 
 	inject_refuse(fn, BIT(FC_REGISTER));
-	ret = expect_refusal(test_replace(&pair[0]), inject_refused());
-	if (!ret && last_table() == table)
+	ret = expect_refusal(test_replace(&pair[0]));
+	if (!ret && inject_table() == table)
 		ret = test_fail("the refused domain's table is registered");
 	inject_reset();
-	if (!ret)
-		ret = test_expect_blocked(&pair[0], &queue, pair[0].data);
-	if (!ret)
-		ret = test_run_on(&pair[1], &queue);
-	if (!ret)
-		ret = test_expect_running(&pair[1]);
-	return ret;
+	return ret ? ret : expect_only_blocked(pair[0].data);
 }
 
 /* The second of the two instructions: the empty table is there by then. */
@@ -251,15 +256,9 @@ static int test_first_table(void)
 		ret = ret ? test_fail("attach: error %d", ret) :
 			test_skip("this driver registers the table at once");
 	else
-		ret = expect_refusal(ret, 1);
+		ret = expect_refusal(ret);
 	inject_reset();
-	if (!ret)
-		ret = test_expect_blocked(&pair[0], &queue, pair[0].data);
-	if (!ret)
-		ret = test_run_on(&pair[1], &queue);
-	if (!ret)
-		ret = test_expect_running(&pair[1]);
-	return ret;
+	return ret ? ret : expect_only_blocked(pair[0].data);
 }
 
 static int test_first_refresh(void)
@@ -267,19 +266,11 @@ static int test_first_refresh(void)
 	int ret;
 
 	inject_refuse_refresh(fn, -EIO, 1);
-	ret = expect_refusal(test_replace(&pair[0]), inject_refused());
-	if (!ret && last_table() == table)
+	ret = expect_refusal(test_replace(&pair[0]));
+	if (!ret && inject_table() == table)
 		ret = test_fail("the refused domain's table is still registered");
 	inject_reset();
-	if (!ret)
-		ret = test_domain_renew(&pair[0], &left);
-	if (!ret)
-		ret = test_expect_blocked(&pair[0], &queue, left);
-	if (!ret)
-		ret = test_run_on(&pair[1], &queue);
-	if (!ret)
-		ret = test_expect_running(&pair[1]);
-	return ret;
+	return ret ? ret : expect_only_blocked_renewed();
 }
 
 /* The new table's refresh is refused, and then these operations, by which the
@@ -297,14 +288,14 @@ static int lose_both(unsigned long operations)
 	if (ret)
 		return ret;
 	inject_refuse_from_refresh(fn, -EIO, operations);
-	ret = expect_refusal(test_replace(&pair[1]), inject_refused());
+	ret = expect_refusal(test_replace(&pair[1]));
 	if (!ret && inject_refused() < 2)
 		ret = test_fail("the old table was not put back");
 	if (!ret && current_domain() != pair[0].domain)
 		ret = test_fail("the core has another domain");
-	if (!ret && (last_table() == table) != !!(operations & BIT(FC_DEREGISTER)))
+	if (!ret && (inject_table() == table) != !!(operations & BIT(FC_DEREGISTER)))
 		ret = test_fail("the machine has table %#llx, the new one is %#llx",
-				last_table(), table);
+				inject_table(), table);
 	inject_reset();
 	return ret ? ret : test_domain_renew(&pair[1], &left);
 }
@@ -313,13 +304,7 @@ static int test_restore(void)
 {
 	int ret = lose_both(BIT(FC_REREGISTER));
 
-	if (!ret)
-		ret = test_expect_blocked(&pair[0], &queue, left);
-	if (!ret)
-		ret = test_run_on(&pair[1], &queue);
-	if (!ret)
-		ret = test_expect_running(&pair[1]);
-	return ret;
+	return ret ? ret : expect_only_blocked(left);
 }
 
 /* What was refused can be attached by a reset. */
@@ -337,31 +322,18 @@ static int test_restore_reset(void)
 		ret = test_domain_start(&pair[0], &queue);
 	if (!ret)
 		ret = test_expect_running(&pair[0]);
-	if (!ret)
-		ret = test_run_on(&pair[1], &queue);
-	if (!ret)
-		ret = test_expect_running(&pair[1]);
-	return ret;
+	return ret ? ret : expect_to_run(&pair[1]);
 }
 
 /* In the error state, until the kernel may recover the function: it takes the
  * device's lock first.
  */
-static int break_function(void)
-{
-	if (!admin_identify(fn, data_iova(fn) + SZ_1M))
-		return test_fail("DMA to an unmapped IOVA was let through");
-	if (admin_answers(fn))
-		return test_fail("the function is not in the error state");
-	return 0;
-}
-
 static int attach_broken(void)
 {
 	int ret;
 
 	device_lock(&fn->pdev->dev);
-	ret = break_function();
+	ret = test_break(fn);
 	if (!ret && test_replace(&pair[1]))
 		ret = test_fail("attach in the error state failed");
 	if (!ret && current_domain() != pair[1].domain)
@@ -391,7 +363,7 @@ static int block_broken(void)
 	int ret;
 
 	device_lock(&fn->pdev->dev);
-	ret = break_function();
+	ret = test_break(fn);
 	test_detach(&pair[0]);
 	device_unlock(&fn->pdev->dev);
 	return ret ? ret : test_wait_recovery(fn);
@@ -404,15 +376,7 @@ static int test_block_in_error(void)
 	if (!ret)
 		ret = block_broken();
 	atomic_set(&fn->errors, 0);
-	if (!ret)
-		ret = test_domain_renew(&pair[0], &left);
-	if (!ret)
-		ret = test_expect_blocked(&pair[0], &queue, left);
-	if (!ret)
-		ret = test_run_on(&pair[1], &queue);
-	if (!ret)
-		ret = test_expect_running(&pair[1]);
-	return ret;
+	return ret ? ret : expect_only_blocked_renewed();
 }
 
 /* Refused maps */
@@ -697,18 +661,10 @@ static int test_block_by_deregistration(void)
 	admin_stop(fn);
 	inject_refuse(fn, FC_ATTACH);
 	test_detach(&pair[0]);
-	if (!ret && last_table())
-		ret = test_fail("the machine has table %#llx", last_table());
+	if (!ret && inject_table())
+		ret = test_fail("the machine has table %#llx", inject_table());
 	inject_reset();
-	if (!ret)
-		ret = test_domain_renew(&pair[0], &left);
-	if (!ret)
-		ret = test_expect_blocked(&pair[0], &queue, left);
-	if (!ret)
-		ret = test_run_on(&pair[1], &queue);
-	if (!ret)
-		ret = test_expect_running(&pair[1]);
-	return ret;
+	return ret ? ret : expect_only_blocked_renewed();
 }
 
 static const struct test_case cases[] = {

@@ -149,14 +149,6 @@ static int expect_asked(const char *expected)
 
 /* Two domains with mappings, their tables known */
 
-static u64 last_table(void)
-{
-	struct inject_counts counts;
-
-	inject_counts(&counts);
-	return counts.table;
-}
-
 static int find_tables(void)
 {
 	unsigned int i;
@@ -165,10 +157,10 @@ static int find_tables(void)
 	for (i = 0; i < ARRAY_SIZE(pair); i++) {
 		if (test_replace(&pair[i]))
 			return test_fail("attach failed");
-		tables[i] = last_table();
+		tables[i] = inject_table();
 	}
 	test_detach(&pair[0]);
-	empty_table = last_table();
+	empty_table = inject_table();
 	if (!tables[0] || tables[0] == tables[1] || !empty_table ||
 	    empty_table == tables[1])
 		return test_fail("tables %#llx, %#llx and, blocked, %#llx",
@@ -444,16 +436,23 @@ static int expect_resets(int expected)
 	return 0;
 }
 
-static int test_resume(void)
+/* What the recovery asks for, if it is told, and where the function is then */
+static int check_recovery(bool keeps_state, int (*meanwhile)(void), const char *asked,
+			  enum state state)
 {
-	int ret = recover_after(true, NULL);
+	int ret = recover_after(keeps_state, meanwhile);
 
 	if (!ret)
-		ret = expect_resets(0);
-	if (!ret)
-		ret = expect_asked("REREG A, refresh");
+		ret = expect_resets(keeps_state ? 0 : 1);
+	if (!ret && asked)
+		ret = expect_asked(asked);
 	inject_reset();
-	return ret ? ret : expect_state(PAGING_A);
+	return ret ? ret : expect_state(state);
+}
+
+static int test_resume(void)
+{
+	return check_recovery(true, NULL, "REREG A, refresh", PAGING_A);
 }
 
 static int attach_b(void)
@@ -471,12 +470,7 @@ static int block_now(void)
 
 static int test_resume_attached(void)
 {
-	int ret = recover_after(true, attach_b);
-
-	if (!ret)
-		ret = expect_resets(0);
-	inject_reset();
-	return ret ? ret : expect_state(PAGING_B);
+	return check_recovery(true, attach_b, NULL, PAGING_B);
 }
 
 static int attach_identity(void)
@@ -488,67 +482,33 @@ static int attach_identity(void)
 
 static int test_resume_identity(void)
 {
-	int ret = recover_after(true, attach_identity);
-
-	if (!ret)
-		ret = expect_resets(0);
-	if (!ret)
-		ret = expect_asked("REREG identity");
-	inject_reset();
-	return ret ? ret : expect_state(IDENTITY);
+	return check_recovery(true, attach_identity, "REREG identity", IDENTITY);
 }
 
 /* With a reset, the driver is asked to register what was attached last. */
 static int test_recover(void)
 {
-	int ret = recover_after(false, NULL);
-
-	if (!ret)
-		ret = expect_resets(1);
-	if (!ret)
-		ret = expect_asked("REG empty, REREG A, refresh");
-	inject_reset();
-	return ret ? ret : expect_state(PAGING_A);
+	return check_recovery(false, NULL, "REG empty, REREG A, refresh", PAGING_A);
 }
 
 static int test_recover_blocked(void)
 {
-	int ret = recover_after(false, block_now);
-
-	if (!ret)
-		ret = expect_asked("");
-	inject_reset();
-	return ret ? ret : expect_state(UNREGISTERED);
+	return check_recovery(false, block_now, "", UNREGISTERED);
 }
 
 static int test_recover_attached(void)
 {
-	int ret = recover_after(false, attach_b);
-
-	if (!ret)
-		ret = expect_asked("REG empty, REREG B, refresh");
-	inject_reset();
-	return ret ? ret : expect_state(PAGING_B);
+	return check_recovery(false, attach_b, "REG empty, REREG B, refresh", PAGING_B);
 }
 
 static int test_recover_identity(void)
 {
-	int ret = recover_after(false, attach_identity);
-
-	if (!ret)
-		ret = expect_asked("REG identity");
-	inject_reset();
-	return ret ? ret : expect_state(IDENTITY);
+	return check_recovery(false, attach_identity, "REG identity", IDENTITY);
 }
 
 static int test_resume_blocked(void)
 {
-	int ret = recover_after(true, block_now);
-
-	if (!ret)
-		ret = expect_resets(0);
-	inject_reset();
-	return ret ? ret : expect_state(EMPTY);
+	return check_recovery(true, block_now, NULL, EMPTY);
 }
 
 /* Flushes pass a function in the error state by; it has to see what they were
