@@ -534,9 +534,11 @@ impl Function {
     /// Makes refreshes legal: a function that does not translate gets the empty
     /// table.
     fn start_refreshes(&self, state: &mut State) -> Result<(), Refusal> {
-        if state.machine == Machine::Table(Designation::IDENTITY)
-            || !matches!(state.machine, Machine::Table(_))
-        {
+        let translates = matches!(
+            state.machine,
+            Machine::Table(table) if table != Designation::IDENTITY
+        );
+        if !translates {
             self.set(state, self.empty)?;
         }
         self.live.store(true, Ordering::Relaxed);

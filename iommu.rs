@@ -120,8 +120,8 @@ impl Gather {
     }
 }
 
-/// Allocates zeroed memory for tables, counted like that of every IOMMU driver: `size` bytes, a power of two, aligned to `size`; at least a
-/// page is taken.
+/// Allocates zeroed memory for tables, counted like that of every IOMMU driver:
+/// `size` bytes, a power of two, aligned to `size`; at least a page is taken.
 ///
 /// # Context
 ///

@@ -85,9 +85,7 @@ impl Refusal {
     pub(crate) fn is_harmless(self) -> bool {
         matches!(self, Refusal::Gone | Refusal::InError)
     }
-}
 
-impl Refusal {
     /// In words.
     pub(crate) fn words(self) -> &'static CStr {
         match self {
