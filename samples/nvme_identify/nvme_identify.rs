@@ -33,7 +33,7 @@ use kernel::{
     str::BStr,
     sync::barrier::{dma_mb, Read},
     time::Delta,
-    transmute::AsBytes,
+    transmute,
 };
 
 /// Entries of both queues. One is in use; two is the least that is allowed.
@@ -136,6 +136,24 @@ impl From<u64> for Le64 {
     }
 }
 
+/// Lets [`Coherent`] hold values of these types. They have to derive [`FromBytes`]
+/// and [`IntoBytes`], which check what is claimed here.
+macro_rules! coherent {
+    ($($type:ty),+) => {$(
+        const _: () = {
+            const fn is_bytes<T: FromBytes + IntoBytes>() {}
+            is_bytes::<$type>()
+        };
+        // SAFETY: There is no padding in what implements `IntoBytes`.
+        unsafe impl transmute::AsBytes for $type {}
+        // SAFETY: Any bits are a value of what implements `FromBytes`, if perhaps
+        // not a sensible one. These are numbers: nothing changes behind a reference.
+        unsafe impl transmute::FromBytes for $type {}
+    )+};
+}
+
+coherent!(Command, Completion, Identity);
+
 /// A submission: 64 bytes.
 #[derive(FromBytes, IntoBytes)]
 #[repr(C)]
@@ -148,11 +166,6 @@ struct Command {
     data: [Le64; 2],
     arguments: [Le32; 6],
 }
-
-// SAFETY: There is no padding: all fields are multiples of their alignment away.
-unsafe impl AsBytes for Command {}
-// SAFETY: Any bits are a command, if perhaps not a sensible one.
-unsafe impl kernel::transmute::FromBytes for Command {}
 
 impl Command {
     /// IDENTIFY, of the controller, to a page of memory.
@@ -182,12 +195,8 @@ struct Completion {
     status: Le16,
 }
 
-// SAFETY: There is no padding: all fields are multiples of their alignment away.
-unsafe impl AsBytes for Completion {}
-// SAFETY: Any bits are a completion.
-unsafe impl kernel::transmute::FromBytes for Completion {}
-
 /// What IDENTIFY CONTROLLER writes: 4 KiB, of which this looks at texts.
+#[derive(FromBytes, IntoBytes)]
 #[repr(C)]
 struct Identity {
     vendor: Le16,
@@ -197,11 +206,6 @@ struct Identity {
     firmware: [u8; 8],
     rest: [u8; 4024],
 }
-
-// SAFETY: There is no padding: the numbers come first, the rest are bytes.
-unsafe impl AsBytes for Identity {}
-// SAFETY: Any bits are an identity.
-unsafe impl kernel::transmute::FromBytes for Identity {}
 
 /// A controller that runs, with its admin queue.
 ///
