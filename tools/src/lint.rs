@@ -106,9 +106,7 @@ pub fn format(project: &Project) -> Result<()> {
 
 /// Checks the formatting; the parts that are as they should be, and all.
 pub fn check_format(project: &Project, step: &Step) -> Result<(usize, usize)> {
-    let mut commands = format_commands(project, true)?;
-    let good = count(step, &mut commands)?;
-    Ok((good, commands.len()))
+    count(step, format_commands(project, true)?)
 }
 
 /// Looks for the license in the first lines of each source file; the files
@@ -155,7 +153,7 @@ fn source_files(root: &Path) -> Result<Vec<PathBuf>> {
 /// Clippy on the programs; those without a complaint, and all.
 pub fn clippy_programs(project: &Project, step: &Step) -> Result<(usize, usize)> {
     let clippy = project.rust_tool("cargo-clippy");
-    let mut commands: Vec<Command> = crates(project)
+    let commands: Vec<Command> = crates(project)
         .into_iter()
         .map(|folder| {
             let manifest = folder.join("Cargo.toml");
@@ -174,8 +172,7 @@ pub fn clippy_programs(project: &Project, step: &Step) -> Result<(usize, usize)>
             command
         })
         .collect();
-    let good = count(step, &mut commands)?;
-    Ok((good, commands.len()))
+    count(step, commands)
 }
 
 /// Where the objects of a program for the host go.
@@ -261,7 +258,7 @@ fn complaints(log: &str) -> Vec<String> {
 
 /// checkpatch on each C file; those without a complaint, and all.
 pub fn checkpatch(project: &Project, tree: &Path, step: &Step) -> Result<(usize, usize)> {
-    let mut commands: Vec<Command> = c_files(project)?
+    let commands: Vec<Command> = c_files(project)?
         .into_iter()
         .map(|file| {
             let mut command = project.command("perl");
@@ -281,17 +278,17 @@ pub fn checkpatch(project: &Project, tree: &Path, step: &Step) -> Result<(usize,
             command
         })
         .collect();
-    let good = count(step, &mut commands)?;
-    Ok((good, commands.len()))
+    count(step, commands)
 }
 
-/// Runs all commands and counts those that succeed.
-fn count(step: &Step, commands: &mut [Command]) -> Result<usize> {
+/// Runs all commands; those that succeed, and all.
+fn count(step: &Step, commands: Vec<Command>) -> Result<(usize, usize)> {
+    let all = commands.len();
     let mut good = 0;
-    for command in commands {
-        good += usize::from(step.check(command)?);
+    for mut command in commands {
+        good += usize::from(step.check(&mut command)?);
     }
-    Ok(good)
+    Ok((good, all))
 }
 
 /// `make htmldocs`.
