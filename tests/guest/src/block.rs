@@ -88,6 +88,11 @@ pub struct Outcome {
 }
 
 impl Transfer {
+    /// From the start of the disk, in requests of 1 MiB.
+    pub const fn new(seed: u64, bytes: usize) -> Self {
+        Self { seed, start: 0, bytes, request: MIB, offset: 0 }
+    }
+
     /// Writes, drops caches, reads back, and compares checksums and bytes.
     pub fn verify(&self, disk: &Path) -> Result<Outcome> {
         let (written, write_time) = self.write(disk)?;

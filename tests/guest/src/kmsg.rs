@@ -38,23 +38,17 @@ pub fn messages() -> Result<Vec<String>> {
 
 /// Does something, and returns the messages that came meanwhile.
 pub fn during<T>(action: impl FnOnce() -> T) -> Result<(T, Vec<String>)> {
-    let mut file = open()?;
-    file.seek(SeekFrom::End(0)).context("go to the end of /dev/kmsg")?;
+    let mut tail = Tail::open()?;
     let result = action();
-    Ok((result, read(&mut file)?))
+    Ok((result, tail.read()?))
 }
 
 /// Does something, and waits until a message says so.
 pub fn wait_for(text: &str, action: impl FnOnce() -> Result<()>) -> Result<()> {
-    let mut file = open()?;
-    file.seek(SeekFrom::End(0)).context("go to the end of /dev/kmsg")?;
+    let mut tail = Tail::open()?;
     action()?;
     sysfs::wait_for(&format!("message {text:?}"), COME_UP, || {
-        let messages = file
-            .try_clone()
-            .map_err(Into::into)
-            .and_then(|mut file| read(&mut file))
-            .unwrap_or_default();
+        let messages = tail.read().unwrap_or_default();
         messages.iter().any(|message| message.contains(text)).then_some(())
     })
 }

@@ -5,12 +5,13 @@ use std::ffi::CString;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use nix::errno::Errno;
 use nix::kmod::{DeleteModuleFlags, ModuleInitFlags, delete_module, finit_module, init_module};
 
 use crate::ktap::skip;
-use crate::sysfs;
+use crate::state::State;
+use crate::{kmsg, sysfs};
 
 /// A loaded module; unloaded when dropped.
 pub struct Module {
@@ -55,6 +56,15 @@ pub fn users(name: &str) -> Result<usize> {
     let words = modules.find(|words| words[0] == name);
     let words = words.with_context(|| format!("{name} is not in /proc/modules"))?;
     words.get(2).context("no third word")?.parse().context("the third word is no number")
+}
+
+/// A load must fail with this error and a line in the log, and leave nothing.
+pub fn refused(load: impl FnOnce() -> nix::Result<()>, error: Errno, text: &str) -> Result<()> {
+    let before = State::take()?;
+    let (result, log) = kmsg::during(load)?;
+    ensure!(result == Err(error), "the load ended with {result:?}, not {error:?}");
+    ensure!(log.iter().any(|line| line.contains(text)), "no line says {text:?}: {log:?}");
+    before.ensure_unchanged()
 }
 
 fn path(name: &str) -> PathBuf {

@@ -84,13 +84,11 @@ fn read_all(functions: &[Function; 3]) -> Result<Vec<Counters>> {
 
 fn move_nvme(nvme: &Function, seed: u64) -> Result<()> {
     let disk = nvme.disk()?;
-    let large = Transfer { seed, start: 0, bytes: NVME_BYTES, request: MIB, offset: 0 };
+    let large = Transfer::new(seed, NVME_BYTES);
     let small = Transfer {
-        seed: seed + 1,
         start: NVME_BYTES as u64,
-        bytes: SMALL_BYTES,
         request: 4 * KIB,
-        offset: 0,
+        ..Transfer::new(seed + 1, SMALL_BYTES)
     };
     for (transfer, what) in [(large, "1 MiB requests"), (small, "4 KiB requests")] {
         let start = Instant::now();

@@ -19,7 +19,7 @@ const SINGLES: u64 = 256;
 
 pub fn run(suite: &mut Suite, cmdline: &Cmdline) -> Result<()> {
     let nvme = Function::first_of("nvme")?;
-    let transfer = Transfer { seed: 400, start: 0, bytes: BYTES, request: MIB, offset: 0 };
+    let transfer = Transfer::new(400, BYTES);
     let before = Counters::read(&nvme)?;
     transfer.verify(&nvme.disk()?)?;
     let moved = Counters::read(&nvme)? - before;
@@ -59,7 +59,7 @@ pub fn run(suite: &mut Suite, cmdline: &Cmdline) -> Result<()> {
 /// flushes at every unmap, deferred flushing or not.
 fn single_pages(nvme: &Function) -> Result<(Counters, Counters)> {
     let bytes = SINGLES as usize * PAGE;
-    let transfer = Transfer { seed: 401, start: 0, bytes, request: PAGE, offset: 0 };
+    let transfer = Transfer { request: PAGE, ..Transfer::new(401, bytes) };
     let before = Counters::read(nvme)?;
     transfer.verify(&nvme.disk()?)?;
     Ok((before, Counters::read(nvme)? - before))

@@ -10,8 +10,7 @@ use crate::block::{MIB, Transfer};
 use crate::cmdline::Cmdline;
 use crate::function::Function;
 use crate::ktap::Suite;
-use crate::state::State;
-use crate::{kmsg, module};
+use crate::module;
 
 const DRIVER: &str = "/lib/modules/s390_iommu.ko";
 
@@ -42,15 +41,10 @@ pub fn beside(suite: &mut Suite, cmdline: &Cmdline) -> Result<()> {
 }
 
 fn refused(error: Errno, text: &str) -> Result<()> {
-    let before = State::take()?;
-    let (result, log) = kmsg::during(|| module::try_load(Path::new(DRIVER), ""))?;
-    ensure!(result == Err(error), "the load ended with {result:?}, not {error:?}");
-    ensure!(log.iter().any(|line| line.contains(text)), "no line says {text:?}: {log:?}");
-    before.ensure_unchanged()
+    module::refused(|| module::try_load(Path::new(DRIVER), ""), error, text)
 }
 
 fn use_disk(seed: u64) -> Result<()> {
     let disk = Function::first_of("nvme").context("the drive")?.disk()?;
-    let transfer = Transfer { seed, start: 0, bytes: 4 * MIB, request: MIB, offset: 0 };
-    transfer.verify(&disk).map(drop)
+    Transfer::new(seed, 4 * MIB).verify(&disk).map(drop)
 }

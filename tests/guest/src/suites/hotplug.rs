@@ -39,8 +39,7 @@ fn repeat(nvme: &Function, seed: u64, action: fn(&Function) -> Result<()>) -> Re
 }
 
 fn verify(nvme: &Function, seed: u64) -> Result<()> {
-    let transfer = Transfer { seed, start: 0, bytes: 2 * MIB, request: MIB, offset: 0 };
-    transfer.verify(&nvme.disk()?).map(drop)
+    Transfer::new(seed, 2 * MIB).verify(&nvme.disk()?).map(drop)
 }
 
 fn reset(nvme: &Function) -> Result<()> {
@@ -56,7 +55,7 @@ fn reset_function(nvme: &Function) -> Result<()> {
 /// The transfer must be right in the end: the driver repeats what was lost.
 fn reset_in_flight(nvme: &Function) -> Result<()> {
     let disk = nvme.disk()?;
-    let transfer = Transfer { seed: 650, start: 0, bytes: 16 * MIB, request: MIB, offset: 0 };
+    let transfer = Transfer::new(650, 16 * MIB);
     std::thread::scope(|scope| {
         let writer = scope.spawn(|| transfer.verify(&disk));
         for _ in 0..ROUNDS {

@@ -79,15 +79,6 @@ fn nothing_left(before: &State) -> Result<()> {
     Ok(())
 }
 
-/// The load must fail with this error and a line in the log, and leave nothing.
-fn refused(load: impl FnOnce() -> nix::Result<()>, error: Errno, text: &str) -> Result<()> {
-    let before = State::take()?;
-    let (result, log) = kmsg::during(load)?;
-    ensure!(result == Err(error), "the load ended with {result:?}, not {error:?}");
-    ensure!(log.iter().any(|line| line.contains(text)), "no line says {text:?}: {log:?}");
-    before.ensure_unchanged()
-}
-
 fn refusals(suite: &mut Suite) {
     for (parameters, error, text) in [
         ("large_frames=7", Errno::EINVAL, "s390_iommu: large_frames=7: 0, 1 or 2 expected"),
@@ -95,17 +86,17 @@ fn refusals(suite: &mut Suite) {
         ("large_frames=300", Errno::EINVAL, "`300' invalid for parameter `large_frames'"),
     ] {
         suite.test(&format!("refused: {parameters}"), || {
-            refused(|| module::try_load(Path::new(INSIDE), parameters), error, text)
+            module::refused(|| module::try_load(Path::new(INSIDE), parameters), error, text)
         });
     }
     suite.test("refused: made for another version", || {
         let image = edited("vermagic=", "vermagic=0")?;
-        refused(|| module::load_image(&image), Errno::ENOEXEC, "version magic '0")
+        module::refused(|| module::load_image(&image), Errno::ENOEXEC, "version magic '0")
     });
     suite.test("refused: a kernel without the registration point", || {
         let image = edited("zpci_iommu_driver_register\0", "zpci_iommu_driver_registez\0")?;
         let text = "Unknown symbol zpci_iommu_driver_registez";
-        refused(|| module::load_image(&image), Errno::ENOENT, text)
+        module::refused(|| module::load_image(&image), Errno::ENOENT, text)
     });
     suite.test("refused: half a file", || {
         let mut image = std::fs::read(INSIDE)?;
@@ -237,7 +228,7 @@ fn disk() -> Result<PathBuf> {
 }
 
 fn use_disk(seed: u64) -> Result<()> {
-    let transfer = Transfer { seed, start: 0, bytes: MIB, request: MIB / 4, offset: 0 };
+    let transfer = Transfer { request: MIB / 4, ..Transfer::new(seed, MIB) };
     transfer.verify(&disk()?).map(drop)
 }
 
@@ -308,7 +299,7 @@ fn refuse_unload() -> Result<()> {
 
 fn unload_under_load() -> Result<()> {
     let disk = disk()?;
-    let transfer = Transfer { seed: 1002, start: 0, bytes: 32 * MIB, request: MIB, offset: 0 };
+    let transfer = Transfer::new(1002, 32 * MIB);
     std::thread::scope(|scope| {
         let writer = scope.spawn(|| transfer.verify(&disk));
         let mut tries = 0;

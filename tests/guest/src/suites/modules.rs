@@ -88,8 +88,7 @@ fn skipped(why: &str) -> Result<()> {
 }
 
 fn verify(disk: &Path) -> Result<()> {
-    let transfer = Transfer { seed: 500, start: 0, bytes: 2 * MIB, request: MIB, offset: 0 };
-    transfer.verify(disk).map(drop)
+    Transfer::new(500, 2 * MIB).verify(disk).map(drop)
 }
 
 /// Functions that were taken from their driver for a test.

@@ -22,7 +22,7 @@ pub fn run(suite: &mut Suite, _: &Cmdline) -> Result<()> {
 fn beside_disk(pair: &Pair) -> Result<()> {
     let disk = Function::first_of("nvme")?.disk()?;
     let start = (192 * MIB) as u64;
-    let transfer = Transfer { seed: 302, start, bytes: 8 * MIB, request: MIB, offset: 0 };
+    let transfer = Transfer { start, ..Transfer::new(302, 8 * MIB) };
     std::thread::scope(|scope| {
         let disk = scope.spawn(|| transfer.verify(&disk));
         let moved = pair.transfer(303, BYTES, Direction::FromFar);

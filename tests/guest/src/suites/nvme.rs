@@ -22,7 +22,7 @@ const SHAPES: [(&str, usize, usize, usize); 5] = [
 pub fn run(suite: &mut Suite, _: &Cmdline) -> Result<()> {
     let disk = Function::first_of("nvme")?.disk()?;
     for (seed, (what, request, offset, bytes)) in SHAPES.into_iter().enumerate() {
-        let transfer = Transfer { seed: 100 + seed as u64, start: 0, bytes, request, offset };
+        let transfer = Transfer { request, offset, ..Transfer::new(100 + seed as u64, bytes) };
         suite.test(what, || transfer.verify(&disk).map(drop));
     }
     suite.test("two threads at once", || at_once(&disk));
@@ -32,11 +32,9 @@ pub fn run(suite: &mut Suite, _: &Cmdline) -> Result<()> {
 /// Different parts of the disk, different request sizes, at the same time.
 fn at_once(disk: &Path) -> Result<()> {
     let transfer = |seed, start: usize, request| Transfer {
-        seed,
         start: start as u64,
-        bytes: 4 * MIB,
         request,
-        offset: 0,
+        ..Transfer::new(seed, 4 * MIB)
     };
     let transfers = [transfer(200, 64 * MIB, MIB), transfer(201, 128 * MIB, 8 * KIB)];
     std::thread::scope(|scope| {

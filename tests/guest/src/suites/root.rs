@@ -46,6 +46,5 @@ fn on_drive() -> Result<()> {
 fn file(seed: u64) -> Result<()> {
     let path = Path::new("/data");
     File::create(path)?.set_len(8 * MIB as u64)?;
-    let transfer = Transfer { seed, start: 0, bytes: 8 * MIB, request: MIB, offset: 0 };
-    transfer.verify(path).map(drop)
+    Transfer::new(seed, 8 * MIB).verify(path).map(drop)
 }

@@ -3,7 +3,6 @@
 
 use std::path::Path;
 use std::process::Command;
-use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 
@@ -30,7 +29,7 @@ pub fn run(suite: &mut Suite, _: &Cmdline) -> Result<()> {
         lend(&nvme, MODULE, || identify_in_kernel(&nvme, &drive))
     });
     suite.test("nvme_identify: the disk works afterwards", || verify(&nvme, 700));
-    let log = Log::start()?;
+    let mut log = kmsg::Tail::open()?;
     let mut output = String::new();
     suite.test("vfio_identify: runs to its end", || {
         output = lend(&nvme, "vfio-pci", || identify_by_vfio(&nvme))?;
@@ -38,7 +37,7 @@ pub fn run(suite: &mut Suite, _: &Cmdline) -> Result<()> {
     });
     suite.test("vfio_identify: model and serial, three times", || drive.check_three(&output));
     suite.test("vfio_identify: DMA outside is an error, twice", || {
-        check_stray(&nvme, &output, &log)
+        check_stray(&nvme, &output, &log.read()?)
     });
     suite.test("vfio_identify: the disk works afterwards", || verify(&nvme, 701));
     Ok(())
@@ -91,7 +90,7 @@ fn lend<T>(nvme: &Function, driver: &str, work: impl FnOnce() -> Result<T>) -> R
 /// The module takes the function when it is loaded, and leaves nothing mapped
 /// when it gives it back: as much is mapped the second time as the first.
 fn identify_in_kernel(nvme: &Function, drive: &Drive) -> Result<()> {
-    let log = Log::start()?;
+    let mut log = kmsg::Tail::open()?;
     let module = Module::load(MODULE, "")?;
     let first = mapped_by_module(nvme)?;
     nvme.unbind()?;
@@ -100,7 +99,7 @@ fn identify_in_kernel(nvme: &Function, drive: &Drive) -> Result<()> {
     ensure!(second == first, "{first} pages are mapped, the second time {second}");
     module.unload()?;
     let start = format!("{MODULE} {}: {}", nvme.address, drive.words());
-    let count = log.count(|message| message.starts_with(&start))?;
+    let count = log.read()?.iter().filter(|message| message.starts_with(&start)).count();
     ensure!(count == 2, "{count} messages start with {start:?}");
     Ok(())
 }
@@ -130,36 +129,17 @@ fn identify_by_vfio(nvme: &Function) -> Result<String> {
 }
 
 /// The program says so, and the kernel, which does not ask the program.
-fn check_stray(nvme: &Function, output: &str, log: &Log) -> Result<()> {
+fn check_stray(nvme: &Function, output: &str, log: &[String]) -> Result<()> {
     for what in ["an error event", "the memory is untouched"] {
         let count = output.matches(what).count();
         ensure!(count == 2, "{count} lines have {what:?}: {output:?}");
     }
-    let events = log.count(|m| m.contains(&nvme.address) && m.contains(STRAY_EVENT))?;
+    let is_event = |m: &&String| m.contains(&nvme.address) && m.contains(STRAY_EVENT);
+    let events = log.iter().filter(is_event).count();
     ensure!(events == 2, "the kernel saw {events} events");
     Ok(())
 }
 
-/// The kernel's messages from some time on: suites before cause events as well.
-struct Log(String);
-
-impl Log {
-    fn start() -> Result<Self> {
-        let now = Instant::now();
-        let mark = format!("guest: samples {now:?}");
-        sysfs::write("/dev/kmsg", &mark)?;
-        Ok(Self(mark))
-    }
-
-    fn count(&self, is_meant: impl Fn(&str) -> bool) -> Result<usize> {
-        let messages = kmsg::messages()?;
-        let start = messages.iter().position(|message| *message == self.0);
-        let start = start.context("the log was overwritten")?;
-        Ok(messages[start..].iter().filter(|message| is_meant(message)).count())
-    }
-}
-
 fn verify(nvme: &Function, seed: u64) -> Result<()> {
-    let transfer = Transfer { seed, start: 0, bytes: 2 * MIB, request: MIB, offset: 0 };
-    transfer.verify(&nvme.disk()?).map(drop)
+    Transfer::new(seed, 2 * MIB).verify(&nvme.disk()?).map(drop)
 }

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use anyhow::{Context, Result, anyhow, ensure};
 
 use super::modules;
-use crate::block::{MIB, Transfer};
+use crate::block::{KIB, MIB, Transfer};
 use crate::cmdline::Cmdline;
 use crate::function::Function;
 use crate::kmsg;
@@ -164,9 +164,7 @@ fn dumps_beside_io(nvme: &Function) -> Result<()> {
 
 fn move_data(disk: &Path) -> Result<()> {
     for seed in 0..4 {
-        let bytes = 8 * MIB;
-        let transfer =
-            Transfer { seed: 600 + seed, start: 0, bytes, request: 64 * 1024, offset: 0 };
+        let transfer = Transfer { request: 64 * KIB, ..Transfer::new(600 + seed, 8 * MIB) };
         transfer.verify(disk)?;
     }
     Ok(())
