@@ -150,6 +150,21 @@ TEST_F(translation, nothing_there)
 	ASSERT_EQ(0, remap(self->iommu, NULL, self->iova, PAGE, 0));
 }
 
+/* The device reaches the last page that the kernel offers. */
+TEST_F(translation, last_page)
+{
+	struct iommu_iova_range *ranges;
+	u32 count;
+
+	ranges = iommu_iova_ranges(self->iommu, &count);
+	self->iova = ranges[count - 1].last + 1 - PAGE;
+	free(ranges);
+	ASSERT_EQ(0, raw_map(self->iommu, self->block[0], self->iova, PAGE, MAY_BOTH));
+	CHECK_AT(0, 0, 1);
+	ASSERT_EQ(0, remap(self->iommu, NULL, self->iova, PAGE, 0));
+	ASSERT_EQ(0, events_count(self->events, 0));
+}
+
 /* The device may read a page that is mapped read-only, and not write to it. */
 TEST_F(translation, read_only)
 {

@@ -16,8 +16,10 @@ use std::{collections::BTreeMap, fmt::Write, time::Duration};
 
 /// The suites, a boot each: what one leaves behind is not the next one's.
 const SUITES: [&str; 2] = ["vfio", "s390_iommu"];
-/// The suite on mock devices, and the fragment that brings them.
-const MOCK: (&str, &str) = ("iommufd", "kselftest");
+/// The suite on mock devices.
+const MOCK: &str = "iommufd";
+/// The fragment of the configuration that brings these.
+pub const FRAGMENT: &str = "kselftest";
 /// A boot takes a fraction of this, on a machine that has to share.
 const LIMIT: Duration = Duration::from_secs(3600);
 /// Room for what the tests map, in GiB.
@@ -48,6 +50,7 @@ pub fn run(project: &Project, flavour: &Flavour) -> Result<()> {
     if compare && project.kout.is_some() {
         bail!("kselftest: two kernels do not fit into one KOUT=; leave it out");
     }
+    selftests::check(project)?;
     let ours = test(project, "this driver", flavour)?;
     let theirs = match compare {
         true => Some(test(project, "the C driver", &with_c_driver(flavour))?),
@@ -58,7 +61,7 @@ pub fn run(project: &Project, flavour: &Flavour) -> Result<()> {
     for fault in &ours.faults {
         println!("FAIL {fault}");
     }
-    println!("{}", last_line(&ours));
+    println!("{}", summary(&ours.points, ours.faults.len()));
     if !ours.faults.is_empty() || ours.count(&Outcome::Failed) > 0 {
         // The lines above say it all.
         std::process::exit(1);
@@ -77,9 +80,8 @@ fn with_c_driver(flavour: &Flavour) -> Flavour {
 
 /// The suites for a kernel of this configuration.
 fn suites(flavour: &Flavour) -> Vec<&'static str> {
-    let (mock, fragment) = MOCK;
-    let has_mock = flavour.iter().any(|name| name == fragment);
-    SUITES.into_iter().chain(has_mock.then_some(mock)).collect()
+    let has_mock = flavour.iter().any(|name| name == FRAGMENT);
+    SUITES.into_iter().chain(has_mock.then_some(MOCK)).collect()
 }
 
 /// Builds a kernel and the programs, and runs all suites.
@@ -128,7 +130,7 @@ fn boot(project: &Project, machine: &Machine, name: &str, suite: &str) -> Result
             }
         }
     })?;
-    step.done(&summary(&report.points));
+    step.done(&summary(&report.points, 0));
     Ok(report)
 }
 
@@ -143,9 +145,11 @@ fn count<'a>(points: impl IntoIterator<Item = &'a Point>, outcome: &Outcome) -> 
     points.filter(|point| point.outcome == *outcome).count()
 }
 
-fn summary(points: &[Point]) -> String {
+/// One line, with `faults` more failures than the points have.
+fn summary(points: &[Point], faults: usize) -> String {
     let number = |outcome| count(points, outcome);
-    let (passed, failed) = (number(&Outcome::Passed), number(&Outcome::Failed));
+    let passed = number(&Outcome::Passed);
+    let failed = number(&Outcome::Failed) + faults;
     let skipped = number(&Outcome::Skipped);
     let known = match number(&Outcome::Known) {
         0 => String::new(),
@@ -174,16 +178,16 @@ fn groups(points: &[Point]) -> Vec<(&str, Vec<&Point>)> {
     list
 }
 
-/// Passed, failed and skipped of each group, and which tests end otherwise
-/// with the other driver.
+/// How the tests of each group ended, and which of them end otherwise with the
+/// other driver.
 fn table(ours: &Results, theirs: Option<&Results>) -> String {
     let mut text = String::new();
     let mut line = |cells: &str| {
         let _ = writeln!(text, "{}", cells.trim_end());
     };
     let all: Vec<&Results> = [Some(ours), theirs].into_iter().flatten().collect();
-    let titles: String = all.iter().map(|r| format!("  {:<24}", r.title)).collect();
-    let columns = "  passed failed skipped   ".repeat(all.len());
+    let titles: String = all.iter().map(|r| format!("  {:<28}", r.title)).collect();
+    let columns = "  passed failed known skipped ".repeat(all.len());
     line(&format!("{:<52}{titles}", ""));
     line(&format!("{:<52}{columns}", ""));
     let mut names: Vec<&str> = Vec::new();
@@ -215,9 +219,10 @@ fn cells(results: &Results, name: &str) -> String {
         .unwrap_or_default();
     let number = |outcome| count(points.iter().copied(), outcome);
     format!(
-        "  {:>6} {:>6} {:>7}   ",
+        "  {:>6} {:>6} {:>5} {:>7} ",
         number(&Outcome::Passed),
         number(&Outcome::Failed),
+        number(&Outcome::Known),
         number(&Outcome::Skipped)
     )
 }
@@ -274,19 +279,6 @@ fn reasons(results: &Results) -> String {
     text
 }
 
-/// One that any reader of test results takes.
-fn last_line(results: &Results) -> String {
-    let (passed, failed) = (
-        results.count(&Outcome::Passed),
-        results.count(&Outcome::Failed),
-    );
-    let failed = failed + results.faults.len();
-    format!(
-        "{passed} passed, {failed} failed, {} skipped",
-        results.count(&Outcome::Skipped)
-    )
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -322,26 +314,27 @@ mod tests {
             .find(|line| line.starts_with("v: n: p"))
             .unwrap();
         let numbers: Vec<&str> = row.split_whitespace().skip(3).collect();
-        assert_eq!(numbers, ["1", "0", "1", "0", "1", "1"]);
+        assert_eq!(numbers, ["1", "0", "0", "1", "0", "1", "0", "1"]);
         assert!(text.contains("differs: v: n: p: x: this passed, that failed\n"));
         assert_eq!(text.matches("differs").count(), 1);
         assert_eq!(reasons(&ours), "skipped    1: no card\n");
-        assert_eq!(last_line(&ours), "1 passed, 0 failed, 1 skipped");
+        assert_eq!(summary(&ours.points, 0), "1 passed, 0 failed, 1 skipped");
     }
 
     #[test]
     fn the_configuration_chooses_driver_and_suites() {
         let flavour = |names: &[&str]| names.iter().map(|&name| name.to_owned()).collect();
-        let (plain, mock): (Flavour, Flavour) = (flavour(&["rust"]), flavour(&["rust", MOCK.1]));
+        let (plain, mock): (Flavour, Flavour) = (flavour(&["rust"]), flavour(&["rust", FRAGMENT]));
         assert_eq!(suites(&plain), SUITES);
-        assert_eq!(suites(&mock).last(), Some(&MOCK.0));
-        assert_eq!(with_c_driver(&mock), ["c", MOCK.1]);
+        assert_eq!(suites(&mock).last(), Some(&MOCK));
+        assert_eq!(with_c_driver(&mock), ["c", FRAGMENT]);
     }
 
     #[test]
-    fn a_fault_is_a_failure() {
-        let mut results = results("this", &["ok 1 a"]);
-        results.faults.push("no end".into());
-        assert_eq!(last_line(&results), "1 passed, 1 failed, 0 skipped");
+    fn the_summary_counts_what_is_no_point_as_well() {
+        let points = results("this", &["ok 1 a", "ok 2 b # XFAIL as known"]).points;
+        let known = "0 skipped, 1 known to fail";
+        assert_eq!(summary(&points, 0), format!("1 passed, 0 failed, {known}"));
+        assert_eq!(summary(&points, 1), format!("1 passed, 1 failed, {known}"));
     }
 }

@@ -90,7 +90,10 @@ fn main() -> ExitCode {
 
 fn run(command: &Command) -> Result<()> {
     let project = Project::open()?;
-    let flavour = project.flavour()?;
+    let flavour = project.flavour(match command {
+        Command::Kselftest => &["rust", kselftest::FRAGMENT],
+        _ => &["rust"],
+    })?;
     match command {
         Command::Run => guest::run(&project, &flavour),
         Command::Test => suite::run(&project, &flavour),
@@ -118,13 +121,13 @@ fn run(command: &Command) -> Result<()> {
 
 impl Project {
     /// The configuration to build: `CONFIG=a,b` names files of `tools/config/`,
-    /// `MODULE=1` is the driver as a module.
-    fn flavour(&self) -> Result<kernel::Flavour> {
+    /// `MODULE=1` is the driver as a module instead of built in.
+    fn flavour(&self, default: &[&str]) -> Result<kernel::Flavour> {
         let module = project::variable("MODULE").is_some_and(|value| value != "0");
         let text = match project::variable("CONFIG") {
             Some(value) => value.to_string_lossy().into_owned(),
-            None if module => "module".into(),
-            None => "rust".into(),
+            None if module => default.join(",").replace("rust", "module"),
+            None => default.join(","),
         };
         let names: kernel::Flavour = text.split([',', ' ']).map(str::to_owned).collect();
         for name in &names {

@@ -21,6 +21,10 @@ use std::{
 /// The folders of `tools/testing/selftests` to build.
 pub const TARGETS: [&str; 3] = ["vfio", "iommu", "s390_iommu"];
 
+/// The tests move data by a driver of the kernel's library, which it has since
+/// Linux 7.3.
+const MOVER: &str = "tools/testing/selftests/vfio/lib/drivers/igb";
+
 /// Changes to the kernel's selftests, in the checkout.
 const PATCHES: &str = "integration/selftests";
 
@@ -46,6 +50,18 @@ const SMALLER: &str = "-O2 -DMEMCPY_REGION_SIZE=SZ_32M -DTEST_TIMEOUT_DEFAULT=30
 
 /// A program and its name below the folder of selftests, `vfio/vfio_pci_device_test`.
 pub type Program = (String, PathBuf);
+
+/// Whether the caller's tree has what the tests need, before a kernel is built
+/// of it.
+pub fn check(project: &Project) -> Result<()> {
+    match &project.kdir {
+        Some(tree) if !tree.join(MOVER).is_dir() => bail!(
+            "kselftest: {} has no {MOVER}, by which the tests move data; use Linux 7.3 or newer",
+            tree.display()
+        ),
+        _ => Ok(()),
+    }
+}
 
 /// Builds all of them, static and for s390x.
 pub fn build(project: &Project, kernel: &Kernel) -> Result<Vec<Program>> {

@@ -89,7 +89,7 @@ pub fn run(suite: &mut Suite, cmdline: &Cmdline) -> Result<()> {
 }
 
 /// The facility for pages of 1 MiB and 2 GiB, by the features of the CPU.
-pub fn has_edat(cpuinfo: &str) -> bool {
+fn has_edat(cpuinfo: &str) -> bool {
     let features = cpuinfo.lines().filter(|line| line.starts_with("features"));
     features.flat_map(str::split_whitespace).any(|word| word.starts_with("edat"))
 }
