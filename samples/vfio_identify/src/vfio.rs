@@ -41,6 +41,7 @@ macro_rules! number {
 ioctl_readwrite_bad!(get_region_info, number!(8), kernel::vfio_region_info);
 ioctl_readwrite_bad!(set_irqs, number!(10), IrqSet);
 ioctl_none_bad!(reset, number!(11));
+ioctl_readwrite_bad!(hot_reset, number!(13), kernel::vfio_pci_hot_reset);
 ioctl_readwrite_bad!(bind_iommufd, number!(18), kernel::vfio_device_bind_iommufd);
 ioctl_readwrite_bad!(attach_pt, number!(19), kernel::vfio_device_attach_iommufd_pt);
 
@@ -157,9 +158,25 @@ impl Device {
             match unsafe { reset(self.file.as_raw_fd()) } {
                 // The kernel is still at work on the error.
                 Err(Errno::EAGAIN) if Instant::now() < end => sleep(PAUSE),
+                // A kernel that leaves recovery to us (VFIO_PCI_ZDEV_KVM) leaves
+                // the function blocked as well, and the function cannot be
+                // asked to reset itself.
+                Err(Errno::ENOTTY) => return self.hot_reset(),
                 done => return done.map(drop).context("VFIO_DEVICE_RESET"),
             }
         }
+    }
+
+    /// Has the slot reset the function. What was set in its configuration space
+    /// is lost.
+    fn hot_reset(&self) -> Result<()> {
+        // No group proves whose the function is: it is opened by itself.
+        let argsz = size_of::<kernel::vfio_pci_hot_reset>() as u32;
+        let mut request = kernel::vfio_pci_hot_reset { argsz, ..Default::default() };
+        // SAFETY: the structure is the kernel's, and has its size in it.
+        unsafe { hot_reset(self.file.as_raw_fd(), &mut request) }
+            .context("VFIO_DEVICE_PCI_HOT_RESET")?;
+        self.enable_dma()
     }
 }
 
