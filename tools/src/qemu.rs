@@ -223,8 +223,11 @@ impl Boot<'_> {
             "memory-backend-ram,id=memory,size={}G,reserve=off",
             self.memory
         );
-        let mut command = project.command(self.qemu);
+        // Who is killed cannot stop it: the kernel does.
+        let mut command = project.command("setpriv");
         command
+            .args(["--pdeathsig", "TERM"])
+            .arg(self.qemu)
             .args(["-M", "s390-ccw-virtio,memory-backend=memory"])
             .args(["-cpu", self.cpu, "-object", &memory])
             .args(["-m", &format!("{}G", self.memory)])
