@@ -45,7 +45,6 @@ static const struct module *driver;
 static bool is_in_driver(unsigned long address)
 {
 	const struct module *mod = driver;
-	enum mod_mem_type type;
 
 	for_each_mod_mem_type(type) {
 		if (address - (unsigned long)mod->mem[type].base < mod->mem[type].size)
