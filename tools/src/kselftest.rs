@@ -86,11 +86,14 @@ fn suites(flavour: &Flavour) -> Vec<&'static str> {
 
 /// Builds a kernel and the programs, and runs all suites.
 fn test(project: &Project, title: &'static str, flavour: &Flavour) -> Result<Results> {
-    let kernel = kernel::build(project, flavour)?;
-    let programs = selftests::build(project, &kernel)?;
-    let in_guest = |(name, path)| (format!("kselftest/{name}"), path);
-    let programs: Vec<_> = programs.into_iter().map(in_guest).collect();
-    let machine = Machine::with_files(project, &kernel, &programs)?;
+    let machine = {
+        let kernel = kernel::build(project, flavour)?;
+        let programs = selftests::build(project, &kernel)?;
+        let in_guest = |(name, path)| (format!("kselftest/{name}"), path);
+        let programs: Vec<_> = programs.into_iter().map(in_guest).collect();
+        // The cache is free for others after this.
+        Machine::with_files(project, &kernel, &programs)?
+    };
     let mut results = Results {
         title,
         points: Vec::new(),
