@@ -5,6 +5,7 @@
  */
 #include <signal.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/wait.h>
 
 #include "helper.h"
@@ -129,6 +130,8 @@ TEST_F(lifetime, killed)
 		pid = fork();
 		ASSERT_LE(0, pid);
 		if (!pid) {
+			/* A test that fails here must not leave it running. */
+			prctl(PR_SET_PDEATHSIG, SIGKILL);
 			fill(&copier, variant->iommu_mode, self->block, &first);
 			for (;;) {
 				if (!works(&copier, self->block, first))

@@ -4,9 +4,8 @@
 use std::io::{BufRead, BufReader};
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
-use std::process::{Command, ExitStatus, Stdio};
-use std::sync::mpsc;
-use std::time::Duration;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use nix::sys::signal::{Signal, killpg};
@@ -16,6 +15,8 @@ use crate::console::say;
 
 /// Where the programs are in the initramfs.
 const FOLDER: &str = "/kselftest";
+/// How often one looks whether a program has ended.
+const PAUSE: Duration = Duration::from_millis(20);
 /// How a program ends that skipped all of itself.
 const SKIPPED: i32 = 4;
 
@@ -64,25 +65,27 @@ pub fn run(name: &str, arguments: &[&str], limit: Duration) -> Result<Output> {
     let mut child = command.spawn().with_context(|| format!("run {}", path.display()))?;
     // The command keeps the ends of the pipe that it was given.
     drop(command);
-    let group = Pid::from_raw(child.id().cast_signed());
-    let (done, ended) = mpsc::channel();
-    let watch = std::thread::spawn(move || {
-        let late = ended.recv_timeout(limit).is_err();
-        if late {
-            let _ = killpg(group, Signal::SIGKILL);
-        }
-        late
-    });
+    let watch = std::thread::spawn(move || wait(&mut child, limit));
     let mut output = Output::default();
     for line in BufReader::new(reader).split(b'\n') {
         output.line(&String::from_utf8_lossy(&line?));
     }
-    let status = child.wait()?;
-    let _ = done.send(());
-    let late = watch.join().unwrap_or(true);
-    ensure!(!late, "not done after {} s, and killed", limit.as_secs());
-    output.check(status)?;
+    let Ok(status) = watch.join() else { bail!("the thread that waits for it died") };
+    output.check(status?)?;
     Ok(output)
+}
+
+/// Waits for the end of a program, and ends what it leaves behind: that would
+/// keep its device, and the pipe.
+fn wait(child: &mut Child, limit: Duration) -> Result<ExitStatus> {
+    let end = Instant::now() + limit;
+    let mut status = child.try_wait()?;
+    while status.is_none() && Instant::now() < end {
+        std::thread::sleep(PAUSE);
+        status = child.try_wait()?;
+    }
+    let _ = killpg(Pid::from_raw(child.id().cast_signed()), Signal::SIGKILL);
+    status.with_context(|| format!("not done after {} s, and killed", limit.as_secs()))
 }
 
 impl Output {
