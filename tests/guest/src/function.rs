@@ -82,6 +82,27 @@ impl Function {
         Ok(data.len())
     }
 
+    /// Whether config space lists a capability, by its number in the PCI
+    /// specification.
+    pub fn has_capability(&self, id: u8) -> Result<bool> {
+        const FIRST: usize = 0x34;
+        let path = self.path().join("config");
+        let config = std::fs::read(&path).with_context(|| format!("{}", path.display()))?;
+        let byte = |at: usize| config.get(at).copied().context("a capability out of config space");
+        let mut at = usize::from(byte(FIRST)?);
+        // More than there is room for would be a loop.
+        for _ in 0..config.len() / 4 {
+            if at == 0 {
+                return Ok(false);
+            }
+            if byte(at)? == id {
+                return Ok(true);
+            }
+            at = usize::from(byte(at + 1)?);
+        }
+        bail!("{}: the list of capabilities has no end", self.address)
+    }
+
     /// The zPCI function identifier.
     pub fn fid(&self) -> Result<u32> {
         let text = sysfs::read(self.path().join("function_id"))?;
