@@ -363,7 +363,10 @@ impl Function {
             target => self.tell_strictly(&mut state, target),
         };
         match told {
-            Ok(()) => Outcome::DONE,
+            // If it did DMA through what an attach registered, and is in the error
+            // state again, this was no failure: the recovery that follows comes
+            // here once more.
+            Ok(()) | Err(Refusal::InError) => Outcome::DONE,
             Err(refusal) => refusal.into(),
         }
     }
