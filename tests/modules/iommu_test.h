@@ -223,6 +223,7 @@ int test_break(struct test_function *fn);
  * @designations: the guest (GISA) that the last of them was for, by operation
  * @refreshes: RPCIT
  * @outside: RPCIT that reach out of the function's window
+ * @irqs_off: RPCIT while interrupts were off
  * @table: what was registered last, as the machine was told; 0 if that was
  *	taken away, or nothing was registered
  */
@@ -231,10 +232,11 @@ struct inject_counts {
 	u32 designations[16];
 	unsigned int refreshes;
 	unsigned int outside;
+	unsigned int irqs_off;
 	u64 table;
 };
 
-#define INJECT_STEPS 16
+#define INJECT_STEPS 64
 
 /**
  * struct inject_step - one thing that was asked for a function
@@ -265,6 +267,8 @@ int inject_pause_start(struct test_function *fn, unsigned int step,
 		       void (*job)(void));
 int inject_pause_end(void);
 void inject_refuse(struct test_function *fn, unsigned long operations);
+void inject_refuse_as(struct test_function *fn, unsigned long operations,
+		      u8 cc, u8 status);
 void inject_refuse_identity(struct test_function *fn);
 void inject_refuse_refresh(struct test_function *fn, int error,
 			   unsigned int count);

@@ -13,6 +13,7 @@ mod module;
 mod modules;
 mod nic;
 mod nvme;
+mod pressure;
 mod root;
 mod samples;
 mod seeing;
@@ -38,6 +39,9 @@ const SUITES: &[Entry] = &[
     ("attach", |suite, cmdline| modules::run(suite, cmdline, "attach")),
     ("transitions", |suite, cmdline| modules::run(suite, cmdline, "transitions")),
     ("refuse", |suite, cmdline| modules::run(suite, cmdline, "refuse")),
+    ("flush", |suite, cmdline| modules::run(suite, cmdline, "flush")),
+    ("fallback", |suite, cmdline| modules::run(suite, cmdline, "fallback")),
+    ("pressure", pressure::run),
     ("stress", |suite, cmdline| modules::run(suite, cmdline, "stress")),
     ("accounting", accounting::run),
     ("aperture", |suite, cmdline| modules::run(suite, cmdline, "aperture")),
