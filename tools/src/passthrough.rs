@@ -27,6 +27,8 @@ use xxhash_rust::xxh64::xxh64;
 const LIMIT: Duration = Duration::from_secs(20 * 60);
 /// How long one L2 may take, in seconds.
 const INNER_LIMIT: u64 = 10 * 60;
+/// The suites that L2 can run.
+const SUITES: [&str; 2] = ["remap", "dma"];
 /// How long nothing is shown of what the guests print.
 const SILENCE: Duration = Duration::from_secs(15);
 
@@ -74,7 +76,8 @@ fn boot(project: &Project, machine: &Machine) -> Result<Outcomes> {
     let step = Step::start(project, "passthrough", "booting a guest in a guest")?;
     let words = variable("APPEND").unwrap_or_default();
     let append = format!(
-        "guest.mode=passthrough guest.limit={INNER_LIMIT} {}",
+        "guest.mode=passthrough guest.limit={INNER_LIMIT} guest.inner={} {}",
+        inner_driver(),
         words.to_string_lossy()
     );
     let boot = Boot {
@@ -118,16 +121,26 @@ fn is_result(line: &str) -> bool {
         .any(|start| line.starts_with(start))
 }
 
+/// `INNER=c`: the inner guest has the driver in C.
+fn inner_driver() -> String {
+    let name = variable("INNER").unwrap_or_else(|| "rust".into());
+    name.to_string_lossy().into_owned()
+}
+
 /// What L1 starts L2 with, as an archive: a QEMU, a kernel, a root.
 fn inner_guest(project: &Project) -> Result<Vec<PathBuf>> {
     let folder = project.build.join(inner::FOLDER);
     fs::create_dir_all(&folder)?;
     let (image, root) = (folder.join("image"), folder.join("root.cpio"));
     {
-        let kernel = kernel::build(project, &vec!["l2".to_owned()])?;
+        let mut flavour = vec!["l2".to_owned()];
+        if inner_driver() == "c" {
+            flavour.push("c".to_owned());
+        }
+        let kernel = kernel::build(project, &flavour)?;
         fs::copy(&kernel.image, &image)
             .with_context(|| format!("cannot copy {}", kernel.image.display()))?;
-        initramfs::build_small(project, &root)?;
+        initramfs::build_small(project, &kernel, &SUITES, &root)?;
     }
     let guest = project.build.join("l2.cpio");
     initramfs::pack_files(&guest, inner::FOLDER, &[image, root])?;
