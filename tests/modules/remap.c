@@ -39,22 +39,22 @@ struct shape {
 	bool queued;
 };
 
-static const struct shape *shape;
+static struct shape shape;
 
 static dma_addr_t first_iova(void)
 {
-	return fn->first + shape->iova;
+	return fn->first + shape.iova;
 }
 
 /* A page on its own behind what is mapped, never unmapped meanwhile */
 static dma_addr_t neighbour_iova(void)
 {
-	return first_iova() + shape->size;
+	return first_iova() + shape.size;
 }
 
 static size_t piece_size(void)
 {
-	return min(shape->size, PIECE_SIZE);
+	return min(shape.size, PIECE_SIZE);
 }
 
 /* In a block from its start, where large pages can map it, or behind that. */
@@ -65,7 +65,7 @@ static void *memory(unsigned int block, bool small)
 
 static int map(void *memory)
 {
-	unsigned int count = shape->size / piece_size();
+	unsigned int count = shape.size / piece_size();
 	unsigned int i;
 	ssize_t ret;
 
@@ -74,7 +74,7 @@ static int map(void *memory)
 		sg_set_buf(&pieces[i], memory, piece_size());
 	ret = iommu_map_sg(dom.domain, first_iova(), pieces, count,
 			   IOMMU_READ | IOMMU_WRITE, GFP_KERNEL);
-	return ret == shape->size ? 0 : test_fail("map: %zd", ret);
+	return ret == shape.size ? 0 : test_fail("%zd bytes were mapped", ret);
 }
 
 static int unmap(void)
@@ -82,15 +82,15 @@ static int unmap(void)
 	struct iommu_iotlb_gather gather;
 	size_t size;
 
-	if (shape->queued) {
+	if (shape.queued) {
 		iommu_iotlb_gather_init(&gather);
 		gather.queued = true;
-		size = iommu_unmap_fast(dom.domain, first_iova(), shape->size, &gather);
+		size = iommu_unmap_fast(dom.domain, first_iova(), shape.size, &gather);
 		iommu_flush_iotlb_all(dom.domain);
 	} else {
-		size = iommu_unmap(dom.domain, first_iova(), shape->size);
+		size = iommu_unmap(dom.domain, first_iova(), shape.size);
 	}
-	return size == shape->size ? 0 : test_fail("unmap: %zu bytes", size);
+	return size == shape.size ? 0 : test_fail("%zu bytes were unmapped", size);
 }
 
 static int check_page(void *memory, size_t offset)
@@ -113,9 +113,9 @@ static int check_data(void *memory)
 	int ret = check_page(memory, 0);
 
 	if (!ret)
-		ret = check_page(memory, shape->size / 2 & ~(PAGE_SIZE - 1));
+		ret = check_page(memory, shape.size / 2 & ~(PAGE_SIZE - 1));
 	if (!ret)
-		ret = check_page(memory, shape->size - PAGE_SIZE);
+		ret = check_page(memory, shape.size - PAGE_SIZE);
 	return ret;
 }
 
@@ -164,7 +164,7 @@ static int remap(void)
 
 	for (i = 0; !ret && i < ARRAY_SIZE(steps); i++) {
 		/* Without large pages all are small. */
-		if (steps[i] && (shape->size < SZ_1M || !has_large_pages()))
+		if (steps[i] && (shape.size < SZ_1M || !has_large_pages()))
 			continue;
 		new = memory(i % 2, steps[i]);
 		ret = map(new);
@@ -187,7 +187,7 @@ static int remap(void)
 
 static int expect_gone(void *memory)
 {
-	size_t last = shape->size - PAGE_SIZE;
+	size_t last = shape.size - PAGE_SIZE;
 
 	if (test_is_calm())
 		return test_expect_outside(PAGES_BESIDE);
@@ -247,7 +247,7 @@ static int attached(int (*check)(void))
 	return ret;
 }
 
-static int run(const struct shape *wanted, int (*check)(void))
+static int run(struct shape wanted, int (*check)(void))
 {
 	int ret;
 
@@ -262,54 +262,57 @@ static int run(const struct shape *wanted, int (*check)(void))
 	return ret;
 }
 
-#define SHAPE(_name, _iova, _size, _queued)				\
-static const struct shape _name = { _iova, _size, _queued };		\
-									\
-static int _name##_remap(void)						\
+#define TEST(_name, _check, _iova, _size, _queued)			\
+static int test_##_name(void)						\
 {									\
-	return run(&_name, remap);					\
-}									\
-									\
-static int _name##_unmapped(void)					\
-{									\
-	return run(&_name, unmapped);					\
+	return run((struct shape) { _iova, _size, _queued }, _check);	\
 }
 
 /* Across page tables' limits */
 #define ASKEW (SZ_16M + SZ_512K)
 
-SHAPE(strict_4k, SZ_16M, SZ_4K, false)
-SHAPE(strict_1m, SZ_16M, SZ_1M, false)
-SHAPE(strict_2m, SZ_16M, SZ_2M, false)
-SHAPE(strict_askew, ASKEW, SZ_2M, false)
-SHAPE(strict_64m, SZ_16M, SZ_64M, false)
-SHAPE(lazy_4k, SZ_16M, SZ_4K, true)
-SHAPE(lazy_1m, SZ_16M, SZ_1M, true)
-SHAPE(lazy_2m, SZ_16M, SZ_2M, true)
-SHAPE(lazy_askew, ASKEW, SZ_2M, true)
-SHAPE(lazy_64m, SZ_16M, SZ_64M, true)
+TEST(strict_4k_remap, remap, SZ_16M, SZ_4K, false)
+TEST(strict_4k_unmapped, unmapped, SZ_16M, SZ_4K, false)
+TEST(strict_1m_remap, remap, SZ_16M, SZ_1M, false)
+TEST(strict_1m_unmapped, unmapped, SZ_16M, SZ_1M, false)
+TEST(strict_2m_remap, remap, SZ_16M, SZ_2M, false)
+TEST(strict_2m_unmapped, unmapped, SZ_16M, SZ_2M, false)
+TEST(strict_askew_remap, remap, ASKEW, SZ_2M, false)
+TEST(strict_askew_unmapped, unmapped, ASKEW, SZ_2M, false)
+TEST(strict_64m_remap, remap, SZ_16M, SZ_64M, false)
+TEST(strict_64m_unmapped, unmapped, SZ_16M, SZ_64M, false)
+TEST(lazy_4k_remap, remap, SZ_16M, SZ_4K, true)
+TEST(lazy_4k_unmapped, unmapped, SZ_16M, SZ_4K, true)
+TEST(lazy_1m_remap, remap, SZ_16M, SZ_1M, true)
+TEST(lazy_1m_unmapped, unmapped, SZ_16M, SZ_1M, true)
+TEST(lazy_2m_remap, remap, SZ_16M, SZ_2M, true)
+TEST(lazy_2m_unmapped, unmapped, SZ_16M, SZ_2M, true)
+TEST(lazy_askew_remap, remap, ASKEW, SZ_2M, true)
+TEST(lazy_askew_unmapped, unmapped, ASKEW, SZ_2M, true)
+TEST(lazy_64m_remap, remap, SZ_16M, SZ_64M, true)
+TEST(lazy_64m_unmapped, unmapped, SZ_16M, SZ_64M, true)
 
 static const struct test_case cases[] = {
-	{ "strict: 4K mapped again", strict_4k_remap },
-	{ "strict: 4K unmapped", strict_4k_unmapped },
-	{ "strict: 1M mapped again", strict_1m_remap },
-	{ "strict: 1M unmapped", strict_1m_unmapped },
-	{ "strict: 2M mapped again", strict_2m_remap },
-	{ "strict: 2M unmapped", strict_2m_unmapped },
-	{ "strict: 2M askew mapped again", strict_askew_remap },
-	{ "strict: 2M askew unmapped", strict_askew_unmapped },
-	{ "strict: 64M mapped again", strict_64m_remap },
-	{ "strict: 64M unmapped", strict_64m_unmapped },
-	{ "lazy: 4K mapped again", lazy_4k_remap },
-	{ "lazy: 4K unmapped", lazy_4k_unmapped },
-	{ "lazy: 1M mapped again", lazy_1m_remap },
-	{ "lazy: 1M unmapped", lazy_1m_unmapped },
-	{ "lazy: 2M mapped again", lazy_2m_remap },
-	{ "lazy: 2M unmapped", lazy_2m_unmapped },
-	{ "lazy: 2M askew mapped again", lazy_askew_remap },
-	{ "lazy: 2M askew unmapped", lazy_askew_unmapped },
-	{ "lazy: 64M mapped again", lazy_64m_remap },
-	{ "lazy: 64M unmapped", lazy_64m_unmapped },
+	{ "strict: 4K mapped again", test_strict_4k_remap },
+	{ "strict: 4K unmapped", test_strict_4k_unmapped },
+	{ "strict: 1M mapped again", test_strict_1m_remap },
+	{ "strict: 1M unmapped", test_strict_1m_unmapped },
+	{ "strict: 2M mapped again", test_strict_2m_remap },
+	{ "strict: 2M unmapped", test_strict_2m_unmapped },
+	{ "strict: 2M askew mapped again", test_strict_askew_remap },
+	{ "strict: 2M askew unmapped", test_strict_askew_unmapped },
+	{ "strict: 64M mapped again", test_strict_64m_remap },
+	{ "strict: 64M unmapped", test_strict_64m_unmapped },
+	{ "lazy: 4K mapped again", test_lazy_4k_remap },
+	{ "lazy: 4K unmapped", test_lazy_4k_unmapped },
+	{ "lazy: 1M mapped again", test_lazy_1m_remap },
+	{ "lazy: 1M unmapped", test_lazy_1m_unmapped },
+	{ "lazy: 2M mapped again", test_lazy_2m_remap },
+	{ "lazy: 2M unmapped", test_lazy_2m_unmapped },
+	{ "lazy: 2M askew mapped again", test_lazy_askew_remap },
+	{ "lazy: 2M askew unmapped", test_lazy_askew_unmapped },
+	{ "lazy: 64M mapped again", test_lazy_64m_remap },
+	{ "lazy: 64M unmapped", test_lazy_64m_unmapped },
 	{}
 };
 
