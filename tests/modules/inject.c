@@ -476,9 +476,13 @@ static int on_free_pages(struct kprobe *probe, struct pt_regs *regs)
 	return 0;
 }
 
+/* Armed where it is needed, and then for good: in a small kernel the function
+ * begins with a compare and branch, which an emulator's single step gets wrong.
+ */
 static struct kprobe free_pages_probe = {
 	.symbol_name = "iommu_free_pages",
 	.pre_handler = on_free_pages,
+	.flags = KPROBE_FLAG_DISABLED,
 };
 
 /**
@@ -488,6 +492,7 @@ void inject_watch(void)
 {
 	WRITE_ONCE(watched_is_freed, false);
 	WRITE_ONCE(watched, phys_to_virt(inject.counts.table & PAGE_MASK));
+	enable_kprobe(&free_pages_probe);
 }
 EXPORT_SYMBOL_GPL(inject_watch);
 

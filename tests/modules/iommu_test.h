@@ -42,11 +42,13 @@ struct test_setup {
  * @name: what is tested
  * @run: the test; 0, TEST_SKIPPED, or a negative error
  * @setup: what it starts from, or NULL
+ * @breaks: whether it provokes an error event, also where test_is_calm()
  */
 struct test_case {
 	const char *name;
 	int (*run)(void);
 	const struct test_setup *setup;
+	bool breaks;
 };
 
 int test_run(const char *suite, const struct test_case *cases);
@@ -205,7 +207,14 @@ int test_run_on(struct test_domain *dom, struct test_queue *queue);
 int test_expect_running(struct test_domain *dom);
 int test_expect_blocked(struct test_domain *dom, struct test_queue *queue,
 			void *page);
+int test_expect_gone(struct test_domain *dom, struct test_queue *queue,
+		     void *page, dma_addr_t iova);
 int test_break(struct test_function *fn);
+
+/* In a guest with a function that is passed through */
+
+bool test_is_calm(void);
+int test_expect_outside(unsigned int pages);
 
 /* What the machine is asked: counted, recorded, refused */
 

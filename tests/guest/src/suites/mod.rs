@@ -10,7 +10,7 @@ mod hotplug;
 mod kunit;
 mod kvm;
 mod module;
-mod modules;
+pub mod modules;
 mod nic;
 mod nvme;
 mod pressure;
@@ -36,6 +36,7 @@ const SUITES: &[Entry] = &[
     ("seeing", seeing::run),
     ("api", |suite, cmdline| modules::run(suite, cmdline, "iommu_api")),
     ("dma", |suite, cmdline| modules::run(suite, cmdline, "dma")),
+    ("remap", |suite, cmdline| modules::run(suite, cmdline, "remap")),
     ("attach", |suite, cmdline| modules::run(suite, cmdline, "attach")),
     ("transitions", |suite, cmdline| modules::run(suite, cmdline, "transitions")),
     ("refuse", |suite, cmdline| modules::run(suite, cmdline, "refuse")),
