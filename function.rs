@@ -802,15 +802,17 @@ impl Function {
         target: Target<'_>,
     ) -> Result<(), Refusal> {
         fence(Ordering::SeqCst);
-        let mut at = Some(self.window.start());
-        while let Some(from) = at {
+        let mut rest = Some(self.window);
+        while let Some(window) = rest {
             let next = match everything {
-                true => Some(Range::ALL),
-                false => Space::next_known_of(spaces, from),
+                true => Some(window),
+                false => Space::next_known_of(spaces, window.start()),
             };
-            let Some(known) = next else { break };
-            let Some(range) = known.clip(self.window) else { break };
-            at = range.last().checked_add(1);
+            let Some(range) = next.and_then(|known| known.clip(window)) else {
+                break;
+            };
+            let after = range.last().checked_add(1);
+            rest = after.and_then(|start| Range::new(start, window.last()));
             match self.refresh(range, 0) {
                 Err(Refusal::Resources) => {
                     // All that was unmapped is found by this one, if not before.

@@ -362,7 +362,8 @@ impl<O: Orders> Tree<O> {
             assert_eq!(self.lookup(page), pages.contains(&page), "page {page}");
         }
         drop(self.tree);
-        for table in self.tables.lock().unwrap().iter() {
+        // The vacant tables, which were made first, stay.
+        for table in self.tables.lock().unwrap().iter().skip(4) {
             assert!(table.freed, "a lost {:?} table", table.shape);
         }
     }

@@ -7,8 +7,8 @@ use anyhow::{Result, ensure};
 use crate::block::{KIB, MIB, Transfer};
 use crate::cmdline::Cmdline;
 use crate::function::Function;
-use crate::ktap::Suite;
 use crate::kmsg;
+use crate::ktap::Suite;
 use crate::module::Module;
 
 /// Refuses every n-th refresh, of any function.
