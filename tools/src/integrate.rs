@@ -75,6 +75,7 @@ pub fn integrate(root: &Path, source: &Source) -> Result<Report> {
     if !is_same_folder(root, &place) {
         let names: Vec<String> = wanted.into_iter().map(|patch| patch.name).collect();
         copy_files(&root.join(PATCHES), &place.join(APPLIED), &names)?;
+        let _ = fs::remove_file(place.join(BY_EDITOR));
     }
     Ok(Report {
         version,
