@@ -8,7 +8,7 @@ use crate::{
     guest::Machine,
     kernel::{self, Flavour, Kernel},
     ktap::Outcome,
-    lint,
+    lint, passthrough,
     project::{variable, Project},
     qemu::Boot,
     readme,
@@ -86,11 +86,13 @@ pub enum Part {
     Guest,
     /// the driver as a module
     Module,
+    /// a guest inside the guest, on a function that is passed through
+    Passthrough,
     /// `make run`, and that the README shows what is printed
     Readme,
 }
 
-const ALL: [Part; 13] = [
+const ALL: [Part; 14] = [
     Part::License,
     Part::Format,
     Part::Docs,
@@ -103,6 +105,7 @@ const ALL: [Part; 13] = [
     Part::Checkpatch,
     Part::Guest,
     Part::Module,
+    Part::Passthrough,
     // Looks at the results of all others.
     Part::Readme,
 ];
@@ -232,6 +235,17 @@ impl Suite<'_> {
             }),
             Part::Guest => self.guest(),
             Part::Module => self.module(),
+            Part::Passthrough => {
+                // Its two kernels want the cache, one after the other.
+                self.kernel = None;
+                let counts = passthrough::short(self.project, self.flavour);
+                let count = counts.map(|(passed, failed, skipped)| Count {
+                    passed,
+                    failed,
+                    skipped,
+                });
+                self.keep("passthrough", count);
+            }
             Part::Readme => self.readme(),
         }
     }
