@@ -1297,10 +1297,7 @@ impl<M: Memory> DmaTable<M> {
     /// # Errors
     ///
     /// That of `wait`.
-    pub(crate) fn visit<E>(
-        &self,
-        wait: impl FnMut() -> Result<(), E>,
-    ) -> Result<Visit<'_, M>, E> {
+    pub(crate) fn visit<E>(&self, wait: impl FnMut() -> Result<(), E>) -> Result<Visit<'_, M>, E> {
         Ok(Visit {
             tree: self,
             _passage: self.gate.visitor(wait)?,
@@ -1334,8 +1331,7 @@ impl<M: Memory> DmaTable<M> {
     #[inline]
     fn segments_of(&self, root: Root, iova: Iova) -> Result<Table<'_, Segment, M>, u64> {
         let third = self.third_table(root, iova)?;
-        self.peek::<Third>(third.cell(iova))
-            .ok_or(span::<Third>())
+        self.peek::<Third>(third.cell(iova)).ok_or(span::<Third>())
     }
 
     /// What the first run of entries at or after that of `iova` translates which

@@ -424,9 +424,7 @@ impl Space {
         let used = used.and_then(|(start, last)| Range::new(start.0, last.0));
         let marked = self.pending.next_marked(iova);
         let both = [used, marked];
-        both.into_iter()
-            .flatten()
-            .min_by_key(|range| range.start())
+        both.into_iter().flatten().min_by_key(|range| range.start())
     }
 
     /// The next range at or after `iova` that a machine may know something of from

@@ -365,8 +365,10 @@ impl Function {
             // DMA is blocked as well.
         } else if state.refuses_reregister.is_some() {
             if !self.take_table(state) {
-                self.zdev
-                    .complain(c"refused to give its table back; reset it", c"to be blocked");
+                self.zdev.complain(
+                    c"refused to give its table back; reset it",
+                    c"to be blocked",
+                );
             }
         } else {
             if let Err(refusal) = self.tell(state, Target::Empty) {
@@ -442,6 +444,8 @@ impl Function {
         self.stop_refreshes();
         state.machine = Machine::Nothing;
         state.refuses_reregister = None;
+        // Nothing is known to the machine any more.
+        self.missed.store(false, Ordering::Relaxed);
         state.settle();
     }
 
@@ -542,11 +546,7 @@ impl Function {
     /// # Context
     ///
     /// Any; after a full barrier.
-    pub(crate) fn refresh_all(
-        &self,
-        ranges: &[Range],
-        counter: &AtomicU64,
-    ) -> Result<(), Refusal> {
+    pub(crate) fn refresh_all(&self, ranges: &[Range], counter: &AtomicU64) -> Result<(), Refusal> {
         for range in ranges {
             let Some(range) = range.clip(self.window) else {
                 continue;
@@ -695,22 +695,27 @@ impl Function {
     /// Registers a table and refreshes what it maps, and what was there before.
     fn translate(&self, state: &mut State, target: Target<'_>) -> Result<(), Refusal> {
         let from_nothing = state.machine == Machine::Nothing;
-        let idle = from_nothing
-            || state.machine == Machine::Unknown
-            || self.has(state, Target::Empty);
-        // What the machine knows is not known.
-        let uncertain = !from_nothing && (!state.settled || state.machine == Machine::Unknown);
+        let idle =
+            from_nothing || state.machine == Machine::Unknown || self.has(state, Target::Empty);
+        // What the machine knows is not known, and a flush may have missed it.
+        let missed = self.missed.swap(false, Ordering::Relaxed);
+        let uncertain =
+            !from_nothing && (missed || !state.settled || state.machine == Machine::Unknown);
         let old = match &state.attached {
             Attached::Space(space) if !from_nothing => Some(space.clone()),
             _ => None,
         };
         let may_gap = idle && !matches!(target, Target::Empty);
-        let gapless = self.register_table(state, self.table(target), may_gap)?;
+        let table = self.table(target);
+        let gapless = self
+            .register_table(state, table, may_gap)
+            .inspect_err(|_| self.missed.store(missed, Ordering::Relaxed))?;
         let new = match target {
             Target::Space(space) => Some(&**space),
             _ => None,
         };
         self.refresh_known(uncertain || !gapless, [old.as_deref(), new], target)
+            .inspect_err(|_| self.missed.store(true, Ordering::Relaxed))
     }
 
     /// Registers a table, and makes flushes reach the function. Returns whether they

@@ -93,7 +93,9 @@ impl PagesList {
         // SAFETY: The closure initialises the whole of the slot, which is pinned.
         unsafe {
             pin_init::pin_init_from_closure(|slot: *mut Self| {
-                bindings::INIT_LIST_HEAD(&raw mut (*slot.cast::<bindings::iommu_pages_list>()).pages);
+                bindings::INIT_LIST_HEAD(
+                    &raw mut (*slot.cast::<bindings::iommu_pages_list>()).pages,
+                );
                 Ok::<(), core::convert::Infallible>(())
             })
         }

@@ -430,8 +430,7 @@ impl Zdev {
         let mut status = 0;
         let fib: *mut Fib = fib;
         // SAFETY: `Fib` has the layout of `struct zpci_fib`.
-        let cc =
-            unsafe { bindings::zpci_mod_fc(self.request(operation), fib.cast(), &mut status) };
+        let cc = unsafe { bindings::zpci_mod_fc(self.request(operation), fib.cast(), &mut status) };
         Outcome { cc, status }
     }
 
@@ -456,11 +455,13 @@ impl Zdev {
     pub(crate) fn registered(self) -> Result<Registered, Refusal> {
         let fib = self.store_controls()?;
         let controls = fib.0[Fib::CONTROLS];
-        Ok(if controls & Fib::ENABLED == 0 || controls & Fib::DMA_ENABLED == 0 {
-            Registered::Nothing
-        } else {
-            Registered::This(Designation(fib.0[Fib::ANCHOR]))
-        })
+        Ok(
+            if controls & Fib::ENABLED == 0 || controls & Fib::DMA_ENABLED == 0 {
+                Registered::Nothing
+            } else {
+                Registered::This(Designation(fib.0[Fib::ANCHOR]))
+            },
+        )
     }
 
     /// *Store PCI Function Controls*. A machine that is busy is asked again for a

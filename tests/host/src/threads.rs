@@ -318,7 +318,10 @@ impl<O: Orders> Tree<O> {
 
     /// Looks for a page that it does not own. What it finds is there or was.
     fn visit(&self, page: u64) {
-        let visit = self.tree.visit(|| Ok::<(), ()>(thread::yield_now())).expect("no error");
+        let visit = self
+            .tree
+            .visit(|| Ok::<(), ()>(thread::yield_now()))
+            .expect("no error");
         let found = visit.find(Iova(page * PAGE_SIZE)).expect("in reach");
         assert!(found.map_or(true, |found| found.phys == Phys(phys(page))));
     }

@@ -27,7 +27,8 @@ fn replace(depth: Depth, size: u64, frames: [bool; 2], between: impl Fn(&HostMem
     let memory = HostMemory::default();
     let tree = DmaTable::new(&memory, memory.vacant(), depth, (), AtomicU64::new)
         .expect("there is memory");
-    tree.keep_entries_valid(|| Err(())).expect("nobody is waited for");
+    tree.keep_entries_valid(|| Err(()))
+        .expect("nobody is waited for");
     let mut retired = Retired::new(&memory);
     let iova = 4 * GIB;
     let top = Level::TOPS[depth as usize - 1];
@@ -36,12 +37,18 @@ fn replace(depth: Depth, size: u64, frames: [bool; 2], between: impl Fn(&HostMem
     unsafe {
         for (round, frames) in frames.into_iter().enumerate() {
             let phys = (round as u64 + 1) << 40;
-            assert_eq!(tree.map(mapping(iova, phys, size, frames), ()), (size, Ok(())));
+            assert_eq!(
+                tree.map(mapping(iova, phys, size, frames), ()),
+                (size, Ok(()))
+            );
             let last = walker::find(&memory, origin, top, iova + size - PAGE_SIZE);
             let Ok(Found::Leaf(leaf)) = last else {
                 panic!("round {round}: the last page is not mapped")
             };
-            assert_eq!(leaf.phys & !(leaf.size - 1), (phys + size - PAGE_SIZE) & !(leaf.size - 1));
+            assert_eq!(
+                leaf.phys & !(leaf.size - 1),
+                (phys + size - PAGE_SIZE) & !(leaf.size - 1)
+            );
             assert_eq!(tree.unmap(Iova(iova), size, &mut retired), size);
             retired.refresh();
             between(&memory, origin);
@@ -77,7 +84,13 @@ fn ends_at_pages(memory: &HostMemory, origin: u64, top: Level, iova: u64, size: 
 #[test]
 fn what_was_unmapped_ends_at_invalid_pages() {
     for depth in [Depth::Third, Depth::Second, Depth::First] {
-        for size in [FRAME_SIZE, 2 * FRAME_SIZE, 64 * FRAME_SIZE, 2 * GIB, 4 * GIB] {
+        for size in [
+            FRAME_SIZE,
+            2 * FRAME_SIZE,
+            64 * FRAME_SIZE,
+            2 * GIB,
+            4 * GIB,
+        ] {
             for frames in [[false, true], [true, false]] {
                 let top = Level::TOPS[depth as usize - 1];
                 replace(depth, size, frames, |memory, origin| {
