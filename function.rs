@@ -434,8 +434,10 @@ impl Function {
     /// May sleep.
     pub(crate) fn disabled(&self) {
         let mut state = self.state.lock();
+        state.refuses_reregister = None;
         // Flushes leave it alone already, see `stop_refreshes`.
         if state.machine == Machine::Nothing {
+            self.missed.store(false, Ordering::Relaxed);
             return;
         }
         if matches!(self.zdev.registered(), Ok(Registered::This(_))) {
@@ -443,7 +445,6 @@ impl Function {
         }
         self.stop_refreshes();
         state.machine = Machine::Nothing;
-        state.refuses_reregister = None;
         // Nothing is known to the machine any more.
         self.missed.store(false, Ordering::Relaxed);
         state.settle();

@@ -88,7 +88,7 @@ fn shown() -> Result<()> {
     Pages::expect(before, 0, "freed")
 }
 
-const DOMAINS: &str = "/sys/kernel/debug/s390-iommu/domains";
+const DOMAINS: &str = "/sys/kernel/debug/s390_iommu/domains";
 
 /// What the driver's largest domain says of its tables, in bytes.
 fn largest() -> Result<u64> {
