@@ -92,10 +92,11 @@ fn serve(zdev: Zdev) -> Result {
         zdev.set_domain(BLOCKED.as_raw());
         return Ok(());
     };
+    let function = Arc::pin_init(function, GFP_KERNEL)?;
     let served = Served {
         registration: None,
         shown: None,
-        function: Arc::pin_init(function, GFP_KERNEL)?,
+        function: function.clone(),
     };
     let served = KBox::into_raw(KBox::new(served, GFP_KERNEL)?);
     zdev.set_domain(BLOCKED.as_raw());
@@ -117,7 +118,6 @@ fn serve(zdev: Zdev) -> Result {
             // function, see `end`.
             unsafe {
                 (*served).registration = Some(registration);
-                let function = (*(&raw const (*served).function)).clone();
                 (*served).shown = seen::show_function(&function);
             }
             Ok(())

@@ -160,7 +160,10 @@ pub fn run(project: &Project, flavour: &Flavour) -> Result<()> {
         Some(names) => only(project, flavour, &parts(&names.to_string_lossy())?),
         // A guest inside a guest takes minutes on two processors: by name only.
         None => {
-            let default: Vec<_> = ALL.into_iter().filter(|p| *p != Part::Passthrough).collect();
+            let default: Vec<_> = ALL
+                .into_iter()
+                .filter(|p| *p != Part::Passthrough)
+                .collect();
             only(project, flavour, &default)
         }
     }

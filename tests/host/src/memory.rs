@@ -97,11 +97,11 @@ impl HostMemory {
         tables.vacant();
         let (mine, fresh) = (self.state(), tables.state());
         mine.tables.iter().zip(&fresh.tables).all(|(mine, fresh)| {
-            let pairs = mine.cells.iter().zip(fresh.cells.iter());
+            let mut pairs = mine.cells.iter().zip(fresh.cells.iter());
             let same = |(a, b): (&AtomicU64, &AtomicU64)| {
                 a.load(Ordering::Relaxed) == b.load(Ordering::Relaxed)
             };
-            mine.life == Life::Shared && pairs.map(same).all(|same| same)
+            mine.life == Life::Shared && pairs.all(same)
         })
     }
 
