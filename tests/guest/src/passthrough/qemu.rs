@@ -22,6 +22,8 @@ const PATIENCE: &str =
 /// What its complaints begin with, and how many of them are shown.
 const COMPLAINT: &str = "qemu-system-s390x: ";
 const SHOWN: usize = 10;
+/// What it says when it stops its guest for good.
+const STOPPED: &str = "Unrecoverable error detected";
 
 /// A running QEMU; stopped when dropped.
 pub struct Qemu {
@@ -80,6 +82,7 @@ impl Qemu {
                     if self.complaints <= SHOWN {
                         say!("l2| {line}");
                     }
+                    ensure!(!line.contains(STOPPED), "an error event stopped L2: {line}");
                 }
                 Ok(line) => {
                     say!("l2| {line}");
