@@ -568,6 +568,55 @@ int inject_pause_end(void)
 }
 EXPORT_SYMBOL_GPL(inject_pause_end);
 
+static int hide_disable(struct kprobe *probe, struct pt_regs *regs)
+{
+	return return_early(regs, 0);
+}
+
+static struct kprobe disable_probe = {
+	.symbol_name = "zpci_iommu_disabled",
+	.pre_handler = hide_disable,
+};
+
+/**
+ * inject_hide_disable() - whether the driver does not learn that a function was
+ *	disabled, as when the machine disables it
+ * @hide: whether to hide it
+ *
+ * Returns: 0, or an error: this driver is never told
+ */
+int inject_hide_disable(bool hide)
+{
+	if (hide) {
+		disable_probe.addr = NULL;
+		disable_probe.flags = 0;
+		return register_kprobe(&disable_probe);
+	}
+	unregister_kprobe(&disable_probe);
+	return 0;
+}
+EXPORT_SYMBOL_GPL(inject_hide_disable);
+
+/**
+ * inject_disabled() - tell the driver that a function was disabled
+ * @fn: the function
+ *
+ * Returns: 0, or an error: this driver is never told
+ */
+int inject_disabled(struct test_function *fn)
+{
+	void (*disabled)(struct zpci_dev *zdev);
+	int ret = inject_hide_disable(true);
+
+	if (ret)
+		return ret;
+	disabled = (void *)disable_probe.addr;
+	inject_hide_disable(false);
+	disabled(to_zpci(fn->pdev));
+	return 0;
+}
+EXPORT_SYMBOL_GPL(inject_disabled);
+
 int inject_init(void)
 {
 	int ret = register_kprobe(&mod_fc_probe);

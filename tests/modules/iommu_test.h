@@ -284,5 +284,7 @@ void inject_refuse_refresh(struct test_function *fn, int error,
 void inject_refuse_from_refresh(struct test_function *fn, int error,
 				unsigned long operations);
 unsigned int inject_refused(void);
+int inject_hide_disable(bool hide);
+int inject_disabled(struct test_function *fn);
 
 #endif /* IOMMU_TEST_H */

@@ -285,11 +285,97 @@ static int test_refused(void)
 	return ret ? ret : check_dma(&pair[0]);
 }
 
+/* What CPUs do at the same time: they unmap, and flush. */
+static void unmap_and_flush(void)
+{
+	iommu_unmap(pair[0].domain, data_iova(fn), PAGE_SIZE);
+	iommu_flush_iotlb_all(pair[0].domain);
+}
+
+/* The machine disables the function; the driver learns of it when the function is
+ * about to be enabled. Until it is registered, no flush may ask for it.
+ */
+static int enable_disabled(void)
+{
+	struct zpci_dev *zdev = to_zpci(fn->pdev);
+	int ret;
+
+	guard(mutex)(&zdev->kzdev_lock);
+	if (inject_hide_disable(true))
+		return test_skip("this driver is not told of a function that is disabled");
+	ret = take_down();
+	inject_hide_disable(false);
+	if (ret)
+		return ret;
+	inject_reset();
+	inject_record(fn);
+	ret = inject_pause_start(fn, 0, unmap_and_flush);
+	if (ret)
+		return test_fail("pause: error %d", ret);
+	ret = bring_up(0);
+	if (!inject_pause_end() && !ret)
+		ret = test_fail("nobody was held up");
+	return ret;
+}
+
+static int test_disabled_by_machine(void)
+{
+	struct inject_step steps[INJECT_STEPS];
+	unsigned int i, count;
+	int ret = attach_mapped();
+
+	if (!ret)
+		ret = check_dma(&pair[0]);
+	if (!ret)
+		ret = enable_disabled();
+	if (ret)
+		return ret;
+	count = inject_steps(steps);
+	for (i = 0; i < count && steps[i].operation != FC_REGISTER; i++) {
+		if (!steps[i].operation)
+			return test_fail("refreshed before anything was registered");
+	}
+	ret = expect_registered(0);
+	if (!ret)
+		ret = test_map_page(&pair[0], data_iova(fn), pair[0].data);
+	return ret ? ret : check_dma(&pair[0]);
+}
+
+/* Somebody else enables the function between the end of its disabling and the
+ * moment when the driver is told. It translates then, and flushes must go on.
+ */
+static int test_enabled_meanwhile(void)
+{
+	struct inject_counts counts;
+	int ret = attach_mapped();
+
+	if (!ret)
+		ret = check_dma(&pair[0]);
+	if (!ret)
+		ret = cycle(0);
+	if (ret)
+		return ret;
+	/* The end of a disabling that is late: the function has a table again */
+	if (inject_disabled(fn))
+		return test_skip("this driver is not told of a function that is disabled");
+	inject_reset();
+	unmap_and_flush();
+	inject_counts(&counts);
+	if (!counts.refreshes)
+		return test_fail("an unmap did not refresh an enabled function");
+	ret = test_map_page(&pair[0], data_iova(fn), pair[0].data);
+	return ret ? ret : check_dma(&pair[0]);
+}
+
 static const struct test_case cases[] = {
 	{ "with a domain attached, with and without a guest", test_reenable, &two_domains },
 	{ "a mapping that changed in between means the new page", test_changed, &two_domains },
 	{ "replace and block name the guest", test_designation, &two_domains },
 	{ "blocked: nothing is registered before an attach", test_blocked, &two_domains },
+	{ "disabled by the machine: no flush before it is registered again",
+	  test_disabled_by_machine, &two_domains },
+	{ "enabled again before the driver is told that it was disabled",
+	  test_enabled_meanwhile, &two_domains },
 	{ "a refused registration leaves the function disabled", test_refused, &two_domains },
 	{}
 };

@@ -280,9 +280,9 @@ static int test_first_refresh(void)
 }
 
 /* The new table's refresh is refused, and then these operations, by which the
- * old table would come back. The new domain goes.
+ * old table would come back; so often as it is tried. The new domain goes.
  */
-static int lose_both(unsigned long operations)
+static int lose_both(unsigned long operations, unsigned int tries)
 {
 	int ret = test_domain_map(&pair[1], &queue);
 
@@ -297,6 +297,8 @@ static int lose_both(unsigned long operations)
 	ret = expect_refusal(test_replace(&pair[1]));
 	if (!ret && inject_refused() < 2)
 		ret = test_fail("the old table was not put back");
+	while (!ret && --tries)
+		ret = expect_refusal(test_replace(&pair[1]));
 	if (!ret && current_domain() != pair[0].domain)
 		ret = test_fail("the core has another domain");
 	if (!ret && (inject_table() == table) != !!(operations & BIT(FC_DEREGISTER)))
@@ -308,15 +310,15 @@ static int lose_both(unsigned long operations)
 
 static int test_restore(void)
 {
-	int ret = lose_both(BIT(FC_REREGISTER));
+	int ret = lose_both(BIT(FC_REREGISTER), 1);
 
 	return ret ? ret : expect_only_blocked(left);
 }
 
 /* What was refused can be attached by a reset. */
-static int test_restore_reset(void)
+static int restore_reset(unsigned int tries)
 {
-	int ret = lose_both(FC_ALL_TABLES);
+	int ret = lose_both(FC_ALL_TABLES, tries);
 
 	if (!ret && inject_is_freed())
 		ret = test_fail("the table was freed, and the machine has it");
@@ -329,6 +331,17 @@ static int test_restore_reset(void)
 	if (!ret)
 		ret = test_expect_running(&pair[0]);
 	return ret ? ret : expect_to_run(&pair[1]);
+}
+
+static int test_restore_reset(void)
+{
+	return restore_reset(1);
+}
+
+/* The tables that the machine may have are kept once, not once for each try. */
+static int test_restore_often(void)
+{
+	return restore_reset(3);
 }
 
 /* In the error state, until the kernel may recover the function: it takes the
@@ -673,6 +686,31 @@ static int test_block_by_deregistration(void)
 	return ret ? ret : expect_only_blocked_renewed();
 }
 
+/* The core frees a domain that the function is attached to when it could not
+ * attach it to anything else. The machine must not keep its table, nor the
+ * counters their pointer.
+ */
+static int test_freed_attached(void)
+{
+	struct zpci_dev *zdev = to_zpci(fn->pdev);
+	struct iommu_domain *freed = pair[0].domain;
+	int ret = test_domain_map(&pair[0], &queue);
+
+	if (!ret)
+		ret = find_table(&pair[0], &table);
+	if (ret)
+		return ret;
+	ret = test_domain_renew(&pair[0], &left);
+	if (!ret && zdev->s390_domain == freed)
+		ret = test_fail("the counters point to the freed domain");
+	if (!ret && inject_table() == table)
+		ret = test_fail("the machine has the freed domain's table");
+	/* The core believes that the freed one is attached. */
+	if (!ret)
+		ret = expect_to_run(&pair[1]);
+	return ret;
+}
+
 static const struct test_case cases[] = {
 	{ "attach from a paging domain", test_paging_to_paging, &two_domains },
 	{ "attach from a paging domain, twenty times", test_again_and_back, &two_domains },
@@ -685,6 +723,9 @@ static const struct test_case cases[] = {
 	{ "refresh after the first registration", test_first_refresh, &unregistered },
 	{ "new table, then the old one", test_restore, &two_domains },
 	{ "new table, then everything; a reset", test_restore_reset, &two_domains },
+	{ "new table, then everything, three times; a reset", test_restore_often,
+	  &two_domains },
+	{ "a domain is freed while it is attached", test_freed_attached, &two_domains },
 	{ "attach in the error state", test_attach_in_error, &two_domains },
 	{ "block in the error state", test_block_in_error, &two_domains },
 	{ "map: refresh without resources is tried again", test_map_no_memory, &two_domains },
