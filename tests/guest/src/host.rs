@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
-//! What only the owner of the machine can do: plug and unplug devices.
+//! What only the owner of the machine can do: plug and unplug devices, have their
+//! instructions refused.
 //!
 //! A wish is a line on the console, which the program that started the machine
 //! reads (`tools/src/hotplug.rs`). It answers with a line when it was done; by
@@ -19,6 +20,12 @@ pub fn plug(device: &str) -> Result<()> {
 /// that tells of its end may come later.
 pub fn unplug(device: &str) -> Result<()> {
     ask("unplug", device)
+}
+
+/// Has instructions for a device's function refused, `OP:SKIP:COUNT:CC:STATUS`, as
+/// `integration/qemu/0006-fault.patch` describes it.
+pub fn fault(device: &str, what: &str) -> Result<()> {
+    ask("fault", &format!("{device} {what}"))
 }
 
 fn ask(verb: &str, device: &str) -> Result<()> {
