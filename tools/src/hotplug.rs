@@ -4,8 +4,9 @@
 //!
 //! The guest prints a line on its console, `guest: want plug NAME`, `guest: want
 //! unplug NAME` or `guest: want fault NAME OP:SKIP:COUNT:CC:STATUS`
-//! (`integration/qemu`), and reads a line there when it was done. The name
-//! is a device of [`DEVICES`]. QEMU is told over QMP, on a socket that it inherits:
+//! (`integration/qemu`), and reads a line there when it was done. The answer to
+//! `guest: want left NAME` is what is left of a fault. The name is a device of
+//! [`DEVICES`]. QEMU is told over QMP, on a socket that it inherits:
 //! no path that could be too long or left behind.
 
 use crate::qemu::{Device, DEVICES};
@@ -30,6 +31,7 @@ enum Wish<'a> {
     Plug(&'a str),
     Unplug(&'a str),
     Fault(&'a str, &'a str),
+    Left(&'a str),
 }
 
 impl<'a> Wish<'a> {
@@ -38,6 +40,7 @@ impl<'a> Wish<'a> {
         match verb {
             "plug" => Some(Self::Plug(name)),
             "unplug" => Some(Self::Unplug(name)),
+            "left" => Some(Self::Left(name)),
             "fault" => name
                 .split_once(' ')
                 .map(|(name, what)| Self::Fault(name, what)),
@@ -79,17 +82,20 @@ impl Hotplug {
             self.qmp.handshake()?;
             self.is_greeted = true;
         }
-        let (Wish::Plug(name) | Wish::Unplug(name) | Wish::Fault(name, _)) = wish;
+        let (Wish::Plug(name) | Wish::Unplug(name) | Wish::Fault(name, _) | Wish::Left(name)) =
+            wish;
         let Some(device) = DEVICES.iter().find(|device| device.id == name) else {
             bail!("the guest wants {wish:?}, there is no such device");
         };
-        match wish {
-            Wish::Plug(_) => self.plug(device),
-            Wish::Unplug(_) => self.unplug(device),
-            Wish::Fault(_, what) => self.fault(device, what),
+        let done = |()| "done".to_owned();
+        let answer = match wish {
+            Wish::Plug(_) => self.plug(device).map(done),
+            Wish::Unplug(_) => self.unplug(device).map(done),
+            Wish::Fault(_, what) => self.fault(device, what).map(done),
+            Wish::Left(_) => self.left(device),
         }
         .with_context(|| format!("QEMU does not do what the guest wants, {wish:?}"))?;
-        writeln!(keyboard, "done").context("the guest does not listen")
+        writeln!(keyboard, "{answer}").context("the guest does not listen")
     }
 
     fn plug(&mut self, device: &Device) -> Result<()> {
@@ -131,11 +137,20 @@ impl Hotplug {
     /// have a name for this: that of the device behind `zpci-`.
     fn fault(&mut self, device: &Device, what: &str) -> Result<()> {
         self.qmp.execute(&qmp::qom_set {
-            path: format!("/machine/peripheral/zpci-{}", device.id),
-            property: "x-fault".to_owned(),
+            path: zpci_path(device),
+            property: FAULT.to_owned(),
             value: what.into(),
         })?;
         Ok(())
+    }
+
+    /// What is left of it, in the same notation.
+    fn left(&mut self, device: &Device) -> Result<String> {
+        let left = self.qmp.execute(&qmp::qom_get {
+            path: zpci_path(device),
+            property: FAULT.to_owned(),
+        })?;
+        Ok(left.as_str().context("a fault is a text")?.to_owned())
     }
 
     /// Whether the machine has a device of this id.
@@ -144,6 +159,13 @@ impl Hotplug {
         let children = self.qmp.execute(&qmp::qom_list { path })?;
         Ok(children.iter().any(|child| child.name == id))
     }
+}
+
+/// The property of a zPCI function that has its instructions refused.
+const FAULT: &str = "x-fault";
+
+fn zpci_path(device: &Device) -> String {
+    format!("/machine/peripheral/zpci-{}", device.id)
 }
 
 #[cfg(test)]
