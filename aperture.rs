@@ -23,6 +23,18 @@ impl Range {
         last: u64::MAX,
     };
 
+    /// The lower and the upper half of all addresses.
+    pub(crate) const HALVES: [Range; 2] = [
+        Range {
+            start: 0,
+            last: u64::MAX >> 1,
+        },
+        Range {
+            start: 1 << 63,
+            last: u64::MAX,
+        },
+    ];
+
     /// The range from `start` to `last`, or `None` if that is empty.
     pub(crate) const fn new(start: u64, last: u64) -> Option<Self> {
         if start <= last {
@@ -55,9 +67,18 @@ impl Range {
         self.last
     }
 
-    /// How many bytes it holds; all 2^64 of them count as `u64::MAX`.
+    /// How many bytes it holds; 0 for all 2^64 of them.
     pub(crate) const fn size(self) -> u64 {
-        (self.last - self.start).saturating_add(1)
+        (self.last - self.start).wrapping_add(1)
+    }
+
+    /// From the start of this one to the last address of either.
+    pub(crate) fn through(self, other: Range) -> Self {
+        Range {
+            // INVARIANT: `start` is not after `self.last`.
+            start: self.start,
+            last: core::cmp::max(self.last, other.last),
+        }
     }
 
     /// What is also in `other`.

@@ -42,8 +42,20 @@
 //! to forget the range (the refresh that follows the unmap, or the full one
 //! after a queue of them).
 //!
-//! *The tree only grows at the top.* [`DmaTable::widen`] makes a table whose
-//! entry 0 is the old top and swings the root to it, release. A walker that
+//! *An emptied entry may stay valid.* A hypervisor that shadows the tables may
+//! overlook that a segment or region entry has become invalid: QEMU tells VFIO of
+//! unmapped pages only where it finds a page table with invalid entries. A tree
+//! in use by such a function ([`DmaTable::keep_entries_valid`]) therefore lets an
+//! entry that it empties point to a *vacant* table ([`Vacant`]), which all trees
+//! share and which maps nothing. Its page entries differ from those of an empty
+//! page table in one more bit ([`PAGE_VACANT`]), so that the fast paths, which
+//! write only over [`PAGE_INVALID`], pass it by. All other walks take an entry
+//! that points to a vacant table for empty. An entry that goes from a vacant
+//! table to a mapping goes from valid to valid, so the machine must be told of
+//! it: in such a domain every device is refreshed after a map.
+//!
+//! *The tree only grows at the top.* [`DmaTable::widen`] makes the missing tops,
+//! each with the one below as its entry 0, and swings the root once, release. A walker that
 //! still holds the old root finds the same entries below it, since an IOVA that
 //! it looks for lies below the old reach. The old top stays part of the tree
 //! for as long as the tree lives: machines may have it registered. So the first
@@ -57,7 +69,9 @@
 //! it covered each table in parts. Both count by one read-modify-write, so
 //! either the unmap sees the visitor, or the visitor sees the unmap and waits. No
 //! table that a visitor finds from the root is unlinked before it leaves. What it
-//! reads of leaf entries may be old as soon as it was read.
+//! reads of leaf entries may be old as soon as it was read. An unmap looks for
+//! visitors before it counts itself, so a visitor waits only for the unmaps that
+//! were under way when it came.
 //!
 //! *The machine* reads entries at any time. A 64-bit aligned store is atomic to
 //! it. It may keep what it read until it is told to refresh; the stores here
@@ -91,6 +105,9 @@ const UPPER_TABLE_BITS: u32 = if cfg!(loom) { 1 } else { 11 };
 const ENTRY_INVALID: u64 = 0x20;
 /// Invalid bit of a page-table entry.
 const PAGE_INVALID: u64 = 0x400;
+/// A page entry of a vacant table: invalid, and unlike that of an empty page
+/// table. The machine looks at no other bit of an invalid entry.
+const PAGE_VACANT: u64 = PAGE_INVALID | PROTECTED;
 /// Writes are refused by the machine (leaf entries).
 const PROTECTED: u64 = 0x200;
 /// Format control of a segment entry: it maps a frame.
@@ -248,16 +265,18 @@ pub(crate) trait Upper: Level {
     type Below: Level;
     /// Table type and length, as they stand in an entry.
     const TYPE: u64;
-    /// The bits of an entry that hold the origin of the table below.
-    const ORIGIN: u64;
     /// Bits that are clear in an entry that points to a table.
     const NOT_TABLE: u64;
+
+    /// The vacant table of the level below.
+    fn vacant(vacant: &Vacant) -> Phys;
 
     /// The table that `entry` points to.
     #[inline]
     fn origin(entry: u64) -> Option<Phys> {
         if entry & Self::NOT_TABLE == 0 {
-            Some(Phys(entry & Self::ORIGIN))
+            // Nothing else is set in it, and a displacement takes no instruction.
+            Some(Phys(entry.wrapping_sub(Self::TYPE)))
         } else {
             None
         }
@@ -294,12 +313,16 @@ impl Level for Segment {
 impl Upper for Segment {
     type Below = Page;
     const TYPE: u64 = 0x0;
-    const ORIGIN: u64 = !(Shape::Page.bytes() as u64 - 1);
     const NOT_TABLE: u64 = ENTRY_INVALID | FRAME;
+
+    #[inline]
+    fn vacant(vacant: &Vacant) -> Phys {
+        vacant.page
+    }
 }
 
 macro_rules! region_level {
-    ($level:ident over $below:ident, table type $ty:literal) => {
+    ($level:ident over $below:ident, table type $ty:literal, vacant $vacant:ident) => {
         impl Level for $level {
             const SHIFT: u32 = $below::SHIFT + UPPER_TABLE_BITS;
             const SHAPE: Shape = Shape::Upper;
@@ -308,15 +331,95 @@ macro_rules! region_level {
         impl Upper for $level {
             type Below = $below;
             const TYPE: u64 = $ty | FULL_LENGTH;
-            const ORIGIN: u64 = !(Shape::Upper.bytes() as u64 - 1);
             const NOT_TABLE: u64 = ENTRY_INVALID;
+
+            #[inline]
+            fn vacant(vacant: &Vacant) -> Phys {
+                vacant.$vacant
+            }
         }
     };
 }
 
-region_level!(Third over Segment, table type 0x4);
-region_level!(Second over Third, table type 0x8);
-region_level!(First over Second, table type 0xc);
+region_level!(Third over Segment, table type 0x4, vacant segment);
+region_level!(Second over Third, table type 0x8, vacant third);
+region_level!(First over Second, table type 0xc, vacant second);
+
+/// Tables that map nothing although no entry of theirs is invalid but those of
+/// the page table: see the head of this file. They are read by machines and
+/// walkers, and written by nobody.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Vacant {
+    page: Phys,
+    segment: Phys,
+    third: Phys,
+    second: Phys,
+}
+
+impl Vacant {
+    /// Makes the tables in `memory`, in which they stay.
+    ///
+    /// # Errors
+    ///
+    /// [`MapError::NoMemory`]; tables that were made before are given back.
+    pub(crate) fn new<M: Memory>(memory: &M, flags: M::Flags) -> Result<Self, MapError> {
+        let shapes = [Shape::Page, Shape::Upper, Shape::Upper, Shape::Upper];
+        let mut tables = [Phys(0); 4];
+        for (at, shape) in shapes.into_iter().enumerate() {
+            match memory.alloc_unset(shape, flags) {
+                Some(table) => tables[at] = table,
+                None => {
+                    for (table, shape) in tables.into_iter().zip(shapes).take(at) {
+                        // SAFETY: It is new, and nobody knows of it.
+                        unsafe { memory.free(table, shape) }
+                    }
+                    return Err(MapError::NoMemory);
+                }
+            }
+        }
+        let [page, segment, third, second] = tables;
+        let vacant = Vacant {
+            page,
+            segment,
+            third,
+            second,
+        };
+        // SAFETY: The tables are new, and of the levels named.
+        unsafe {
+            fill_with::<Page, M>(memory, page, PAGE_VACANT);
+            fill_with::<Segment, M>(memory, segment, Segment::entry(page));
+            fill_with::<Third, M>(memory, third, Third::entry(segment));
+            fill_with::<Second, M>(memory, second, Second::entry(third));
+        }
+        Ok(vacant)
+    }
+
+    /// Gives the tables back.
+    ///
+    /// # Safety
+    ///
+    /// They came from `memory`, and no tree that knows them is left.
+    pub(crate) unsafe fn free<M: Memory>(self, memory: &M) {
+        // SAFETY: The caller's promise.
+        unsafe {
+            memory.free(self.page, Shape::Page);
+            memory.free(self.segment, Shape::Upper);
+            memory.free(self.third, Shape::Upper);
+            memory.free(self.second, Shape::Upper);
+        }
+    }
+}
+
+/// Sets every entry of a table.
+///
+/// # Safety
+///
+/// `table` is a table of level `L` in `memory`, and nobody else uses it.
+unsafe fn fill_with<L: Level, M: Memory>(memory: &M, table: Phys, value: u64) {
+    // SAFETY: The caller's promise.
+    let table: Table<'_, L, M> = unsafe { Table::new(memory, table) };
+    table.cells().iter().for_each(|cell| cell.store(value));
+}
 
 /// One 64-bit word that the machine or another thread may read at any time.
 pub(crate) trait Cell {
@@ -570,15 +673,16 @@ fn part_in<L: Level>(iova: Iova, size: u64) -> u64 {
 /// of a fixed length, so that an entry costs little more than its access.
 const TURN: usize = 16;
 
-/// Whether all of these page entries are invalid. One AND an entry.
+/// Whether all of these page entries are empty; not those of a vacant table, nor
+/// of no entry. One AND an entry.
 #[inline]
 fn all_empty<C: Cell>(run: &[C]) -> bool {
     let and = |all, cell: &C| all & cell.load();
     let (turns, rest) = run.as_chunks::<TURN>();
     let all = turns
         .iter()
-        .fold(PAGE_INVALID, |all, turn| turn.iter().fold(all, and));
-    rest.iter().fold(all, and) != 0
+        .fold(PAGE_VACANT, |all, turn| turn.iter().fold(all, and));
+    rest.iter().fold(all, and) == PAGE_INVALID
 }
 
 /// Whether all of these page entries are valid. One OR an entry.
@@ -616,36 +720,59 @@ fn clear<C: Cell>(run: &[C]) {
 }
 
 /// Keeps tables in the tree while there are visitors (see the head of this file).
-/// The lower half of the word counts unmaps that may unlink, the upper one
-/// visitors.
+/// One word counts, from its lowest bit on, unmaps that may unlink, unmaps that
+/// may not as there is a visitor, and visitors.
 struct Gate<C: Cell>(C);
 
 impl<C: Cell> Gate<C> {
     const UNLINKER: u64 = 1;
+    const BESIDE: u64 = 1 << 16;
     const VISITOR: u64 = 1 << 32;
 
-    /// Lets an unmap unlink tables, unless there is a visitor.
+    /// Lets an unmap in, and says whether it may unlink tables: not while there is
+    /// a visitor. It looks before it counts itself, so unmaps that come later do
+    /// not keep a visitor waiting.
     #[inline]
-    fn unlinker(&self) -> Option<Passage<'_, C>> {
-        let before = self.0.change(Self::UNLINKER);
-        let passage = Passage {
-            gate: self,
-            who: Self::UNLINKER,
-        };
-        (before < Self::VISITOR).then_some(passage)
+    fn unmap(&self) -> (Passage<'_, C>, bool) {
+        if self.0.load_acquire() < Self::VISITOR {
+            let before = self.0.change(Self::UNLINKER);
+            let passage = self.passage(Self::UNLINKER);
+            if before < Self::VISITOR {
+                return (passage, true);
+            }
+        }
+        self.0.change(Self::BESIDE);
+        (self.passage(Self::BESIDE), false)
     }
 
-    /// Lets a visitor in, after the last unmap that may unlink.
-    fn visitor(&self, mut wait: impl FnMut()) -> Passage<'_, C> {
-        let mut now = self.0.change(Self::VISITOR);
-        while now % Self::VISITOR != 0 {
-            wait();
+    /// Lets a visitor in, after the last unmap that may unlink. `wait` may end
+    /// the wait with an error.
+    fn visitor<E>(&self, wait: impl FnMut() -> Result<(), E>) -> Result<Passage<'_, C>, E> {
+        self.enter(Self::BESIDE, wait)
+    }
+
+    /// Waits until every unmap has ended that began before.
+    fn wait_for_unmaps<E>(&self, wait: impl FnMut() -> Result<(), E>) -> Result<(), E> {
+        self.enter(Self::VISITOR, wait).map(|_| ())
+    }
+
+    /// Counts a visitor, and waits until nobody is counted below `limit`.
+    fn enter<E>(
+        &self,
+        limit: u64,
+        mut wait: impl FnMut() -> Result<(), E>,
+    ) -> Result<Passage<'_, C>, E> {
+        let mut now = self.0.change(Self::VISITOR).wrapping_add(Self::VISITOR);
+        let passage = self.passage(Self::VISITOR);
+        while now % limit != 0 {
+            wait()?;
             now = self.0.load_acquire();
         }
-        Passage {
-            gate: self,
-            who: Self::VISITOR,
-        }
+        Ok(passage)
+    }
+
+    fn passage(&self, who: u64) -> Passage<'_, C> {
+        Passage { gate: self, who }
     }
 }
 
@@ -677,6 +804,9 @@ pub(crate) struct DmaTable<M: Memory> {
     /// stays.
     low: Phys,
     gate: Gate<M::Cell>,
+    vacant: Vacant,
+    /// Whether emptied entries stay valid: 0 or 1.
+    keeps_valid: M::Cell,
 }
 
 /// Somebody who looks at a tree and owns nothing in it. As long as it is there,
@@ -694,17 +824,40 @@ impl<M: Memory> Visit<'_, M> {
         // SAFETY: No table is unlinked while there is a visitor.
         unsafe { self.tree.find(iova) }
     }
+
+    /// The next IOVAs, the first and the last one (inclusive), at or after `iova`
+    /// that segment entries translate which are not empty. Whole entries are
+    /// meant, of one segment table.
+    pub(crate) fn next_used(&self, iova: Iova) -> Option<(Iova, Iova)> {
+        let root = self.tree.root();
+        let mut at = iova.0;
+        loop {
+            if at > root.depth.reach() {
+                return None;
+            }
+            let empty = match self.tree.segments_of(root, Iova(at)) {
+                Ok(segments) => match self.tree.used_in(&segments, Iova(at)) {
+                    Some(used) => return Some(used),
+                    None => span::<Third>(),
+                },
+                Err(empty) => empty,
+            };
+            at = (at | (empty - 1)).checked_add(1)?;
+        }
+    }
 }
 
 impl<M: Memory> DmaTable<M> {
-    /// An empty tree of at least the given depth. `cell` makes a cell that holds a
-    /// value.
+    /// An empty tree of at least the given depth. `vacant` are the vacant tables
+    /// of `memory`, which stay for as long as the tree. `cell` makes a cell that
+    /// holds a value.
     ///
     /// # Errors
     ///
     /// [`MapError::NoMemory`].
     pub(crate) fn new(
         memory: M,
+        vacant: Vacant,
         depth: Depth,
         flags: M::Flags,
         cell: impl Fn(u64) -> M::Cell,
@@ -722,6 +875,8 @@ impl<M: Memory> DmaTable<M> {
             root: cell(top.pack()),
             low: origin,
             gate: Gate(cell(0)),
+            vacant,
+            keeps_valid: cell(0),
         };
         tree.widen(depth, flags)?;
         Ok(tree)
@@ -739,48 +894,109 @@ impl<M: Memory> DmaTable<M> {
         Root::unpack(self.root.load_acquire())
     }
 
+    /// From the return of this on, entries that are emptied stay valid (see the
+    /// head of this file). `wait` is called as long as unmaps are under way that
+    /// began before.
+    ///
+    /// # Errors
+    ///
+    /// That of `wait`.
+    pub(crate) fn keep_entries_valid<E>(
+        &self,
+        wait: impl FnMut() -> Result<(), E>,
+    ) -> Result<(), E> {
+        // Whoever empties an upper entry is counted by the gate before it looks, so
+        // it sees this store, or is waited for.
+        self.keeps_valid.store(1);
+        self.gate.wait_for_unmaps(wait)
+    }
+
+    /// Whether emptied entries stay valid, and so maps must be made known to every
+    /// device.
+    #[inline]
+    pub(crate) fn keeps_entries_valid(&self) -> bool {
+        self.keeps_valid.load() != 0
+    }
+
+    /// What an entry of level `L` holds once it was emptied.
+    #[inline]
+    fn emptied<L: Upper>(&self) -> u64 {
+        if self.keeps_entries_valid() {
+            L::entry(L::vacant(&self.vacant))
+        } else {
+            ENTRY_INVALID
+        }
+    }
+
+    /// Whether an entry of level `L` is empty.
+    #[inline]
+    fn is_empty<L: Upper>(&self, entry: u64) -> bool {
+        entry == ENTRY_INVALID || entry == L::entry(L::vacant(&self.vacant))
+    }
+
     /// Makes the tree reach at least as far as `depth` does. Maps, unmaps and
     /// lookups may run meanwhile.
     ///
     /// # Errors
     ///
-    /// [`MapError::NoMemory`]; levels that were added on the way stay.
+    /// [`MapError::NoMemory`]; the tree is as it was.
     pub(crate) fn widen(&self, depth: Depth, flags: M::Flags) -> Result<(), MapError> {
         loop {
             let old = self.root();
-            let deeper = match old.depth.deeper() {
-                Some(deeper) if old.depth < depth => deeper,
-                _ => return Ok(()),
-            };
-            self.add_top(old, deeper, flags)?;
+            if old.depth >= depth {
+                return Ok(());
+            }
+            let (new, made) = self.stack(old, depth, flags)?;
+            // INVARIANT: Entry 0 of each new top points to the one below, down to
+            // the old one; the others are empty.
+            if self.root.install(old.pack(), new.pack()).is_ok() {
+                return Ok(());
+            }
+            self.free_tops(made);
         }
     }
 
-    /// Puts a table of depth `deeper` on top of `old`, unless somebody else
-    /// did.
-    fn add_top(&self, old: Root, deeper: Depth, flags: M::Flags) -> Result<(), MapError> {
-        let origin = self
-            .memory
-            .alloc(Shape::Upper, flags)
-            .ok_or(MapError::NoMemory)?;
-        // SAFETY: The table is new. All upper tables have the same shape, so
-        // the level named here only has to be an upper one.
-        let top: Table<'_, First, M> = unsafe { Table::new(&self.memory, origin) };
-        top.cells()[0].store(match deeper {
-            Depth::First => First::entry(old.origin),
-            _ => Second::entry(old.origin),
-        });
-        // INVARIANT: Entry 0 of the new top points to the old one, which is of
-        // the level below; the others are empty.
-        let new = Root {
-            origin,
-            depth: deeper,
-        };
-        if self.root.install(old.pack(), new.pack()).is_err() {
-            // SAFETY: The table was not published.
+    /// Makes the tops from above `old` up to `depth`, and says which tables were
+    /// made.
+    fn stack(
+        &self,
+        old: Root,
+        depth: Depth,
+        flags: M::Flags,
+    ) -> Result<(Root, [Option<Phys>; 2]), MapError> {
+        let mut made = [None; 2];
+        let mut top = old;
+        for slot in &mut made {
+            let deeper = match top.depth.deeper() {
+                Some(deeper) if top.depth < depth => deeper,
+                _ => break,
+            };
+            let Some(origin) = self.memory.alloc(Shape::Upper, flags) else {
+                self.free_tops(made);
+                return Err(MapError::NoMemory);
+            };
+            *slot = Some(origin);
+            // SAFETY: The table is new. All upper tables have the same shape, so
+            // the level named here only has to be an upper one.
+            let table: Table<'_, First, M> = unsafe { Table::new(&self.memory, origin) };
+            table.cells()[0].store(match deeper {
+                Depth::First => First::entry(top.origin),
+                _ => Second::entry(top.origin),
+            });
+            top = Root {
+                origin,
+                depth: deeper,
+            };
+        }
+        Ok((top, made))
+    }
+
+    /// Gives tops back that were not published.
+    fn free_tops(&self, made: [Option<Phys>; 2]) {
+        for origin in made.into_iter().flatten() {
+            // SAFETY: The caller made the table, and nobody else knows of it.
             unsafe { self.memory.free(origin, Shape::Upper) };
         }
-        Ok(())
     }
 
     /// Maps one page if its page table is there and has room: what most maps
@@ -795,7 +1011,8 @@ impl<M: Memory> DmaTable<M> {
         match self.leaf(iova) {
             Some(leaf) if (iova.0 | phys.0) & (PAGE_SIZE - 1) == 0 => {
                 let cell = self.pages(leaf).cell(iova);
-                let empty = cell.load() & PAGE_INVALID != 0;
+                // Not if it is that of a vacant table.
+                let empty = cell.load() == PAGE_INVALID;
                 if empty {
                     cell.store(phys.0 | access.bits());
                 }
@@ -822,7 +1039,7 @@ impl<M: Memory> DmaTable<M> {
     ) -> bool {
         let aligned = (iova.0 | phys.0) & (PAGE_SIZE - 1) == 0;
         match self.leaf_run(iova, count) {
-            Some(run) if aligned && !run.is_empty() && all_empty(run) => {
+            Some(run) if aligned && all_empty(run) => {
                 fill(run, phys.0 | access.bits());
                 true
             }
@@ -909,7 +1126,7 @@ impl<M: Memory> DmaTable<M> {
         rest.size = part;
         while rest.size != 0 {
             let done = if rest.frames {
-                map_frames(segments.run(rest.iova, rest.size), rest)
+                self.map_frames(segments.run(rest.iova, rest.size), rest)
             } else {
                 0
             };
@@ -934,10 +1151,11 @@ impl<M: Memory> DmaTable<M> {
         flags: M::Flags,
     ) -> Result<u64, MapError> {
         let entry = mapping.phys.0 | mapping.access.bits();
+        let before = segment.load();
         if part_in::<Page>(mapping.iova, mapping.size) == FRAME_SIZE
-            && segment.load() == ENTRY_INVALID
+            && self.is_empty::<Segment>(before)
         {
-            return self.map_whole(segment, entry, flags);
+            return self.map_whole(segment, before, entry, flags);
         }
         let pages = self.below::<Segment>(segment, flags)?;
         let run = pages.run(mapping.iova, mapping.size);
@@ -948,11 +1166,17 @@ impl<M: Memory> DmaTable<M> {
         Ok((run.len() as u64) << PAGE_SHIFT)
     }
 
-    /// Maps all that an empty segment entry spans, the first page by `entry`. The
-    /// caller owns all of it, so the page table is filled before anybody can see
-    /// it, and nobody else makes one.
+    /// Maps all that an empty segment entry spans, which holds `before`, the first
+    /// page by `entry`. The caller owns all of it, so the page table is filled
+    /// before anybody can see it, and nobody else makes one.
     #[inline]
-    fn map_whole(&self, segment: &M::Cell, entry: u64, flags: M::Flags) -> Result<u64, MapError> {
+    fn map_whole(
+        &self,
+        segment: &M::Cell,
+        before: u64,
+        entry: u64,
+        flags: M::Flags,
+    ) -> Result<u64, MapError> {
         let origin = self
             .memory
             .alloc_unset(Shape::Page, flags)
@@ -961,7 +1185,7 @@ impl<M: Memory> DmaTable<M> {
         let pages: Table<'_, Page, M> = unsafe { Table::new(&self.memory, origin) };
         fill(pages.cells(), entry);
         // INVARIANT: Every entry of the new table maps memory.
-        match segment.install(ENTRY_INVALID, Segment::entry(origin)) {
+        match segment.install(before, Segment::entry(origin)) {
             Ok(()) => Ok(FRAME_SIZE),
             Err(_) => {
                 // SAFETY: The table was not published.
@@ -1018,9 +1242,15 @@ impl<M: Memory> DmaTable<M> {
     /// Unmaps a range of any size.
     #[inline(never)]
     fn unmap_long(&self, iova: Iova, size: u64, retire: &mut impl Retire) -> u64 {
-        match self.gate.unlinker() {
-            Some(_passage) => self.sweep(iova, size, retire),
-            None => self.sweep_visited(iova, size),
+        // Less than a segment entry spans covers no table.
+        if size < FRAME_SIZE {
+            return self.sweep(iova, size, &mut Nothing);
+        }
+        let (_passage, may_unlink) = self.gate.unmap();
+        if may_unlink {
+            self.sweep(iova, size, retire)
+        } else {
+            self.sweep_visited(iova, size)
         }
     }
 
@@ -1063,11 +1293,15 @@ impl<M: Memory> DmaTable<M> {
 
     /// Lets a visitor in. `wait` is called as long as unmaps are under way that
     /// began before; it should let others run.
-    pub(crate) fn visit(&self, wait: impl FnMut()) -> Visit<'_, M> {
-        Visit {
+    ///
+    /// # Errors
+    ///
+    /// That of `wait`.
+    pub(crate) fn visit<E>(&self, wait: impl FnMut() -> Result<(), E>) -> Result<Visit<'_, M>, E> {
+        Ok(Visit {
             tree: self,
-            _passage: self.gate.visitor(wait),
-        }
+            _passage: self.gate.visitor(wait)?,
+        })
     }
 
     /// Finds the translation of `iova`.
@@ -1092,12 +1326,33 @@ impl<M: Memory> DmaTable<M> {
         (iova.0 <= root.depth.reach()).then(|| self.find_below(root, iova))
     }
 
+    /// The segment table that translates `iova`, or how many bytes the empty entry
+    /// spans that is there instead.
+    #[inline]
+    fn segments_of(&self, root: Root, iova: Iova) -> Result<Table<'_, Segment, M>, u64> {
+        let third = self.third_table(root, iova)?;
+        self.peek::<Third>(third.cell(iova)).ok_or(span::<Third>())
+    }
+
+    /// What the first run of entries at or after that of `iova` translates which
+    /// are not empty.
+    fn used_in(&self, segments: &Table<'_, Segment, M>, iova: Iova) -> Option<(Iova, Iova)> {
+        let rest = &segments.cells()[Segment::index(iova)..];
+        let used = |cell: &M::Cell| !self.is_empty::<Segment>(cell.load());
+        let first = rest.iter().position(used)? as u64;
+        let count = rest
+            .iter()
+            .skip(first as usize)
+            .take_while(|cell| used(cell))
+            .count() as u64;
+        let start = (iova.0 & !(FRAME_SIZE - 1)).wrapping_add(first << FRAME_SHIFT);
+        let last = start.wrapping_add(count << FRAME_SHIFT).wrapping_sub(1);
+        Some((Iova(start), Iova(last)))
+    }
+
     #[inline]
     fn find_below(&self, root: Root, iova: Iova) -> Result<Translation, u64> {
-        let third = self.third_table(root, iova)?;
-        let segments = self
-            .peek::<Third>(third.cell(iova))
-            .ok_or(span::<Third>())?;
+        let segments = self.segments_of(root, iova)?;
         let segment = segments.cell(iova).load_acquire();
         if segment & (ENTRY_INVALID | FRAME) == FRAME {
             return Ok(translation(segment, FRAME_SIZE, iova));
@@ -1169,13 +1424,15 @@ impl<M: Memory> DmaTable<M> {
         self.below::<Second>(second.cell(iova), flags)
     }
 
-    /// The table that an entry of level `L` points to, if it points to one.
+    /// The table that an entry of level `L` points to, if it points to one that is
+    /// not vacant.
     #[inline]
     fn peek<L: Upper>(&self, cell: &M::Cell) -> Option<Table<'_, L::Below, M>> {
+        let origin = L::origin(cell.load_acquire())?;
         // SAFETY: By the invariant of the tree the entry points to a table of
         // the level below; it stays, because only an owner of all that it spans
         // unlinks it, and the caller owns a part of that or is a visitor.
-        L::origin(cell.load_acquire()).map(|origin| unsafe { Table::new(&self.memory, origin) })
+        (origin != L::vacant(&self.vacant)).then(|| unsafe { Table::new(&self.memory, origin) })
     }
 
     /// The table that an entry of level `L` points to, made if it is missing.
@@ -1199,14 +1456,15 @@ impl<M: Memory> DmaTable<M> {
         cell: &M::Cell,
         flags: M::Flags,
     ) -> Result<Table<'_, L::Below, M>, MapError> {
-        if cell.load() != ENTRY_INVALID {
+        let before = cell.load();
+        if !self.is_empty::<L>(before) {
             // A frame, or a table that has come meanwhile.
             return self.peek::<L>(cell).ok_or(MapError::InUse);
         }
         let shape = L::Below::SHAPE;
         let origin = self.memory.alloc(shape, flags).ok_or(MapError::NoMemory)?;
         // INVARIANT: The new table is empty.
-        let origin = match cell.install(ENTRY_INVALID, L::entry(origin)) {
+        let origin = match cell.install(before, L::entry(origin)) {
             Ok(()) => origin,
             Err(winner) => {
                 // SAFETY: The table was not published.
@@ -1217,6 +1475,47 @@ impl<M: Memory> DmaTable<M> {
         // SAFETY: By the invariant of the tree; it stays, as the caller owns a
         // part of what it spans.
         Ok(unsafe { Table::new(&self.memory, origin) })
+    }
+
+    /// Maps frames into segment entries for as long as they are empty. Returns the
+    /// bytes that were mapped.
+    fn map_frames(&self, run: &[M::Cell], mapping: Mapping) -> u64 {
+        let mut entry = mapping.phys.0 | FRAME | mapping.access.bits();
+        let mut bytes = 0u64;
+        for cell in run {
+            if !self.is_empty::<Segment>(cell.load()) {
+                break;
+            }
+            cell.store(entry);
+            entry = entry.wrapping_add(FRAME_SIZE);
+            bytes = bytes.wrapping_add(FRAME_SIZE);
+        }
+        bytes
+    }
+
+    /// Empties segment entries for as long as they map frames. Returns the bytes
+    /// that were unmapped.
+    fn unmap_frames(&self, run: &[M::Cell]) -> u64 {
+        let emptied = self.emptied::<Segment>();
+        let mut count = 0u64;
+        for cell in run {
+            if cell.load() & (ENTRY_INVALID | FRAME) != FRAME {
+                break;
+            }
+            cell.store(emptied);
+            count = count.wrapping_add(1);
+        }
+        count << FRAME_SHIFT
+    }
+
+    /// Takes the table below an entry out of the tree. The caller owns all that it
+    /// spans.
+    #[inline]
+    fn unlink<L: Upper>(&self, cell: &M::Cell, retire: &mut impl Retire) {
+        if let Some(origin) = L::origin(cell.load()) {
+            cell.store(self.emptied::<L>());
+            retire.retire(origin, L::Below::SHAPE);
+        }
     }
 
     /// Frees a table of level `L` and all below it.
@@ -1247,36 +1546,6 @@ impl<M: Memory> Drop for DmaTable<M> {
             }
         }
     }
-}
-
-/// Maps frames into segment entries for as long as they are empty. Returns the
-/// bytes that were mapped.
-fn map_frames<C: Cell>(run: &[C], mapping: Mapping) -> u64 {
-    let mut entry = mapping.phys.0 | FRAME | mapping.access.bits();
-    let mut bytes = 0u64;
-    for cell in run {
-        if cell.load() != ENTRY_INVALID {
-            break;
-        }
-        cell.store(entry);
-        entry = entry.wrapping_add(FRAME_SIZE);
-        bytes = bytes.wrapping_add(FRAME_SIZE);
-    }
-    bytes
-}
-
-/// Empties segment entries for as long as they map frames. Returns the bytes
-/// that were unmapped.
-fn unmap_frames<C: Cell>(run: &[C]) -> u64 {
-    let mut count = 0u64;
-    for cell in run {
-        if cell.load() & (ENTRY_INVALID | FRAME) != FRAME {
-            break;
-        }
-        cell.store(ENTRY_INVALID);
-        count = count.wrapping_add(1);
-    }
-    count << FRAME_SHIFT
 }
 
 fn translation(entry: u64, page_size: u64, iova: Iova) -> Translation {
@@ -1338,11 +1607,13 @@ impl Sweep for Segment {
             let swept = match tree.peek::<Segment>(cell) {
                 Some(pages) if R::TAKES && part == FRAME_SIZE && all_live(pages.cells()) => {
                     // The page table goes as it is.
-                    unlink::<Segment, M::Cell>(cell, retire);
+                    tree.unlink::<Segment>(cell, retire);
                     part
                 }
                 Some(pages) => Page::sweep(tree, &pages, at, part, retire),
-                None if part == FRAME_SIZE => unmap_frames(table.run(at, size.wrapping_sub(done))),
+                None if part == FRAME_SIZE => {
+                    tree.unmap_frames(table.run(at, size.wrapping_sub(done)))
+                }
                 None => 0,
             };
             done = done.wrapping_add(swept);
@@ -1407,20 +1678,10 @@ where
         }
         let whole = part.wrapping_sub(1) == last_of::<L::Below>();
         if R::TAKES && whole && !L::Below::stays(at) {
-            unlink::<L, M::Cell>(cell, retire);
+            tree.unlink::<L>(cell, retire);
         }
     }
     done
-}
-
-/// Takes the table below an entry out of the tree. The caller owns all that it
-/// spans.
-#[inline]
-fn unlink<L: Upper, C: Cell>(cell: &C, retire: &mut impl Retire) {
-    if let Some(origin) = L::origin(cell.load()) {
-        cell.store(ENTRY_INVALID);
-        retire.retire(origin, L::Below::SHAPE);
-    }
 }
 
 /// Which tables a machine may have registered as its top.
@@ -1472,7 +1733,9 @@ macro_rules! free_upper {
                 // SAFETY: The caller's promise.
                 let cells: Table<'_, $level, M> = unsafe { Table::new(&tree.memory, table) };
                 for cell in cells.cells() {
-                    if let Some(below) = $level::origin(cell.load_acquire()) {
+                    let origin = $level::origin(cell.load_acquire());
+                    let vacant = $level::vacant(&tree.vacant);
+                    if let Some(below) = origin.filter(|below| *below != vacant) {
                         // SAFETY: By the invariant of the tree it is a table of
                         // the level below; it is reached from here only.
                         unsafe { tree.free_tree::<<$level as Upper>::Below>(below) };

@@ -7,9 +7,16 @@
 //!
 //! A map or an unmap stores entries, then runs a full barrier, then refreshes
 //! every member that it sees and that is *live*. An attach makes the function a
-//! member, then runs a full barrier, then registers the table and refreshes the
-//! whole window (`function.rs`). Whichever barrier comes first: either the
-//! flush sees the member, or the refresh of the attach sees the entries.
+//! member, then runs a full barrier, then registers the table, runs another full
+//! barrier, and refreshes all that the table maps (`function.rs`): it looks for the
+//! segment entries that are in use, and skips what has none. Whichever barrier
+//! comes first: either the flush sees the member, or the attach sees the entries. A
+//! flush that saw the member, but refreshed it before the table was registered, had
+//! stored its entries before that refresh, so the attach sees those as well.
+//!
+//! What the function leaves is refreshed too, as the machine may go on using what
+//! it knows of the old table: all that the old table maps, and all that was unmapped
+//! and waits for a full flush, which will not reach the function any more.
 //!
 //! A function is live while the machine has a table registered for it, whatever
 //! table that is: refreshing it is then legal. It stays registered from its
@@ -22,31 +29,46 @@
 //! disabled (to be reset), when it does no DMA and a refresh still finds an
 //! invalid handle. Flushes that may have seen it live are waited for (RCU) before
 //! it can be enabled again. It becomes live again after the empty table was
-//! registered, then comes a full barrier, then the table that is attached and a
-//! refresh of the whole window: again Dekker's pattern.
+//! registered, then comes a full barrier, then the table that is attached and the
+//! refresh of what it maps: again Dekker's pattern.
+//!
+//! # What the machine refuses
+//!
+//! A refresh that is refused for want of resources is followed by one of the whole
+//! window, which lets a hypervisor find all that was unmapped, and by no more. If a
+//! device may still be using what was unmapped, nothing is lost or forgotten: the
+//! tables that were unlinked wait on a list of the domain's, and the next flush, of
+//! whichever kind, refreshes everything (`pending.rs`). Tables that a *queued* unmap
+//! unlinks go to that list at once: the core would free them after the full flush,
+//! whatever the machine said of it. They are there only after their range was marked,
+//! and a full flush takes them before it takes the marks.
 //!
 //! # Locks
 //!
 //! The core's group mutex or the subsystem's state lock, then a function's
 //! mutex, then the domain's attach lock. Flushes take none of these; they run
-//! in any context, under RCU. Full flushes take turns under the flush lock, so
-//! that none returns before what another took is refreshed: the flush queue
-//! frees IOVAs when one returns.
+//! in any context, under RCU. The flush lock is taken before and after a full flush
+//! asks the machine, never meanwhile.
 
 use core::sync::atomic::{
+    AtomicBool,
     AtomicU64,
     Ordering, //
 };
 
 use kernel::{
     bindings,
+    current,
+    error::code::EINTR,
     new_mutex,
+    new_spinlock_irq,
     prelude::*,
-    static_lock_class,
     sync::{
         rcu,
         Arc,
-        Mutex, //
+        ArcBorrow,
+        Mutex,
+        SpinLockIrq, //
     },
     time::{
         delay::fsleep,
@@ -66,6 +88,7 @@ use crate::{
         Mapping,
         Phys,
         Translation,
+        Vacant,
         FRAME_SHIFT,
         FRAME_SIZE,
         PAGE_SHIFT,
@@ -73,11 +96,10 @@ use crate::{
     },
     dump::{Dump, Step},
     function::Function,
-    iommu::{self, Gather, Gfp, Prot},
-    irqlock::IrqLock,
+    iommu::{self, Gather, Gfp, PagesList, Prot},
     members::Members,
     memory::{Retired, TablePages},
-    pending::Pending,
+    pending::{Flushes, Pending},
     seen,
     trace,
     zpci::{Counters, Designation, Refusal}, //
@@ -86,6 +108,10 @@ use crate::{
 /// How many entries a dump looks at in one visit of a table. Unmaps give no tables
 /// back meanwhile, so it is to be short: some tens of microseconds.
 const STRETCH: usize = 1024;
+
+/// How far apart ranges are that are refreshed each by itself, in bytes: about
+/// what a hypervisor walks in the time that another instruction takes.
+const GAP: u64 = 16 << 20;
 
 /// A domain as the core sees it.
 pub(crate) type Domain = iommu::Domain<Paging>;
@@ -100,7 +126,7 @@ pub(crate) struct Paging {
 }
 
 /// An address space.
-#[pin_data]
+#[pin_data(PinnedDrop)]
 pub(crate) struct Space {
     /// The number by which it is traced and shown, from 1 on.
     number: u64,
@@ -109,7 +135,12 @@ pub(crate) struct Space {
     members: Members<Function>,
     pending: Pending,
     #[pin]
-    flush: IrqLock<()>,
+    flushes: SpinLockIrq<Flushes>,
+    /// Tables that wait for a full flush; under the flush lock.
+    #[pin]
+    deferred: PagesList,
+    /// Whether a refused refresh is to be made up for; set under the flush lock.
+    is_behind: AtomicBool,
     #[pin]
     attach: Mutex<()>,
     counters: Counters,
@@ -126,10 +157,16 @@ impl Domain {
     /// # Context
     ///
     /// May sleep.
-    pub(crate) fn for_function(function: &Function, page_sizes: u64) -> Result<Pin<KBox<Self>>> {
-        let last = function.window().last();
-        let depth = Depth::for_reach(last);
-        let space = Arc::pin_init(Space::new(depth, last, page_sizes), GFP_KERNEL)?;
+    pub(crate) fn for_function(
+        function: &Function,
+        page_sizes: u64,
+        vacant: Vacant,
+    ) -> Result<Pin<KBox<Self>>> {
+        let window = function.window();
+        let depth = Depth::for_reach(window.last());
+        let space = Space::new(depth, window, page_sizes, vacant);
+        let space = Arc::pin_init(space, GFP_KERNEL)?;
+        space.serve_shadow(function)?;
         let paging = Paging {
             _shown: seen::show_domain(&space),
             space,
@@ -164,6 +201,9 @@ impl Domain {
         prot: Prot,
         gfp: Gfp,
     ) -> (usize, Result) {
+        if !prot.allows_access() {
+            return (0, Err(EINVAL));
+        }
         let access = access(prot);
         if page_size as u64 == PAGE_SIZE {
             // SAFETY: The caller's promise.
@@ -256,11 +296,12 @@ impl Domain {
     /// # Context
     ///
     /// May sleep.
-    pub(crate) fn admit(&self, function: &Function) -> Result {
+    pub(crate) fn admit(&self, function: ArcBorrow<'_, Function>) -> Result {
         let space = self.space();
         let _attach = space.attach.lock();
-        let depth = space.depth_with(function)?;
+        let depth = space.depth_with(&function)?;
         space.widen(depth)?;
+        space.serve_shadow(&function)?;
         // The core reads the aperture at any time, so the table comes first.
         self.widen_aperture(depth.reach());
         // SAFETY: A function leaves before it goes, and waits for a grace
@@ -270,7 +311,12 @@ impl Domain {
 }
 
 impl Space {
-    fn new(depth: Depth, last: u64, page_sizes: u64) -> impl PinInit<Self, Error> {
+    fn new(
+        depth: Depth,
+        window: Range,
+        page_sizes: u64,
+        vacant: Vacant,
+    ) -> impl PinInit<Self, Error> {
         static LAST_NUMBER: AtomicU64 = AtomicU64::new(0);
 
         let number = LAST_NUMBER.fetch_add(1, Ordering::Relaxed) + 1;
@@ -278,10 +324,12 @@ impl Space {
         try_pin_init!(Self {
             number,
             page_sizes,
-            table: DmaTable::new(pages, depth, Gfp::KERNEL_ACCOUNT, Into::into)?,
+            table: DmaTable::new(pages, vacant, depth, Gfp::KERNEL_ACCOUNT, Into::into)?,
             members: Members::new(),
-            pending: Pending::new(last),
-            flush <- IrqLock::new((), c"s390_iommu::flush", static_lock_class!()),
+            pending: Pending::new(window),
+            flushes <- new_spinlock_irq!(Flushes::new(), "s390_iommu::flushes"),
+            deferred <- PagesList::new(),
+            is_behind: AtomicBool::new(false),
             attach <- new_mutex!((), "s390_iommu::attach"),
             counters: Counters::default(),
         }? Error)
@@ -297,6 +345,21 @@ impl Space {
         let result = result.map_err(Error::from);
         trace::widen(self.number, before, depth, result);
         result
+    }
+
+    /// Makes unmaps such that a hypervisor which shadows the table of `function`
+    /// notices them.
+    fn serve_shadow(&self, function: &Function) -> Result {
+        if !function.needs_refresh_to_map() || self.table.keeps_entries_valid() {
+            return Ok(());
+        }
+        self.table.keep_entries_valid(Self::wait)
+    }
+
+    /// Lets unmaps end that are under way.
+    fn wait() -> Result {
+        fsleep(Delta::from_micros(10));
+        Ok(())
     }
 
     /// The number by which it is traced and shown, from 1 on.
@@ -328,12 +391,70 @@ impl Space {
 
     /// Goes on with a dump, for a stretch of entries.
     ///
+    /// # Errors
+    ///
+    /// `EINTR` if a signal came while the dump waited for unmaps.
+    ///
     /// # Context
     ///
     /// May sleep.
-    pub(crate) fn dump(&self, dump: &mut Dump) -> Step {
-        let visit = self.table.visit(|| fsleep(Delta::from_micros(10)));
-        dump.step(STRETCH, |iova| visit.find(iova))
+    pub(crate) fn dump(&self, dump: &mut Dump) -> Result<Step> {
+        let visit = self.table.visit(|| {
+            if current!().signal_pending() {
+                return Err(EINTR);
+            }
+            Self::wait()
+        })?;
+        Ok(dump.step(STRETCH, |iova| visit.find(iova)))
+    }
+
+    /// The next range at or after `iova` that a machine may know something of:
+    /// what segment entries map that are in use, and what was unmapped and waits
+    /// for a full flush. `None` if there is none.
+    ///
+    /// # Context
+    ///
+    /// May sleep.
+    fn next_known(&self, iova: u64) -> Option<Range> {
+        if self.is_behind() {
+            return Some(Range::ALL);
+        }
+        let visit = self.table.visit(Self::wait).ok()?;
+        let used = visit.next_used(Iova(iova));
+        let used = used.and_then(|(start, last)| Range::new(start.0, last.0));
+        let marked = self.pending.next_marked(iova);
+        let both = [used, marked];
+        both.into_iter().flatten().min_by_key(|range| range.start())
+    }
+
+    /// The next range at or after `iova` that a machine may know something of from
+    /// any of these address spaces. Ranges that are near each other are joined.
+    ///
+    /// # Context
+    ///
+    /// May sleep.
+    pub(crate) fn next_known_of(spaces: [Option<&Space>; 2], iova: u64) -> Option<Range> {
+        let next = |iova| {
+            let spaces = spaces.into_iter().flatten();
+            spaces
+                .filter_map(|space| space.next_known(iova))
+                .min_by_key(|range| range.start())
+        };
+        let mut found = next(iova)?;
+        while let Some(after) = found.last().checked_add(1) {
+            match next(after) {
+                Some(more) if more.start() <= after.saturating_add(GAP) => {
+                    found = found.through(more);
+                }
+                _ => break,
+            }
+        }
+        Some(found)
+    }
+
+    /// Whether a refused refresh is to be made up for.
+    fn is_behind(&self) -> bool {
+        self.is_behind.load(Ordering::Relaxed)
     }
 
     /// How deep the table has to be with `function` among the members.
@@ -455,6 +576,9 @@ impl Space {
             self.counters
                 .unmapped_pages
                 .fetch_add(bytes >> PAGE_SHIFT, Ordering::Relaxed);
+            if gather.is_queued() && gather.holds_pages() {
+                self.defer(gather);
+            }
         }
         bytes as usize
     }
@@ -480,21 +604,23 @@ impl Space {
     ///
     /// # Errors
     ///
-    /// The first error of a member that is neither gone nor in the error state.
+    /// The first error of a member that can do DMA; `ENOMEM` if the hypervisor has
+    /// no resources left, as a caller may try again later.
     pub(crate) fn sync_map(&self, iova: u64, size: u64) -> Result {
-        self.refresh_mapped(Range::sized(iova, size).ok_or(EINVAL)?)
-    }
-
-    fn refresh_mapped(&self, range: Range) -> Result {
+        let range = Range::sized(iova, size).ok_or(EINVAL)?;
+        let valid_before = self.table.keeps_entries_valid();
+        let counter = &self.counters.sync_map_rpcits;
         let mut result = Ok(());
         let guard = rcu::read_lock();
         for member in self.members.iter(&guard) {
-            if member.needs_refresh_to_map() {
-                let refreshed = member.refresh_or_all(range, &self.counters.sync_map_rpcits);
-                result = result.and(refreshed);
+            if valid_before || member.needs_refresh_to_map() {
+                result = result.and(member.refresh_all(&[range], counter));
             }
         }
-        result.map_err(Error::from)
+        result.map_err(|refusal| match refusal {
+            Refusal::Resources => ENOMEM,
+            refusal => refusal.into(),
+        })
     }
 
     /// Makes members forget what is in the gather, then frees the tables that
@@ -502,39 +628,104 @@ impl Space {
     pub(crate) fn sync(&self, gather: &mut Gather) {
         let (start, last) = gather.range();
         let forgotten = match Range::new(start, last) {
-            Some(range) => self.refresh_unmapped(range, &self.counters.sync_rpcits),
+            Some(range) => self.refresh_unmapped(&[range], &self.counters.sync_rpcits),
             None => true,
         };
-        // Tables that a member may still be walking are rather lost than used.
-        if gather.holds_pages() && forgotten {
+        if !forgotten {
+            self.fall_behind(gather);
+            return;
+        }
+        if gather.holds_pages() {
             // SAFETY: Every member forgot the range, or cannot do DMA.
             unsafe { gather.free_flushed() }
+        }
+        if self.is_behind() {
+            self.flush_all();
         }
     }
 
     /// Makes members forget all that was unmapped since the last time.
     pub(crate) fn flush_all(&self) {
-        let _turn = self.flush.lock();
-        self.pending.take(|range| {
-            // Asked anew for each: a member may have come, and seen the entry,
-            // before the mark that was taken.
-            if self.is_seen() {
-                self.refresh_unmapped(range, &self.counters.global_rpcits);
-            }
-        });
+        pin_init::stack_pin_init!(let unlinked = PagesList::new());
+        let ticket = {
+            let mut flushes = self.flushes.lock();
+            // SAFETY: The lock is held; `unlinked` is this call's. Tables come
+            // before the marks (see the head of this file).
+            unsafe { unlinked.take(&self.deferred) };
+            flushes.begin(&self.pending, self.table.keeps_entries_valid())
+        };
+        // A member that came before the marks were taken is seen.
+        let forgotten = !self.is_seen()
+            || self.refresh_unmapped(ticket.ranges.as_slice(), &self.counters.global_rpcits);
+        let mut flushes = self.flushes.lock();
+        if !forgotten {
+            // SAFETY: As above.
+            unsafe { self.deferred.take(&unlinked) };
+        }
+        let is_behind = flushes.end(&ticket, forgotten);
+        self.is_behind.store(is_behind, Ordering::Relaxed);
+        drop(flushes);
+        // SAFETY: `unlinked` is this call's. What is on it was unlinked before the
+        // flush began, and every member forgot it, or cannot do DMA.
+        unsafe { unlinked.free() };
     }
 
-    /// Whether no member can be using any of the range now.
-    fn refresh_unmapped(&self, range: Range, counter: &AtomicU64) -> bool {
+    /// Keeps the tables in a gather until a full flush has succeeded.
+    #[cold]
+    fn defer(&self, gather: &mut Gather) {
+        let _flushes = self.flushes.lock();
+        // SAFETY: The lock is held.
+        unsafe { gather.defer(&self.deferred) };
+    }
+
+    /// The flush of a gather was refused: the next flush makes up for it.
+    #[cold]
+    fn fall_behind(&self, gather: &mut Gather) {
+        let mut flushes = self.flushes.lock();
+        flushes.refused();
+        self.is_behind.store(true, Ordering::Relaxed);
+        // SAFETY: The lock is held.
+        unsafe { gather.defer(&self.deferred) };
+    }
+
+    /// Whether no member can be using any of the ranges now.
+    fn refresh_unmapped(&self, ranges: &[Range], counter: &AtomicU64) -> bool {
         let mut forgotten = true;
         let guard = rcu::read_lock();
         for member in self.members.iter(&guard) {
-            if let Err(refusal) = member.refresh_or_all(range, counter) {
-                member.complain(refusal);
+            if let Err(refusal) = member.refresh_all(ranges, counter) {
+                // A hypervisor that has no resources has looked at the range all the
+                // same, as far as anybody knows.
+                if refusal != Refusal::Resources {
+                    member.complain(refusal);
+                }
                 forgotten = false;
             }
         }
         forgotten
+    }
+}
+
+impl Drop for Paging {
+    /// The core frees a domain although functions are attached when it could not
+    /// attach them to anything else. They are blocked, which cannot fail.
+    fn drop(&mut self) {
+        while let Some(function) = self.space.members.first() {
+            pr_warn!(
+                "function {:08x}: its domain is freed, and it is blocked\n",
+                function.zdev().fid()
+            );
+            function.block_from(&self.space);
+        }
+    }
+}
+
+#[pinned_drop]
+impl PinnedDrop for Space {
+    fn drop(self: Pin<&mut Self>) {
+        // SAFETY: Nobody else knows the space any more, and no function has its
+        // table.
+        unsafe { self.deferred.free() }
     }
 }
 
@@ -552,13 +743,4 @@ impl From<MapError> for Error {
 #[inline]
 pub(crate) fn access(prot: Prot) -> Access {
     Access::denying_writes(prot.denies_writes())
-}
-
-/// Whether a refusal leaves a member that goes on translating with what it
-/// should have forgotten.
-pub(crate) fn matters(result: Result<(), Refusal>) -> Result<(), Refusal> {
-    match result {
-        Err(refusal) if refusal.is_harmless() => Ok(()),
-        result => result,
-    }
 }

@@ -7,15 +7,23 @@
 //! 1. *Widen.* The domain admits the function: its table is made deep enough,
 //!    and flushes reach the function from here on. May fail; nothing has changed
 //!    for anybody then, but the domain stays widened.
-//! 2. *Register.* The machine is told of the new table, and to read all of it
-//!    anew. The only other step that may fail; the function is then put back
-//!    where it was.
+//! 2. *Register.* The new table is registered, and all that it maps is refreshed,
+//!    together with all that the old one maps. The only other step that may fail;
+//!    the function is then put back where it was.
 //! 3. *Account.* The function leaves the old domain. Cannot fail.
 //!
 //! A function that translates goes from table to table by re-registering: no
 //! deregistration is issued. One that is not registered is first registered with
 //! the empty table, so that step 2 is always the same, and no flush is missed
 //! between the registration and the first refresh.
+//!
+//! Linux has never used re-registration on a machine of IBM's. Where it is refused
+//! although the function is in a state to be registered, the function is
+//! deregistered and registered: at once if no DMA has to go on (it is being blocked,
+//! or comes from being blocked), and for a function that runs once that was seen to
+//! work where re-registration did not. There is a gap then, and the whole window is
+//! refreshed: nothing says what a flush in the gap came to. What was learned is
+//! forgotten when the function is disabled.
 //!
 //! While the function is re-registered it is a member of both domains, and is
 //! refreshed by flushes of either; that is legal, it is registered. It leaves
@@ -29,8 +37,8 @@
 //!
 //! A function that is gone or in the error state does no DMA. It counts as
 //! attached; the reset path registers what was recorded last
-//! ([`Function::register_recorded`]), and so does the recovery without a reset
-//! ([`Function::resume`]).
+//! ([`Function::register_recorded`]). So does the recovery without a reset, if an
+//! attach or a flush has missed the function ([`Function::resume`]).
 
 use core::sync::atomic::{
     fence,
@@ -46,6 +54,7 @@ use kernel::{
     prelude::*,
     sync::{
         Arc,
+        ArcBorrow,
         Mutex, //
     }, //
 };
@@ -53,7 +62,8 @@ use kernel::{
 use crate::{
     aperture::{self, Range},
     dma_table::Depth,
-    domain::{self, Domain, Space},
+    domain::{Domain, Space},
+    iommu::StaticDomain,
     members,
     trace,
     zpci::{
@@ -65,7 +75,11 @@ use crate::{
     }, //
 };
 
+/// Whether a machine may go on using an empty table after its function went.
+pub(crate) static EMPTY_IN_USE: AtomicBool = AtomicBool::new(false);
+
 /// What is attached.
+#[derive(Clone)]
 enum Attached {
     Blocked,
     Identity,
@@ -79,6 +93,28 @@ impl Attached {
             Attached::Blocked => trace::attached::BLOCKED,
             Attached::Identity => trace::attached::IDENTITY,
             Attached::Space(space) => space.number(),
+        }
+    }
+}
+
+/// What is to be registered.
+#[derive(Clone, Copy)]
+enum Target<'a> {
+    /// A table that maps nothing.
+    Empty,
+    /// No translation.
+    Identity,
+    /// The table of an address space.
+    Space(&'a Arc<Space>),
+}
+
+impl<'a> Target<'a> {
+    /// What is to be registered for what is attached.
+    fn of(attached: &'a Attached) -> Self {
+        match attached {
+            Attached::Blocked => Target::Empty,
+            Attached::Identity => Target::Identity,
+            Attached::Space(space) => Target::Space(space),
         }
     }
 }
@@ -141,12 +177,18 @@ struct State {
     settled: bool,
     /// What the machine was told last, and how that went.
     last: Option<(Operation, Outcome)>,
+    /// Whether re-registration was refused where a registration was not, and the
+    /// status of the refusal.
+    refuses_reregister: Option<u8>,
 }
 
 impl State {
-    /// Keeps an address space that the machine may go on using. If there is one
-    /// already, that one is lost rather than used after it was freed.
+    /// Keeps an address space that the machine may go on using. If there is another
+    /// one already, that one is lost rather than used after it was freed.
     fn keep(&mut self, space: &Arc<Space>) {
+        if matches!(&self.stuck, Some(kept) if Arc::ptr_eq(kept, space)) {
+            return;
+        }
         if let Some(before) = self.stuck.replace(space.clone()) {
             core::mem::forget(before);
         }
@@ -171,12 +213,20 @@ impl State {
 #[pin_data]
 pub(crate) struct Function {
     zdev: Zdev,
+    /// What is recorded while nothing is attached.
+    blocked: &'static StaticDomain,
+    /// The IOVAs that the machine grants; those of identity.
+    granted: Range,
+    /// The IOVAs that are translated.
     window: Range,
     deepest: Depth,
     /// A table that maps nothing, as deep as the window needs.
     empty: Designation,
     /// Whether a refresh is legal.
     live: AtomicBool,
+    /// Whether a flush or an attach passed the function by, as it was in the error
+    /// state.
+    missed: AtomicBool,
     /// How many refreshes were refused, and the condition code of the last one.
     refused: AtomicU64,
     refused_cc: AtomicU8,
@@ -185,27 +235,36 @@ pub(crate) struct Function {
 }
 
 impl Function {
-    /// Sets a function up, blocked. Its window is clamped here, once.
+    /// Sets a function up, blocked. Its window is clamped here, once. Others see
+    /// that unless the function may skip translation: it can then reach all memory
+    /// that the machine grants, also what is plugged later.
     ///
     /// # Errors
     ///
     /// `EINVAL` if its window is empty.
     pub(crate) fn new(
         zdev: Zdev,
+        blocked: &'static StaticDomain,
         empty: impl FnOnce(Depth) -> Designation,
         limit: u64,
     ) -> Result<impl PinInit<Self, Error>> {
         let deepest = zdev.deepest();
         let (start, end) = zdev.dma_range();
+        let granted = Range::new(start, end).ok_or(EINVAL)?;
         let window = aperture::window(start, end, deepest.reach(), limit).ok_or(EINVAL)?;
-        zdev.clamp_dma_range(window);
+        if !zdev.may_skip_translation() {
+            zdev.clamp_dma_range(window);
+        }
         let empty = empty(Depth::for_reach(window.last()));
         Ok(try_pin_init!(Self {
             zdev,
+            blocked,
+            granted,
             window,
             deepest,
             empty,
             live: AtomicBool::new(false),
+            missed: AtomicBool::new(false),
             refused: AtomicU64::new(0),
             refused_cc: AtomicU8::new(0),
             state <- new_mutex!(State {
@@ -214,6 +273,7 @@ impl Function {
                 stuck: None,
                 settled: true,
                 last: None,
+                refuses_reregister: None,
             }, "s390_iommu::function"),
         }? Error))
     }
@@ -244,22 +304,23 @@ impl Function {
     /// # Context
     ///
     /// May sleep.
-    pub(crate) fn attach(&self, domain: &Domain) -> Result {
+    pub(crate) fn attach(self: ArcBorrow<'_, Self>, domain: &Domain) -> Result {
         let mut state = self.state.lock();
         let from = state.attached.number();
-        let result = self.attach_space(&mut state, domain);
-        trace::attach(self.zdev.fid(), from, domain.space().number(), result);
+        let space = domain.space();
+        let again = matches!(&state.attached, Attached::Space(old) if Arc::ptr_eq(old, space));
+        let result = match again {
+            true => Ok(()),
+            false => domain.admit(self),
+        };
+        let result = result.and_then(|()| self.attach_space(&mut state, domain, again));
+        trace::attach(self.zdev.fid(), from, space.number(), result);
         result
     }
 
-    fn attach_space(&self, state: &mut State, domain: &Domain) -> Result {
+    fn attach_space(&self, state: &mut State, domain: &Domain, again: bool) -> Result {
         let space = domain.space();
-        let again = matches!(&state.attached, Attached::Space(old) if Arc::ptr_eq(old, space));
-        if !again {
-            domain.admit(self)?;
-        }
-        let target = space.designation();
-        if let Err(refusal) = self.switch(state, target) {
+        if let Err(refusal) = self.switch(state, Target::Space(space)) {
             if !state.settled {
                 state.keep(space);
             }
@@ -276,19 +337,45 @@ impl Function {
         Ok(())
     }
 
-    /// Attaches nothing: `blocked`, as the core sees it, is recorded.
+    /// Attaches nothing.
     ///
     /// # Context
     ///
     /// May sleep.
-    pub(crate) fn block(&self, blocked: *mut bindings::iommu_domain) {
+    pub(crate) fn block(&self) {
+        self.block_locked(&mut self.state.lock());
+    }
+
+    /// Attaches nothing, if `space` is attached.
+    ///
+    /// # Context
+    ///
+    /// May sleep.
+    pub(crate) fn block_from(&self, space: &Arc<Space>) {
         let mut state = self.state.lock();
-        if state.machine != Machine::Nothing {
-            if let Err(refusal) = self.tell(&mut state, self.empty) {
-                self.force_block(&mut state, refusal);
+        if matches!(&state.attached, Attached::Space(now) if Arc::ptr_eq(now, space)) {
+            self.block_locked(&mut state);
+        } else {
+            space.dismiss(self);
+        }
+    }
+
+    fn block_locked(&self, state: &mut State) {
+        if state.machine == Machine::Nothing {
+            // DMA is blocked as well.
+        } else if state.refuses_reregister.is_some() {
+            if !self.take_table(state) {
+                self.zdev.complain(
+                    c"refused to give its table back; reset it",
+                    c"to be blocked",
+                );
+            }
+        } else {
+            if let Err(refusal) = self.tell(state, Target::Empty) {
+                self.force_block(state, refusal);
             }
         }
-        self.zdev.set_domain(blocked);
+        self.zdev.set_domain(self.blocked.as_raw());
         let old = core::mem::replace(&mut state.attached, Attached::Blocked);
         let from = old.number();
         self.leave(old);
@@ -322,10 +409,10 @@ impl Function {
         // A function that does not translate must not be refreshed, so it comes
         // off the table first, and then out of the flushes' sight.
         if before != Machine::Nothing {
-            self.switch(state, self.empty)?;
+            self.switch(state, Target::Empty)?;
         }
         self.stop_refreshes();
-        if let Err(refusal) = domain::matters(self.set(state, Designation::IDENTITY)) {
+        if let Err(refusal) = self.ignore_unreachable(self.set(state, Designation::IDENTITY)) {
             self.go_back(state, before, refusal);
             return Err(refusal.into());
         }
@@ -335,31 +422,48 @@ impl Function {
         Ok(())
     }
 
-    /// The function was disabled, so it does no DMA, and the machine has dropped
-    /// what was registered. From here on flushes leave it alone: once it is
+    /// The function was disabled, or is about to be enabled: it does no DMA, and
+    /// nothing is registered. From here on flushes leave it alone: once it is
     /// enabled, a refresh is an error until a table is registered.
+    ///
+    /// The machine is asked, as somebody else may have enabled the function and
+    /// registered its table by now.
     ///
     /// # Context
     ///
     /// May sleep.
     pub(crate) fn disabled(&self) {
         let mut state = self.state.lock();
+        state.refuses_reregister = None;
+        // Flushes leave it alone already, see `stop_refreshes`.
+        if state.machine == Machine::Nothing {
+            self.missed.store(false, Ordering::Relaxed);
+            return;
+        }
+        if matches!(self.zdev.registered(), Ok(Registered::This(_))) {
+            return;
+        }
         self.stop_refreshes();
         state.machine = Machine::Nothing;
+        // Nothing is known to the machine any more.
+        self.missed.store(false, Ordering::Relaxed);
         state.settle();
     }
 
-    /// The function was enabled: registers what is attached.
+    /// The function was enabled: registers what is attached. Only a registration that
+    /// is refused is an error, as with the driver in C: a function whose refresh is
+    /// refused works, but for mappings that a hypervisor does not know.
     ///
     /// # Context
     ///
     /// May sleep.
     pub(crate) fn register_recorded(&self) -> Outcome {
         let mut state = self.state.lock();
+        let attached = state.attached.clone();
         // An attach may have been faster, and have registered something.
-        let told = match self.recorded(&state) {
+        let told = match Target::of(&attached) {
             // Without a table DMA is blocked as well.
-            target if target == self.empty => Ok(()),
+            Target::Empty => Ok(()),
             target => self.tell_strictly(&mut state, target),
         };
         match told {
@@ -367,21 +471,41 @@ impl Function {
             // state again, this was no failure: the recovery that follows comes
             // here once more.
             Ok(()) | Err(Refusal::InError) => Outcome::DONE,
+            Err(refusal) if self.has(&state, Target::of(&attached)) => {
+                self.complain_of_refresh(refusal);
+                Outcome::DONE
+            }
             Err(refusal) => refusal.into(),
         }
     }
 
-    /// The function is about to leave the error state without a reset: registers
-    /// what is attached, as attaches and flushes may have passed it by. It must
-    /// not run again if this fails.
+    /// The function leaves the error state without a reset: registers what is
+    /// attached, if an attach or a flush has passed it by. It must not run again if
+    /// this fails. To be called before it leaves the state, and after.
     ///
     /// # Context
     ///
-    /// May sleep.
+    /// Sleeps.
     pub(crate) fn resume(&self) -> Result {
         let mut state = self.state.lock();
-        let target = self.recorded(&state);
-        Ok(self.tell_strictly(&mut state, target)?)
+        // Flushes that were refused have noted it by then.
+        members::wait_for_readers();
+        if !self.missed.load(Ordering::Relaxed) && state.machine != Machine::Unknown {
+            return Ok(());
+        }
+        let attached = state.attached.clone();
+        self.missed.store(false, Ordering::Relaxed);
+        state.settled = false;
+        let told = self.tell_strictly(&mut state, Target::of(&attached));
+        match told {
+            // What was unmapped was looked at.
+            Err(Refusal::Resources) if self.has(&state, Target::of(&attached)) => Ok(()),
+            Err(refusal) => {
+                self.missed.store(true, Ordering::Relaxed);
+                Err(refusal.into())
+            }
+            Ok(()) => Ok(()),
+        }
     }
 
     /// The function goes: the machine forgets the driver's tables, and no flush
@@ -392,13 +516,14 @@ impl Function {
     /// May sleep.
     pub(crate) fn retire(&self) {
         let mut state = self.state.lock();
-        self.stop_refreshes();
         if state.machine != Machine::Nothing {
+            self.stop_refreshes();
             // The empty table may go with the driver.
-            let refused = domain::matters(self.deregister(&mut state).check());
+            let refused = self.ignore_unreachable(self.deregister(&mut state).check());
             if let Err(refusal) = refused {
                 self.zdev
                     .complain(c"refused to give its table back; reset it", refusal.words());
+                EMPTY_IN_USE.store(true, Ordering::Relaxed);
                 // Better lost than used.
                 if let Some(space) = state.stuck.take() {
                     core::mem::forget(space);
@@ -411,30 +536,46 @@ impl Function {
         members::wait_for_readers();
     }
 
-    /// Refreshes what of a range is in the window, if that is legal. If the
-    /// hypervisor has no room, lets it find out all that was unmapped, and tries
-    /// again.
+    /// Refreshes what of some ranges is in the window, if that is legal. If the
+    /// hypervisor has no resources, refreshes the window, so that it finds all that
+    /// was unmapped, and no more.
+    ///
+    /// # Errors
+    ///
+    /// The first refusal, if the function can do DMA.
     ///
     /// # Context
     ///
     /// Any; after a full barrier.
-    pub(crate) fn refresh_or_all(&self, range: Range, counter: &AtomicU64) -> Result<(), Refusal> {
-        let Some(range) = range.clip(self.window) else {
-            return Ok(());
-        };
-        if !self.live.load(Ordering::Acquire) {
-            return Ok(());
-        }
-        counter.fetch_add(1, Ordering::Relaxed);
-        domain::matters(self.refresh(range, 0).or_else(|refusal| {
-            if refusal != Refusal::Resources {
-                return Err(refusal);
+    pub(crate) fn refresh_all(&self, ranges: &[Range], counter: &AtomicU64) -> Result<(), Refusal> {
+        for range in ranges {
+            let Some(range) = range.clip(self.window) else {
+                continue;
+            };
+            if !self.live.load(Ordering::Acquire) {
+                return Ok(());
             }
-            counter.fetch_add(2, Ordering::Relaxed);
-            // Whether there is room now the next one tells.
-            let _ = self.refresh(self.window, 0);
-            self.refresh(range, 1)
-        }))
+            counter.fetch_add(1, Ordering::Relaxed);
+            let result = self.refresh(range, 0);
+            if result == Err(Refusal::Resources) && range != self.window {
+                counter.fetch_add(1, Ordering::Relaxed);
+                return self.ignore_unreachable(self.refresh(self.window, 1));
+            }
+            self.ignore_unreachable(result)?;
+        }
+        Ok(())
+    }
+
+    /// A function that cannot do DMA needs no more: whoever brings it back makes up
+    /// for it.
+    fn ignore_unreachable(&self, result: Result<(), Refusal>) -> Result<(), Refusal> {
+        match result {
+            Err(refusal) if refusal.is_harmless() => {
+                self.missed.store(true, Ordering::Relaxed);
+                Ok(())
+            }
+            result => result,
+        }
     }
 
     /// Refreshes a range, for the `retries`-th time after the first one.
@@ -472,6 +613,14 @@ impl Function {
         }
     }
 
+    /// Says that the function works without mappings that it should have.
+    fn complain_of_refresh(&self, refusal: Refusal) {
+        self.zdev.complain(
+            c"registered, but a refresh was refused; DMA may fail",
+            refusal.words(),
+        );
+    }
+
     /// Says that the machine goes on using what was unmapped.
     pub(crate) fn complain(&self, refusal: Refusal) {
         self.zdev.complain(
@@ -481,7 +630,7 @@ impl Function {
     }
 
     /// Step 2: from what is registered to `target`, or back.
-    fn switch(&self, state: &mut State, target: Designation) -> Result<(), Refusal> {
+    fn switch(&self, state: &mut State, target: Target<'_>) -> Result<(), Refusal> {
         let before = state.machine;
         let told = self.tell(state, target);
         if let Err(refusal) = told {
@@ -500,25 +649,35 @@ impl Function {
         }
     }
 
-    /// Registers `target` and refreshes the window. A function that cannot do
+    /// What is registered for a target.
+    fn table(&self, target: Target<'_>) -> Designation {
+        match target {
+            Target::Empty => self.empty,
+            Target::Identity => Designation::IDENTITY,
+            Target::Space(space) => space.designation(),
+        }
+    }
+
+    /// Whether a target is registered, as far as that is known.
+    fn has(&self, state: &State, target: Target<'_>) -> bool {
+        state.machine == Machine::Table(self.table(target))
+    }
+
+    /// Registers `target` and refreshes what it maps. A function that cannot do
     /// DMA counts as told: whoever brings it back tells it again, strictly.
-    fn tell(&self, state: &mut State, target: Designation) -> Result<(), Refusal> {
-        let told = domain::matters(self.tell_strictly(state, target));
-        if told.is_ok() && state.machine != Machine::Table(target) {
+    fn tell(&self, state: &mut State, target: Target<'_>) -> Result<(), Refusal> {
+        let told = self.ignore_unreachable(self.tell_strictly(state, target));
+        if told.is_ok() && !self.has(state, target) {
             state.machine = Machine::Unknown;
         }
         told
     }
 
-    /// Registers `target` and refreshes the window. After an error the function
-    /// is live only if it was before.
-    fn tell_strictly(&self, state: &mut State, target: Designation) -> Result<(), Refusal> {
+    /// Registers `target` and refreshes what it maps, and what was there before.
+    fn tell_strictly(&self, state: &mut State, target: Target<'_>) -> Result<(), Refusal> {
         let told = match target {
-            Designation::IDENTITY => self.set(state, target),
-            _ => self
-                .start_refreshes(state)
-                .and_then(|()| self.set(state, target))
-                .and_then(|()| self.refresh_window()),
+            Target::Identity => self.set(state, Designation::IDENTITY),
+            _ => self.translate(state, target),
         };
         match told {
             Ok(()) => {
@@ -532,6 +691,86 @@ impl Function {
             Err(_) => (),
         }
         told
+    }
+
+    /// Registers a table and refreshes what it maps, and what was there before.
+    fn translate(&self, state: &mut State, target: Target<'_>) -> Result<(), Refusal> {
+        let from_nothing = state.machine == Machine::Nothing;
+        let idle =
+            from_nothing || state.machine == Machine::Unknown || self.has(state, Target::Empty);
+        // What the machine knows is not known, and a flush may have missed it.
+        let missed = self.missed.swap(false, Ordering::Relaxed);
+        let uncertain =
+            !from_nothing && (missed || !state.settled || state.machine == Machine::Unknown);
+        let old = match &state.attached {
+            Attached::Space(space) if !from_nothing => Some(space.clone()),
+            _ => None,
+        };
+        let may_gap = idle && !matches!(target, Target::Empty);
+        let table = self.table(target);
+        let gapless = self
+            .register_table(state, table, may_gap)
+            .inspect_err(|_| self.missed.store(missed, Ordering::Relaxed))?;
+        let new = match target {
+            Target::Space(space) => Some(&**space),
+            _ => None,
+        };
+        self.refresh_known(uncertain || !gapless, [old.as_deref(), new], target)
+            .inspect_err(|_| self.missed.store(true, Ordering::Relaxed))
+    }
+
+    /// Registers a table, and makes flushes reach the function. Returns whether they
+    /// reached it all the time; if `may_gap`, nothing has to go on meanwhile.
+    fn register_table(
+        &self,
+        state: &mut State,
+        table: Designation,
+        may_gap: bool,
+    ) -> Result<bool, Refusal> {
+        if state.refuses_reregister.is_some() {
+            return self.deregister_and_register(state, table).map(|()| false);
+        }
+        self.start_refreshes(state)?;
+        let refusal = match self.set(state, table) {
+            Ok(()) => return Ok(true),
+            Err(refusal) => refusal,
+        };
+        let status = match state.last {
+            Some((Operation::Reregister, outcome)) => outcome.status,
+            _ => return Err(refusal),
+        };
+        if refusal.is_harmless() || !may_gap {
+            return Err(refusal);
+        }
+        self.deregister_and_register(state, table)?;
+        state.refuses_reregister = Some(status);
+        kernel::pr_warn_once!(
+            "the machine refuses re-registration (status {}), domains are attached with a gap\n",
+            status
+        );
+        Ok(false)
+    }
+
+    /// Where re-registration is refused. A flush between the two instructions finds
+    /// nothing registered; none is missed, as the window is refreshed afterwards.
+    fn deregister_and_register(
+        &self,
+        state: &mut State,
+        table: Designation,
+    ) -> Result<(), Refusal> {
+        if state.machine != Machine::Nothing {
+            self.deregister(state).check()?;
+            state.machine = Machine::Nothing;
+        }
+        let registered = self.issue(state, false, table);
+        if registered.is_err() {
+            self.stop_refreshes();
+            return registered;
+        }
+        state.machine = Machine::Table(table);
+        state.settled = false;
+        self.live.store(true, Ordering::Relaxed);
+        Ok(())
     }
 
     /// Makes refreshes legal: a function that does not translate gets the empty
@@ -559,11 +798,39 @@ impl Function {
         members::wait_for_readers();
     }
 
-    /// Lets the machine read all of the registered table. The barrier orders
-    /// all that was stored, and that the function is a member and live, before.
-    fn refresh_window(&self) -> Result<(), Refusal> {
+    /// After a registration: refreshes what the machine may know or has to know,
+    /// the whole window or what `spaces` hold. The barrier orders all that was
+    /// stored, and that the function is a member and live, before.
+    fn refresh_known(
+        &self,
+        everything: bool,
+        spaces: [Option<&Space>; 2],
+        target: Target<'_>,
+    ) -> Result<(), Refusal> {
         fence(Ordering::SeqCst);
-        self.refresh(self.window, 0)
+        let mut rest = Some(self.window);
+        while let Some(window) = rest {
+            let next = match everything {
+                true => Some(window),
+                false => Space::next_known_of(spaces, window.start()),
+            };
+            let Some(range) = next.and_then(|known| known.clip(window)) else {
+                break;
+            };
+            let after = range.last().checked_add(1);
+            rest = after.and_then(|start| Range::new(start, window.last()));
+            match self.refresh(range, 0) {
+                Err(Refusal::Resources) => {
+                    // All that was unmapped is found by this one, if not before.
+                    return match self.refresh(self.window, 1) {
+                        Err(Refusal::Resources) if matches!(target, Target::Empty) => Ok(()),
+                        result => result,
+                    };
+                }
+                result => result?,
+            }
+        }
+        Ok(())
     }
 
     /// Registers `target`, with whichever instruction fits.
@@ -597,11 +864,14 @@ impl Function {
         registered: bool,
         target: Designation,
     ) -> Result<(), Refusal> {
+        let window = match target {
+            Designation::IDENTITY => self.granted,
+            _ => self.window,
+        };
         let (operation, outcome) = if registered {
-            let outcome = self.zdev.reregister(self.window, target);
-            (Operation::Reregister, outcome)
+            (Operation::Reregister, self.zdev.reregister(window, target))
         } else {
-            (Operation::Register, self.zdev.register(self.window, target))
+            (Operation::Register, self.zdev.register(window, target))
         };
         state.last = Some((operation, outcome));
         outcome.check()
@@ -622,7 +892,7 @@ impl Function {
             // The empty table blocks as well, and may be there by now.
             Machine::Nothing | Machine::Unknown => self.empty,
         };
-        let put_back = if state.machine == Machine::Nothing {
+        let put_back = if state.machine == Machine::Nothing && before == self.empty {
             Ok(())
         } else if self.zdev.registered() == Ok(Registered::This(before)) {
             // Nothing was lost, and nothing has passed it by: a function that
@@ -634,47 +904,61 @@ impl Function {
             if before == Designation::IDENTITY {
                 self.stop_refreshes();
             }
-            self.tell(state, before)
+            // The refused table may be known to the machine.
+            state.settled = false;
+            let attached = state.attached.clone();
+            let target = match before == self.empty {
+                true => Target::Empty,
+                false => Target::of(&attached),
+            };
+            self.tell(state, target)
         };
         if let Err(refusal) = put_back {
             let why = state.why(refusal);
             self.zdev
                 .complain(c"new table refused, then the old one; reset it", why);
-            if let Err(refusal) = self.tell(state, self.empty) {
+            if let Err(refusal) = self.tell(state, Target::Empty) {
                 self.force_block(state, refusal);
             }
         }
         put_back.is_ok()
     }
 
-    /// What the machine is to be told, by what is attached.
-    fn recorded(&self, state: &State) -> Designation {
-        match &state.attached {
-            Attached::Space(space) => space.designation(),
-            Attached::Identity => Designation::IDENTITY,
-            Attached::Blocked => self.empty,
-        }
-    }
-
     /// The machine refused to block: takes the table away.
     fn force_block(&self, state: &mut State, refusal: Refusal) {
+        let status = state.last.map_or(0, |(_, outcome)| outcome.status);
+        let text = if self.take_table(state) {
+            if status != Outcome::RESOURCES {
+                state.refuses_reregister = Some(status);
+            }
+            c"refused to be blocked, its table was taken away"
+        } else {
+            c"refused to be blocked and to give its table back; reset it"
+        };
+        self.zdev.complain(text, refusal.words());
+    }
+
+    /// Deregisters the table. Returns whether the machine does not use it any more.
+    fn take_table(&self, state: &mut State) -> bool {
         // In this order no unmap is missed. A flush between the two may put the
         // function into the error state, which blocks it as well.
         let outcome = self.deregister(state);
         self.stop_refreshes();
-        let text = if domain::matters(outcome.check()).is_ok() {
+        let taken = self.ignore_unreachable(outcome.check()).is_ok();
+        if taken {
             state.machine = Machine::Nothing;
+            // A want of resources passes: what was learned from it is forgotten.
+            let passes = |status: &u8| *status == Outcome::RESOURCES;
+            state.refuses_reregister = state.refuses_reregister.filter(|status| !passes(status));
             state.settle();
-            c"refused to be blocked, its table was taken away"
         } else {
             state.settled = false;
             if let Attached::Space(space) = &state.attached {
                 let space = space.clone();
                 state.keep(&space);
             }
-            c"refused to be blocked and to give its table back; reset it"
-        };
-        self.zdev.complain(text, refusal.words());
+        }
+        taken
     }
 
     /// Step 3: leaves what was attached.

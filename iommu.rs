@@ -15,7 +15,8 @@
 
 use core::{
     marker::PhantomData,
-    ptr::{self, NonNull}, //
+    ptr::{self, NonNull},
+    sync::atomic::{AtomicU64, Ordering}, //
 };
 
 use kernel::{
@@ -66,6 +67,63 @@ impl Prot {
     pub(crate) fn denies_writes(self) -> u64 {
         u64::from(!self.0 as u32 & bindings::IOMMU_WRITE) / u64::from(bindings::IOMMU_WRITE)
     }
+
+    /// Whether the device may do anything at all.
+    #[inline]
+    pub(crate) fn allows_access(self) -> bool {
+        self.0 as u32 & (bindings::IOMMU_READ | bindings::IOMMU_WRITE) != 0
+    }
+}
+
+/// Table memory that waits to be freed.
+///
+/// C: `struct iommu_pages_list`.
+#[repr(transparent)]
+pub(crate) struct PagesList(Opaque<bindings::iommu_pages_list>);
+
+// SAFETY: What is on the list belongs to nobody else; the list itself is used as
+// `PagesList::take` says.
+unsafe impl Send for PagesList {}
+// SAFETY: As above.
+unsafe impl Sync for PagesList {}
+
+impl PagesList {
+    /// An empty list.
+    pub(crate) fn new() -> impl PinInit<Self> {
+        // SAFETY: The closure initialises the whole of the slot, which is pinned.
+        unsafe {
+            pin_init::pin_init_from_closure(|slot: *mut Self| {
+                bindings::INIT_LIST_HEAD(
+                    &raw mut (*slot.cast::<bindings::iommu_pages_list>()).pages,
+                );
+                Ok::<(), core::convert::Infallible>(())
+            })
+        }
+    }
+
+    /// Takes all that is on another list.
+    ///
+    /// # Safety
+    ///
+    /// The caller serialises all uses of both lists.
+    pub(crate) unsafe fn take(&self, from: &PagesList) {
+        // SAFETY: Both lists are initialised; the caller's promise.
+        unsafe { zpci_iommu_pages_list_move(from.0.get(), self.0.get()) }
+    }
+
+    /// Frees what is on the list.
+    ///
+    /// # Safety
+    ///
+    /// The caller serialises all uses of the list, and nobody uses what is on it.
+    pub(crate) unsafe fn free(&self) {
+        // SAFETY: The list is initialised; the caller's promise. The second call
+        // makes it a list again.
+        unsafe {
+            iommu_put_pages_list(self.0.get());
+            bindings::INIT_LIST_HEAD(&raw mut (*self.0.get()).pages);
+        }
+    }
 }
 
 /// What was unmapped and not yet flushed.
@@ -106,6 +164,22 @@ impl Gather {
     pub(crate) fn holds_pages(&self) -> bool {
         let head = &raw const self.0.freelist.pages;
         !ptr::eq(self.0.freelist.pages.next, head)
+    }
+
+    /// Whether a full flush follows, and not one of this gather.
+    #[inline]
+    pub(crate) fn is_queued(&self) -> bool {
+        self.0.queued
+    }
+
+    /// Gives what [`Gather::free_after_flush`] took to a list.
+    ///
+    /// # Safety
+    ///
+    /// The caller serialises all uses of the list.
+    pub(crate) unsafe fn defer(&mut self, list: &PagesList) {
+        // SAFETY: Both lists are initialised; the caller's promise.
+        unsafe { zpci_iommu_pages_list_move(&raw mut self.0.freelist, list.0.get()) }
     }
 
     /// Frees what [`Gather::free_after_flush`] took.
@@ -417,9 +491,11 @@ impl<T: PagingDomain> Domain<T> {
     /// The last address of the aperture (inclusive).
     #[inline]
     pub(crate) fn aperture_last(&self) -> u64 {
-        // SAFETY: The field is initialised; `widen_aperture` is the only writer
-        // and writes it in one piece.
-        unsafe { ptr::read_volatile(&raw const (*self.as_raw()).geometry.aperture_end) }
+        // SAFETY: The field is initialised, aligned, and written by
+        // `widen_aperture` only. Acquire: whoever sees a wider aperture sees the
+        // deeper table.
+        unsafe { AtomicU64::from_ptr(&raw mut (*self.as_raw()).geometry.aperture_end) }
+            .load(Ordering::Acquire)
     }
 
     /// The page sizes, as a bitmap.
@@ -433,9 +509,10 @@ impl<T: PagingDomain> Domain<T> {
     /// already. All of it must be mappable before.
     pub(crate) fn widen_aperture(&self, last: u64) {
         if last > self.aperture_last() {
-            // SAFETY: The field is valid. Callers are serialised by the
+            // SAFETY: The field is valid and aligned. Callers are serialised by the
             // driver's attach lock; readers in the core read it in one piece.
-            unsafe { ptr::write_volatile(&raw mut (*self.as_raw()).geometry.aperture_end, last) }
+            unsafe { AtomicU64::from_ptr(&raw mut (*self.as_raw()).geometry.aperture_end) }
+                .store(last, Ordering::Release);
         }
     }
 }
@@ -883,4 +960,8 @@ extern "C" {
     fn iommu_put_pages_list(list: *mut bindings::iommu_pages_list);
     // A static inline there; wrapped by integration/zpci_iommu.c.
     fn zpci_iommu_pages_list_add(list: *mut bindings::iommu_pages_list, virt: *mut c_void);
+    fn zpci_iommu_pages_list_move(
+        from: *mut bindings::iommu_pages_list,
+        to: *mut bindings::iommu_pages_list,
+    );
 }

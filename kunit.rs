@@ -12,7 +12,10 @@ use core::{
 use kernel::{
     bindings,
     prelude::*,
-    sync::Arc, //
+    sync::{
+        Arc,
+        SetOnce, //
+    }, //
 };
 
 use crate::{
@@ -28,6 +31,7 @@ use crate::{
         Phys,
         Retire,
         Shape,
+        Vacant,
         FRAME_SIZE,
         PAGE_SIZE, //
     },
@@ -37,7 +41,7 @@ use crate::{
     iommu::Gfp,
     members,
     memory::TablePages,
-    pending::Pending,
+    pending::{Flushes, Pending},
     zpci::{Designation, Zdev}, //
 };
 
@@ -65,9 +69,20 @@ impl Retire for Unlinked {
     }
 }
 
+/// Vacant tables for all tests; they stay.
+fn vacant() -> Result<Vacant> {
+    static VACANT: SetOnce<Vacant> = SetOnce::new();
+
+    if VACANT.as_ref().is_none() {
+        VACANT.populate(Vacant::new(&TablePages::default(), Gfp::KERNEL)?);
+    }
+    VACANT.copy().ok_or(ENOMEM)
+}
+
 fn tree(depth: Depth) -> Result<DmaTable<TablePages>> {
     Ok(DmaTable::new(
         TablePages::default(),
+        vacant()?,
         depth,
         Gfp::KERNEL,
         Into::into,
@@ -139,27 +154,32 @@ mod apertures {
     }
 
     #[test]
-    fn full_flushes_name_what_was_marked() {
-        let pending = Pending::new(64 * GIB - 1);
-        let taken = |pending: &Pending| {
-            let mut ranges = KVec::new();
-            pending.take(|range| {
-                assert!(ranges
-                    .push((range.start(), range.last()), GFP_KERNEL)
-                    .is_ok());
-            });
-            ranges
+    fn full_flushes_name_what_was_marked() -> Result {
+        let pending = Pending::new(Range::sized(GIB, 64 * GIB).ok_or(EINVAL)?);
+        let mut flushes = Flushes::new();
+        let mut taken = |done| {
+            let ticket = flushes.begin(&pending, true);
+            flushes.end(&ticket, done);
+            ticket.ranges
         };
-        assert!(taken(&pending).is_empty());
-        let chunk = 16 << 20;
-        pending.mark(chunk, chunk);
-        pending.mark(2 * chunk - 1, 2 * chunk);
-        pending.mark(63 * GIB, u64::MAX);
-        let ranges = taken(&pending);
-        assert_eq!(ranges.len(), 2);
-        assert_eq!(ranges[0], (chunk, 3 * chunk - 1));
-        assert_eq!(ranges[1], (63 * GIB, u64::MAX));
-        assert!(taken(&pending).is_empty());
+        assert!(taken(true).as_slice().is_empty());
+        let chunk = 32 << 20;
+        pending.mark(GIB + chunk, GIB + chunk);
+        pending.mark(GIB + 2 * chunk - 1, GIB + 2 * chunk);
+        pending.mark_one(60 * GIB);
+        let ranges = taken(true);
+        let Some(&[low, high]) = ranges.as_slice().first_chunk() else {
+            return Err(EINVAL);
+        };
+        assert_eq!(Some(low), Range::new(GIB + chunk, GIB + 3 * chunk - 1));
+        assert_eq!(Some(high), Range::sized(60 * GIB, chunk));
+        assert!(taken(true).as_slice().is_empty());
+        pending.mark_one(0);
+        assert_eq!(taken(true).as_slice(), [Range::ALL]);
+        assert!(taken(false).as_slice().is_empty());
+        assert_eq!(taken(true).as_slice(), [Range::ALL]);
+        assert!(taken(true).as_slice().is_empty());
+        Ok(())
     }
 
     #[test]
@@ -275,7 +295,7 @@ mod domains {
 
     /// A function and what the subsystem keeps for it.
     struct Bare {
-        function: Pin<KBox<Function>>,
+        function: Arc<Function>,
         /// After the function, which uses it.
         _zdev: KBox<MaybeUninit<bindings::zpci_dev>>,
     }
@@ -292,9 +312,9 @@ mod domains {
             }
             // SAFETY: It lives as long as the function, by the order of fields.
             let found = unsafe { Zdev::from_raw(NonNull::new(raw).ok_or(EINVAL)?) };
-            let init = Function::new(found, |_| Designation::IDENTITY, u64::MAX)?;
+            let init = Function::new(found, &crate::BLOCKED, |_| Designation::IDENTITY, u64::MAX)?;
             Ok(Bare {
-                function: KBox::try_pin_init(init, GFP_KERNEL)?,
+                function: Arc::pin_init(init, GFP_KERNEL)?,
                 _zdev: zdev,
             })
         }
@@ -314,7 +334,7 @@ mod domains {
 
     impl<'a> Member<'a> {
         fn of(domain: &Domain, bare: &'a Bare) -> Result<Self> {
-            domain.admit(&bare.function)?;
+            domain.admit(bare.function.as_arc_borrow())?;
             Ok(Member(domain.space().clone(), &bare.function))
         }
     }
@@ -327,7 +347,7 @@ mod domains {
     }
 
     fn domain_for(bare: &Bare) -> Result<Pin<KBox<Domain>>> {
-        Domain::for_function(&bare.function, PAGE_SIZE)
+        Domain::for_function(&bare.function, PAGE_SIZE, vacant()?)
     }
 
     #[test]
@@ -374,7 +394,7 @@ mod domains {
         {
             // The member cannot use what the new one needs.
             let _third = Member::of(&domain, &third)?;
-            assert_eq!(domain.admit(&far.function), Err(EINVAL));
+            assert_eq!(domain.admit(far.function.as_arc_borrow()), Err(EINVAL));
             assert_eq!(domain.aperture_last(), Depth::Third.reach());
             assert!(domain.space().designation() == top);
             // Neither did the refused one become a member.
@@ -383,7 +403,7 @@ mod domains {
         }
         let _far = Member::of(&domain, &far)?;
         // The new one cannot use what is there.
-        assert_eq!(domain.admit(&third.function), Err(EINVAL));
+        assert_eq!(domain.admit(third.function.as_arc_borrow()), Err(EINVAL));
         assert_eq!(domain.aperture_last(), Depth::Second.reach());
         Ok(())
     }
@@ -426,7 +446,7 @@ mod dumps {
         let mut runs = KVec::new();
         let mut dump = Dump::new();
         loop {
-            let visit = tree.visit(|| ());
+            let visit = tree.visit(|| Ok::<(), Error>(()))?;
             match dump.step(budget, |iova| visit.find(iova)) {
                 Step::Run(run) => runs.push(run, GFP_KERNEL)?,
                 Step::Pause => (),
@@ -511,7 +531,7 @@ mod dumps {
         let before = tree.memory().bytes();
         assert_eq!(map(&tree, range), (range.size, Ok(())));
         let full = tree.memory().bytes();
-        let visit = tree.visit(|| ());
+        let visit = tree.visit(|| Ok::<(), Error>(()))?;
         assert_eq!(unmap(&tree, 2 * GIB, 2 * GIB), 2 * GIB);
         assert_eq!(tree.memory().bytes(), full);
         assert!(visit.find(Iova(2 * GIB)) == Some(Err(PAGE_SIZE)));

@@ -25,7 +25,11 @@ use core::{
 use kernel::{
     bindings,
     prelude::*,
-    sync::rcu, //
+    sync::{
+        rcu,
+        Arc,
+        ArcBorrow, //
+    }, //
 };
 
 const SLOTS: usize = 6;
@@ -59,8 +63,9 @@ pub(crate) fn wait_for_readers() {
 ///
 /// # Invariants
 ///
-/// A slot is null or points to a `T` that lives at least until a grace period
-/// after the slot was emptied. `next` is null or came from a [`KBox`].
+/// A slot is null or points to a `T` in an [`Arc`], of which there is a reference at
+/// least until a grace period after the slot was emptied. `next` is null or came
+/// from a [`KBox`].
 pub(crate) struct Members<T> {
     first: Chunk<T>,
     count: AtomicUsize,
@@ -92,8 +97,8 @@ impl<T> Members<T> {
     ///
     /// # Safety
     ///
-    /// `member` stays until a grace period after it left. Joining and leaving
-    /// are serialised.
+    /// The caller keeps a reference to `member` until a grace period after it left.
+    /// Joining and leaving are serialised.
     ///
     /// # Errors
     ///
@@ -102,7 +107,11 @@ impl<T> Members<T> {
     /// # Context
     ///
     /// May sleep.
-    pub(crate) unsafe fn join(&self, member: *const T) -> Result {
+    pub(crate) unsafe fn join(&self, member: ArcBorrow<'_, T>) -> Result {
+        // The reference that this makes is not kept.
+        let member = Arc::into_raw(member.into());
+        // SAFETY: It was made above.
+        drop(unsafe { Arc::from_raw(member) });
         let mut chunk = &self.first;
         loop {
             for slot in &chunk.slots {
@@ -133,6 +142,16 @@ impl<T> Members<T> {
                 return;
             }
         }
+    }
+
+    /// A reference to a member, if there is one.
+    pub(crate) fn first(&self) -> Option<Arc<T>> {
+        let guard = rcu::read_lock();
+        let mut slots = self.slots(&guard).map(|slot| slot.load(Ordering::Acquire));
+        let first = slots.find(|member| !member.is_null())?;
+        // SAFETY: By the invariant the pointer came from an `Arc` of which there is
+        // a reference; the guard keeps it.
+        Some(unsafe { ArcBorrow::from_raw(first) }.into())
     }
 
     /// The members, for as long as the guard is held.

@@ -1,55 +1,83 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What was unmapped since the last full flush.
+//! What was unmapped since the last full flush, and the full flushes under way.
 //!
-//! `flush_iotlb_all` names no range, and refreshing a whole window is the
-//! dearest instruction that a hypervisor has to serve. So unmaps mark which of
-//! 4096 equal chunks of the window they touched, and a full flush refreshes
-//! these only. All unmaps do, also those that are flushed by range: whoever asks
-//! for a full flush may mean them. Marking takes no lock: it is on the unmap
-//! path.
+//! `flush_iotlb_all` names no range, and a refresh of a whole window is the most
+//! expensive instruction that a hypervisor has to emulate. So unmaps mark which
+//! of 4096 equal chunks of the window they touched, and a full flush refreshes
+//! these only, in at most [`MAX_RANGES`] ranges. All unmaps do, also those that
+//! are flushed by range: a caller of a full flush may mean them. Marking takes no
+//! lock: it is on the unmap path.
 //!
 //! # The protocol
 //!
 //! An unmap clears entries, then sets the bit of the chunk. A full flush takes
-//! the bits, then refreshes. An unmap that the flush has to serve returned
-//! before it was called, so its bit is there. That a flush does not return
-//! before a concurrent one has refreshed what that one took is up to the caller
-//! (a lock).
+//! the bits ([`Flushes::begin`]), then refreshes, then ends ([`Flushes::end`]).
+//! An unmap that the flush must cover returned before it began, so its bit is
+//! there, or another flush took it.
+//!
+//! Flushes overlap and do not wait for each other. What one has taken stays known
+//! until no flush is under way: a flush that begins meanwhile refreshes it as
+//! well, so that it never returns before what it was asked for is refreshed,
+//! whoever took the bits.
+//!
+//! A flush that the machine refused is not forgotten: from then on every flush
+//! refreshes everything, until one that began after the refusal succeeds.
+//!
+//! `begin`, `end` and `refused` are called under a lock of the caller's; the
+//! refreshes are not. Marks and the lock are ordered by a full barrier in `begin`:
+//! the flush queue of the core notes in a counter of its own that a flush began,
+//! which the unmapper reads after a barrier.
 
-use core::sync::atomic::{AtomicU64, Ordering};
+#[cfg(not(loom))]
+use core::sync::atomic::{fence, AtomicU64, Ordering};
+#[cfg(loom)]
+use loom::sync::atomic::{fence, AtomicU64, Ordering};
 
 use crate::aperture::Range;
 
-const WORDS: usize = 64;
+/// The model checker explores one word: the protocol does not depend on how many.
+const WORDS: usize = if cfg!(loom) { 1 } else { 64 };
 const WORD_BITS: u32 = u64::BITS;
-/// log2 of how many chunks there are.
-const CHUNK_BITS: u32 = 12;
-/// The last chunk; it also stands for all beyond it.
-const LAST_CHUNK: u64 = (1 << CHUNK_BITS) - 1;
+/// The last chunk. It stands for all that is outside of the window.
+const OUTSIDE: u64 = WORDS as u64 * 64 - 1;
 /// log2 of the least size of a chunk, in bytes: what one segment entry spans.
 const MIN_SHIFT: u32 = 20;
+/// How many ranges a full flush refreshes at most, for each device. A refresh
+/// costs an exit to the hypervisor; a longer range costs the walk of what lies
+/// between.
+pub(crate) const MAX_RANGES: usize = 8;
 
 /// The marks.
 pub(crate) struct Pending {
+    /// The number of the window's first chunk, counted from IOVA 0.
+    first: u64,
     shift: u32,
     words: [AtomicU64; WORDS],
 }
 
 impl Pending {
-    /// No marks. Chunks are as small as 4096 of them can be to hold `last`
-    /// (inclusive).
-    pub(crate) fn new(last: u64) -> Self {
-        let bits = u64::BITS - last.leading_zeros();
+    /// No marks. Chunks are as small as they can be to hold the window; its bounds
+    /// are inclusive.
+    pub(crate) fn new(window: Range) -> Self {
+        let mut shift = MIN_SHIFT;
+        while (window.last() >> shift) - (window.start() >> shift) >= OUTSIDE {
+            shift += 1;
+        }
         Pending {
-            shift: bits.saturating_sub(CHUNK_BITS).max(MIN_SHIFT),
-            words: [const { AtomicU64::new(0) }; WORDS],
+            first: window.start() >> shift,
+            shift,
+            words: core::array::from_fn(|_| AtomicU64::new(0)),
         }
     }
 
+    #[inline]
     fn chunk(&self, iova: u64) -> u64 {
-        // Wraps never, and so needs no check: the shift is below 64.
-        iova.wrapping_shr(self.shift).min(LAST_CHUNK)
+        // The shift is below 64. What is below the window wraps around, and so is
+        // outside of it.
+        iova.wrapping_shr(self.shift)
+            .wrapping_sub(self.first)
+            .min(OUTSIDE)
     }
 
     /// Marks the chunk of `iova`.
@@ -74,6 +102,10 @@ impl Pending {
 
     #[cold]
     fn mark_run(&self, first: u64, end: u64) {
+        if first > end {
+            // From below the window into it.
+            return self.mark_word((OUTSIDE / 64) as usize, 1 << (OUTSIDE % 64));
+        }
         for word in first / 64..=end / 64 {
             let low = first.saturating_sub(word * 64);
             let high = (end - word * 64).min(63);
@@ -88,42 +120,162 @@ impl Pending {
         }
     }
 
-    /// Takes all marks, as few ranges as hold the marked chunks.
-    pub(crate) fn take(&self, mut refresh: impl FnMut(Range)) {
-        let mut run: Option<Range> = None;
-        for (word, cell) in (0..).zip(&self.words) {
-            if cell.load(Ordering::Relaxed) == 0 {
-                continue;
-            }
-            let mut bits = cell.swap(0, Ordering::AcqRel);
-            while bits != 0 {
-                let chunk = self.range_of(word * WORD_BITS + bits.trailing_zeros());
-                bits &= bits - 1;
-                run = match run {
-                    Some(before) if before.last().wrapping_add(1) == chunk.start() => {
-                        Range::new(before.start(), chunk.last())
-                    }
-                    Some(before) => {
-                        refresh(before);
-                        Some(chunk)
-                    }
-                    None => Some(chunk),
-                };
+    /// The range of a chunk.
+    fn range_of(&self, chunk: u64) -> Range {
+        if chunk == OUTSIDE {
+            return Range::ALL;
+        }
+        let start = (self.first + chunk) << self.shift;
+        // The chunk's start is not after its last address.
+        Range::new(start, start | ((1 << self.shift) - 1)).unwrap_or(Range::ALL)
+    }
+
+    /// The first marked chunk that ends at or after `iova`. The marks stay.
+    pub(crate) fn next_marked(&self, iova: u64) -> Option<Range> {
+        let marked = (0..).zip(&self.words).flat_map(|(word, cell)| {
+            Bits(cell.load(Ordering::Acquire)).map(move |bit| word * u64::from(WORD_BITS) + bit)
+        });
+        marked
+            .map(|chunk| self.range_of(chunk))
+            .find(|range| range.last() >= iova)
+    }
+}
+
+/// The numbers of the bits that are set, from the lowest one on.
+struct Bits(u64);
+
+impl Iterator for Bits {
+    type Item = u64;
+
+    fn next(&mut self) -> Option<u64> {
+        let bit = self.0.trailing_zeros();
+        self.0 &= self.0.wrapping_sub(1);
+        (bit < u64::BITS).then_some(bit.into())
+    }
+}
+
+/// Ranges in ascending order, as few as [`MAX_RANGES`]; the last one also covers
+/// what lies between those that were joined to it.
+#[derive(Clone, Copy)]
+pub(crate) struct Ranges {
+    ranges: [Range; MAX_RANGES],
+    count: usize,
+}
+
+impl Ranges {
+    const NONE: Ranges = Ranges {
+        ranges: [Range::ALL; MAX_RANGES],
+        count: 0,
+    };
+
+    /// Everything.
+    pub(crate) const ALL: Ranges = Ranges {
+        count: 1,
+        ..Ranges::NONE
+    };
+
+    /// The ranges.
+    pub(crate) fn as_slice(&self) -> &[Range] {
+        &self.ranges[..self.count.min(MAX_RANGES)]
+    }
+
+    /// Adds a range that is not before the last one.
+    fn push(&mut self, next: Range) {
+        if next == Range::ALL {
+            *self = Ranges::ALL;
+            return;
+        }
+        let full = self.count == MAX_RANGES;
+        if let Some(last) = self.ranges[..self.count.min(MAX_RANGES)].last_mut() {
+            if full || last.last().wrapping_add(1) >= next.start() {
+                *last = last.through(next);
+                return;
             }
         }
-        if let Some(last) = run {
-            refresh(last);
+        if let Some(slot) = self.ranges.get_mut(self.count) {
+            *slot = next;
+            self.count += 1;
+        }
+    }
+}
+
+/// What a full flush has to do.
+pub(crate) struct Ticket {
+    /// What it refreshes.
+    pub(crate) ranges: Ranges,
+    refusals: u64,
+}
+
+/// The full flushes under way, and what they took.
+pub(crate) struct Flushes {
+    under_way: u32,
+    taken: [u64; WORDS],
+    /// Whether a refresh was refused since the last flush of everything.
+    everything: bool,
+    /// How many refreshes were refused.
+    refusals: u64,
+}
+
+impl Flushes {
+    /// None.
+    pub(crate) const fn new() -> Self {
+        Flushes {
+            under_way: 0,
+            taken: [0; WORDS],
+            everything: false,
+            refusals: 0,
         }
     }
 
-    fn range_of(&self, chunk: u32) -> Range {
-        let start = u64::from(chunk) << self.shift;
-        let last = if u64::from(chunk) == LAST_CHUNK {
-            u64::MAX
-        } else {
-            start | ((1 << self.shift) - 1)
-        };
-        // The chunk's start is not after its last address.
-        Range::new(start, last).unwrap_or(Range::ALL)
+    /// Begins a full flush: takes the marks. `by_range` says whether a machine
+    /// gains by being asked for less than everything.
+    pub(crate) fn begin(&mut self, pending: &Pending, by_range: bool) -> Ticket {
+        // See the head of this file.
+        fence(Ordering::SeqCst);
+        self.under_way += 1;
+        let mut ranges = Ranges::NONE;
+        for ((word, cell), taken) in (0..).zip(&pending.words).zip(&mut self.taken) {
+            if cell.load(Ordering::Relaxed) != 0 {
+                *taken |= cell.swap(0, Ordering::AcqRel);
+            }
+            for bit in Bits(*taken) {
+                ranges.push(pending.range_of(word * u64::from(WORD_BITS) + bit));
+            }
+        }
+        if self.everything || !by_range {
+            ranges = Ranges::ALL;
+        }
+        Ticket {
+            ranges,
+            refusals: self.refusals,
+        }
+    }
+
+    /// Ends a full flush. `done` says whether no device can be using any more what
+    /// was unmapped before it began. Returns whether something that was refused
+    /// is still to be made up for.
+    pub(crate) fn end(&mut self, ticket: &Ticket, done: bool) -> bool {
+        self.under_way -= 1;
+        if !done {
+            self.refused();
+        } else if ticket.refusals == self.refusals && ticket.ranges.is_everything() {
+            self.everything = false;
+        }
+        if self.under_way == 0 {
+            self.taken = [0; WORDS];
+        }
+        self.everything
+    }
+
+    /// A refresh was refused.
+    pub(crate) fn refused(&mut self) {
+        self.everything = true;
+        self.refusals += 1;
+    }
+}
+
+impl Ranges {
+    fn is_everything(&self) -> bool {
+        self.count == 1 && self.ranges[0] == Range::ALL
     }
 }

@@ -21,17 +21,22 @@
 //! | `trace`      | tracepoints                                                 |
 //! | `subsystem`  | what the s390 PCI subsystem calls                           |
 //! | `zpci`       | the machine's instructions                                  |
-//! | `irqlock`    | a lock that is taken in any context                         |
 //! | `iommu`      | a safe abstraction of `<linux/iommu.h>`                     |
 
-use core::hint::cold_path;
+use core::{
+    hint::cold_path,
+    sync::atomic::Ordering, //
+};
 
 use kernel::{
     bindings,
     device::Device,
     io::PhysAddr,
     prelude::*,
-    sync::SetOnce, //
+    sync::{
+        ArcBorrow,
+        SetOnce, //
+    }, //
 };
 
 mod aperture;
@@ -41,7 +46,6 @@ mod domain;
 mod dump;
 mod function;
 mod iommu;
-mod irqlock;
 #[cfg(CONFIG_S390_IOMMU_RUST_KUNIT_TEST)]
 mod kunit;
 mod members;
@@ -52,7 +56,7 @@ mod subsystem;
 mod trace;
 mod zpci;
 
-use dma_table::{Depth, DmaTable, FRAME_SIZE, PAGE_SIZE};
+use dma_table::{Depth, DmaTable, Vacant, FRAME_SIZE, PAGE_SIZE};
 use domain::{Domain, Paging};
 use function::Function;
 use iommu::{
@@ -102,6 +106,7 @@ const MODINFO: &str = if cfg!(MODULE) {
 #[used(compiler)]
 static MODINFO_VERSION: [u8; MODINFO.len()] = *MODINFO.as_bytes().first_chunk().unwrap();
 
+/// The domain that lets no DMA through.
 static BLOCKED: StaticDomain = Ops::<S390Iommu>::blocked();
 static IDENTITY: StaticDomain = Ops::<S390Iommu>::identity();
 /// What is decided once, when the driver starts.
@@ -117,6 +122,8 @@ struct Config {
     /// A table of each depth that maps nothing; blocked functions stay
     /// registered with one.
     empty: [Designation; 3],
+    /// What emptied entries of all tables may point to.
+    vacant: Vacant,
 }
 
 impl Config {
@@ -141,7 +148,28 @@ fn config() -> Result<&'static Config> {
 pub(crate) struct S390Iommu {
     _service: Service,
     _seen: seen::Tree,
-    _empty: DmaTable<TablePages>,
+    _tables: SharedTables,
+}
+
+/// The tables that all functions and domains share.
+struct SharedTables {
+    /// The table of each depth that maps nothing.
+    empty: Option<DmaTable<TablePages>>,
+    vacant: Vacant,
+}
+
+impl Drop for SharedTables {
+    fn drop(&mut self) {
+        if function::EMPTY_IN_USE.load(Ordering::Relaxed) {
+            // A machine may go on reading it: it is lost rather than used.
+            core::mem::forget(self.empty.take());
+            return;
+        }
+        self.empty = None;
+        // SAFETY: They came from such memory. The driver goes after all domains, and
+        // the tree above was the last to know of them.
+        unsafe { self.vacant.free(&TablePages::default()) }
+    }
 }
 
 impl kernel::Module for S390Iommu {
@@ -149,7 +177,7 @@ impl kernel::Module for S390Iommu {
     /// is a value with a `Drop`.
     fn init(module: &'static ThisModule) -> Result<Self> {
         let frames = takes_frames()?;
-        let (tree, empty) = empty_tables()
+        let (tables, empty) = shared_tables()
             .inspect_err(|error| pr_err!("no memory for empty tables ({})\n", error.to_errno()))?;
         CONFIG.populate(Config {
             iommu_ops: Ops::<S390Iommu>::table(&BLOCKED, module),
@@ -157,6 +185,7 @@ impl kernel::Module for S390Iommu {
             page_sizes: PAGE_SIZE | if frames { FRAME_SIZE } else { 0 },
             limit: zpci::aperture_limit(),
             empty,
+            vacant: tables.vacant,
         });
         let seen = seen::Tree::new(module);
         let service = Service::register(&config()?.subsystem_ops).inspect_err(tell_refusal)?;
@@ -174,7 +203,7 @@ impl kernel::Module for S390Iommu {
         Ok(S390Iommu {
             _service: service,
             _seen: seen,
-            _empty: tree,
+            _tables: tables,
         })
     }
 }
@@ -192,9 +221,21 @@ fn takes_frames() -> Result<bool> {
     }
 }
 
-/// A table of each depth that maps nothing, and the tree that owns them.
-fn empty_tables() -> Result<(DmaTable<TablePages>, [Designation; 3])> {
-    let tree = DmaTable::new(TablePages::default(), Depth::Third, Gfp::KERNEL, Into::into)?;
+/// The tables that are shared, and a table of each depth that maps nothing.
+fn shared_tables() -> Result<(SharedTables, [Designation; 3])> {
+    let vacant = Vacant::new(&TablePages::default(), Gfp::KERNEL)?;
+    let mut tables = SharedTables {
+        empty: None,
+        vacant,
+    };
+    let pages = TablePages::default();
+    let tree = tables.empty.insert(DmaTable::new(
+        pages,
+        vacant,
+        Depth::Third,
+        Gfp::KERNEL,
+        Into::into,
+    )?);
     let empty = |depth| -> Result<Designation> {
         tree.widen(depth, Gfp::KERNEL)?;
         Ok(tree.root().into())
@@ -204,7 +245,7 @@ fn empty_tables() -> Result<(DmaTable<TablePages>, [Designation; 3])> {
         empty(Depth::Second)?,
         empty(Depth::First)?,
     ];
-    Ok((tree, empty))
+    Ok((tables, empty))
 }
 
 /// Says why the subsystem does not want the driver. That it is not there is for
@@ -218,8 +259,8 @@ fn tell_refusal(error: &Error) {
 }
 
 /// The function behind a device.
-fn function(dev: &Device) -> Result<&'static Function> {
-    Zdev::of(dev).and_then(subsystem::served).ok_or(ENODEV)
+fn function(dev: &Device) -> Result<ArcBorrow<'_, Function>> {
+    subsystem::function_of(dev).ok_or(ENODEV)
 }
 
 impl iommu::Driver for S390Iommu {
@@ -241,7 +282,8 @@ impl iommu::Driver for S390Iommu {
     }
 
     fn domain_alloc_paging(dev: &Device) -> Result<Pin<KBox<Domain>>> {
-        let domain = Domain::for_function(function(dev)?, config()?.page_sizes)?;
+        let config = config()?;
+        let domain = Domain::for_function(&*function(dev)?, config.page_sizes, config.vacant)?;
         zpci::domain_made();
         Ok(domain)
     }
@@ -269,7 +311,7 @@ impl iommu::Driver for S390Iommu {
 
     fn attach_blocked(dev: &Device) {
         if let Ok(function) = function(dev) {
-            function.block(BLOCKED.as_raw());
+            function.block();
         }
     }
 }
@@ -293,7 +335,7 @@ impl iommu::PagingDomain for Paging {
         prot: Prot,
         gfp: Gfp,
     ) -> (usize, Result) {
-        if page_size as u64 == PAGE_SIZE && count == 1 {
+        if page_size as u64 == PAGE_SIZE && count == 1 && prot.allows_access() {
             let access = domain::access(prot);
             // SAFETY: The caller's promise.
             let mapped = unsafe { domain.space().map_page(iova, phys, access) };

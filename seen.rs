@@ -185,7 +185,7 @@ impl Pieces for Space {
             return Ok(false);
         }
         let run = loop {
-            match self.dump(&mut reader.dump) {
+            match self.dump(&mut reader.dump)? {
                 Step::Run(run) => break run,
                 Step::End => return Ok(false),
                 Step::Pause if current!().signal_pending() => return Err(ERESTARTSYS),

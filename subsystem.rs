@@ -12,7 +12,12 @@ use core::ptr::{self, NonNull};
 
 use kernel::{
     bindings,
-    prelude::*, //
+    device::Device,
+    prelude::*,
+    sync::{
+        Arc,
+        ArcBorrow, //
+    }, //
 };
 
 use crate::{
@@ -46,46 +51,54 @@ pub(crate) const fn ops(owner: &ThisModule) -> SubsystemOps {
 
 /// What the driver keeps for a function: the function, and that the core knows
 /// its IOMMU. Fields are dropped in this order.
-#[pin_data]
 struct Served {
     registration: Option<Registration>,
     /// Its file in debugfs.
     shown: Option<Entry<()>>,
-    #[pin]
-    function: Function,
+    function: Arc<Function>,
+}
+
+/// The function behind a device, if it is served. A device holds a reference to its
+/// [`Zdev`], which is served until the last reference is gone.
+pub(crate) fn function_of(dev: &Device) -> Option<ArcBorrow<'_, Function>> {
+    // SAFETY: The device is there for as long as the result.
+    unsafe { served(Zdev::of(dev)?) }
 }
 
 /// The function behind a [`Zdev`], if it is served.
-pub(crate) fn served(zdev: Zdev) -> Option<&'static Function> {
-    // SAFETY: Set by `init` and cleared by `destroy`, before and after all that
-    // could ask.
+///
+/// # Safety
+///
+/// `destroy` is not called for it before `'a` ends.
+unsafe fn served<'a>(zdev: Zdev) -> Option<ArcBorrow<'a, Function>> {
+    // SAFETY: Set by `init`, before anybody can ask; `destroy` is not called.
     let served = unsafe { zdev.driver_data::<Served>().as_ref() };
-    served.map(|served| &served.function)
+    served.map(|served| served.function.as_arc_borrow())
 }
 
 /// Serves a function from now on.
 fn serve(zdev: Zdev) -> Result {
     let config = config()?;
-    let function =
-        Function::new(zdev, |depth| config.empty(depth), config.limit).inspect_err(|_| {
-            let (start, end) = zdev.dma_range();
-            pr_err!(
-                "function {:#010x}: no usable IOVAs in {:#x} to {:#x}\n",
-                zdev.fid(),
-                start,
-                end
-            );
-        })?;
-    let served = KBox::pin_init(
-        try_pin_init!(Served {
-            registration: None,
-            shown: None,
-            function <- function,
-        }? Error),
-        GFP_KERNEL,
-    )?;
-    // SAFETY: Stays pinned: only `destroy` and the failure below touch the box.
-    let served = KBox::into_raw(unsafe { Pin::into_inner_unchecked(served) });
+    let function = Function::new(zdev, &BLOCKED, |depth| config.empty(depth), config.limit);
+    let Ok(function) = function else {
+        // It is there, and does no DMA: its device gets no IOMMU.
+        let (start, end) = zdev.dma_range();
+        pr_warn!(
+            "function {:08x}: no usable IOVAs in {:#x} to {:#x}\n",
+            zdev.fid(),
+            start,
+            end
+        );
+        zdev.set_domain(BLOCKED.as_raw());
+        return Ok(());
+    };
+    let function = Arc::pin_init(function, GFP_KERNEL)?;
+    let served = Served {
+        registration: None,
+        shown: None,
+        function: function.clone(),
+    };
+    let served = KBox::into_raw(KBox::new(served, GFP_KERNEL)?);
     zdev.set_domain(BLOCKED.as_raw());
     zdev.set_driver_data(served);
     // From here on the core may probe devices.
@@ -105,7 +118,7 @@ fn serve(zdev: Zdev) -> Result {
             // function, see `end`.
             unsafe {
                 (*served).registration = Some(registration);
-                (*served).shown = seen::show_function(&(*served).function);
+                (*served).shown = seen::show_function(&function);
             }
             Ok(())
         }
@@ -162,7 +175,7 @@ unsafe extern "C" fn destroy(zdev: *mut bindings::zpci_dev) {
 /// The subsystem calls it, as `zpci_iommu_ops.disabled`.
 unsafe extern "C" fn disabled(zdev: *mut bindings::zpci_dev) {
     // SAFETY: The subsystem's promise.
-    if let Some(function) = unsafe { zdev_from(zdev) }.and_then(served) {
+    if let Some(function) = unsafe { zdev_from(zdev).and_then(|zdev| served(zdev)) } {
         function.disabled();
     }
 }
@@ -172,7 +185,7 @@ unsafe extern "C" fn disabled(zdev: *mut bindings::zpci_dev) {
 /// The subsystem calls it, as `zpci_iommu_ops.register_ioat`.
 unsafe extern "C" fn register_ioat(zdev: *mut bindings::zpci_dev, status: *mut u8) -> c_int {
     // SAFETY: The subsystem's promise.
-    let Some(function) = unsafe { zdev_from(zdev) }.and_then(served) else {
+    let Some(function) = (unsafe { zdev_from(zdev).and_then(|zdev| served(zdev)) }) else {
         return 0;
     };
     let outcome = function.register_recorded();
@@ -186,7 +199,7 @@ unsafe extern "C" fn register_ioat(zdev: *mut bindings::zpci_dev, status: *mut u
 /// The subsystem calls it, as `zpci_iommu_ops.resume`.
 unsafe extern "C" fn resume(zdev: *mut bindings::zpci_dev) -> c_int {
     // SAFETY: The subsystem's promise.
-    match unsafe { zdev_from(zdev) }.and_then(served) {
+    match unsafe { zdev_from(zdev).and_then(|zdev| served(zdev)) } {
         Some(function) => kernel::error::from_result(|| function.resume().map(|()| 0)),
         None => 0,
     }

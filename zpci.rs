@@ -20,7 +20,11 @@ use core::{
 use kernel::{
     bindings,
     device::Device,
-    prelude::*, //
+    prelude::*,
+    time::{
+        delay::udelay,
+        Delta, //
+    }, //
 };
 
 use crate::{
@@ -130,8 +134,15 @@ impl Outcome {
 
     /// `ZPCI_CC_BUSY`: to be tried again.
     const BUSY: u8 = 2;
+    /// Of *Modify PCI Function Controls*: the function is not enabled
+    /// (`ZPCI_PCI_ST_FUNC_NOT_ENABLED`).
+    const NOT_ENABLED: u8 = 4;
     /// `ZPCI_PCI_ST_FUNC_IN_ERR`.
     const FUNCTION_IN_ERROR: u8 = 8;
+    /// `ZPCI_PCI_ST_BLOCKED`.
+    const BLOCKED: u8 = 12;
+    /// `ZPCI_PCI_ST_INSUF_RES`.
+    pub(crate) const RESOURCES: u8 = 16;
     /// `ZPCI_PCI_ST_FUNC_NOT_AVAIL`.
     const FUNCTION_NOT_AVAILABLE: u8 = 40;
 
@@ -139,10 +150,10 @@ impl Outcome {
     pub(crate) fn words(self) -> &'static CStr {
         match (self.cc, self.status) {
             (3, _) => c"it is gone",
-            (1, 4) => c"it is not enabled",
+            (1, Self::NOT_ENABLED) => c"it is not enabled",
             (1, Self::FUNCTION_IN_ERROR) => c"it is in the error state",
-            (1, 12) => c"its DMA is blocked after an error",
-            (1, 16) => c"the machine has not enough resources",
+            (1, Self::BLOCKED) => c"its DMA is blocked after an error",
+            (1, Self::RESOURCES) => c"the machine has not enough resources",
             (1, 20 | 28 | 36) => c"the machine does not know the address space",
             (1, Self::FUNCTION_NOT_AVAILABLE) => c"it is not available",
             (1, 24) => c"it is out of sequence: something is registered, or nothing is",
@@ -155,8 +166,10 @@ impl Outcome {
     pub(crate) fn check(self) -> Result<(), Refusal> {
         match (self.cc, self.status) {
             (0, _) => Ok(()),
-            (3, _) => Err(Refusal::Gone),
-            (1, Self::FUNCTION_IN_ERROR | Self::FUNCTION_NOT_AVAILABLE) => Err(Refusal::InError),
+            (3, _) | (1, Self::NOT_ENABLED) => Err(Refusal::Gone),
+            (1, Self::FUNCTION_IN_ERROR | Self::BLOCKED | Self::FUNCTION_NOT_AVAILABLE) => {
+                Err(Refusal::InError)
+            }
             _ => Err(Refusal::Other),
         }
     }
@@ -170,6 +183,10 @@ pub(crate) enum Registered {
     /// This table, or identity.
     This(Designation),
 }
+
+/// How often a busy machine is asked again for a function's state, a microsecond
+/// apart.
+const BUSY_RETRIES: u32 = 1000;
 
 /// The counters that `/sys/kernel/debug/pci/*/statistics` shows.
 ///
@@ -205,9 +222,6 @@ impl Fib {
     const ENABLED: u64 = 0x80 << 56;
     /// In the function controls: a table or identity is registered.
     const DMA_ENABLED: u64 = 0x10 << 56;
-    /// In the function controls: the function is in the error state, or its DMA
-    /// is still blocked after it.
-    const ERROR_OR_BLOCKED: u64 = 0x60 << 56;
 }
 
 /// A function of the s390 PCI subsystem.
@@ -315,8 +329,9 @@ impl Zdev {
 
     /// Whether the function may do DMA without translation.
     pub(crate) fn may_skip_translation(self) -> bool {
-        // SAFETY: By the invariant; constant.
-        unsafe { (*self.as_raw()).rtr_avail() != 0 }
+        // SAFETY: By the invariant. The bit is constant; C writes others of the
+        // same word, so there is no reference to it.
+        unsafe { bindings::zpci_dev::rtr_avail_raw(self.as_raw()) != 0 }
     }
 
     /// Whether this is an ISM device.
@@ -398,16 +413,25 @@ impl Zdev {
             window.last()
         };
         fib.0[Fib::ANCHOR] = table.0;
-        // SAFETY: By the invariant; read in one piece.
-        fib.0[Fib::GISA] =
-            u64::from(unsafe { ptr::read_volatile(&raw const (*self.as_raw()).gisa) });
-        let mut status = 0;
-        let request = self.request(bindings::ZPCI_MOD_FC_REREG_IOAT);
-        // SAFETY: `Fib` has the layout of `struct zpci_fib`.
-        let cc = unsafe { bindings::zpci_mod_fc(request, (&raw mut fib).cast(), &mut status) };
-        let outcome = Outcome { cc, status };
-        self.log_reregister(outcome);
+        fib.0[Fib::GISA] = self.gisa();
+        let outcome = self.modify(bindings::ZPCI_MOD_FC_REREG_IOAT, &mut fib);
+        self.log_refusal(c"rereg ioat", outcome);
         outcome
+    }
+
+    /// The guest that the function's requests are for.
+    fn gisa(self) -> u64 {
+        // SAFETY: By the invariant; read in one piece.
+        u64::from(unsafe { ptr::read_volatile(&raw const (*self.as_raw()).gisa) })
+    }
+
+    /// *Modify PCI Function Controls*.
+    fn modify(self, operation: u32, fib: &mut Fib) -> Outcome {
+        let mut status = 0;
+        let fib: *mut Fib = fib;
+        // SAFETY: `Fib` has the layout of `struct zpci_fib`.
+        let cc = unsafe { bindings::zpci_mod_fc(self.request(operation), fib.cast(), &mut status) };
+        Outcome { cc, status }
     }
 
     /// Takes the table away: DMA is blocked.
@@ -416,12 +440,11 @@ impl Zdev {
     ///
     /// May sleep.
     pub(crate) fn deregister(self) -> Outcome {
-        // SAFETY: By the invariant.
-        let cc = unsafe { zpci_unregister_ioat(self.as_raw(), 0) };
-        Outcome {
-            cc: cc as u8,
-            status: 0,
-        }
+        let mut fib = Fib([0; 10]);
+        fib.0[Fib::GISA] = self.gisa();
+        let outcome = self.modify(bindings::ZPCI_MOD_FC_DEREG_IOAT, &mut fib);
+        self.log_refusal(c"unreg ioat", outcome);
+        outcome
     }
 
     /// Asks the machine what is registered.
@@ -431,26 +454,20 @@ impl Zdev {
     /// [`Refusal::Gone`] mostly: a function in the error state does tell.
     pub(crate) fn registered(self) -> Result<Registered, Refusal> {
         let fib = self.store_controls()?;
-        Ok(if fib.0[Fib::CONTROLS] & Fib::DMA_ENABLED == 0 {
-            Registered::Nothing
-        } else {
-            Registered::This(Designation(fib.0[Fib::ANCHOR]))
-        })
+        let controls = fib.0[Fib::CONTROLS];
+        Ok(
+            if controls & Fib::ENABLED == 0 || controls & Fib::DMA_ENABLED == 0 {
+                Registered::Nothing
+            } else {
+                Registered::This(Designation(fib.0[Fib::ANCHOR]))
+            },
+        )
     }
 
-    /// Why a refresh was refused, by the state of the function.
-    fn refusal(self) -> Refusal {
-        match self.store_controls() {
-            Err(refusal) => refusal,
-            Ok(fib) if fib.0[Fib::CONTROLS] & Fib::ENABLED == 0 => Refusal::Gone,
-            Ok(fib) if fib.0[Fib::CONTROLS] & Fib::ERROR_OR_BLOCKED != 0 => Refusal::InError,
-            Ok(_) => Refusal::Other,
-        }
-    }
-
-    /// *Store PCI Function Controls*.
+    /// *Store PCI Function Controls*. A machine that is busy is asked again for a
+    /// while.
     fn store_controls(self) -> Result<Fib, Refusal> {
-        loop {
+        for _ in 0..BUSY_RETRIES {
             let mut fib = Fib([0; 10]);
             let mut request = self.request(0);
             let cc: u64;
@@ -475,8 +492,9 @@ impl Zdev {
             if outcome.cc != Outcome::BUSY {
                 return outcome.check().map(|()| fib);
             }
-            core::hint::spin_loop();
+            udelay(Delta::from_micros(1));
         }
+        Err(Refusal::Other)
     }
 
     /// Makes the machine forget a range, which must lie in the registered
@@ -486,13 +504,19 @@ impl Zdev {
     ///
     /// Any.
     pub(crate) fn refresh(self, range: Range) -> Result<(), Refusal> {
+        if range == Range::ALL {
+            // More than the instruction can be given.
+            let [low, high] = Range::HALVES;
+            return self.refresh(low).and_then(|()| self.refresh(high));
+        }
         let function = u64::from(self.handle()) << 32;
         // SAFETY: No requirements.
-        match unsafe { zpci_refresh_trans(function, range.start(), range.size()) } {
+        match unsafe { bindings::zpci_refresh_trans(function, range.start(), range.size()) } {
             0 => Ok(()),
             error if error == ENOMEM.to_errno() => Err(Refusal::Resources),
-            // The condition code is lost; the state tells the same.
-            _ => Err(self.refusal()),
+            error if error == ENODEV.to_errno() => Err(Refusal::Gone),
+            error if error == -(bindings::ESHUTDOWN as c_int) => Err(Refusal::InError),
+            _ => Err(Refusal::Other),
         }
     }
 
@@ -507,10 +531,11 @@ impl Zdev {
         u64::from(self.handle()) << 32 | u64::from(operation)
     }
 
-    fn log_reregister(self, outcome: Outcome) {
+    fn log_refusal(self, what: &'static CStr, outcome: Outcome) {
         if outcome.cc != 0 {
-            // SAFETY: By the invariant.
-            unsafe { zpci_iommu_log_rereg(self.as_raw(), outcome.cc.into(), outcome.status.into()) }
+            let (cc, status) = (outcome.cc.into(), outcome.status.into());
+            // SAFETY: By the invariant; the text is terminated.
+            unsafe { zpci_iommu_log_refusal(self.as_raw(), what.as_char_ptr(), cc, status) }
         }
     }
 }
@@ -606,9 +631,6 @@ pub(crate) fn domain_made() {
 // Without lock debugging a part of these structures is empty, which C accepts.
 #[allow(improper_ctypes)]
 extern "C" {
-    // arch/s390/pci
-    fn zpci_refresh_trans(function: u64, start: u64, size: u64) -> c_int;
-    fn zpci_unregister_ioat(zdev: *mut bindings::zpci_dev, dmaas: u8) -> c_int;
     // integration/zpci_iommu.c
     fn zpci_iommu_driver_register(ops: *const SubsystemOps) -> c_int;
     fn zpci_iommu_driver_start() -> c_int;
@@ -619,6 +641,11 @@ extern "C" {
     fn zpci_iommu_set_domain(zdev: *mut bindings::zpci_dev, domain: *mut bindings::iommu_domain);
     fn zpci_iommu_aperture() -> u64;
     fn zpci_iommu_machine_takes_frames() -> bool;
-    fn zpci_iommu_log_rereg(zdev: *mut bindings::zpci_dev, cc: c_int, status: c_int);
+    fn zpci_iommu_log_refusal(
+        zdev: *mut bindings::zpci_dev,
+        what: *const c_char,
+        cc: c_int,
+        status: c_int,
+    );
     fn zpci_iommu_complain(zdev: *mut bindings::zpci_dev, text: *const c_char, why: *const c_char);
 }

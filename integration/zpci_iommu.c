@@ -70,7 +70,7 @@ EXPORT_SYMBOL_GPL(zpci_iommu_driver_register);
 int zpci_iommu_driver_start(void)
 {
 	/* Adding a function takes the lock, so this is outside of it. */
-	int rc = zpci_scan_devices();
+	int rc = zpci_rescan_devices();
 
 	if (!rc)
 		return 0;
@@ -253,16 +253,18 @@ bool zpci_iommu_machine_takes_frames(void)
 EXPORT_SYMBOL_GPL(zpci_iommu_machine_takes_frames);
 
 /**
- * zpci_iommu_log_rereg() - write a refused re-registration to the debug feature
+ * zpci_iommu_log_refusal() - write a refused instruction to the debug feature
  * @zdev: the function
+ * @what: what was asked for
  * @cc: the condition code
  * @status: the status
  */
-void zpci_iommu_log_rereg(struct zpci_dev *zdev, int cc, int status)
+void zpci_iommu_log_refusal(struct zpci_dev *zdev, const char *what, int cc,
+			    int status)
 {
-	zpci_dbg(3, "rereg ioat fid:%x, cc:%d, status:%d\n", zdev->fid, cc, status);
+	zpci_dbg(3, "%s fid:%x, cc:%d, status:%d\n", what, zdev->fid, cc, status);
 }
-EXPORT_SYMBOL_GPL(zpci_iommu_log_rereg);
+EXPORT_SYMBOL_GPL(zpci_iommu_log_refusal);
 
 /**
  * zpci_iommu_complain() - say that the machine refused what it must not refuse
@@ -288,43 +290,17 @@ void zpci_iommu_pages_list_add(struct iommu_pages_list *list, void *virt)
 EXPORT_SYMBOL_GPL(zpci_iommu_pages_list_add);
 
 /**
- * zpci_iommu_lock_irqsave() - spin_lock_irqsave() for the driver
- * @lock: the lock
- *
- * Return: the interrupt state, for zpci_iommu_unlock_irqrestore().
+ * zpci_iommu_pages_list_move() - move all pages of a list to another one
+ * @from: the list, empty afterwards
+ * @to: where they go
  */
-unsigned long zpci_iommu_lock_irqsave(spinlock_t *lock) __acquires(lock)
+void zpci_iommu_pages_list_move(struct iommu_pages_list *from,
+				struct iommu_pages_list *to)
 {
-	unsigned long flags;
-
-	spin_lock_irqsave(lock, flags);
-	return flags;
+	iommu_pages_list_splice(from, to);
+	INIT_LIST_HEAD(&from->pages);
 }
-EXPORT_SYMBOL_GPL(zpci_iommu_lock_irqsave);
-
-/**
- * zpci_iommu_trylock_irqsave() - spin_trylock_irqsave() for the driver
- * @lock: the lock
- * @flags: where the interrupt state goes, if it was taken
- *
- * Return: whether the lock was taken.
- */
-bool zpci_iommu_trylock_irqsave(spinlock_t *lock, unsigned long *flags)
-{
-	return spin_trylock_irqsave(lock, *flags);
-}
-EXPORT_SYMBOL_GPL(zpci_iommu_trylock_irqsave);
-
-/**
- * zpci_iommu_unlock_irqrestore() - spin_unlock_irqrestore() for the driver
- * @lock: the lock
- * @flags: what zpci_iommu_lock_irqsave() returned
- */
-void zpci_iommu_unlock_irqrestore(spinlock_t *lock, unsigned long flags) __releases(lock)
-{
-	spin_unlock_irqrestore(lock, flags);
-}
-EXPORT_SYMBOL_GPL(zpci_iommu_unlock_irqrestore);
+EXPORT_SYMBOL_GPL(zpci_iommu_pages_list_move);
 
 static int __init s390_iommu_setup(char *str)
 {

@@ -5,7 +5,6 @@
 #ifndef _ZPCI_IOMMU_H
 #define _ZPCI_IOMMU_H
 
-#include <linux/spinlock_types.h>
 #include <linux/types.h>
 
 struct iommu_domain;
@@ -48,11 +47,11 @@ void zpci_iommu_domain_free(struct iommu_domain *domain);
 void zpci_iommu_set_domain(struct zpci_dev *zdev, struct iommu_domain *domain);
 u64 zpci_iommu_aperture(void);
 bool zpci_iommu_machine_takes_frames(void);
-void zpci_iommu_log_rereg(struct zpci_dev *zdev, int cc, int status);
+void zpci_iommu_log_refusal(struct zpci_dev *zdev, const char *what, int cc,
+			    int status);
 void zpci_iommu_complain(struct zpci_dev *zdev, const char *text, const char *why);
-unsigned long zpci_iommu_lock_irqsave(spinlock_t *lock);
-bool zpci_iommu_trylock_irqsave(spinlock_t *lock, unsigned long *flags);
-void zpci_iommu_unlock_irqrestore(spinlock_t *lock, unsigned long flags);
 void zpci_iommu_pages_list_add(struct iommu_pages_list *list, void *virt);
+void zpci_iommu_pages_list_move(struct iommu_pages_list *from,
+				struct iommu_pages_list *to);
 
 #endif /* _ZPCI_IOMMU_H */

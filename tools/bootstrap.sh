@@ -16,7 +16,7 @@ if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then
 	echo "error: no working $CARGO, $RUSTC and cc; as root on Debian 12 or 13 they are installed by" \
 		"themselves, elsewhere install Rust >= 1.96 with clippy, rustfmt and the library's source, LLVM >= 15," \
 		"bindgen >= 0.71.1 and qemu-system-s390x >= 8.0, and name what is not in its usual place with" \
-		"CARGO= RUSTC= LLVM= BINDGEN= QEMU= KDIR= (a Linux >= 7.2)" >&2
+		"CARGO= RUSTC= LLVM= BINDGEN= QEMU= KDIR= (a Linux >= 7.3)" >&2
 	exit 1
 fi
 mkdir -p build/logs

@@ -132,3 +132,28 @@ int test_break(struct test_function *fn)
 	return 0;
 }
 EXPORT_SYMBOL_GPL(test_break);
+
+/**
+ * test_expect_gone() - the device does not reach what was unmapped
+ * @dom: the domain that it is attached to
+ * @queue: the queue's pages
+ * @page: what was mapped
+ * @iova: where
+ *
+ * That is an error event; the controller runs anew when the function was
+ * recovered from it.
+ *
+ * Returns: 0 or a failed test
+ */
+int test_expect_gone(struct test_domain *dom, struct test_queue *queue,
+		     void *page, dma_addr_t iova)
+{
+	int ret;
+
+	page_poison(page);
+	if (!admin_identify(dom->fn, iova) || !page_is_poison(page))
+		return test_fail("DMA to %pad was let through after the unmap", &iova);
+	ret = test_wait_recovery(dom->fn);
+	return ret ? ret : test_domain_start(dom, queue);
+}
+EXPORT_SYMBOL_GPL(test_expect_gone);

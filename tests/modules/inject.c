@@ -16,12 +16,17 @@
 #include <linux/spinlock.h>
 #include <asm/pci_clp.h>
 #include <asm/pci_insn.h>
+#include <asm/timex.h>
 
 #include "internal.h"
 
 static char *refresh_symbol = "zpci_refresh_trans";
 module_param(refresh_symbol, charp, 0444);
 MODULE_PARM_DESC(refresh_symbol, "function that issues RPCIT");
+
+static unsigned int no_room_every;
+module_param(no_room_every, uint, 0644);
+MODULE_PARM_DESC(no_room_every, "refuse every n-th refresh: insufficient resources");
 
 /* "Insufficient resources": an error that no driver may take for success, as
  * it may take "function gone" and "function in the error state".
@@ -34,6 +39,8 @@ static struct {
 	raw_spinlock_t lock; /* protects all of it */
 	struct test_function *fn;
 	unsigned long operations;
+	u8 cc;
+	u8 status;
 	bool identity_only;
 	unsigned int refreshes;
 	int refresh_error;
@@ -59,6 +66,7 @@ static struct {
 	struct task_struct *victim;
 	struct task_struct *worker;
 	unsigned int steps_left;
+	bool late;
 	atomic_t state;
 	void (*job)(void);
 } pause;
@@ -98,18 +106,26 @@ static void record(u64 request, struct inject_step step)
 		inject.steps[inject.step_count++] = step;
 }
 
+/* Of the TOD clock: 2 s. A job that takes as long waits for who is held up. */
+#define HOLD_UP_LIMIT	(2ULL * 1000000 << 12)
+
 /* Holds the task up before it asks the machine, if this is the moment. No lock
  * is held here; the job runs on another CPU.
  */
 static void hold_up(u64 request)
 {
+	u64 start;
+
 	if (READ_ONCE(pause.victim) != current || !is_handle_of(pause.fn, request))
 		return;
 	if (pause.steps_left--)
 		return;
+	start = get_tod_clock_fast();
 	atomic_set_release(&pause.state, PAUSE_REACHED);
-	while (atomic_read_acquire(&pause.state) != PAUSE_DONE)
+	while (atomic_read_acquire(&pause.state) != PAUSE_DONE && !pause.late) {
+		pause.late = get_tod_clock_fast() - start > HOLD_UP_LIMIT;
 		cpu_relax();
+	}
 }
 
 static bool is_table_operation(u8 operation)
@@ -147,8 +163,8 @@ static int on_mod_fc(struct kprobe *probe, struct pt_regs *regs)
 	raw_spin_unlock(&inject.lock);
 
 	if (refuse) {
-		*(u8 *)regs->gprs[4] = REFUSED_STATUS;
-		return return_early(regs, REFUSED_CC);
+		*(u8 *)regs->gprs[4] = READ_ONCE(inject.status);
+		return return_early(regs, READ_ONCE(inject.cc));
 	}
 	return identity ? return_early(regs, 0) : 0;
 }
@@ -179,6 +195,8 @@ static int on_refresh(struct kprobe *probe, struct pt_regs *regs)
 	raw_spin_lock(&inject.lock);
 	inject.counts.refreshes++;
 	inject.counts.outside += is_outside(request, regs->gprs[3], regs->gprs[4]);
+	/* A probe by breakpoint turns them off itself, one by ftrace does not. */
+	inject.counts.irqs_off += irqs_disabled() && !(regs->psw.mask & PSW_MASK_IO);
 	/* No function means any */
 	refuse = inject.refreshes &&
 		 (!inject.fn || is_handle_of(inject.fn, request));
@@ -187,6 +205,10 @@ static int on_refresh(struct kprobe *probe, struct pt_regs *regs)
 	if (refuse)
 		inject.operations |= inject.operations_then;
 	error = inject.refresh_error;
+	if (no_room_every && !(inject.counts.refreshes % no_room_every)) {
+		refuse = true;
+		error = -ENOMEM;
+	}
 	record(request, (struct inject_step) {
 		.refused = refuse, .start = regs->gprs[3], .size = regs->gprs[4],
 	});
@@ -254,11 +276,14 @@ u64 inject_table(void)
 EXPORT_SYMBOL_GPL(inject_table);
 
 /**
- * inject_refuse() - refuse operations of MPCIFC until inject_reset()
+ * inject_refuse_as() - refuse operations of MPCIFC until inject_reset()
  * @fn: for this function
  * @operations: one bit for each operation
+ * @cc: the condition code
+ * @status: the status
  */
-void inject_refuse(struct test_function *fn, unsigned long operations)
+void inject_refuse_as(struct test_function *fn, unsigned long operations,
+		      u8 cc, u8 status)
 {
 	unsigned long flags;
 
@@ -266,7 +291,20 @@ void inject_refuse(struct test_function *fn, unsigned long operations)
 	raw_spin_lock_irqsave(&inject.lock, flags);
 	inject.fn = fn;
 	inject.operations = operations;
+	inject.cc = cc;
+	inject.status = status;
 	raw_spin_unlock_irqrestore(&inject.lock, flags);
+}
+EXPORT_SYMBOL_GPL(inject_refuse_as);
+
+/**
+ * inject_refuse() - the same, for want of resources
+ * @fn: for this function
+ * @operations: one bit for each operation
+ */
+void inject_refuse(struct test_function *fn, unsigned long operations)
+{
+	inject_refuse_as(fn, operations, REFUSED_CC, REFUSED_STATUS);
 }
 EXPORT_SYMBOL_GPL(inject_refuse);
 
@@ -321,6 +359,8 @@ void inject_refuse_from_refresh(struct test_function *fn, int error,
 	inject_refuse_refresh(fn, error, 1);
 	raw_spin_lock_irqsave(&inject.lock, flags);
 	inject.operations_then = operations;
+	inject.cc = REFUSED_CC;
+	inject.status = REFUSED_STATUS;
 	raw_spin_unlock_irqrestore(&inject.lock, flags);
 }
 EXPORT_SYMBOL_GPL(inject_refuse_from_refresh);
@@ -436,9 +476,13 @@ static int on_free_pages(struct kprobe *probe, struct pt_regs *regs)
 	return 0;
 }
 
+/* Armed where it is needed, and then for good: in a small kernel the function
+ * begins with a compare and branch, which an emulator's single step gets wrong.
+ */
 static struct kprobe free_pages_probe = {
 	.symbol_name = "iommu_free_pages",
 	.pre_handler = on_free_pages,
+	.flags = KPROBE_FLAG_DISABLED,
 };
 
 /**
@@ -448,6 +492,7 @@ void inject_watch(void)
 {
 	WRITE_ONCE(watched_is_freed, false);
 	WRITE_ONCE(watched, phys_to_virt(inject.counts.table & PAGE_MASK));
+	enable_kprobe(&free_pages_probe);
 }
 EXPORT_SYMBOL_GPL(inject_watch);
 
@@ -496,6 +541,7 @@ int inject_pause_start(struct test_function *fn, unsigned int step,
 		return -ENODEV;
 	pause.fn = fn;
 	pause.steps_left = step;
+	pause.late = false;
 	pause.job = job;
 	atomic_set(&pause.state, PAUSE_WAITS);
 	pause.worker = kthread_create(do_job, NULL, "iommu_pause");
@@ -511,14 +557,14 @@ EXPORT_SYMBOL_GPL(inject_pause_start);
 /**
  * inject_pause_end() - the task is held up no more
  *
- * Returns: whether it was
+ * Returns: whether it was, and the job did not wait for it
  */
 int inject_pause_end(void)
 {
 	WRITE_ONCE(pause.victim, NULL);
 	kthread_stop(pause.worker);
 	set_cpus_allowed_ptr(current, cpu_possible_mask);
-	return atomic_read(&pause.state) == PAUSE_DONE;
+	return atomic_read(&pause.state) == PAUSE_DONE && !pause.late;
 }
 EXPORT_SYMBOL_GPL(inject_pause_end);
 

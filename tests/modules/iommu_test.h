@@ -42,11 +42,13 @@ struct test_setup {
  * @name: what is tested
  * @run: the test; 0, TEST_SKIPPED, or a negative error
  * @setup: what it starts from, or NULL
+ * @breaks: whether it provokes an error event, also where test_is_calm()
  */
 struct test_case {
 	const char *name;
 	int (*run)(void);
 	const struct test_setup *setup;
+	bool breaks;
 };
 
 int test_run(const char *suite, const struct test_case *cases);
@@ -206,7 +208,14 @@ int test_run_on(struct test_domain *dom, struct test_queue *queue);
 int test_expect_running(struct test_domain *dom);
 int test_expect_blocked(struct test_domain *dom, struct test_queue *queue,
 			void *page);
+int test_expect_gone(struct test_domain *dom, struct test_queue *queue,
+		     void *page, dma_addr_t iova);
 int test_break(struct test_function *fn);
+
+/* In a guest with a function that is passed through */
+
+bool test_is_calm(void);
+int test_expect_outside(unsigned int pages);
 
 /* What the machine is asked: counted, recorded, refused */
 
@@ -224,6 +233,7 @@ int test_break(struct test_function *fn);
  * @designations: the guest (GISA) that the last of them was for, by operation
  * @refreshes: RPCIT
  * @outside: RPCIT that reach out of the function's window
+ * @irqs_off: RPCIT while interrupts were off
  * @table: what was registered last, as the machine was told; 0 if that was
  *	taken away, or nothing was registered
  */
@@ -232,10 +242,11 @@ struct inject_counts {
 	u32 designations[16];
 	unsigned int refreshes;
 	unsigned int outside;
+	unsigned int irqs_off;
 	u64 table;
 };
 
-#define INJECT_STEPS 16
+#define INJECT_STEPS 64
 
 /**
  * struct inject_step - one thing that was asked for a function
@@ -266,6 +277,8 @@ int inject_pause_start(struct test_function *fn, unsigned int step,
 		       void (*job)(void));
 int inject_pause_end(void);
 void inject_refuse(struct test_function *fn, unsigned long operations);
+void inject_refuse_as(struct test_function *fn, unsigned long operations,
+		      u8 cc, u8 status);
 void inject_refuse_identity(struct test_function *fn);
 void inject_refuse_refresh(struct test_function *fn, int error,
 			   unsigned int count);

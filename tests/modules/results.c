@@ -26,7 +26,7 @@ struct results {
 
 static char *only = "";
 module_param(only, charp, 0444);
-MODULE_PARM_DESC(only, "run the tests with this in their name, not all");
+MODULE_PARM_DESC(only, "run the tests with one of these, between commas, in their name");
 
 static LIST_HEAD(all_results);
 static DEFINE_MUTEX(results_lock);
@@ -137,6 +137,24 @@ static struct results *new_results(const char *suite)
 	return results;
 }
 
+static bool is_named(const char *name)
+{
+	char *copy = kstrdup(only, GFP_KERNEL);
+	char *rest = copy;
+	bool found = false;
+	char *part;
+
+	while (!found && (part = strsep(&rest, ",")))
+		found = strstr(name, part);
+	kfree(copy);
+	return found;
+}
+
+static bool is_wanted(const struct test_case *test)
+{
+	return is_named(test->name) && !(test->breaks && test_is_calm());
+}
+
 /**
  * test_run() - run the tests of a suite
  * @suite: its name
@@ -152,7 +170,7 @@ int test_run(const char *suite, const struct test_case *cases)
 	if (!results)
 		return -ENOMEM;
 	for (test = cases; test->name; test++)
-		if (strstr(test->name, only))
+		if (is_wanted(test))
 			add_line(results, test->name, run_case(test));
 	results->file = debugfs_create_blob(suite, 0444, root, &results->blob);
 	mutex_lock(&results_lock);

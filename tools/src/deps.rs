@@ -304,14 +304,14 @@ pub fn ensure_machine(project: &Project) -> Result<()> {
     install(project, &missing)
 }
 
-/// Sphinx, for the pages of `Documentation/`.
-pub fn sphinx(project: &Project) -> Result<PathBuf> {
-    let name = Path::new("sphinx-build");
+/// A program that only one command needs, and Debian's package of it.
+pub fn program(project: &Project, name: &str, package: &str) -> Result<PathBuf> {
+    let name = Path::new(name);
     if let Some(path) = find_program(name) {
         return Ok(path);
     }
-    install(project, &[Need::new(name, "python3-sphinx")])?;
-    find_program(name).context("python3-sphinx brought no sphinx-build")
+    install(project, &[Need::new(name, package)])?;
+    find_program(name).with_context(|| format!("{package} brought no {}", name.display()))
 }
 
 /// A bindgen that the kernel takes, by `BINDGEN=`, `PATH`, or built into the cache.

@@ -68,7 +68,7 @@ pub fn build(project: &Project, kernel: &Kernel, extra: &[Extra]) -> Result<Path
     }
     let mut modules = kernel_modules(kernel)?;
     for folder in MODULES {
-        modules.extend(external_modules(project, kernel, &step, folder)?);
+        modules.extend(external_modules(project, kernel, &step, folder, &[])?);
     }
     for module in &modules {
         let name = module.file_name().unwrap_or_default().to_string_lossy();
@@ -81,18 +81,22 @@ pub fn build(project: &Project, kernel: &Kernel, extra: &[Extra]) -> Result<Path
     Ok(path)
 }
 
-/// Builds the root of a guest that needs nothing but our /init. It is not
-/// compressed: unpacking costs a slow machine more than reading.
-pub fn build_small(project: &Project, path: &Path) -> Result<()> {
+/// Builds the root of a guest that needs nothing but our /init and some suites.
+/// It is not compressed: unpacking costs a slow machine more than reading.
+pub fn build_small(project: &Project, kernel: &Kernel, suites: &[&str], path: &Path) -> Result<()> {
     let step = Step::start(project, "guest-l2", "building the inner guest's root")?;
     let (program, name) = PROGRAMS[0];
     let init = guest_program(project, &step, program)?;
     let mut archive = Archive::new(BufWriter::new(File::create(path)?));
-    for folder in ["dev", "proc", "sys", "tmp"] {
+    for folder in ["dev", "lib", "lib/modules", "proc", "sys", "tmp"] {
         archive.folder(folder)?;
     }
     archive.console()?;
     archive.file(name, &init)?;
+    for module in external_modules(project, kernel, &step, MODULES[0], suites)? {
+        let name = module.file_name().unwrap_or_default().to_string_lossy();
+        archive.file(&format!("lib/modules/{name}"), &module)?;
+    }
     newc::trailer(archive.output)?.flush()?;
     step.done("packed");
     Ok(())
@@ -183,12 +187,13 @@ pub fn busybox(project: &Project, step: &Step) -> Result<PathBuf> {
     busybox(project, step)
 }
 
-/// The modules in a folder, built against this kernel.
+/// The modules in a folder, built against this kernel: all, or some suites.
 fn external_modules(
     project: &Project,
     kernel: &Kernel,
     step: &Step,
     folder: &str,
+    suites: &[&str],
 ) -> Result<Vec<PathBuf>> {
     let source = project.root.join(folder);
     // Objects made for one kernel are none for another.
@@ -212,6 +217,7 @@ fn external_modules(
             .make(project)
             .arg(variable("M", &source))
             .arg(variable("MO", &output))
+            .arg(variable("SUITES", suites.join(" ")))
             .arg(format!("-j{}", project.jobs))
             .arg("modules"),
         "correct what the compiler says",

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
-//! Makes the driver selectable in a kernel tree: the hooks' lines, the driver's
-//! files in `drivers/iommu/s390/`, and our selftests among the kernel's.
+//! Makes the driver selectable in a kernel tree: patches of the kernel's files, the
+//! driver's files in `drivers/iommu/s390/`, and our selftests among the kernel's.
 //!
 //! Everything is read and checked before the first file is written, so a tree
 //! that is not understood stays as it was. Doing it again changes nothing, and
@@ -8,13 +8,13 @@
 
 use crate::{
     deps::Version,
-    hooks::{self, Edit, Hooks},
+    patches::{self, Patch, Texts},
     source::{Source, OLDEST, TOO_NEW},
     steps::write_if_changed,
 };
 use anyhow::{bail, Context, Result};
 use std::{
-    collections::{btree_map::Entry, BTreeMap},
+    collections::BTreeSet,
     fs,
     path::{Path, PathBuf},
 };
@@ -23,12 +23,14 @@ use std::{
 const PLACE: &str = "drivers/iommu/s390";
 /// Our selftests, in the checkout, and where they lie in a kernel tree.
 const SELFTESTS: (&str, &str) = ("tests/selftests", "tools/testing/selftests/s390_iommu");
-/// The edits, in the checkout.
-pub const HOOKS: &str = "integration/hooks.toml";
+/// The patches for the kernel's own files, in the checkout.
+const PATCHES: &str = "integration/patches";
 /// Lists the files that were put there, so that those that are gone are removed.
 const LIST: &str = ".integrated-files";
-/// The edits that were made, so that those that changed are taken back.
-const MADE: &str = ".integrated-hooks.toml";
+/// Holds the patches that were applied, so that they can be taken back.
+const APPLIED: &str = ".integrated-patches";
+/// What was there before there were patches.
+const BY_EDITOR: &str = ".integrated-hooks.toml";
 
 /// What was found and done.
 #[derive(Debug, PartialEq, Eq)]
@@ -45,12 +47,9 @@ pub struct Report {
 ///
 /// # Errors
 ///
-/// The tree is not a Linux that the hooks understand; nothing was written.
+/// The tree is not a Linux that the patches fit; nothing was written.
 pub fn integrate(root: &Path, source: &Source) -> Result<Report> {
-    let path = root.join(HOOKS);
-    let text =
-        fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
-    let hooks = hooks::parse(&text)?;
+    let wanted = patches(root)?;
     let files = driver_files(root)?;
 
     let refuse = || {
@@ -61,25 +60,22 @@ pub fn integrate(root: &Path, source: &Source) -> Result<Report> {
     };
     let version = tree_version(&source.tree).with_context(refuse)?;
     let place = source.tree.join(PLACE);
-    let made = fs::read_to_string(place.join(MADE)).unwrap_or_default();
-    let outdated = if made == text {
-        None
-    } else {
-        hooks::parse(&made).ok()
-    };
-    let edits = plan_edits(&hooks, outdated.as_ref(), source).with_context(refuse)?;
+    let applied = patches::read(&place.join(APPLIED))?;
+    let texts = plan(source, &wanted, &applied).with_context(refuse)?;
     check_place(root, &place, &files).with_context(refuse)?;
     let (from, to) = (root.join(SELFTESTS.0), source.tree.join(SELFTESTS.1));
     let selftests = files_below(&from)?;
     check_place(&from, &to, &[]).with_context(refuse)?;
 
-    let edited = write_edits(source, &edits)?;
+    let edited = write_texts(source, &texts)?;
     let mut copied = copy_files(root, &place, &files)?;
     if !selftests.is_empty() {
         copied += copy_files(&from, &to, &selftests)?;
     }
     if !is_same_folder(root, &place) {
-        write_if_changed(&place.join(MADE), text.as_bytes())?;
+        let names: Vec<String> = wanted.into_iter().map(|patch| patch.name).collect();
+        copy_files(&root.join(PATCHES), &place.join(APPLIED), &names)?;
+        let _ = fs::remove_file(place.join(BY_EDITOR));
     }
     Ok(Report {
         version,
@@ -88,7 +84,7 @@ pub fn integrate(root: &Path, source: &Source) -> Result<Report> {
     })
 }
 
-/// The version in the tree's Makefile, if it is one that the hooks can know.
+/// The version in the tree's Makefile, if it is one that the patches may fit.
 pub fn tree_version(tree: &Path) -> Result<Version> {
     let makefile = fs::read_to_string(tree.join("Makefile")).context("it has no Makefile")?;
     let number = |key: &str| {
@@ -109,82 +105,80 @@ pub fn tree_version(tree: &Path) -> Result<Version> {
     Ok(version)
 }
 
+/// The patches for the kernel's own files.
+pub fn patches(root: &Path) -> Result<Vec<Patch>> {
+    let list = patches::read(&root.join(PATCHES))?;
+    if list.is_empty() {
+        bail!("the checkout {} has no {PATCHES}", root.display());
+    }
+    Ok(list)
+}
+
 /// The new text of each file that changes, or must be put back.
-fn plan_edits(
-    hooks: &Hooks,
-    outdated: Option<&Hooks>,
-    source: &Source,
-) -> Result<BTreeMap<String, String>> {
-    let mut texts = BTreeMap::new();
-    if source.pristine.is_none() {
-        take_back(outdated, hooks, source, &mut texts)?;
-    }
-    for edit in &hooks.edits {
-        let old = match texts.get(&edit.file) {
-            Some(text) => text,
-            None => {
-                let text = untouched(source, &edit.file)?;
-                texts.entry(edit.file.clone()).or_insert(text)
-            }
-        };
-        if let Some(new) = edit.apply(old)? {
-            texts.insert(edit.file.clone(), new);
-        }
-    }
-    // A file that an older set of hooks changed and this one does not.
+fn plan(source: &Source, wanted: &[Patch], applied: &[Patch]) -> Result<Texts> {
+    let mut files: BTreeSet<String> = wanted
+        .iter()
+        .chain(applied)
+        .flat_map(Patch::files)
+        .map(|(file, _)| file.to_owned())
+        .collect();
     if let Some(pristine) = &source.pristine {
-        for file in files_below(pristine)? {
-            if let Entry::Vacant(entry) = texts.entry(file) {
-                let text = untouched(source, entry.key())?;
-                entry.insert(text);
+        // Also what an older set changed and this one does not.
+        files.extend(files_below(pristine)?);
+    }
+    let texts = files
+        .into_iter()
+        .map(|file| {
+            let kept = source.pristine.as_ref().map(|folder| folder.join(&file));
+            let path = kept
+                .filter(|path| path.is_file())
+                .unwrap_or_else(|| source.tree.join(&file));
+            // One that is missing is for a patch to make, or to complain of.
+            (file, fs::read(path).unwrap_or_default())
+        })
+        .collect();
+    if source.pristine.is_some() {
+        return patches::apply(wanted, &texts);
+    }
+    // The caller may have put the files back, or taken a newer kernel.
+    let bare = match applied {
+        [] => None,
+        _ => patches::revert(applied, &texts).ok(),
+    };
+    patches::apply(wanted, bare.as_ref().unwrap_or(&texts)).or_else(|error| {
+        // All are there, by `git am` or by a linked checkout.
+        match patches::revert(wanted, &texts) {
+            Ok(_) => Ok(texts),
+            Err(_)
+                if bare.is_none()
+                    && (!applied.is_empty()
+                        || source.tree.join(PLACE).join(BY_EDITOR).is_file()) =>
+            {
+                Err(error.context(
+                    "other changes of this project are in its files; put these back as the \
+                     kernel has them (git checkout)",
+                ))
             }
+            Err(_) => Err(error),
         }
-    }
-    Ok(texts)
+    })
 }
 
-/// In a tree whose untouched files nobody kept: removes what an older set of
-/// hooks added and this one does not.
-fn take_back(
-    outdated: Option<&Hooks>,
-    hooks: &Hooks,
-    source: &Source,
-    texts: &mut BTreeMap<String, String>,
-) -> Result<()> {
-    let gone = |edit: &&Edit| !hooks.edits.contains(edit);
-    for edit in outdated.iter().flat_map(|hooks| &hooks.edits).filter(gone) {
-        let old = match texts.get(&edit.file) {
-            Some(text) => text.clone(),
-            None => untouched(source, &edit.file)?,
-        };
-        let new = edit.undo(&old).unwrap_or(old);
-        texts.insert(edit.file.clone(), new);
-    }
-    Ok(())
-}
-
-/// A file's text before any hook; in a caller's tree, as it is.
-fn untouched(source: &Source, file: &str) -> Result<String> {
-    let kept = source.pristine.as_ref().map(|folder| folder.join(file));
-    let path = kept
-        .filter(|path| path.is_file())
-        .unwrap_or_else(|| source.tree.join(file));
-    fs::read_to_string(path).with_context(|| format!("it has no {file}"))
-}
-
-fn write_edits(source: &Source, edits: &BTreeMap<String, String>) -> Result<usize> {
+fn write_texts(source: &Source, texts: &Texts) -> Result<usize> {
     let mut count = 0;
-    for (file, text) in edits {
+    for (file, text) in texts {
         let path = source.tree.join(file);
-        if let Some(pristine) = &source.pristine {
-            let kept = pristine.join(file);
+        if let Some(kept) = source.pristine.as_ref().map(|folder| folder.join(file)) {
             if !kept.is_file() {
-                fs::create_dir_all(kept.parent().unwrap_or(pristine))?;
-                fs::copy(&path, &kept)
-                    .with_context(|| format!("cannot keep {}", kept.display()))?;
+                let old = fs::read(&path).unwrap_or_default();
+                write_if_changed(&kept, &old)?;
             }
         }
-        count += usize::from(write_if_changed(&path, text.as_bytes())?);
+        count += usize::from(if text.is_empty() {
+            fs::remove_file(&path).is_ok()
+        } else {
+            write_if_changed(&path, text)?
+        });
     }
     Ok(count)
 }
@@ -302,8 +296,10 @@ mod tests {
     use std::time::SystemTime;
     use tempfile::TempDir;
 
-    const EDITS: &str = "[[edit]]\nfile='drivers/iommu/Makefile'\nanchor='obj-c += c.o'\n\
-                         action='insert_after'\ntext='obj-rust += s390/'\n";
+    const PATCH: &str = "Subject: x\n---\n\
+        --- a/drivers/iommu/Makefile\n+++ b/drivers/iommu/Makefile\n\
+        @@ -1,3 +1,4 @@\n a\n obj-c += c.o\n+obj-rust += s390/\n b\n";
+    const FIRST: &str = "integration/patches/0001-x.patch";
 
     fn write(folder: &Path, file: &str, text: &str) {
         write_if_changed(&folder.join(file), text.as_bytes()).unwrap();
@@ -311,7 +307,7 @@ mod tests {
 
     fn checkout() -> TempDir {
         let folder = tempfile::tempdir().unwrap();
-        write(folder.path(), HOOKS, EDITS);
+        write(folder.path(), FIRST, PATCH);
         write(folder.path(), "integration/glue.c", "glue");
         write(folder.path(), "Kbuild", "kbuild");
         write(folder.path(), "Kconfig", "kconfig");
@@ -382,7 +378,7 @@ mod tests {
 
     #[test]
     fn only_what_changed_is_written() {
-        let (root, (_folder, source)) = (checkout(), tree((7, 2)));
+        let (root, (_folder, source)) = (checkout(), tree((7, 3)));
         integrate(root.path(), &source).unwrap();
         fs::remove_file(root.path().join("integration/glue.c")).unwrap();
         write(root.path(), "driver.rs", "changed");
@@ -392,18 +388,46 @@ mod tests {
     }
 
     #[test]
-    fn changed_hooks_replace_those_made_before() {
+    fn changed_patches_replace_those_applied_before() {
         let (root, (_folder, mut source)) = (checkout(), tree((7, 3)));
-        let pristine = source.pristine.take();
-        for (pristine, name) in [(pristine, "obj-kept"), (None, "obj-not-kept")] {
+        let makefile = source.tree.join("drivers/iommu/Makefile");
+        let add = "--- /dev/null\n+++ b/d/new\n@@ -0,0 +1 @@\n+N\n";
+        let more = "integration/patches/0002-y.patch";
+        let kept = source.pristine.take();
+        for (pristine, name) in [(kept, "obj-kept"), (None, "obj-not-kept")] {
             source.pristine = pristine;
-            write(root.path(), HOOKS, EDITS);
+            write(root.path(), FIRST, PATCH);
+            write(root.path(), more, add);
             integrate(root.path(), &source).unwrap();
-            write(root.path(), HOOKS, &EDITS.replace("obj-rust", name));
+            assert!(source.tree.join("d/new").is_file());
+            fs::remove_file(root.path().join(more)).unwrap();
+            write(root.path(), FIRST, &PATCH.replace("obj-rust", name));
             integrate(root.path(), &source).unwrap();
-            let text = fs::read_to_string(source.tree.join("drivers/iommu/Makefile")).unwrap();
+            let text = fs::read_to_string(&makefile).unwrap();
             assert_eq!(text, format!("a\nobj-c += c.o\n{name} += s390/\nb\n"));
+            assert!(!source.tree.join("d/new").exists());
         }
+    }
+
+    #[test]
+    fn a_caller_may_put_files_back_or_patch_them() {
+        let (root, (_folder, mut source)) = (checkout(), tree((7, 3)));
+        source.pristine = None;
+        let makefile = source.tree.join("drivers/iommu/Makefile");
+        let bare = fs::read_to_string(&makefile).unwrap();
+        assert_eq!(integrate(root.path(), &source).unwrap().edited, 1);
+        let patched = fs::read_to_string(&makefile).unwrap();
+        fs::write(&makefile, &bare).unwrap();
+        assert_eq!(integrate(root.path(), &source).unwrap().edited, 1);
+        assert_eq!(fs::read_to_string(&makefile).unwrap(), patched);
+        // By hand: nothing is on record.
+        fs::remove_dir_all(source.tree.join(PLACE)).unwrap();
+        assert_eq!(integrate(root.path(), &source).unwrap().edited, 0);
+        // What is on record is not what is there.
+        fs::write(&makefile, patched.replace("obj-rust", "obj-else")).unwrap();
+        let error = format!("{:#}", integrate(root.path(), &source).unwrap_err());
+        assert!(error.contains("other changes of this project"), "{error}");
+        assert!(error.contains("0001-x.patch does not fit"), "{error}");
     }
 
     #[test]
@@ -419,11 +443,10 @@ mod tests {
             error
         };
         let makefile = "drivers/iommu/Makefile";
-        assert!(refused(&|tree| write(tree, makefile, "a\n")).contains("no line `obj-c += c.o`"));
-        let twice = "obj-c += c.o\nobj-c += c.o\n";
-        assert!(refused(&|tree| write(tree, makefile, twice)).contains("more than once"));
-        let older = "VERSION = 7\nPATCHLEVEL = 1\nSUBLEVEL = 9\n";
-        assert!(refused(&|tree| write(tree, "Makefile", older)).contains("Linux 7.1.9"));
+        let unfit = refused(&|tree| write(tree, makefile, "a\nb\n"));
+        assert!(unfit.contains("0001-x.patch does not fit"), "{unfit}");
+        let older = "VERSION = 7\nPATCHLEVEL = 2\nSUBLEVEL = 9\n";
+        assert!(refused(&|tree| write(tree, "Makefile", older)).contains("Linux 7.2.9"));
         let newer = "VERSION = 8\nPATCHLEVEL = 0\nSUBLEVEL = 0\n";
         assert!(refused(&|tree| write(tree, "Makefile", newer)).contains("Linux 8.0.0"));
         assert!(refused(&|tree| write(tree, "Makefile", "all:\n")).contains("no VERSION"));
@@ -432,10 +455,10 @@ mod tests {
     }
 
     #[test]
-    fn a_second_edit_that_fails_keeps_the_first_from_being_written() {
+    fn a_second_patch_that_fails_keeps_the_first_from_being_written() {
         let (root, (_folder, source)) = (checkout(), tree((7, 3)));
-        let more = "[[edit]]\nfile='arch/none.c'\nanchor='x'\naction='insert_after'\ntext='y'\n";
-        write(root.path(), HOOKS, &format!("{EDITS}{more}"));
+        let more = PATCH.replace("drivers/iommu/Makefile", "arch/none.c");
+        write(root.path(), "integration/patches/0002-y.patch", &more);
         let before = times(&source.tree);
         let error = format!("{:#}", integrate(root.path(), &source).unwrap_err());
         assert!(error.contains("it has no arch/none.c"), "{error}");

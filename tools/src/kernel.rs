@@ -4,7 +4,7 @@
 use crate::{
     deps::{self, Version},
     hash::{self, Stamp},
-    integrate::{self, integrate, HOOKS},
+    integrate::{self, integrate},
     project::{find_program, Project},
     source::{self, Source},
     steps::{write_if_changed, Step},
@@ -124,7 +124,9 @@ fn wanted_config(project: &Project, flavour: &Flavour) -> Result<String> {
 /// A key of all that a kernel of a tree in the cache is built from.
 fn input_key(project: &Project, source: &Source, wanted: &str, bindgen: &Path) -> Result<String> {
     let mut parts = vec![source.name.clone().into_bytes(), wanted.into()];
-    parts.push(fs::read(project.root.join(HOOKS))?);
+    for patch in integrate::patches(&project.root)? {
+        parts.push(patch.text.into_bytes());
+    }
     for file in integrate::driver_files(&project.root)? {
         parts.push(fs::read(project.root.join(&file))?);
         parts.push(file.into_bytes());
@@ -147,7 +149,7 @@ pub fn prepare_source(project: &Project) -> Result<(Source, Version)> {
     let report = integrate(&project.root, &source)?;
     if project.kdir.is_some() && report.edited + report.copied > 0 {
         println!(
-            "           integrate: {} of the tree's files edited, {} of the driver's files \
+            "           integrate: {} of the tree's files patched, {} of the driver's files \
              copied in KDIR={}",
             report.edited,
             report.copied,
@@ -196,9 +198,16 @@ impl Kernel {
             // A folder of the caller's, with a configuration of the caller's.
             return check_foreign(&config, wanted);
         }
-        let read = |file: &str| fs::read(project.root.join(file)).unwrap_or_default();
-        let (kconfig, hooks) = (read("Kconfig"), read(HOOKS));
-        let key = hash::key([wanted.as_bytes(), &kconfig, &hooks]);
+        let mut parts = vec![
+            wanted.to_owned(),
+            fs::read_to_string(project.root.join("Kconfig"))?,
+        ];
+        parts.extend(
+            integrate::patches(&project.root)?
+                .into_iter()
+                .map(|patch| patch.text),
+        );
+        let key = hash::key(parts.iter().map(String::as_bytes));
         if config.exists() && fs::read_to_string(&stamp).is_ok_and(|old| old == key) {
             return Ok(());
         }
@@ -323,10 +332,11 @@ pub fn integrate_only(project: &Project) -> Result<()> {
         Some(_) => None,
         None => Some(project.lock()?),
     };
+    deps::program(project, "patch", "patch")?;
     let source = source::find(project)?;
     let report = integrate::integrate(&project.root, &source)?;
     println!(
-        "integrate: Linux {} in {}, {} of its files edited, {} of the driver's files copied",
+        "integrate: Linux {} in {}, {} of its files patched, {} of the driver's files copied",
         report.version,
         source.tree.display(),
         report.edited,

@@ -50,7 +50,6 @@ pub fn run(project: &Project, flavour: &Flavour) -> Result<()> {
     if compare && project.kout.is_some() {
         bail!("kselftest: two kernels do not fit into one KOUT=; leave it out");
     }
-    selftests::check(project)?;
     let ours = test(project, "this driver", flavour)?;
     let theirs = match compare {
         true => Some(test(project, "the C driver", &with_c_driver(flavour))?),

@@ -256,15 +256,20 @@ fn complaints(log: &str) -> Vec<String> {
     pairs.collect()
 }
 
-/// checkpatch on each C file; those without a complaint, and all.
+/// checkpatch on each C file and each patch; those without a complaint, and all.
 pub fn checkpatch(project: &Project, tree: &Path, step: &Step) -> Result<(usize, usize)> {
-    let commands: Vec<Command> = c_files(project)?
+    let files = c_files(project)?.into_iter().map(|file| ("--file", file));
+    // Whoever sends a patch signs it.
+    let patches = integrate::patches(&project.root)?
         .into_iter()
-        .map(|file| {
+        .map(|patch| ("--no-signoff", patch.path));
+    let commands: Vec<Command> = files
+        .chain(patches)
+        .map(|(kind, file)| {
             let mut command = project.command("perl");
             command
                 .current_dir(tree)
-                .args(["scripts/checkpatch.pl", "--strict", "--terse", "--file"])
+                .args(["scripts/checkpatch.pl", "--strict", "--terse", kind])
                 // A new file needs no entry in the tree's MAINTAINERS.
                 // The parameters are those of the driver in C, documented in the
                 // tree already; checkpatch looks only into the patch.
@@ -304,7 +309,7 @@ pub fn htmldocs(project: &Project) -> Result<()> {
 
 /// The pages of `Documentation/` as HTML; a warning is an error.
 pub fn write_pages(project: &Project, step: &Step) -> Result<bool> {
-    let sphinx = deps::sphinx(project)?;
+    let sphinx = deps::program(project, "sphinx-build", "python3-sphinx")?;
     step.check(
         project
             .command(sphinx)

@@ -27,19 +27,44 @@ use xxhash_rust::xxh64::xxh64;
 const LIMIT: Duration = Duration::from_secs(20 * 60);
 /// How long one L2 may take, in seconds.
 const INNER_LIMIT: u64 = 10 * 60;
+/// The suites that L2 can run.
+const SUITES: [&str; 2] = ["remap", "dma"];
 /// How long nothing is shown of what the guests print.
 const SILENCE: Duration = Duration::from_secs(15);
 
+/// What `make test` boots: one L2, with what takes no minute.
+const SHORT: &str = "guest.rounds=legacy guest.suite=remap guest.only=4K,1M,2M";
+
 /// `make passthrough`.
 pub fn run(project: &Project, flavour: &Flavour) -> Result<()> {
+    let start = Instant::now();
+    let words = variable("APPEND").unwrap_or_default();
+    let (passed, failed, skipped) = rounds(project, flavour, &words.to_string_lossy())?;
+    let seconds = start.elapsed().as_secs_f64();
+    println!("passthrough: {passed} passed, {failed} failed, {skipped} skipped ({seconds:.1} s)");
+    if failed > 0 || skipped > 0 || passed == 0 {
+        // The line above says it all.
+        std::process::exit(1);
+    }
+    Ok(())
+}
+
+/// The part of it that `make test` runs.
+pub fn short(project: &Project, flavour: &Flavour) -> Result<Counts> {
+    rounds(project, flavour, SHORT)
+}
+
+/// How many tests passed, failed and were skipped.
+pub type Counts = (usize, usize, usize);
+
+fn rounds(project: &Project, flavour: &Flavour, words: &str) -> Result<Counts> {
     if project.kout.is_some() {
         bail!("passthrough: two kernels do not fit into one KOUT=; leave it out");
     }
-    let start = Instant::now();
     let inner = inner_guest(project)?;
     let mut machine = Machine::prepare(project, flavour)?;
     machine.initrd = join(project, &inner, &machine.initrd)?;
-    let (mut passed, mut failed, skipped, claims, files) = boot(project, &machine)?;
+    let (mut passed, mut failed, skipped, claims, files) = boot(project, &machine, words)?;
     if claims.is_empty() {
         println!("    | no guest told of anything that it wrote");
         failed += 1;
@@ -58,24 +83,17 @@ pub fn run(project: &Project, flavour: &Flavour) -> Result<()> {
         "           drives: {bytes} bytes in {} places looked at in their files",
         claims.len()
     );
-    let seconds = start.elapsed().as_secs_f64();
-    println!("passthrough: {passed} passed, {failed} failed, {skipped} skipped ({seconds:.1} s)");
-    if failed > 0 || skipped > 0 || passed == 0 {
-        // The line above says it all.
-        std::process::exit(1);
-    }
-    Ok(())
+    Ok((passed, failed, skipped))
 }
 
 /// What the guests reported and claim, and the drives' files.
 type Outcomes = (usize, usize, usize, Vec<Claim>, Vec<File>);
 
-fn boot(project: &Project, machine: &Machine) -> Result<Outcomes> {
+fn boot(project: &Project, machine: &Machine, words: &str) -> Result<Outcomes> {
     let step = Step::start(project, "passthrough", "booting a guest in a guest")?;
-    let words = variable("APPEND").unwrap_or_default();
     let append = format!(
-        "guest.mode=passthrough guest.limit={INNER_LIMIT} {}",
-        words.to_string_lossy()
+        "guest.mode=passthrough guest.limit={INNER_LIMIT} guest.inner={} {words}",
+        inner_driver()
     );
     let boot = Boot {
         plugged: &["nvme", "igb", "e1000e", "nvme1"],
@@ -118,16 +136,26 @@ fn is_result(line: &str) -> bool {
         .any(|start| line.starts_with(start))
 }
 
+/// `INNER=c`: the inner guest has the driver in C.
+fn inner_driver() -> String {
+    let name = variable("INNER").unwrap_or_else(|| "rust".into());
+    name.to_string_lossy().into_owned()
+}
+
 /// What L1 starts L2 with, as an archive: a QEMU, a kernel, a root.
 fn inner_guest(project: &Project) -> Result<Vec<PathBuf>> {
     let folder = project.build.join(inner::FOLDER);
     fs::create_dir_all(&folder)?;
     let (image, root) = (folder.join("image"), folder.join("root.cpio"));
     {
-        let kernel = kernel::build(project, &vec!["l2".to_owned()])?;
+        let mut flavour = vec!["l2".to_owned()];
+        if inner_driver() == "c" {
+            flavour.push("c".to_owned());
+        }
+        let kernel = kernel::build(project, &flavour)?;
         fs::copy(&kernel.image, &image)
             .with_context(|| format!("cannot copy {}", kernel.image.display()))?;
-        initramfs::build_small(project, &root)?;
+        initramfs::build_small(project, &kernel, &SUITES, &root)?;
     }
     let guest = project.build.join("l2.cpio");
     initramfs::pack_files(&guest, inner::FOLDER, &[image, root])?;

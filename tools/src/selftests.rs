@@ -9,6 +9,7 @@ use crate::{
     hash::{self, Stamp},
     integrate,
     kernel::{variable, Kernel},
+    patches::{self, Patch},
     project::Project,
     steps::Step,
 };
@@ -20,10 +21,6 @@ use std::{
 
 /// The folders of `tools/testing/selftests` to build.
 pub const TARGETS: [&str; 3] = ["vfio", "iommu", "s390_iommu"];
-
-/// The tests move data by a driver of the kernel's library, which it has since
-/// Linux 7.3.
-const MOVER: &str = "tools/testing/selftests/vfio/lib/drivers/igb";
 
 /// Changes to the kernel's selftests, in the checkout.
 const PATCHES: &str = "integration/selftests";
@@ -51,24 +48,12 @@ const SMALLER: &str = "-O2 -DMEMCPY_REGION_SIZE=SZ_32M -DTEST_TIMEOUT_DEFAULT=30
 /// A program and its name below the folder of selftests, `vfio/vfio_pci_device_test`.
 pub type Program = (String, PathBuf);
 
-/// Whether the caller's tree has what the tests need, before a kernel is built
-/// of it.
-pub fn check(project: &Project) -> Result<()> {
-    match &project.kdir {
-        Some(tree) if !tree.join(MOVER).is_dir() => bail!(
-            "kselftest: {} has no {MOVER}, by which the tests move data; use Linux 7.3 or newer",
-            tree.display()
-        ),
-        _ => Ok(()),
-    }
-}
-
 /// Builds all of them, static and for s390x.
 pub fn build(project: &Project, kernel: &Kernel) -> Result<Vec<Program>> {
     let step = Step::start(project, "selftests", "building the selftests")?;
     let folder = project.build.join("selftests");
     let out = folder.join("out");
-    let patches = patches(&project.root)?;
+    let patches = patches::read(&project.root.join(PATCHES))?;
     let key = key(project, kernel, &patches)?;
     let stamp = Stamp::new(folder.join(".s390-iommu-built"), key);
     if stamp.is_current() {
@@ -82,7 +67,9 @@ pub fn build(project: &Project, kernel: &Kernel) -> Result<Vec<Program>> {
     let tree = folder.join("tree");
     copy(project, &step, &kernel.source.tree, &tree)?;
     for patch in &patches {
-        apply(project, &step, patch, &tree)?;
+        patch
+            .apply(&tree)
+            .context("this kernel's selftests are not those that the patches are for")?;
     }
     let headers = folder.join("usr");
     step.run(
@@ -122,27 +109,14 @@ pub fn build(project: &Project, kernel: &Kernel) -> Result<Vec<Program>> {
     Ok(programs)
 }
 
-/// The changes, in the order of their names.
-fn patches(root: &Path) -> Result<Vec<PathBuf>> {
-    let mut list = Vec::new();
-    for entry in fs::read_dir(root.join(PATCHES))? {
-        let path = entry?.path();
-        if path.extension().is_some_and(|kind| kind == "patch") {
-            list.push(path);
-        }
-    }
-    list.sort();
-    Ok(list)
-}
-
 /// A key of what the programs are built from; none for a tree of the caller's.
-fn key(project: &Project, kernel: &Kernel, patches: &[PathBuf]) -> Result<Option<String>> {
+fn key(project: &Project, kernel: &Kernel, patches: &[Patch]) -> Result<Option<String>> {
     if kernel.source.pristine.is_none() {
         return Ok(None);
     }
     let mut parts = vec![kernel.source.name.clone().into_bytes(), SMALLER.into()];
     for patch in patches {
-        parts.push(fs::read(patch)?);
+        parts.push(patch.text.clone().into_bytes());
     }
     for file in integrate::selftest_files(&project.root)? {
         parts.push(fs::read(&file)?);
@@ -170,29 +144,6 @@ fn copy(project: &Project, step: &Step, from: &Path, to: &Path) -> Result<()> {
     step.run(
         &mut command,
         "the kernel tree lacks what the selftests need",
-    )
-}
-
-/// Applies a patch of the checkout; one for a file that this kernel does not
-/// have is for a newer one.
-fn apply(project: &Project, step: &Step, patch: &Path, tree: &Path) -> Result<()> {
-    let text = fs::read_to_string(patch)?;
-    let missing = text
-        .lines()
-        .filter_map(|line| line.strip_prefix("--- a/"))
-        .any(|file| !tree.join(file).is_file());
-    if missing {
-        return Ok(());
-    }
-    step.run(
-        project
-            .command("patch")
-            .args(["--strip=1", "--forward", "--no-backup-if-mismatch"])
-            .arg("--directory")
-            .arg(tree)
-            .arg("--input")
-            .arg(patch),
-        "this kernel's selftests are not those that the patch is for: correct it",
     )
 }
 
@@ -245,18 +196,6 @@ fn libraries(project: &Project, step: &Step) -> Result<PathBuf> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn patches_are_in_order_and_say_what_they_are() {
-        let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
-        let list = patches(root).unwrap();
-        assert!(!list.is_empty());
-        for path in list {
-            let text = fs::read_to_string(&path).unwrap();
-            assert!(text.contains("\nSubject: "), "{}", path.display());
-            assert!(text.contains("\n---\n"), "{}", path.display());
-        }
-    }
 
     #[test]
     fn programs_are_what_can_be_executed() {

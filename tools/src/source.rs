@@ -14,11 +14,11 @@ use std::{
     process::Stdio,
 };
 
-/// Where a source of Linux 7.2 or newer is found, best first: the suites roll.
+/// Where a source of Linux 7.3 or newer is found, best first: the suites roll.
 const SUITES: [&str; 3] = ["trixie-backports", "forky", "sid"];
-/// The oldest kernel that builds Rust for s390x.
-pub const OLDEST: Version = Version(7, 2, 0);
-/// The first that the hooks cannot know.
+/// The oldest kernel that has all that the driver is built on.
+pub const OLDEST: Version = Version(7, 3, 0);
+/// The first that nobody can know yet.
 pub const TOO_NEW: Version = Version(8, 0, 0);
 
 /// A kernel tree.
@@ -27,7 +27,7 @@ pub struct Source {
     pub tree: PathBuf,
     /// For keys of what is built from it.
     pub name: String,
-    /// Where the untouched form of files is kept that the hooks change; only
+    /// Where the untouched form of files is kept that patches change; only
     /// for a tree of ours.
     pub pristine: Option<PathBuf>,
 }
@@ -81,7 +81,7 @@ fn of_folder(path: &Path) -> Source {
 
 fn fetch(project: &Project, folder: &Path) -> Result<Source> {
     if apt::codename().is_none() {
-        bail!("no kernel source; name a Linux 7.2 or newer tree with KDIR=");
+        bail!("no kernel source; name a Linux 7.3 or newer tree with KDIR=");
     }
     let step = Step::start(
         project,
@@ -123,7 +123,7 @@ fn newest_offered(project: &Project, step: &Step) -> Result<(Root, String, Strin
         }
     }
     bail!(
-        "no package linux-source-7.2 or newer 7.x in {}; check the network, or name a tree with KDIR=",
+        "no package linux-source-7.3 or newer 7.x in {}; check the network, or name a tree with KDIR=",
         SUITES.join(", ")
     )
 }
@@ -183,7 +183,7 @@ mod tests {
     fn the_newest_whole_tree_is_taken() {
         let folder = tempfile::tempdir().unwrap();
         for (name, whole) in [
-            ("linux-source-7.2_7.2.9-1", true),
+            ("linux-source-7.3_7.3.1-1", true),
             ("linux-source-7.3_7.3.4-1~bpo13+1", true),
             ("linux-source-7.10_7.10.1-1", false),
         ] {

@@ -9,7 +9,7 @@ use crate::{
     guest::Machine,
     kernel::{self, Flavour, Kernel},
     ktap::Outcome,
-    lint,
+    lint, passthrough,
     project::{variable, Project},
     qemu::Boot,
     readme,
@@ -22,7 +22,7 @@ use std::{fs, path::Path, time::Duration};
 const LIMIT: Duration = Duration::from_secs(900);
 /// The boots of `make test`. Memory decides how large the windows are: those of
 /// a machine with 32 GiB are known to the last digit.
-const BOOTS: [Variant; 4] = [
+const BOOTS: [Variant; 6] = [
     Variant {
         name: "lazy",
         words: "",
@@ -44,7 +44,23 @@ const BOOTS: [Variant; 4] = [
         words: "guest.suite=boot,nvme,nic,counters",
         memory: 32,
     },
+    Variant {
+        name: SMALL,
+        words: "iommu.strict=1 s390_iommu_aperture=1 guest.suite=boot,nvme",
+        memory: 2,
+    },
+    Variant {
+        name: LARGE,
+        words: "iommu.strict=1 s390_iommu_aperture=0 guest.suite=boot,nvme",
+        memory: 2,
+    },
 ];
+/// Windows as large as memory, and as large as the machine grants: the way to user
+/// space takes as long.
+const SMALL: &str = "aperture-1";
+const LARGE: &str = "aperture-0";
+/// How much longer the large window may take: a share, and seconds.
+const LONGER: (f64, f64) = (0.2, 0.3);
 /// How many random number generators the guest has: as many as a domain has room
 /// for without further memory.
 const GENERATORS: usize = 6;
@@ -92,6 +108,8 @@ pub enum Part {
     Machine,
     /// the driver as a module
     Module,
+    /// a guest inside the guest, on a function that is passed through
+    Passthrough,
     /// `make run`, and that the README shows what is printed
     Readme,
 }
@@ -110,6 +128,7 @@ const ALL: [Part; 14] = [
     Part::Guest,
     Part::Machine,
     Part::Module,
+    Part::Passthrough,
     // Looks at the results of all others.
     Part::Readme,
 ];
@@ -146,7 +165,14 @@ impl Count {
 pub fn run(project: &Project, flavour: &Flavour) -> Result<()> {
     match variable("PART") {
         Some(names) => only(project, flavour, &parts(&names.to_string_lossy())?),
-        None => only(project, flavour, &ALL),
+        // A guest inside a guest takes minutes on two processors: by name only.
+        None => {
+            let default: Vec<_> = ALL
+                .into_iter()
+                .filter(|p| *p != Part::Passthrough)
+                .collect();
+            only(project, flavour, &default)
+        }
     }
 }
 
@@ -240,6 +266,17 @@ impl Suite<'_> {
             Part::Guest => self.guest(),
             Part::Machine => self.machine(),
             Part::Module => self.module(),
+            Part::Passthrough => {
+                // Its two kernels want the cache, one after the other.
+                self.kernel = None;
+                let counts = passthrough::short(self.project, self.flavour);
+                let count = counts.map(|(passed, failed, skipped)| Count {
+                    passed,
+                    failed,
+                    skipped,
+                });
+                self.keep("passthrough", count);
+            }
             Part::Readme => self.readme(),
         }
     }
@@ -325,6 +362,9 @@ impl Suite<'_> {
                 for variant in &BOOTS {
                     self.boot(&machine, variant);
                 }
+                self.step("guest-apertures", "comparing the boots", |project, step| {
+                    compare_boots(project, step).map(Count::one)
+                });
             }
             Err(error) => self.keep("guest", Err(error)),
         }
@@ -437,6 +477,27 @@ impl Suite<'_> {
         }
         Ok(())
     }
+}
+
+/// Whether the large window costs no time at boot.
+fn compare_boots(project: &Project, step: &Step) -> Result<bool> {
+    let time = |name| {
+        let path = project.logs.join(format!("guest-{name}.console.log"));
+        user_space(&read(&path)?)
+            .with_context(|| format!("{}: no sign of user space", path.display()))
+    };
+    let (small, large) = (time(SMALL)?, time(LARGE)?);
+    let text = format!("user space after {small:.2} s, with the whole window {large:.2} s");
+    println!("    | {text}");
+    fs::write(step.log(), &text)?;
+    Ok(large <= small * (1.0 + LONGER.0) + LONGER.1)
+}
+
+/// When the kernel started the guest's program, in seconds.
+fn user_space(console: &str) -> Option<f64> {
+    let line = console.lines().find(|l| l.contains("Run /init"))?;
+    let (time, _) = line.split_once('[')?.1.split_once(']')?;
+    time.trim().parse().ok()
 }
 
 fn last_line(sum: &Count) -> String {
@@ -552,6 +613,13 @@ mod tests {
     fn parts_are_found_by_name() {
         assert_eq!(parts("tools,module").unwrap(), [Part::Tools, Part::Module]);
         assert!(parts("tools,none").is_err());
+    }
+
+    #[test]
+    fn the_way_to_user_space() {
+        let console = "[    0.1] Linux\n[    1.579874] Run /init as init process\n";
+        assert_eq!(user_space(console), Some(1.579874));
+        assert_eq!(user_space("[    0.1] Linux"), None);
     }
 
     #[test]

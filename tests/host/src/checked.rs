@@ -37,6 +37,11 @@ pub(crate) struct Checked<'m> {
     unmaps: u64,
 }
 
+/// There is one thread.
+fn wait_for_nobody() -> Result<(), ()> {
+    unreachable!()
+}
+
 /// Every so manieth unmap has a visitor in the tree beside it.
 const VISITED: u64 = 8;
 
@@ -47,7 +52,7 @@ impl<'m> Checked<'m> {
     ///
     /// No memory for the top table.
     pub(crate) fn new(memory: &'m HostMemory, depth: Depth) -> Result<Self, MapError> {
-        let tree = DmaTable::new(memory, depth, (), AtomicU64::new)?;
+        let tree = DmaTable::new(memory, memory.vacant(), depth, (), AtomicU64::new)?;
         assert_eq!(tree.root().depth, depth);
         let roots = vec![tree.root()];
         Ok(Checked {
@@ -183,7 +188,7 @@ impl<'m> Checked<'m> {
         let visit = self
             .unmaps
             .is_multiple_of(VISITED)
-            .then(|| self.tree.visit(|| unreachable!()));
+            .then(|| self.tree.visit(wait_for_nobody).expect("nobody waits"));
         let bytes = if self.unmap_page(iova, size) {
             size
         } else {
@@ -325,7 +330,7 @@ impl<'m> Checked<'m> {
         let mut dump = Dump::new();
         let mut found = Vec::new();
         loop {
-            let visit = self.tree.visit(|| unreachable!());
+            let visit = self.tree.visit(wait_for_nobody).expect("nobody waits");
             match dump.step(100, |iova| visit.find(iova)) {
                 Step::Run(run) => found.push(run),
                 Step::Pause => {}

@@ -3,9 +3,9 @@
 //! Model checks of the flush protocol: no flush is missed, and none hits a
 //! function that is not registered.
 //!
-//! The driver's files need a kernel around them, so the protocol is written down
-//! once more here, as small as it can be: two pages, two address spaces, one
-//! function. Each piece names the one that it mirrors. RCU is a lock that
+//! Marks and full flushes are the driver's own (`pending.rs`). The rest needs a kernel
+//! around it, so it is written down once more here, as small as it can be: two
+//! pages, two address spaces, one function. Each piece names the one that it mirrors. RCU is a lock that
 //! readers share and a grace period takes. What holds:
 //!
 //! - a page is given away when its unmap and flush are done: no machine has it
@@ -23,10 +23,13 @@ use std::sync::{Arc, Mutex as Unseen};
 use loom::cell::UnsafeCell;
 use loom::sync::atomic::{
     fence, AtomicBool, AtomicUsize,
-    Ordering::{AcqRel, Acquire, Relaxed, Release, SeqCst},
+    Ordering::{Acquire, Relaxed, Release, SeqCst},
 };
 use loom::sync::{Mutex, RwLock};
 use loom::thread;
+
+use crate::aperture::Range;
+use crate::pending::{Flushes, Pending};
 
 /// What can be left out of the protocol, on purpose.
 trait Protocol: Send + Sync + 'static {
@@ -34,7 +37,7 @@ trait Protocol: Send + Sync + 'static {
     const FENCE_IN_FLUSH: bool = true;
     /// The barrier between joining, or becoming live, and the registration.
     const FENCE_BEFORE_REGISTER: bool = true;
-    /// The refresh of everything after a registration.
+    /// The refresh of all that is mapped, after a registration.
     const REFRESH_AFTER_REGISTER: bool = true;
     /// The old address space is left last.
     const LEAVE_LAST: bool = true;
@@ -42,8 +45,8 @@ trait Protocol: Send + Sync + 'static {
     const GRACE_PERIOD: bool = true;
     /// A function is disabled before flushes leave it alone.
     const DISABLE_FIRST: bool = true;
-    /// Full flushes take turns.
-    const TURNS: bool = true;
+    /// What a full flush took stays known to others until it ends.
+    const SHARED: bool = true;
     /// A full flush looks for members after it took the marks.
     const TAKE_FIRST: bool = true;
 }
@@ -81,13 +84,14 @@ struct Page {
     memory: UnsafeCell<()>,
 }
 
-/// `domain::Space`, with `Members` of one slot and `Pending` of one word.
+/// `domain::Space`, with `Members` of one slot. Marks and full flushes are the
+/// driver's own.
 struct Space {
     pages: [Page; 2],
     count: AtomicUsize,
     slot: AtomicBool,
-    word: AtomicUsize,
-    flush: Mutex<()>,
+    pending: Pending,
+    flushes: Mutex<Flushes>,
 }
 
 impl Space {
@@ -100,8 +104,8 @@ impl Space {
             pages: [page(), page()],
             count: AtomicUsize::new(0),
             slot: AtomicBool::new(false),
-            word: AtomicUsize::new(0),
-            flush: Mutex::new(()),
+            pending: Pending::new(Range::sized(0, 1 << 30).expect("not empty")),
+            flushes: Mutex::new(Flushes::new()),
         }
     }
 
@@ -118,14 +122,15 @@ impl Space {
         self.count.fetch_sub(1, Release);
     }
 
-    /// `Pending::mark`.
+    /// Marks a page; each is in a chunk of its own.
     fn mark(&self, page: usize) {
-        self.word.fetch_or(1 << page, Release);
+        self.pending.mark_one((page as u64) << 20);
     }
 
-    /// `Pending::take`.
-    fn take(&self) -> usize {
-        self.word.swap(0, AcqRel)
+    /// `Space::next_known`: whether there is anything to refresh.
+    fn is_known(&self) -> bool {
+        let mapped = |page: &Page| page.entry.load(Relaxed);
+        self.pages.iter().any(mapped) || self.pending.next_marked(0).is_some()
     }
 }
 
@@ -238,11 +243,20 @@ impl<P: Protocol> World<P> {
 
     /// `Space::flush_all`.
     fn flush_all(&self, space: &Space) {
-        let _turn = P::TURNS.then(|| space.flush.lock().unwrap());
         let nobody = !P::TAKE_FIRST && self.nobody_sees_stores(space);
-        if space.take() != 0 && !nobody {
+        let mut alone = Flushes::new();
+        let begin = |flushes: &mut Flushes| flushes.begin(&space.pending, true);
+        let ticket = match P::SHARED {
+            true => begin(&mut space.flushes.lock().unwrap()),
+            false => begin(&mut alone),
+        };
+        if !ticket.ranges.as_slice().is_empty() && !nobody {
             self.sync(space);
         }
+        match P::SHARED {
+            true => space.flushes.lock().unwrap().end(&ticket, true),
+            false => alone.end(&ticket, true),
+        };
     }
 
     fn map(&self, space: usize, page: usize) {
@@ -273,8 +287,8 @@ impl<P: Protocol> World<P> {
         self.give_away(space, page);
     }
 
-    /// `Function::tell`.
-    fn tell(&self, target: Target) {
+    /// `Function::tell`. `old` is what was attached.
+    fn tell(&self, target: Target, old: Option<usize>) {
         let before = *self.registered.lock().unwrap();
         if matches!(before, Target::Nothing | Target::Identity) {
             self.register(Target::Empty);
@@ -286,7 +300,14 @@ impl<P: Protocol> World<P> {
         self.register(target);
         if P::REFRESH_AFTER_REGISTER {
             fence(SeqCst);
-            self.refresh();
+            let new = match target {
+                Target::Space(space) => Some(space),
+                _ => None,
+            };
+            let mut spaces = [old, new].into_iter().flatten();
+            if spaces.any(|space| self.spaces[space].is_known()) {
+                self.refresh();
+            }
         }
     }
 
@@ -297,7 +318,7 @@ impl<P: Protocol> World<P> {
         if !P::LEAVE_LAST {
             leave();
         }
-        self.tell(Target::Space(to));
+        self.tell(Target::Space(to), from);
         if P::LEAVE_LAST {
             leave();
         }
@@ -305,7 +326,7 @@ impl<P: Protocol> World<P> {
 
     /// `Function::block`.
     fn block(&self, from: usize) {
-        self.tell(Target::Empty);
+        self.tell(Target::Empty, Some(from));
         self.spaces[from].leave();
     }
 
@@ -319,7 +340,7 @@ impl<P: Protocol> World<P> {
 
     /// `Function::attach_identity`.
     fn attach_identity(&self, from: usize) {
-        self.tell(Target::Empty);
+        self.tell(Target::Empty, Some(from));
         self.stop_refreshes();
         self.register(Target::Identity);
         self.spaces[from].leave();
@@ -335,7 +356,7 @@ impl<P: Protocol> World<P> {
             self.enable(false);
         }
         self.enable(true);
-        self.tell(Target::Space(recorded));
+        self.tell(Target::Space(recorded), None);
     }
 }
 
@@ -564,7 +585,7 @@ mod weakened {
             unmap_beside(|w| w.attach(None, 0), [|w| w.unmap(0, 0), |w| w.attach_identity(0)])
             panics "refreshed while Identity is registered";
 
-        full_flushes_without_turns { const TURNS: bool = false; }
+        full_flushes_that_know_nothing_of_others { const SHARED: bool = false; }
             unmap_beside(
                 |w| w.attach(None, 0),
                 [|w| w.unmap_lazily(0, 0), |w| w.unmap_lazily(0, 1)]

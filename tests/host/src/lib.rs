@@ -48,3 +48,5 @@ mod ranges;
 mod reclaim;
 #[cfg(all(test, loom))]
 mod threads;
+#[cfg(all(test, not(loom)))]
+mod vacant;

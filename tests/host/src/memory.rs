@@ -5,9 +5,9 @@
 
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 
-use crate::dma_table::{Memory, Phys, Retire, Shape};
+use crate::dma_table::{Memory, Phys, Retire, Shape, Vacant};
 use crate::walker::Storage;
 
 /// Physical addresses begin here, so that high bits of an origin count.
@@ -26,6 +26,8 @@ enum Life {
     Retired,
     /// Given back.
     Freed,
+    /// A vacant table, which all trees share.
+    Shared,
 }
 
 struct Table {
@@ -69,9 +71,40 @@ impl State {
 #[derive(Default)]
 pub(crate) struct HostMemory {
     state: Mutex<State>,
+    vacant: OnceLock<Vacant>,
 }
 
 impl HostMemory {
+    /// The vacant tables, made the first time. They count as no tree's tables.
+    pub(crate) fn vacant(&self) -> Vacant {
+        *self.vacant.get_or_init(|| {
+            // A limit is one on the tables of trees.
+            let budget = self.state().budget.take();
+            let vacant = Vacant::new(&self, ()).expect("memory is not limited");
+            let mut state = self.state();
+            for table in &mut state.tables {
+                table.life = Life::Shared;
+            }
+            state.budget = budget;
+            vacant
+        })
+    }
+
+    /// Whether nobody wrote to a vacant table.
+    #[cfg(not(loom))]
+    pub(crate) fn vacant_is_intact(&self) -> bool {
+        let tables = HostMemory::default();
+        tables.vacant();
+        let (mine, fresh) = (self.state(), tables.state());
+        mine.tables.iter().zip(&fresh.tables).all(|(mine, fresh)| {
+            let mut pairs = mine.cells.iter().zip(fresh.cells.iter());
+            let same = |(a, b): (&AtomicU64, &AtomicU64)| {
+                a.load(Ordering::Relaxed) == b.load(Ordering::Relaxed)
+            };
+            mine.life == Life::Shared && pairs.all(same)
+        })
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().expect("a test panicked in the allocator")
     }
@@ -129,7 +162,8 @@ impl HostMemory {
     pub(crate) fn check_all_freed(&self) {
         assert_eq!(self.live(), 0, "tables that nobody gave back");
         assert_eq!(self.count(Life::Retired), 0, "retired and never given back");
-        for table in &self.state().tables {
+        let shared = |table: &&Table| table.life == Life::Shared;
+        for table in self.state().tables.iter().filter(|table| !shared(table)) {
             let poisoned = |cell: &AtomicU64| cell.load(Ordering::Relaxed) == POISON;
             assert!(table.cells.iter().all(poisoned), "written after free");
         }
@@ -162,8 +196,9 @@ unsafe impl Memory for &HostMemory {
     unsafe fn cells(&self, origin: Phys) -> NonNull<AtomicU64> {
         let mut state = self.state();
         let table = state.table(origin.0).expect("no table begins there");
-        assert_eq!(table.life, Life::Live, "walked into {origin:x?}");
-        NonNull::from(&table.cells[0])
+        let usable = matches!(table.life, Life::Live | Life::Shared);
+        assert!(usable, "walked into {origin:x?}, {:?}", table.life);
+        NonNull::from(&*table.cells).cast()
     }
 }
 
@@ -172,7 +207,8 @@ impl Storage for HostMemory {
     fn table(&self, origin: u64, entries: usize) -> Option<impl Fn(usize) -> u64> {
         let mut state = self.state();
         let table = state.table(origin)?;
-        (table.life == Life::Live && table.shape.entries() == entries).then(|| {
+        let readable = matches!(table.life, Life::Live | Life::Shared);
+        (readable && table.shape.entries() == entries).then(|| {
             let cells = table.cells.clone();
             move |index: usize| cells[index].load(Ordering::Relaxed)
         })

@@ -3,14 +3,10 @@
 //! Apertures, windows and reserved regions (`aperture.rs`), and the marks of
 //! what was unmapped (`pending.rs`).
 
-use std::collections::BTreeSet;
-
-use proptest::collection::vec;
 use proptest::prelude::*;
 
 use crate::aperture::{reserved, window, Range};
 use crate::dma_table::Depth;
-use crate::pending::Pending;
 use crate::walker::Level;
 
 const GIB: u64 = 1 << 30;
@@ -36,7 +32,7 @@ fn ranges_have_inclusive_ends() {
     assert_eq!(Range::sized(u64::MAX, 2), None);
     assert_eq!(Range::sized(0x1000, 0), None);
     assert_eq!(Range::new(0x1000, 0x1fff).map(Range::size), Some(0x1000));
-    assert_eq!(Range::ALL.size(), u64::MAX);
+    assert_eq!(Range::ALL.size(), 0);
 }
 
 /// No bytes are no range, also where the range would begin at 0.
@@ -143,33 +139,95 @@ proptest! {
             prop_assert_eq!(next, u128::from(reach) + 1);
         }
     }
+}
 
-    /// Just the chunks that were marked come back, once, in few ranges.
-    #[test]
-    fn marks_come_back_once(last in address(), marks in vec((address(), 0..40u32), 1..20)) {
-        let pending = Pending::new(last);
-        // 4096 chunks hold what the table reaches; none is below 1 MiB.
-        let chunk = (0..64).find(|shift| *shift >= 20 && last >> shift < 4096).expect("a size");
-        let number = |at: u64| (at >> chunk).min(4095);
-        let mut expected = BTreeSet::new();
-        for (start, bits) in marks {
-            let end = start.saturating_add((1 << bits) - 1).min(start | last);
-            pending.mark(start, end);
-            expected.extend(number(start)..=number(end));
+/// The model checker's atomics work in a model only; it has checks of its own.
+#[cfg(not(loom))]
+mod marks {
+    use super::*;
+    use crate::pending::{Flushes, Pending, MAX_RANGES};
+    use proptest::collection::vec;
+
+    proptest! {
+        #![proptest_config(ProptestConfig {
+            cases: 20_000,
+            failure_persistence: None,
+            ..ProptestConfig::default()
+        })]
+
+        /// A full flush covers all that was marked, in few ranges in order; each mark
+        /// counts once, unless the flush was refused.
+        #[test]
+        fn flushes_cover_what_was_marked(
+            start in address(), size in address(), marks in vec((address(), 0..40u32), 1..40),
+        ) {
+            let window = Range::new(start, start.saturating_add(size)).expect("not empty");
+            let pending = Pending::new(window);
+            let mut flushes = Flushes::new();
+            for &(start, bits) in &marks {
+                pending.mark(start, start.saturating_add((1 << bits) - 1));
+            }
+            let covers = |ranges: &[Range], (start, bits): (u64, u32)| {
+                let last = start.saturating_add((1 << bits) - 1);
+                ranges.iter().any(|range| range.start() <= start && last <= range.last())
+            };
+            for done in [false, true] {
+                let ticket = flushes.begin(&pending, true);
+                let ranges = ticket.ranges.as_slice();
+                prop_assert!(ranges.len() <= MAX_RANGES);
+                prop_assert!(ranges.is_sorted_by(|a, b| a.last() + 1 < b.start()));
+                for &mark in &marks {
+                    prop_assert!(covers(ranges, mark), "{mark:x?} is not in {ranges:x?}");
+                }
+                prop_assert_eq!(flushes.end(&ticket, done), !done);
+            }
+            let ticket = flushes.begin(&pending, true);
+            prop_assert!(ticket.ranges.as_slice().is_empty());
+            flushes.end(&ticket, true);
         }
-        let mut found = BTreeSet::new();
-        let mut before = None;
-        pending.take(|range| {
-            let adjoins = before.is_some_and(|before: Range| before.last() + 1 >= range.start());
-            assert!(!adjoins, "two ranges that are one, or out of order");
-            before = Some(range);
-            let (first, last) = (number(range.start()), number(range.last()));
-            assert_eq!(range.start(), first << chunk);
-            let end = if last == 4095 { u64::MAX } else { ((last + 1) << chunk) - 1 };
-            assert_eq!(range.last(), end);
-            found.extend(first..=last);
-        });
-        prop_assert_eq!(&found, &expected);
-        pending.take(|range| panic!("{range:?} comes back twice"));
+
+        /// A mark names its own chunk and no other.
+        #[test]
+        fn a_page_marks_its_chunk(start in 0u64..1 << 41, chunk in 0u64..4095) {
+            let start = start & !((1 << 20) - 1);
+            let pending = Pending::new(Range::sized(start, 4095 << 20).expect("not empty"));
+            let mut flushes = Flushes::new();
+            pending.mark_one(start + (chunk << 20) + 0x7_3000);
+            prop_assert_eq!(pending.next_marked(0), Range::sized(start + (chunk << 20), 1 << 20));
+            let ticket = flushes.begin(&pending, true);
+            let expected = Range::sized(start + (chunk << 20), 1 << 20);
+            prop_assert_eq!(ticket.ranges.as_slice().first().copied(), expected);
+            prop_assert_eq!(ticket.ranges.as_slice().len(), 1);
+        }
+    }
+
+    /// What a flush has taken is refreshed by one that begins meanwhile as well, and a
+    /// refusal is made up for by the next flush that began after it.
+    #[test]
+    fn flushes_that_overlap() {
+        let pending = Pending::new(Range::sized(0, GIB).expect("not empty"));
+        let mut flushes = Flushes::new();
+        let chunk = Range::sized(5 << 20, 1 << 20).expect("not empty");
+        pending.mark_one(chunk.start());
+        let first = flushes.begin(&pending, true);
+        let second = flushes.begin(&pending, true);
+        assert_eq!(first.ranges.as_slice(), [chunk]);
+        assert_eq!(second.ranges.as_slice(), [chunk]);
+        // The second began before the first was refused.
+        assert!(flushes.end(&first, false));
+        assert!(flushes.end(&second, true));
+        let third = flushes.begin(&pending, true);
+        assert_eq!(third.ranges.as_slice(), [Range::ALL]);
+        flushes.refused();
+        assert!(flushes.end(&third, true));
+        let fourth = flushes.begin(&pending, true);
+        assert_eq!(fourth.ranges.as_slice(), [Range::ALL]);
+        assert!(!flushes.end(&fourth, true));
+        let fifth = flushes.begin(&pending, true);
+        assert!(fifth.ranges.as_slice().is_empty());
+        assert!(!flushes.end(&fifth, true));
+        // A machine without a shadow is asked once, for everything.
+        let sixth = flushes.begin(&pending, false);
+        assert_eq!(sixth.ranges.as_slice(), [Range::ALL]);
     }
 }

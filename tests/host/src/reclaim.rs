@@ -23,7 +23,8 @@ fn mapping(iova: u64, size: u64, frames: bool) -> Mapping {
 /// many tables that added to the tree for good.
 fn map_and_unmap(depth: Depth, iova: u64, size: u64, frames: bool) -> usize {
     let memory = HostMemory::default();
-    let tree = DmaTable::new(&memory, depth, (), AtomicU64::new).expect("there is memory");
+    let tree = DmaTable::new(&memory, memory.vacant(), depth, (), AtomicU64::new)
+        .expect("there is memory");
     let mut retired = Retired::new(&memory);
     let far = mapping(iova ^ (depth.reach() / 2 + 1), PAGE_SIZE, false);
     // SAFETY: There is one thread, and all lies within reach.
@@ -84,7 +85,8 @@ fn eight_pib() {
 fn everything() {
     let size = Level::RegionSecond.span();
     let memory = HostMemory::default();
-    let tree = DmaTable::new(&memory, Depth::Third, (), AtomicU64::new).expect("there is memory");
+    let tree = DmaTable::new(&memory, memory.vacant(), Depth::Third, (), AtomicU64::new)
+        .expect("there is memory");
     let mut retired = Retired::new(&memory);
     // SAFETY: There is one thread, and all lies within reach.
     unsafe {

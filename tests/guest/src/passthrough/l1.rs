@@ -16,6 +16,7 @@ use crate::function::Function;
 use crate::kmsg;
 use crate::ktap::{Report, Suite};
 use crate::suites::dmesg;
+use crate::suites::modules::QUESTION;
 
 /// The driver that a function has while it is given away.
 const VFIO: &str = "vfio-pci";
@@ -29,27 +30,57 @@ struct Round {
     words: &'static str,
 }
 
-const ROUNDS: [Round; 3] = [
-    Round { name: "legacy", iommufd: false, drives: 1, words: "" },
-    // Where L2 flushes every unmap, L1 unmaps every page right away.
-    Round { name: "iommufd", iommufd: true, drives: 1, words: "iommu.strict=1" },
+const ROUNDS: [Round; 5] = [
+    Round {
+        name: "legacy",
+        iommufd: false,
+        drives: 1,
+        words: "s390_iommu.large_frames=1 guest.large=1 guest.suite=remap,dma",
+    },
+    Round {
+        name: "legacy-small",
+        iommufd: false,
+        drives: 1,
+        words: "s390_iommu.large_frames=0 guest.large=0 guest.suite=remap iommu.strict=1",
+    },
+    Round {
+        name: "iommufd",
+        iommufd: true,
+        drives: 1,
+        // Where L2 flushes every unmap, L1 unmaps every page right away.
+        words: "s390_iommu.large_frames=1 guest.large=1 guest.suite=remap,dma iommu.strict=1",
+    },
+    Round {
+        name: "iommufd-small",
+        iommufd: true,
+        drives: 1,
+        words: "s390_iommu.large_frames=0 guest.large=0 guest.suite=remap",
+    },
     Round { name: "two", iommufd: true, drives: 2, words: "" },
 ];
+
+/// What L2 is told as L1 was.
+const FORWARDED: [&str; 3] = ["guest.suite", "guest.only", "guest.inner"];
 
 /// Runs the rounds that `guest.rounds=` names, or all.
 pub fn run(cmdline: &Cmdline) -> Result<bool> {
     let names: Option<Vec<_>> = cmdline.value("guest.rounds").map(|v| v.split(',').collect());
     if let Some(unknown) = names.iter().flatten().find(|n| ROUNDS.iter().all(|r| r.name != **n)) {
-        bail!("guest.rounds: there is no round \"{unknown}\"; use legacy, iommufd or two");
+        let known = ROUNDS.map(|round| round.name).join(", ");
+        bail!("guest.rounds: there is no round \"{unknown}\"; there are {known}");
     }
     let limit = Duration::from_secs(cmdline.number("guest.limit")?);
+    let forwarded: String = FORWARDED
+        .into_iter()
+        .filter_map(|key| Some(format!(" {key}={}", cmdline.value(key)?)))
+        .collect();
     let mut report = Report::start();
     for (number, round) in ROUNDS.iter().enumerate() {
         if names.as_ref().is_some_and(|names| !names.contains(&round.name)) {
             continue;
         }
         let mut suite = report.suite(round.name);
-        if let Err(error) = round.run(&mut suite, number as u64, limit) {
+        if let Err(error) = round.run(&mut suite, number as u64, &forwarded, limit) {
             suite.result("the round can run", Err(error));
         }
     }
@@ -60,7 +91,7 @@ pub fn run(cmdline: &Cmdline) -> Result<bool> {
 }
 
 impl Round {
-    fn run(&self, suite: &mut Suite, number: u64, limit: Duration) -> Result<()> {
+    fn run(&self, suite: &mut Suite, number: u64, forwarded: &str, limit: Duration) -> Result<()> {
         let mut functions = Function::of_driver("nvme");
         ensure!(functions.len() >= self.drives, "{} drives are too few", functions.len());
         functions.truncate(self.drives);
@@ -70,7 +101,11 @@ impl Round {
             let name = format!("drive {}: L1 writes", drive.serial);
             suite.test(&name, || write(drive, &drive.before()));
         }
-        let given = give(&drives).and_then(|()| self.guest(suite, &drives, number, limit));
+        let words = format!(
+            "guest.drives={} guest.round={number} guest.calm=1 {}{forwarded}",
+            self.drives, self.words
+        );
+        let given = give(&drives).and_then(|()| self.guest(suite, &drives, &words, limit));
         suite.result("L2 came to its end by itself", given);
         take_back(&drives)?;
         for drive in &drives {
@@ -86,26 +121,30 @@ impl Round {
         &self,
         suite: &mut Suite,
         drives: &[Drive],
-        number: u64,
+        words: &str,
         limit: Duration,
     ) -> Result<()> {
         let addresses: Vec<_> = drives.iter().map(|d| d.function.address.as_str()).collect();
-        let words = format!("guest.drives={} guest.round={number} {}", drives.len(), self.words);
-        let mut qemu = Qemu::start(&addresses, self.iommufd, &words, limit)?;
+        let mut qemu = Qemu::start(&addresses, self.iommufd, words, limit)?;
         let mut heard = Heard::default();
         while let Some(line) = qemu.line()? {
             // The words alone: the line may follow on one of the kernel's.
             if line.contains(MOVED) {
                 look_at_domains(suite, drives);
-                qemu.go_on()?;
+                qemu.answer("")?;
+            } else if line.contains(QUESTION) {
+                let counters = Counters::read(&drives[0].function)?;
+                qemu.answer(&(counters.mapped - counters.unmapped).to_string())?;
             } else if line.starts_with("bytes: ") {
                 // For the host: what is in its file is not L1's word alone.
                 say!("{line}");
             }
             heard.line(suite, &line);
         }
+        let complaints = qemu.complaints();
         let time = qemu.wait()?;
         heard.judge()?;
+        ensure!(complaints == 0, "L1's QEMU complained {complaints} times");
         say!("# {}: L2 took {} s", self.name, time.as_secs());
         Ok(())
     }

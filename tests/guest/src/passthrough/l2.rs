@@ -13,7 +13,11 @@ use crate::counters::Counters;
 use crate::function::Function;
 use crate::kmsg;
 use crate::ktap::{Report, Suite};
+use crate::suites::modules::{self, ANSWER};
 use crate::sysfs;
+
+/// The suites that can run on what is passed through.
+const SUITES: [&str; 2] = ["remap", "dma"];
 
 /// How long the drives may take to come up on a machine that an emulated
 /// machine emulates.
@@ -29,12 +33,31 @@ pub fn run(cmdline: &Cmdline) -> Result<bool> {
     if let Err(error) = tests(&mut suite, cmdline) {
         suite.result("the tests can run", Err(error));
     }
-    suite.test("the log is clean", clean_log);
+    suites(&mut report, cmdline);
+    report.suite("L2").test("the log is clean", clean_log);
     Ok(report.finish())
 }
 
+/// Runs the suites that are named, on the drives that are moved by now.
+fn suites(report: &mut Report, cmdline: &Cmdline) {
+    // They ask L1 what is mapped there.
+    std::thread::spawn(|| {
+        for line in stdin().lines().map_while(Result::ok) {
+            // A question that nobody asks any more needs no answer.
+            let _ = sysfs::write(ANSWER, &line);
+        }
+    });
+    let names = cmdline.suites().unwrap_or_default();
+    for name in SUITES.into_iter().filter(|name| names.contains(name)) {
+        let mut suite = report.suite(name);
+        if let Err(error) = modules::run(&mut suite, cmdline, name) {
+            suite.result("the suite can run", Err(error));
+        }
+    }
+}
+
 fn tests(suite: &mut Suite, cmdline: &Cmdline) -> Result<()> {
-    suite.test("this driver is at work", this_driver);
+    suite.test("the right driver is at work", || right_driver(cmdline));
     let drives = drives(cmdline)?;
     let before = counters(&drives)?;
     // All at once: each function has a domain of its own in L1.
@@ -60,10 +83,19 @@ fn tests(suite: &mut Suite, cmdline: &Cmdline) -> Result<()> {
     Ok(())
 }
 
-fn this_driver() -> Result<()> {
+/// This driver with the page sizes that L1 wants, or the driver in C.
+fn right_driver(cmdline: &Cmdline) -> Result<()> {
     let messages = kmsg::messages()?;
     let lines = kmsg::driver_lines(&messages);
+    if cmdline.value("guest.inner") == Some("c") {
+        ensure!(lines.is_empty(), "this driver is at work: {lines:?}");
+        return Ok(());
+    }
     ensure!(!lines.is_empty(), "the driver says nothing in the log");
+    if let Some(large) = cmdline.value("guest.large") {
+        let has_large = lines.iter().any(|line| line.contains("4 KiB and 1 MiB"));
+        ensure!(has_large == (large == "1"), "guest.large={large}: {lines:?}");
+    }
     Ok(())
 }
 

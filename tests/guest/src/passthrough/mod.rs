@@ -22,7 +22,7 @@ use crate::sysfs;
 const MOVED: &str = "L2: moved";
 
 /// Each round has its own part of a drive, so that all that was written is
-/// still there in the end.
+/// still there in the end. The first one is for the suites.
 const PART: u64 = 16 * MIB as u64;
 
 /// A drive and the part of it that a round uses.
@@ -50,7 +50,7 @@ impl Drive {
         let serial = self.serial.bytes().fold(0, |sum: u64, byte| sum * 256 + u64::from(byte));
         Transfer {
             seed: serial * 4096 + self.round * 16 + number,
-            start: self.round * PART + number * 2 * MIB as u64,
+            start: (self.round + 1) * PART + number * 2 * MIB as u64,
             bytes,
             request,
             offset,

@@ -19,6 +19,12 @@ const SIGN_OF_LIFE: Duration = Duration::from_secs(30);
 const PATIENCE: &str =
     "nvme_core.admin_timeout=250 nvme_core.io_timeout=250 rcupdate.rcu_cpu_stall_suppress=1";
 
+/// What its complaints begin with, and how many of them are shown.
+const COMPLAINT: &str = "qemu-system-s390x: ";
+const SHOWN: usize = 10;
+/// What it says when it stops its guest for good.
+const STOPPED: &str = "Unrecoverable error detected";
+
 /// A running QEMU; stopped when dropped.
 pub struct Qemu {
     child: Child,
@@ -26,6 +32,7 @@ pub struct Qemu {
     lines: Receiver<String>,
     start: Instant,
     limit: Duration,
+    complaints: usize,
 }
 
 impl Qemu {
@@ -62,13 +69,21 @@ impl Qemu {
                 }
             });
         }
-        Ok(Self { child, input, lines, start: Instant::now(), limit })
+        Ok(Self { child, input, lines, start: Instant::now(), limit, complaints: 0 })
     }
 
-    /// The next line of L2's console or of QEMU's complaints; none at the end.
+    /// The next line of L2's console; none at the end. QEMU's complaints are
+    /// counted: there can be one for each page.
     pub fn line(&mut self) -> Result<Option<String>> {
         loop {
             match self.lines.recv_timeout(SIGN_OF_LIFE) {
+                Ok(line) if line.starts_with(COMPLAINT) => {
+                    self.complaints += 1;
+                    if self.complaints <= SHOWN {
+                        say!("l2| {line}");
+                    }
+                    ensure!(!line.contains(STOPPED), "an error event stopped L2: {line}");
+                }
                 Ok(line) => {
                     say!("l2| {line}");
                     return Ok(Some(line));
@@ -85,8 +100,14 @@ impl Qemu {
     }
 
     /// Gives L2 the line that it waits for.
-    pub fn go_on(&mut self) -> Result<()> {
-        self.input.write_all(b"\n").context("write to L2's console")
+    pub fn answer(&mut self, line: &str) -> Result<()> {
+        let line = format!("{line}\n");
+        self.input.write_all(line.as_bytes()).context("write to L2's console")
+    }
+
+    /// How often QEMU complained.
+    pub fn complaints(&self) -> usize {
+        self.complaints
     }
 
     /// Waits for the end and says how long it all took.

@@ -28,6 +28,7 @@ const BATCH: i64 = 512;
 
 pub fn run(suite: &mut Suite, _: &Cmdline) -> Result<()> {
     suite.test("tables show in SecPageTables and nr_iommu_pages, and go", shown);
+    suite.test("a domain's table memory goes down with an unmap", shown_by_driver);
     suite.test("maps with GFP_KERNEL_ACCOUNT are charged", || charged(true));
     suite.test("maps with GFP_KERNEL are not", || charged(false));
     Ok(())
@@ -85,6 +86,30 @@ fn shown() -> Result<()> {
     Pages::expect(before, TOP, "unmapped")?;
     holder.unload()?;
     Pages::expect(before, 0, "freed")
+}
+
+const DOMAINS: &str = "/sys/kernel/debug/s390_iommu/domains";
+
+/// What the driver's largest domain says of its tables, in bytes.
+fn largest() -> Result<u64> {
+    let infos = sysfs::list(DOMAINS).into_iter().filter_map(|domain| {
+        let info = fs::read_to_string(domain.join("info")).ok()?;
+        let value = info.lines().find_map(|line| line.strip_prefix("table memory:"))?;
+        value.split_whitespace().next()?.parse().ok()
+    });
+    infos.max().with_context(|| format!("{DOMAINS} has no domain with table memory"))
+}
+
+fn shown_by_driver() -> Result<()> {
+    let before = largest()?;
+    let holder = hold(false)?;
+    let mapped = largest()?;
+    let expected = 4096 * EXPECTED as u64;
+    ensure!(mapped == expected, "mapped: {mapped} bytes of tables, not {expected}");
+    sysfs::write(format!("/sys/module/{HOLDER}/parameters/mapped"), "0")?;
+    let unmapped = largest()?;
+    ensure!(unmapped <= before.max(4096 * TOP as u64), "unmapped: {unmapped} bytes of tables");
+    holder.unload()
 }
 
 /// A memory control group with this process in it; left when dropped.

@@ -11,9 +11,10 @@ mod hotplug;
 mod kunit;
 mod kvm;
 mod module;
-mod modules;
+pub mod modules;
 mod nic;
 mod nvme;
+mod pressure;
 mod root;
 mod samples;
 mod seeing;
@@ -36,9 +37,13 @@ const SUITES: &[Entry] = &[
     ("seeing", seeing::run),
     ("api", |suite, cmdline| modules::run(suite, cmdline, "iommu_api")),
     ("dma", |suite, cmdline| modules::run(suite, cmdline, "dma")),
+    ("remap", |suite, cmdline| modules::run(suite, cmdline, "remap")),
     ("attach", |suite, cmdline| modules::run(suite, cmdline, "attach")),
     ("transitions", |suite, cmdline| modules::run(suite, cmdline, "transitions")),
     ("refuse", |suite, cmdline| modules::run(suite, cmdline, "refuse")),
+    ("flush", |suite, cmdline| modules::run(suite, cmdline, "flush")),
+    ("fallback", |suite, cmdline| modules::run(suite, cmdline, "fallback")),
+    ("pressure", pressure::run),
     ("stress", |suite, cmdline| modules::run(suite, cmdline, "stress")),
     ("accounting", accounting::run),
     ("aperture", |suite, cmdline| modules::run(suite, cmdline, "aperture")),

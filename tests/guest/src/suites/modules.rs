@@ -16,6 +16,10 @@ use crate::sysfs;
 /// functions under test.
 const SUPPORT: &str = "iommu_test";
 const RESULTS: &str = "/sys/kernel/debug/iommu_test";
+/// What a test asks for that wants to know what the machine around has mapped,
+/// and where the answer goes.
+pub const QUESTION: &str = "iommu_test: how many pages are mapped outside?";
+pub const ANSWER: &str = "/sys/module/iommu_test/parameters/answer";
 
 /// Runs the module of a suite on the machine's NVMe functions, then gives
 /// them back to their driver and sees whether the disk works.
@@ -43,10 +47,10 @@ fn run_module(suite: &mut Suite, cmdline: &Cmdline, module: &str, words: &str) -
     support.unload()
 }
 
-/// What the command line says of the support module: `guest.only=`, a part of
-/// the names of the tests to run, and `guest.refresh_symbol=`.
+/// What the command line says of the support module: `guest.only=`, parts of
+/// the names of the tests to run, `guest.refresh_symbol=` and `guest.calm=`.
 fn parameters(cmdline: &Cmdline) -> String {
-    let given = ["only", "refresh_symbol"].into_iter().filter_map(|name| {
+    let given = ["only", "refresh_symbol", "calm"].into_iter().filter_map(|name| {
         let value = cmdline.value(&format!("guest.{name}"))?;
         Some(format!("{name}={value}"))
     });

@@ -1,0 +1,659 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * Suite "flush": what flushes ask the machine for, how much of it, and what
+ * becomes of a flush that was refused: it is made up for, and nothing that the
+ * machine may still walk is given away before that.
+ */
+#define pr_fmt(fmt) "flush: " fmt
+
+#include <linux/bitfield.h>
+#include <linux/module.h>
+#include <linux/sizes.h>
+#include <asm/pci_dma.h>
+
+#include "iommu-pages.h"
+#include "iommu_test.h"
+
+#define RW	(IOMMU_READ | IOMMU_WRITE)
+
+/* No device touches it, so that any address does; not one of a large frame's. */
+#define PHYS	0x10001000UL
+
+/* More refusals than any flush may ask for */
+#define ALL	100000
+
+/* For a flush, whatever was unmapped */
+#define MOST_REFRESHES	10
+
+static struct test_function *fn;
+static struct test_queue queue;
+static struct test_domain pair[2];
+/* The first one, which the function is on */
+static struct test_domain *const dom = &pair[0];
+static struct inject_step steps[INJECT_STEPS];
+
+static int begin(void)
+{
+	int ret;
+
+	inject_reset();
+	ret = test_pair_claim(pair, fn);
+	if (ret)
+		return ret;
+	/* Which table the machine has is known from the attach. */
+	ret = test_run_on(dom, &queue);
+	if (ret)
+		test_pair_release(pair);
+	return ret;
+}
+
+static void end(void)
+{
+	inject_reset();
+	test_pair_release(pair);
+}
+
+static const struct test_setup running = { begin, end };
+
+static int map_at(dma_addr_t iova, size_t size)
+{
+	int ret = iommu_map(dom->domain, iova, PHYS, size, RW, GFP_KERNEL);
+
+	return ret ? test_fail("map at %pad: error %d", &iova, ret) : 0;
+}
+
+/* Unmaps as the DMA API's queue does. What the gather holds is given back after
+ * the flush.
+ */
+static int unmap_later(dma_addr_t iova, size_t size, struct iommu_iotlb_gather *gather)
+{
+	iommu_iotlb_gather_init(gather);
+	gather->queued = true;
+	if (iommu_unmap_fast(dom->domain, iova, size, gather) != size)
+		return test_fail("unmap at %pad did not unmap", &iova);
+	return 0;
+}
+
+static void flush(struct iommu_iotlb_gather *gather)
+{
+	iommu_flush_iotlb_all(dom->domain);
+	iommu_put_pages_list(&gather->freelist);
+}
+
+static unsigned int refreshes(void)
+{
+	struct inject_counts counts;
+
+	inject_counts(&counts);
+	return counts.refreshes;
+}
+
+/* Whether what was recorded, and not refused, covers a range */
+static bool is_covered(dma_addr_t iova, size_t size)
+{
+	unsigned int i, count = inject_steps(steps);
+
+	for (i = 0; i < count; i++)
+		if (!steps[i].operation && !steps[i].refused && steps[i].start <= iova &&
+		    iova + size <= steps[i].start + steps[i].size)
+			return true;
+	return false;
+}
+
+/* The device has used the mapping; it must not have it any more. */
+static int expect_gone(dma_addr_t iova, const char *when)
+{
+	int ret;
+
+	page_poison(dom->data);
+	reinit_completion(&fn->resumed);
+	if (!admin_identify(fn, iova) || !page_is_poison(dom->data))
+		return test_fail("%s: DMA to what was unmapped is let through", when);
+	ret = test_wait_recovery(fn);
+	atomic_set(&fn->errors, 0);
+	return ret;
+}
+
+/* The price of a full flush */
+
+/* Pages at equal distances: how many RPCITs the flush of all takes, while so
+ * many are refused for want of resources.
+ */
+static int flush_scattered(unsigned int count, size_t stride, unsigned int refusals,
+			   unsigned int most)
+{
+	struct iommu_iotlb_gather gather;
+	unsigned int i, asked;
+	int ret = 0;
+
+	/* Off the pages of the device */
+	dma_addr_t corner = fn->first + SZ_64K;
+
+	if (corner + count * stride - 1 > fn->last)
+		return test_skip("the window is too small");
+	for (i = 0; !ret && i < count; i++)
+		ret = map_at(corner + i * stride, PAGE_SIZE);
+	iommu_iotlb_gather_init(&gather);
+	gather.queued = true;
+	while (i--)
+		iommu_unmap_fast(dom->domain, corner + i * stride, PAGE_SIZE, &gather);
+	inject_refuse_refresh(fn, -ENOMEM, refusals);
+	flush(&gather);
+	asked = refreshes();
+	inject_reset();
+	/* What was refused is not left for the next test. */
+	iommu_flush_iotlb_all(dom->domain);
+	if (!ret && !asked)
+		ret = test_fail("the flush asked for nothing");
+	if (!ret && asked > most)
+		ret = test_fail("the flush of %u pages took %u refreshes, not %u at most",
+				count, asked, most);
+	return ret;
+}
+
+static int test_512(void)
+{
+	return flush_scattered(511, SZ_4M, 0, MOST_REFRESHES);
+}
+
+static int test_1024(void)
+{
+	return flush_scattered(1023, SZ_2M, 0, MOST_REFRESHES);
+}
+
+static int test_512_no_room(void)
+{
+	return flush_scattered(511, SZ_4M, ALL, 2);
+}
+
+static int test_no_room_once(void)
+{
+	return flush_scattered(511, SZ_4M, 1, MOST_REFRESHES);
+}
+
+static int test_interrupts(void)
+{
+	struct iommu_iotlb_gather gather;
+	struct inject_counts counts;
+	int ret = map_at(data_iova(fn) + SZ_16M, PAGE_SIZE);
+
+	if (!ret)
+		ret = unmap_later(data_iova(fn) + SZ_16M, PAGE_SIZE, &gather);
+	if (ret)
+		return ret;
+	inject_reset();
+	flush(&gather);
+	inject_counts(&counts);
+	if (!counts.refreshes)
+		return test_fail("the flush asked for nothing");
+	if (counts.irqs_off)
+		return test_fail("%u of %u refreshes with interrupts off", counts.irqs_off,
+				 counts.refreshes);
+	return 0;
+}
+
+static int test_map_no_room(void)
+{
+	dma_addr_t iova = data_iova(fn) + SZ_1M;
+	unsigned int i, count, asked = 0;
+	int ret;
+
+	inject_refuse_refresh(fn, -ENOMEM, 2);
+	inject_record(fn);
+	ret = iommu_map(dom->domain, iova, PHYS, PAGE_SIZE, RW, GFP_KERNEL);
+	count = inject_steps(steps);
+	for (i = 0; i < count; i++)
+		asked += steps[i].refused;
+	inject_reset();
+	if (ret != -ENOMEM)
+		return test_fail("map: %d where there is no room, not ENOMEM", ret);
+	if (asked > 2 || iommu_iova_to_phys(dom->domain, iova))
+		return test_fail("%u refreshes, and the mapping is %s", asked,
+				 asked > 2 ? "tried again" : "there");
+	return test_expect_running(dom);
+}
+
+/* A map that allows nothing is none. */
+static int test_map_nothing(void)
+{
+	static const size_t sizes[] = { SZ_4K, SZ_64K, SZ_1M };
+	static const int prots[] = { 0, IOMMU_CACHE, IOMMU_NOEXEC };
+	dma_addr_t iova = fn->first + SZ_16M;
+	unsigned int i;
+	int ret;
+
+	for (i = 0; i < ARRAY_SIZE(sizes) * ARRAY_SIZE(prots); i++) {
+		size_t size = sizes[i / ARRAY_SIZE(prots)];
+		int prot = prots[i % ARRAY_SIZE(prots)];
+
+		ret = iommu_map(dom->domain, iova, SZ_256M, size, prot, GFP_KERNEL);
+		if (!ret)
+			iommu_unmap(dom->domain, iova, size);
+		if (ret != -EINVAL)
+			return test_fail("map of %zu bytes, prot %#x: %d, not EINVAL",
+					 size, prot, ret);
+		if (iommu_iova_to_phys(dom->domain, iova))
+			return test_fail("map failed and left a translation");
+	}
+	return 0;
+}
+
+/* Marks */
+
+#define CHUNKS 160
+
+/* Each MiB by itself: a chunk, wherever chunks are counted from. */
+static int test_every_chunk(void)
+{
+	struct iommu_iotlb_gather gather;
+	dma_addr_t iova;
+	unsigned int i;
+	int ret = 0;
+
+	for (i = 0; !ret && i < CHUNKS; i++) {
+		iova = fn->first + i * SZ_1M + SZ_128K;
+		ret = map_at(iova, PAGE_SIZE);
+		if (!ret)
+			ret = unmap_later(iova, PAGE_SIZE, &gather);
+		if (ret)
+			break;
+		inject_reset();
+		inject_record(fn);
+		flush(&gather);
+		if (!is_covered(iova, PAGE_SIZE))
+			ret = test_fail("the flush left chunk %u out", i);
+	}
+	return ret;
+}
+
+/* With DMA, in both halves of a word of marks */
+static int test_half_of_chunks(void)
+{
+	static const unsigned int chunks[] = { 8, 40, 63, 104 };
+	struct iommu_iotlb_gather gather;
+	dma_addr_t iova;
+	unsigned int i;
+	int ret = 0;
+
+	for (i = 0; !ret && i < ARRAY_SIZE(chunks); i++) {
+		iova = fn->first + chunks[i] * SZ_1M;
+		ret = test_map_page(dom, iova, dom->data);
+		if (!ret)
+			ret = test_domain_start(dom, &queue);
+		if (!ret)
+			ret = admin_identify(fn, iova);
+		if (!ret)
+			ret = unmap_later(iova, PAGE_SIZE, &gather);
+		if (ret)
+			break;
+		flush(&gather);
+		ret = expect_gone(iova, "after a full flush");
+	}
+	return ret;
+}
+
+/* Two unmaps, one sync: in either order, all of it. */
+static int sync_two(dma_addr_t one, dma_addr_t other)
+{
+	struct iommu_iotlb_gather gather;
+	int ret = map_at(one, PAGE_SIZE);
+
+	if (!ret)
+		ret = map_at(other, PAGE_SIZE);
+	if (ret)
+		return ret;
+	inject_reset();
+	inject_record(fn);
+	iommu_iotlb_gather_init(&gather);
+	iommu_unmap_fast(dom->domain, one, PAGE_SIZE, &gather);
+	iommu_unmap_fast(dom->domain, other, PAGE_SIZE, &gather);
+	iommu_iotlb_sync(dom->domain, &gather);
+	if (!is_covered(one, PAGE_SIZE) || !is_covered(other, PAGE_SIZE))
+		return test_fail("of two unmaps one was not refreshed");
+	return 0;
+}
+
+static int test_two_unmaps(void)
+{
+	dma_addr_t iova = fn->first + SZ_16M;
+	int ret = sync_two(iova, iova + SZ_64K);
+
+	if (!ret)
+		ret = sync_two(iova + SZ_64K, iova);
+	if (!ret)
+		ret = sync_two(iova + SZ_64K, iova + SZ_64K - PAGE_SIZE);
+	return ret;
+}
+
+/* A refused flush is made up for. */
+
+static void flush_again(void)
+{
+	iommu_flush_iotlb_all(dom->domain);
+}
+
+/* A strict unmap of something else */
+static void unmap_other(void)
+{
+	dma_addr_t iova = data_iova(fn) + SZ_32M;
+
+	if (!map_at(iova, PAGE_SIZE))
+		iommu_unmap(dom->domain, iova, PAGE_SIZE);
+}
+
+static int make_up(bool queued, int error, void (*next)(void))
+{
+	dma_addr_t iova = data_iova(fn);
+	struct iommu_iotlb_gather gather;
+	bool refused;
+	int ret = test_domain_check(dom);
+
+	if (ret)
+		return ret;
+	inject_refuse_refresh(fn, error, ALL);
+	if (queued) {
+		ret = unmap_later(iova, PAGE_SIZE, &gather);
+		flush(&gather);
+	} else if (iommu_unmap(dom->domain, iova, PAGE_SIZE) != PAGE_SIZE) {
+		ret = test_fail("unmap did not unmap");
+	}
+	refused = inject_refused();
+	inject_reset();
+	if (!ret && !refused)
+		ret = test_fail("nothing was asked for that could be refused");
+	if (ret)
+		return ret;
+	inject_record(fn);
+	next();
+	if (!is_covered(iova, PAGE_SIZE))
+		return test_fail("the refused refresh is forgotten");
+	return expect_gone(iova, "made up for");
+}
+
+static int test_flush_then_flush(void)
+{
+	return make_up(true, -EIO, flush_again);
+}
+
+static int test_flush_then_unmap(void)
+{
+	return make_up(true, -EIO, unmap_other);
+}
+
+static int test_unmap_then_flush(void)
+{
+	return make_up(false, -EIO, flush_again);
+}
+
+static int test_unmap_then_unmap(void)
+{
+	return make_up(false, -EIO, unmap_other);
+}
+
+static int test_no_room_then_flush(void)
+{
+	return make_up(true, -ENOMEM, flush_again);
+}
+
+static int test_no_room_then_unmap(void)
+{
+	return make_up(false, -ENOMEM, unmap_other);
+}
+
+/* Tables: a reference of ours tells whether the driver has given its own up. */
+
+static u64 entry_of(u64 table, u64 index)
+{
+	return READ_ONCE(((u64 *)phys_to_virt(table))[index]);
+}
+
+/* The page table for an IOVA, as the machine finds it */
+static struct page *hold_table(dma_addr_t iova)
+{
+	u64 iota = inject_table();
+	struct page *page;
+	u64 entry;
+
+	if ((iota & ZPCI_IOTA_RTTO_FLAG) != ZPCI_IOTA_RTTO_FLAG)
+		return NULL;
+	entry = entry_of(iota & PAGE_MASK, iova >> 31 & 0x7ff);
+	entry = entry_of(entry & ZPCI_RTE_ADDR_MASK, iova >> 20 & 0x7ff);
+	page = virt_to_page(phys_to_virt(entry & ZPCI_STE_ADDR_MASK));
+	get_page(page);
+	return page;
+}
+
+static bool is_given_back(struct page *page)
+{
+	return page_ref_count(page) == 1;
+}
+
+/* Where there is a table that nothing else is mapped by */
+static dma_addr_t own_mib(void)
+{
+	return fn->first + SZ_16M;
+}
+
+static int unmap_table(bool queued, int error, struct page *page)
+{
+	struct iommu_iotlb_gather gather;
+	bool refused;
+	int ret = 0;
+
+	inject_refuse_refresh(fn, error, ALL);
+	if (queued) {
+		ret = unmap_later(own_mib(), SZ_1M, &gather);
+		flush(&gather);
+	} else if (iommu_unmap(dom->domain, own_mib(), SZ_1M) != SZ_1M) {
+		ret = test_fail("unmap did not unmap");
+	}
+	refused = inject_refused();
+	inject_reset();
+	if (!ret && !refused)
+		ret = test_fail("nothing was asked for that could be refused");
+	if (!ret && is_given_back(page))
+		ret = test_fail("a table was freed that the machine may be walking");
+	return ret;
+}
+
+static int free_domain(void)
+{
+	void *page;
+	int ret;
+
+	admin_stop(fn);
+	test_detach(dom);
+	ret = test_domain_renew(dom, &page);
+	if (!ret)
+		free_page((unsigned long)page);
+	return ret;
+}
+
+/* C frees tables with the domain only. */
+static int lose_table(bool queued, int error, bool frees)
+{
+	struct page *page;
+	u64 table = inject_table();
+	int ret = map_at(own_mib(), SZ_1M);
+
+	if (ret)
+		return ret;
+	page = table ? hold_table(own_mib()) : NULL;
+	if (!page)
+		return test_fail("there is no table of three levels");
+	ret = unmap_table(queued, error, page);
+	if (!ret && !frees)
+		iommu_flush_iotlb_all(dom->domain);
+	if (!ret && frees)
+		ret = free_domain();
+	if (!ret && !is_given_back(page))
+		ret = test_fail("the table is lost: %s did not free it",
+				frees ? "the domain's end" : "the next flush");
+	put_page(page);
+	return ret;
+}
+
+static int test_tables_strict(void)
+{
+	return lose_table(false, -EIO, false);
+}
+
+static int test_tables_queued(void)
+{
+	return lose_table(true, -EIO, false);
+}
+
+static int test_tables_no_room_strict(void)
+{
+	return lose_table(false, -ENOMEM, false);
+}
+
+static int test_tables_no_room_queued(void)
+{
+	return lose_table(true, -ENOMEM, false);
+}
+
+static int test_tables_freed_strict(void)
+{
+	return lose_table(false, -EIO, true);
+}
+
+static int test_tables_freed_queued(void)
+{
+	return lose_table(true, -EIO, true);
+}
+
+static int test_tables_freed_no_room(void)
+{
+	return lose_table(true, -ENOMEM, true);
+}
+
+/* Flushes may overlap; none may rest on what another has not done yet. */
+static bool is_done_meanwhile;
+
+static void flush_beside(void)
+{
+	inject_record(fn);
+	iommu_flush_iotlb_all(dom->domain);
+	is_done_meanwhile = is_covered(data_iova(fn), PAGE_SIZE);
+}
+
+static int test_overlap(void)
+{
+	struct iommu_iotlb_gather gather;
+	bool beside;
+	int ret = test_domain_check(dom);
+
+	if (!ret)
+		ret = unmap_later(data_iova(fn), PAGE_SIZE, &gather);
+	if (!ret)
+		ret = inject_pause_start(fn, 0, flush_beside);
+	if (ret)
+		return ret;
+	is_done_meanwhile = false;
+	flush(&gather);
+	beside = inject_pause_end();
+	inject_reset();
+	if (!beside)
+		return test_fail("a flush has to wait until another one is done");
+	if (!is_done_meanwhile)
+		return test_fail("a flush returned before what it was for was refreshed");
+	return expect_gone(data_iova(fn), "after two flushes");
+}
+
+/* Attach and block: no more than what is mapped */
+
+static int expect_no_refresh(const char *what)
+{
+	unsigned int asked = refreshes();
+
+	return asked ? test_fail("%s: %u refreshes, nothing is mapped", what, asked) : 0;
+}
+
+static int test_attach_empty(void)
+{
+	int ret;
+
+	admin_stop(fn);
+	test_detach(dom);
+	inject_reset();
+	if (test_replace(&pair[1]))
+		return test_fail("attach failed");
+	ret = expect_no_refresh("attach");
+	inject_reset();
+	test_detach(&pair[1]);
+	return ret ? ret : expect_no_refresh("block");
+}
+
+/* Two spans far apart, each with less than a granule around what is mapped */
+static int expect_spans(dma_addr_t near, dma_addr_t far)
+{
+	unsigned int i, count = inject_steps(steps);
+	u64 bytes = 0;
+
+	for (i = 0; i < count; i++)
+		bytes += steps[i].operation ? 0 : steps[i].size;
+	if (!is_covered(near, PAGE_SIZE) || !is_covered(far, PAGE_SIZE))
+		return test_fail("what is mapped was not refreshed");
+	if (bytes > SZ_64M)
+		return test_fail("%llu MiB were refreshed for a few pages", bytes / SZ_1M);
+	return 0;
+}
+
+static int test_attach_spans(void)
+{
+	dma_addr_t far = fn->first + SZ_1G;
+	int ret;
+
+	if (far + SZ_1M > fn->last)
+		return test_skip("the window is too small");
+	ret = map_at(far, PAGE_SIZE);
+	if (ret)
+		return ret;
+	admin_stop(fn);
+	test_detach(dom);
+	inject_reset();
+	inject_record(fn);
+	if (test_replace(dom))
+		ret = test_fail("attach failed");
+	if (!ret)
+		ret = expect_spans(data_iova(fn), far);
+	iommu_unmap(dom->domain, far, PAGE_SIZE);
+	return ret;
+}
+
+static const struct test_case cases[] = {
+	{ "map without READ and WRITE", test_map_nothing, &running },
+	{ "map: no room", test_map_no_room, &running },
+	{ "a full flush of 511 pages, 4 MiB apart", test_512, &running },
+	{ "a full flush of 1023 pages, 2 MiB apart", test_1024, &running },
+	{ "a full flush with no room for the first refresh", test_no_room_once, &running },
+	{ "a full flush with no room", test_512_no_room, &running },
+	{ "a full flush leaves interrupts on", test_interrupts, &running },
+	{ "a full flush of each of many chunks", test_every_chunk, &running },
+	{ "a full flush, with DMA, in both halves of a word", test_half_of_chunks, &running },
+	{ "two unmaps, one sync", test_two_unmaps, &running },
+	{ "refused full flush, then a full flush", test_flush_then_flush, &running },
+	{ "refused full flush, then an unmap", test_flush_then_unmap, &running },
+	{ "refused unmap, then a full flush", test_unmap_then_flush, &running },
+	{ "refused unmap, then an unmap", test_unmap_then_unmap, &running },
+	{ "full flush without room, then a full flush", test_no_room_then_flush, &running },
+	{ "unmap without room, then an unmap", test_no_room_then_unmap, &running },
+	{ "tables of a refused unmap", test_tables_strict, &running },
+	{ "tables of a refused full flush", test_tables_queued, &running },
+	{ "tables of an unmap without room", test_tables_no_room_strict, &running },
+	{ "tables of a full flush without room", test_tables_no_room_queued, &running },
+	{ "tables of a refused unmap, the domain freed", test_tables_freed_strict, &running },
+	{ "tables of a refused full flush, the domain freed", test_tables_freed_queued,
+	  &running },
+	{ "tables of a full flush without room, the domain freed",
+	  test_tables_freed_no_room, &running },
+	{ "attach and block of an empty domain", test_attach_empty, &running },
+	{ "attach of a few pages far apart", test_attach_spans, &running },
+	{ "two full flushes at once", test_overlap, &running },
+	{}
+};
+
+TEST_SUITE(flush, cases, &fn, &queue);
+MODULE_DESCRIPTION("Tests of flushes and of what they cost");
+MODULE_LICENSE("GPL");

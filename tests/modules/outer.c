@@ -1,0 +1,66 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * What the machine around this one has mapped for a function.
+ *
+ * A function that is passed through must make no errors: the hypervisor stops
+ * this machine for them. So what the device reaches after an unmap is asked for
+ * instead, by a line on the console, and somebody writes the answer to the
+ * parameter "answer".
+ */
+#define pr_fmt(fmt) "iommu_test: " fmt
+
+#include <linux/module.h>
+
+#include "internal.h"
+
+#define ANSWER_LIMIT (300 * HZ)
+
+static bool calm;
+module_param(calm, bool, 0444);
+MODULE_PARM_DESC(calm, "provoke no error events; ask what is mapped outside");
+
+static unsigned int mapped_outside;
+static DECLARE_COMPLETION(answered);
+
+static int set_answer(const char *text, const struct kernel_param *param)
+{
+	int ret = kstrtouint(strstrip((char *)text), 10, &mapped_outside);
+
+	if (!ret)
+		complete(&answered);
+	return ret;
+}
+
+static const struct kernel_param_ops answer_ops = { .set = set_answer };
+module_param_cb(answer, &answer_ops, NULL, 0200);
+MODULE_PARM_DESC(answer, "how many pages are mapped outside");
+
+/**
+ * test_is_calm() - whether no error event may be provoked
+ *
+ * Returns: true if tests have to use test_expect_outside()
+ */
+bool test_is_calm(void)
+{
+	return calm;
+}
+EXPORT_SYMBOL_GPL(test_is_calm);
+
+/**
+ * test_expect_outside() - the machine around has mapped what we have, no more
+ * @pages: how many pages our domain has, for the first function under test
+ *
+ * Returns: 0 or a failed test
+ */
+int test_expect_outside(unsigned int pages)
+{
+	reinit_completion(&answered);
+	pr_info("how many pages are mapped outside?\n");
+	if (!wait_for_completion_timeout(&answered, ANSWER_LIMIT))
+		return test_fail("nobody said how many pages are mapped outside");
+	if (mapped_outside != pages)
+		return test_fail("the device reaches %u pages, and %u are mapped",
+				 mapped_outside, pages);
+	return 0;
+}
+EXPORT_SYMBOL_GPL(test_expect_outside);
