@@ -114,7 +114,7 @@ pub enum Part {
     Readme,
 }
 
-const ALL: [Part; 14] = [
+const ALL: [Part; 15] = [
     Part::License,
     Part::Format,
     Part::Docs,
