@@ -9,6 +9,7 @@
 ## make bench     what map, unmap and flush cost, beside the C driver
 ## make passthrough  give drives to a guest inside the guest, over VFIO and iommufd
 ## make kernel    build the kernel only; ends with image=, source=, objects=
+## make machine   build an emulator that can do what Debian's cannot; ends with machine=
 ## make guest     boot to a shell (APPEND= adds to the kernel's command line)
 ## make modules   KDIR=<prepared tree>: build the driver as an external module
 ## make modules_install  KDIR=...: install it
@@ -31,7 +32,7 @@ CARGO ?= /usr/bin/cargo
 RUSTC ?= /usr/bin/rustc
 export CARGO RUSTC
 
-COMMANDS := run test kselftest bench passthrough kernel guest integrate modules modules_install fmt clippy checkpatch rustdoc htmldocs bare clean
+COMMANDS := run test kselftest bench passthrough kernel machine guest integrate modules modules_install fmt clippy checkpatch rustdoc htmldocs bare clean
 .PHONY: help $(COMMANDS)
 
 help:

@@ -37,6 +37,21 @@ struct test_function *test_function(unsigned int index)
 }
 EXPORT_SYMBOL_GPL(test_function);
 
+/**
+ * test_sees_no_maps() - for tests of the refresh after a map
+ * @fn: the function
+ *
+ * Returns: 0 where the machine has to be told of what is mapped, TEST_SKIPPED
+ * where it sees that by itself
+ */
+int test_sees_no_maps(struct test_function *fn)
+{
+	if (to_zpci(fn->pdev)->tlb_refresh)
+		return 0;
+	return test_skip("the machine sees by itself what is mapped");
+}
+EXPORT_SYMBOL_GPL(test_sees_no_maps);
+
 /* The window is what the reserved regions leave; it is taken before anything
  * is attached, to see whether it moves afterwards.
  */

@@ -96,6 +96,7 @@ struct test_function {
 	u16 phase;
 };
 
+int test_sees_no_maps(struct test_function *fn);
 struct test_function *test_function(unsigned int index);
 int test_wait_recovery(struct test_function *fn);
 int test_recover_if_broken(struct test_function *fn);

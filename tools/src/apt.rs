@@ -95,9 +95,9 @@ impl Mirrors {
     }
 }
 
-fn stanza(uri: &str, suites: &[String], keyring: Option<&Path>) -> String {
+fn stanza(kind: &str, uri: &str, suites: &[String], keyring: Option<&Path>) -> String {
     let mut text = format!(
-        "Types: deb\nURIs: {uri}\nSuites: {}\nComponents: main\n",
+        "Types: {kind}\nURIs: {uri}\nSuites: {}\nComponents: main\n",
         suites.join(" ")
     );
     if let Some(path) = keyring {
@@ -121,8 +121,8 @@ impl Root {
         let security = [format!("{name}-security")];
         let text = format!(
             "{}\n{}",
-            stanza(&mirrors.main, &main, keyring()),
-            stanza(&mirrors.security, &security, keyring())
+            stanza("deb", &mirrors.main, &main, keyring()),
+            stanza("deb", &mirrors.security, &security, keyring())
         );
         Self::make(project, step, "machine", &text, None)
     }
@@ -140,9 +140,23 @@ impl Root {
         arch: &str,
     ) -> Result<Self> {
         let mirrors = Mirrors::of_this_machine(project, step)?;
-        let text = stanza(&mirrors.main, suites, keyring());
+        let text = stanza("deb", &mirrors.main, suites, keyring());
         let name = format!("{}-{arch}", suites.join("-"));
         Self::make(project, step, &name, &text, Some(arch))
+    }
+
+    /// A root with the sources of a release and its updates.
+    pub fn of_sources(project: &Project, step: &Step, release: &str) -> Result<Self> {
+        let mirrors = Mirrors::of_this_machine(project, step)?;
+        let main = ["", "-updates"].map(|part| format!("{release}{part}"));
+        let security = [format!("{release}-security")];
+        let text = format!(
+            "{}\n{}",
+            stanza("deb-src", &mirrors.main, &main, keyring()),
+            stanza("deb-src", &mirrors.security, &security, keyring())
+        );
+        let name = format!("{release}-source");
+        Self::make(project, step, &name, &text, Some("amd64"))
     }
 
     fn make(
@@ -238,6 +252,24 @@ impl Root {
             .with_context(|| format!("apt knows no version of {package}"))
     }
 
+    /// The versions of a source package.
+    pub fn source_versions(
+        &self,
+        project: &Project,
+        step: &Step,
+        package: &str,
+    ) -> Result<Vec<String>> {
+        let text = step.output(
+            self.command(project, "apt-cache")
+                .args(["showsrc", "--only-source", package]),
+            "read the log",
+        )?;
+        let versions = text
+            .lines()
+            .filter_map(|line| line.strip_prefix("Version: "));
+        Ok(versions.map(str::to_owned).collect())
+    }
+
     /// Downloads a package with all that it depends on, as if nothing were
     /// installed, and unpacks it all into a folder.
     pub fn unpack(
@@ -295,6 +327,29 @@ impl Root {
         package: &str,
         folder: &Path,
     ) -> Result<PathBuf> {
+        self.download_by(project, step, &["download", package], folder)
+    }
+
+    /// Downloads the upstream archive of a source package, `NAME=VERSION`, into a
+    /// folder and returns the file. Nothing else: not every mirror has the rest.
+    pub fn download_source(
+        &self,
+        project: &Project,
+        step: &Step,
+        package: &str,
+        folder: &Path,
+    ) -> Result<PathBuf> {
+        let command = ["source", "--download-only", "--tar-only", package];
+        self.download_by(project, step, &command, folder)
+    }
+
+    fn download_by(
+        &self,
+        project: &Project,
+        step: &Step,
+        command: &[&str],
+        folder: &Path,
+    ) -> Result<PathBuf> {
         // Into a folder of its own first: what is in `folder` is whole.
         let partial = self.folder.join("download");
         let _ = fs::remove_dir_all(&partial);
@@ -303,11 +358,11 @@ impl Root {
         step.run(
             self.command(project, "apt-get")
                 .current_dir(&partial)
-                .args(["download", package]),
+                .args(command),
             "check the network and the machine's apt sources",
         )?;
         let Some(entry) = fs::read_dir(&partial)?.next() else {
-            bail!("apt-get downloaded nothing for {package}");
+            bail!("apt-get {} downloaded nothing", command.join(" "));
         };
         let from = entry?.path();
         let to = folder.join(from.file_name().context("a file without a name")?);
@@ -393,7 +448,7 @@ mod tests {
     #[test]
     fn stanza_names_its_keys() {
         let suites = ["trixie".to_owned(), "trixie-updates".to_owned()];
-        let text = stanza("http://m", &suites, Some(Path::new("/k.gpg")));
+        let text = stanza("deb", "http://m", &suites, Some(Path::new("/k.gpg")));
         assert!(text.contains("Suites: trixie trixie-updates\n"));
         assert!(text.ends_with("Signed-By: /k.gpg\n"));
     }

@@ -22,6 +22,9 @@ const BINDGEN_BUILT: &str = "0.72.1";
 /// The first QEMU with an `igb`.
 const QEMU_MINIMUM: Version = Version(8, 0, 0);
 
+/// The oldest meson that QEMU takes.
+const MESON_MINIMUM: Version = Version(1, 5, 0);
+
 /// Something that must be there.
 struct Need {
     /// How to see that it is: the name of a program or the path of a file.
@@ -267,6 +270,38 @@ pub fn qemu(project: &Project) -> Result<PathBuf> {
     })?;
     step.done("installed");
     Ok(path)
+}
+
+/// What QEMU is built with, beside what every command needs.
+pub fn ensure_machine(project: &Project) -> Result<()> {
+    ensure(project)?;
+    let mut missing: Vec<Need> = [
+        ("ninja", "ninja-build"),
+        ("/usr/include/glib-2.0/glib.h", "libglib2.0-dev"),
+        ("/usr/include/zlib.h", "zlib1g-dev"),
+        // Its files are those of a version of Python.
+        ("/var/lib/dpkg/info/python3-venv.list", "python3-venv"),
+        // The firmware, which QEMU loads though it does not run it.
+        ("/usr/share/qemu/s390-ccw.img", "qemu-system-data"),
+    ]
+    .map(|(sign, package)| Need::new(sign, package))
+    .into_iter()
+    .filter(|need| !need.is_there())
+    .collect();
+    let meson = Path::new("/usr/bin/meson");
+    if version_of(meson).map_or(true, |version| version < MESON_MINIMUM) {
+        let of_backports = apt::codename().is_some_and(|name| name == "bookworm");
+        let suite = if of_backports {
+            "/bookworm-backports"
+        } else {
+            ""
+        };
+        missing.push(Need::new(meson, format!("meson{suite}")));
+    }
+    if missing.is_empty() {
+        return Ok(());
+    }
+    install(project, &missing)
 }
 
 /// A program that only one command needs, and Debian's package of it.

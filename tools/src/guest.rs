@@ -75,6 +75,7 @@ impl Machine {
             processors: 2,
             memory: 2,
             devices: &[],
+            arguments: &[],
         }
     }
 }

@@ -1,9 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0
-//! Plugs and unplugs devices of a running guest, as the guest asks for it.
+//! Plugs and unplugs devices of a running guest, as the guest asks for it, and has
+//! instructions for them refused.
 //!
-//! The guest prints a line on its console, `guest: want plug NAME` or
-//! `guest: want unplug NAME`, and reads a line there when it was done. The name
-//! is a device of [`DEVICES`]. QEMU is told over QMP, on a socket that it inherits:
+//! The guest prints a line on its console, `guest: want plug NAME`, `guest: want
+//! unplug NAME` or `guest: want fault NAME OP:SKIP:COUNT:CC:STATUS`
+//! (`integration/qemu`), and reads a line there when it was done. The answer to
+//! `guest: want left NAME` is what is left of a fault. The name is a device of
+//! [`DEVICES`]. QEMU is told over QMP, on a socket that it inherits:
 //! no path that could be too long or left behind.
 
 use crate::qemu::{Device, DEVICES};
@@ -27,6 +30,8 @@ const LIMIT: Duration = Duration::from_secs(60);
 enum Wish<'a> {
     Plug(&'a str),
     Unplug(&'a str),
+    Fault(&'a str, &'a str),
+    Left(&'a str),
 }
 
 impl<'a> Wish<'a> {
@@ -35,6 +40,10 @@ impl<'a> Wish<'a> {
         match verb {
             "plug" => Some(Self::Plug(name)),
             "unplug" => Some(Self::Unplug(name)),
+            "left" => Some(Self::Left(name)),
+            "fault" => name
+                .split_once(' ')
+                .map(|(name, what)| Self::Fault(name, what)),
             _ => None,
         }
     }
@@ -73,16 +82,20 @@ impl Hotplug {
             self.qmp.handshake()?;
             self.is_greeted = true;
         }
-        let (Wish::Plug(name) | Wish::Unplug(name)) = wish;
+        let (Wish::Plug(name) | Wish::Unplug(name) | Wish::Fault(name, _) | Wish::Left(name)) =
+            wish;
         let Some(device) = DEVICES.iter().find(|device| device.id == name) else {
             bail!("the guest wants {wish:?}, there is no such device");
         };
-        match wish {
-            Wish::Plug(_) => self.plug(device),
-            Wish::Unplug(_) => self.unplug(device),
+        let done = |()| "done".to_owned();
+        let answer = match wish {
+            Wish::Plug(_) => self.plug(device).map(done),
+            Wish::Unplug(_) => self.unplug(device).map(done),
+            Wish::Fault(_, what) => self.fault(device, what).map(done),
+            Wish::Left(_) => self.left(device),
         }
         .with_context(|| format!("QEMU does not do what the guest wants, {wish:?}"))?;
-        writeln!(keyboard, "done").context("the guest does not listen")
+        writeln!(keyboard, "{answer}").context("the guest does not listen")
     }
 
     fn plug(&mut self, device: &Device) -> Result<()> {
@@ -120,12 +133,39 @@ impl Hotplug {
         Ok(())
     }
 
+    /// What is refused is a property of the device's zPCI function, which has to
+    /// have a name for this: that of the device behind `zpci-`.
+    fn fault(&mut self, device: &Device, what: &str) -> Result<()> {
+        self.qmp.execute(&qmp::qom_set {
+            path: zpci_path(device),
+            property: FAULT.to_owned(),
+            value: what.into(),
+        })?;
+        Ok(())
+    }
+
+    /// What is left of it, in the same notation.
+    fn left(&mut self, device: &Device) -> Result<String> {
+        let left = self.qmp.execute(&qmp::qom_get {
+            path: zpci_path(device),
+            property: FAULT.to_owned(),
+        })?;
+        Ok(left.as_str().context("a fault is a text")?.to_owned())
+    }
+
     /// Whether the machine has a device of this id.
     fn has(&mut self, id: &str) -> Result<bool> {
         let path = "/machine/peripheral".to_owned();
         let children = self.qmp.execute(&qmp::qom_list { path })?;
         Ok(children.iter().any(|child| child.name == id))
     }
+}
+
+/// The property of a zPCI function that has its instructions refused.
+const FAULT: &str = "x-fault";
+
+fn zpci_path(device: &Device) -> String {
+    format!("/machine/peripheral/zpci-{}", device.id)
 }
 
 #[cfg(test)]
@@ -137,6 +177,11 @@ mod tests {
         let parse = Wish::parse;
         assert_eq!(parse("guest: want plug nvme"), Some(Wish::Plug("nvme")));
         assert_eq!(parse("guest: want unplug igb"), Some(Wish::Unplug("igb")));
+        assert_eq!(
+            parse("guest: want fault nvme 6:0:1:1:16"),
+            Some(Wish::Fault("nvme", "6:0:1:1:16"))
+        );
+        assert_eq!(parse("guest: want fault nvme"), None);
         assert_eq!(parse("guest: want sleep 5"), None);
         assert_eq!(parse("guest: start"), None);
         assert_eq!(parse("[ 1.0] guest: want plug nvme"), None);

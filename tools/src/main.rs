@@ -17,6 +17,7 @@ mod kernel;
 mod kselftest;
 mod ktap;
 mod lint;
+mod machine;
 mod modules;
 mod passthrough;
 mod patches;
@@ -54,6 +55,8 @@ enum Command {
     Passthrough,
     /// Builds the kernel only and says where it is
     Kernel,
+    /// Builds an emulator whose functions are as real machines have them
+    Machine,
     /// Boots to a shell
     Guest,
     /// Puts the driver into a kernel tree
@@ -105,6 +108,7 @@ fn run(command: &Command) -> Result<()> {
             kernel::print_places(&kernel);
             Ok(())
         }
+        Command::Machine => machine::run(&project),
         Command::Guest => guest::shell(&project, &flavour),
         Command::Integrate => kernel::integrate_only(&project),
         Command::Modules => modules::build(&project),

@@ -116,6 +116,8 @@ pub struct Boot<'a> {
     pub memory: u32,
     /// More devices, in QEMU's notation, behind the others.
     pub devices: &'a [&'a str],
+    /// More arguments of QEMU, before all devices.
+    pub arguments: &'a [&'a str],
 }
 
 impl Boot<'_> {
@@ -255,6 +257,7 @@ impl Boot<'_> {
         command
             .args(["-netdev", "hubport,id=n0,hubid=0"])
             .args(["-netdev", "hubport,id=n1,hubid=0"]);
+        command.args(self.arguments);
         for device in DEVICES.iter().filter(|d| self.plugged.contains(&d.id)) {
             if device.id == "nvme1" {
                 for _ in 0..self.generators {

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 //! `make test`: every check, with a summary. What cannot be run has failed.
 
+mod machine;
 mod module;
 
 use crate::{
@@ -66,6 +67,9 @@ const GENERATORS: usize = 6;
 /// The driver's KUnit suites run at boot; the guest's program reads their results.
 const KUNIT: &str = "kunit.enable=1 kunit.autorun=1 kunit.filter_glob=s390_iommu*";
 
+/// No line of QEMU's begins so.
+const NOTHING: &str = "\0";
+
 /// A boot of `make test`.
 struct Variant {
     name: &'static str,
@@ -100,6 +104,8 @@ pub enum Part {
     Checkpatch,
     /// everything in the guest
     Guest,
+    /// the guest on the emulator of `make machine`
+    Machine,
     /// the driver as a module
     Module,
     /// a guest inside the guest, on a function that is passed through
@@ -108,7 +114,7 @@ pub enum Part {
     Readme,
 }
 
-const ALL: [Part; 14] = [
+const ALL: [Part; 15] = [
     Part::License,
     Part::Format,
     Part::Docs,
@@ -120,6 +126,7 @@ const ALL: [Part; 14] = [
     Part::Rustdoc,
     Part::Checkpatch,
     Part::Guest,
+    Part::Machine,
     Part::Module,
     Part::Passthrough,
     // Looks at the results of all others.
@@ -257,6 +264,7 @@ impl Suite<'_> {
                 lint::write_pages(project, step).map(Count::one)
             }),
             Part::Guest => self.guest(),
+            Part::Machine => self.machine(),
             Part::Module => self.module(),
             Part::Passthrough => {
                 // Its two kernels want the cache, one after the other.
@@ -364,20 +372,28 @@ impl Suite<'_> {
 
     fn boot(&mut self, machine: &Machine, variant: &Variant) {
         let name = format!("guest-{}", variant.name);
+        let boot = Self::boot_of(machine, &name, variant);
+        self.run_boot(&name, &boot, NOTHING);
+    }
+
+    fn boot_of<'b>(machine: &'b Machine, name: &'b str, variant: &Variant) -> Boot<'b> {
         let append = format!("guest.mode=test {KUNIT} {}", variant.words);
-        let mut boot = machine.boot(&name, append, LIMIT);
+        let mut boot = machine.boot(name, append, LIMIT);
         boot.plugged = &["nvme", "igb", "e1000e", "nvme1"];
         boot.generators = GENERATORS;
         boot.memory = variant.memory;
         // Races want more than two.
         boot.processors = 4;
-        self.run_boot(&name, &boot);
+        boot
     }
 
-    /// Boots and counts what the guest's program reports.
-    fn run_boot(&mut self, name: &str, boot: &Boot) {
+    /// Boots and counts what the guest's program reports. A line of QEMU's with
+    /// this word is a failure.
+    fn run_boot(&mut self, name: &str, boot: &Boot, wrong: &str) {
         self.step(name, "running the guest's suites", |project, step| {
+            let mut found = 0;
             let report = boot.run(project, |line| {
+                found += usize::from(line.starts_with(wrong));
                 if line.starts_with("not ok ") {
                     println!("    | {line}");
                 }
@@ -389,6 +405,10 @@ impl Suite<'_> {
             };
             for fault in report.faults(true) {
                 println!("    | {fault}");
+                count.failed += 1;
+            }
+            if found > 0 {
+                println!("    | {found} lines begin with {wrong}");
                 count.failed += 1;
             }
             let console = project.logs.join(format!("{name}.console.log"));

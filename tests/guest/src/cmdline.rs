@@ -94,6 +94,19 @@ impl Cmdline {
             || matches!(self.value("iommu.strict"), Some("1" | "y" | "on" | "true"))
     }
 
+    /// How many levels the machine's tables have at most: `guest.levels=`.
+    pub fn levels(&self) -> u32 {
+        self.value("guest.levels").and_then(|v| v.parse().ok()).unwrap_or(3)
+    }
+
+    /// The last address of a function's window, if the machine was made with another
+    /// than QEMU's: `guest.ends=DOMAIN:END,...`.
+    pub fn end_dma(&self, address: &str) -> Option<u64> {
+        let mut ends = self.value("guest.ends")?.split(',').filter_map(|end| end.split_once(':'));
+        let (_, end) = ends.find(|(domain, _)| address.starts_with(domain))?;
+        u64::from_str_radix(end.trim_start_matches("0x"), 16).ok()
+    }
+
     /// The factor of `s390_iommu_aperture=`; 0 is "no limit".
     pub fn aperture_factor(&self) -> u64 {
         let word = self.value("s390_iommu_aperture");

@@ -57,6 +57,12 @@ pub fn function(function: &Function) -> Result<String> {
     sysfs::read(format!("{ROOT}/functions/{:08x}", function.fid()?))
 }
 
+/// Whether the machine has to be told of what is mapped, not of unmaps alone.
+pub fn maps_are_told(function: &Function) -> Result<bool> {
+    let text = self::function(function)?;
+    Ok(value(&text, "has to be told of")? == "maps and unmaps")
+}
+
 impl Domain {
     /// All domains.
     pub fn all() -> Vec<Self> {

@@ -132,7 +132,7 @@ impl Suite<'_> {
         let mut boot = machine.boot(name, append, LIMIT);
         boot.plugged = USUAL;
         change(&mut boot);
-        self.run_boot(name, &boot);
+        self.run_boot(name, &boot, super::NOTHING);
     }
 }
 

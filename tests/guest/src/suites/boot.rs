@@ -9,10 +9,10 @@ use crate::ktap::Suite;
 use crate::{kmsg, sysfs};
 
 /// QEMU gives every emulated function the window 0x1_0000_0000 to
-/// 0x1ff_ffff_ffff_ffff, and takes three-level tables, which reach 4 TiB.
+/// 0x1ff_ffff_ffff_ffff, and takes three-level tables, which reach 4 TiB; an emulator
+/// that was made otherwise is described on the command line.
 const START_DMA: u64 = 0x1_0000_0000;
 const END_DMA: u64 = 0x1ff_ffff_ffff_ffff;
-const REACH: u64 = (1 << 42) - 1;
 
 pub fn run(suite: &mut Suite, cmdline: &Cmdline) -> Result<()> {
     let functions = Function::all();
@@ -70,7 +70,8 @@ fn own_groups(functions: &[Function]) -> Result<()> {
 }
 
 fn group_types(functions: &[Function], cmdline: &Cmdline) -> Result<()> {
-    let expected = if cmdline.strict() { "DMA" } else { "DMA-FQ" };
+    let usual = if cmdline.strict() { "DMA" } else { "DMA-FQ" };
+    let expected = cmdline.value("guest.type").unwrap_or(usual);
     for function in functions {
         let kind = function.group_type()?;
         ensure!(kind == expected, "{}: {kind}, not {expected}", function.address);
@@ -79,8 +80,9 @@ fn group_types(functions: &[Function], cmdline: &Cmdline) -> Result<()> {
 }
 
 fn reserved_regions(functions: &[Function], cmdline: &Cmdline) -> Result<()> {
-    let expected = expected_regions(cmdline.aperture_factor())?;
     for function in functions {
+        let end = cmdline.end_dma(&function.address).unwrap_or(END_DMA);
+        let expected = expected_regions(cmdline.aperture_factor(), end, reach(cmdline.levels()))?;
         let regions = function.reserved()?;
         ensure!(regions == expected, "{}: {regions:x?}, not {expected:x?}", function.address);
     }
@@ -88,17 +90,22 @@ fn reserved_regions(functions: &[Function], cmdline: &Cmdline) -> Result<()> {
 }
 
 /// Below the window, and above what the boot parameter leaves of it.
-fn expected_regions(factor: u64) -> Result<Vec<Region>> {
-    let mut end = END_DMA.min(REACH);
+fn expected_regions(factor: u64, end: u64, reach: u64) -> Result<Vec<Region>> {
+    let mut end = end.min(reach);
     if factor != 0 {
         let size = memory_end()?.saturating_mul(factor);
         end = end.min(START_DMA.saturating_add(size - 1));
     }
     let mut regions = vec![Region { first: 0, last: START_DMA - 1 }];
-    if end < REACH {
-        regions.push(Region { first: end + 1, last: REACH });
+    if end < reach {
+        regions.push(Region { first: end + 1, last: reach });
     }
     Ok(regions)
+}
+
+/// The last address that tables of so many levels translate.
+fn reach(levels: u32) -> u64 {
+    u64::MAX >> (64 - (20 + 11 * (levels - 1)))
 }
 
 /// The first address behind the machine's memory.

@@ -10,7 +10,7 @@ use crate::cmdline::Cmdline;
 use crate::counters::Counters;
 use crate::function::Function;
 use crate::ktap::{Suite, skip};
-use crate::sysfs;
+use crate::{shown, sysfs};
 
 const BYTES: usize = 4 * MIB;
 const PAGE: usize = 4 * KIB;
@@ -34,6 +34,10 @@ pub fn run(suite: &mut Suite, cmdline: &Cmdline) -> Result<()> {
         Ok(())
     });
     suite.test("mappings are made visible, and not one by one", || {
+        if shown::is_there() && !shown::maps_are_told(&nvme)? {
+            ensure!(moved.sync_map == 0, "the machine sees maps by itself: {moved}");
+            return Ok(());
+        }
         ensure!(moved.sync_map > 0, "{moved}");
         ensure!(moved.sync_map < moved.mapped / 4, "{moved}");
         Ok(())

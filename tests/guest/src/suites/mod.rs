@@ -6,6 +6,7 @@ mod boot;
 mod counters;
 pub mod dmesg;
 mod elsewhere;
+mod faults;
 mod hotplug;
 mod kunit;
 mod kvm;
@@ -54,7 +55,8 @@ const SUITES: &[Entry] = &[
 ];
 
 /// Suites that need a machine of their own, and run only if they are named.
-const SPECIAL: [Entry; 4] = [
+const SPECIAL: [Entry; 5] = [
+    ("faults", faults::run),
     ("module", module::run),
     ("root", root::run),
     ("absent", elsewhere::absent),

@@ -31,7 +31,7 @@ pub fn run(suite: &mut Suite, cmdline: &Cmdline) -> Result<()> {
     }
     let nvme = Function::first_of("nvme")?;
     suite.test("the start is one line in the log", start_line);
-    suite.test("a function shows what is registered", || function_file(&nvme));
+    suite.test("a function shows what is registered", || function_file(&nvme, cmdline));
     suite.test("every function and no other is shown", function_files);
     suite.test("a domain shows its table, functions and counters", || domain_info(&nvme));
     suite.test("dumps during I/O show what was mapped", || dumps_beside_io(&nvme));
@@ -54,13 +54,15 @@ fn start_line() -> Result<()> {
 }
 
 /// Machine and driver agree on the table, and the rest is what sysfs says.
-fn function_file(nvme: &Function) -> Result<()> {
+fn function_file(nvme: &Function, cmdline: &Cmdline) -> Result<()> {
     let text = shown::function(nvme)?;
     let machine = value(&text, "registered, machine")?;
     ensure!(machine.starts_with("table at 0x"), "{text}");
     ensure!(machine.ends_with("region third"), "{text}");
     ensure!(machine == value(&text, "registered, driver")?, "{text}");
-    ensure!(value(&text, "designations")? == "region third", "{text}");
+    let levels = &["region third", "region second", "region first"];
+    let taken = levels[..cmdline.levels() as usize - 2].join(", ");
+    ensure!(value(&text, "designations")? == taken, "not {taken}: {text}");
     ensure!(value(&text, "last MPCIFC")?.ends_with("condition code 0, status 0"), "{text}");
     let regions = nvme.reserved()?;
     let window = format!("{:#018x}-{:#018x}", regions[0].last + 1, regions[1].first - 1);

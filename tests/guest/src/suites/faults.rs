@@ -1,0 +1,46 @@
+// SPDX-License-Identifier: GPL-2.0
+//! The machine itself refuses instructions, under I/O.
+
+use anyhow::{Result, ensure};
+
+use crate::block::{MIB, Transfer};
+use crate::cmdline::Cmdline;
+use crate::function::Function;
+use crate::ktap::Suite;
+use crate::{host, sysfs};
+
+/// RPCIT, as the machine's faults call it.
+const RPCIT: &str = "0x100";
+
+pub fn run(suite: &mut Suite, _: &Cmdline) -> Result<()> {
+    let nvme = Function::first_of("nvme")?;
+    suite.test("busy for a while: the data is right", || {
+        // Condition code 2, thirty times from the fortieth on.
+        transfer_with(&nvme, 800, &format!("{RPCIT}:40:30:2:0"))
+    });
+    suite.test("no resources once: the data is right", || {
+        transfer_with(&nvme, 801, &format!("{RPCIT}:30:1:1:16"))
+    });
+    suite.test("a reset whose registration is busy: the data is right", || {
+        nvme.set_reset_method("bus")?;
+        host::fault("nvme", "4:0:3:2:0")?;
+        let reset = sysfs::write(nvme.path().join("reset"), "1");
+        nvme.set_reset_method("default")?;
+        reset?;
+        transfer(&nvme, 802)
+    });
+    Ok(())
+}
+
+fn transfer_with(nvme: &Function, seed: u64, fault: &str) -> Result<()> {
+    host::fault("nvme", fault)?;
+    transfer(nvme, seed)
+}
+
+/// More instructions than any fault here waits for: all of it must have come.
+fn transfer(nvme: &Function, seed: u64) -> Result<()> {
+    Transfer::new(seed, 8 * MIB).verify(&nvme.disk()?)?;
+    let left = host::faults_left("nvme")?;
+    ensure!(left == 0, "{left} instructions were not refused, the test shows nothing");
+    Ok(())
+}

@@ -1,0 +1,122 @@
+// SPDX-License-Identifier: GPL-2.0
+//! Boots on the emulator of `make machine`, whose functions are as real machines
+//! have them: the suites of the usual boots, and those that only it can run.
+
+use super::{Suite, Variant};
+use crate::{guest, machine};
+use anyhow::{anyhow, Result};
+
+/// A boot on this emulator.
+struct Special {
+    variant: Variant,
+    /// QEMU's arguments beside those of any boot.
+    arguments: &'static [&'static str],
+}
+
+const fn special(
+    name: &'static str,
+    words: &'static str,
+    arguments: &'static [&'static str],
+) -> Special {
+    Special {
+        variant: Variant {
+            name,
+            words,
+            memory: 2,
+        },
+        arguments,
+    }
+}
+
+/// A hit in a function's cache that the tables do not bear out any more. In strict
+/// mode no access of a device comes after its unmap.
+const STALE: &str = "s390_pci_iotlb_stale";
+
+const BOOTS: [Special; 5] = [
+    special(
+        "identity",
+        "iommu.passthrough=1 guest.type=identity guest.suite=boot,nvme,nic",
+        &["-global", "zpci.relaxed-translation=on"],
+    ),
+    // The DMA API translates, the tests attach identity and leave it.
+    special(
+        "relaxed",
+        "guest.suite=boot,transitions",
+        &["-global", "zpci.relaxed-translation=on"],
+    ),
+    // The first drive has three levels and the second five, the cards four and five.
+    special(
+        "levels",
+        "s390_iommu_aperture=0 guest.levels=5 \
+            guest.ends=0001:0x3ffffffffff,0002:0x1fffffffffffff \
+            guest.suite=boot,nvme,nic,seeing,dma,attach,transitions,stress",
+        &[
+            "-global",
+            "zpci.dtsm=0x70",
+            "-device",
+            "zpci,uid=1,target=nvme,edma=0x3ffffffffff",
+            "-device",
+            "zpci,uid=2,target=igb,edma=0x1fffffffffffff",
+        ],
+    ),
+    special(
+        "iotlb-lazy",
+        "",
+        &[
+            "-global",
+            "zpci.refresh=off",
+            "-global",
+            "zpci.x-rereg-keeps=on",
+        ],
+    ),
+    special(
+        "iotlb-strict",
+        "iommu.strict=1",
+        &[
+            "-global",
+            "zpci.refresh=off",
+            "-global",
+            "zpci.x-rereg-keeps=on",
+            "-trace",
+            STALE,
+        ],
+    ),
+];
+
+/// The guest names the functions whose instructions are refused.
+const FAULTS: Special = special(
+    "faults",
+    "guest.suite=faults",
+    &["-device", "zpci,id=zpci-nvme,target=nvme"],
+);
+
+impl Suite<'_> {
+    /// All boots on this emulator; it is built if there is none.
+    pub(super) fn machine(&mut self) {
+        match self.special_machine() {
+            Ok(machine) => {
+                for special in BOOTS.iter().chain([&FAULTS]) {
+                    self.special_boot(&machine, special);
+                }
+            }
+            Err(error) => self.keep("machine", Err(error)),
+        }
+    }
+
+    fn special_machine(&mut self) -> Result<guest::Machine> {
+        let qemu = machine::build(self.project)?;
+        let kernel = self
+            .kernel()
+            .ok_or_else(|| anyhow!("machine: there is no kernel to boot"))?;
+        let mut machine = guest::Machine::of_kernel(self.project, kernel)?;
+        machine.qemu = qemu;
+        Ok(machine)
+    }
+
+    fn special_boot(&mut self, machine: &guest::Machine, special: &Special) {
+        let name = format!("machine-{}", special.variant.name);
+        let mut boot = Self::boot_of(machine, &name, &special.variant);
+        boot.arguments = special.arguments;
+        self.run_boot(&name, &boot, STALE);
+    }
+}
