@@ -196,8 +196,10 @@ static int test_map_no_room(void)
 {
 	dma_addr_t iova = data_iova(fn) + SZ_1M;
 	unsigned int i, count, asked = 0;
-	int ret;
+	int ret = test_sees_no_maps(fn);
 
+	if (ret)
+		return ret;
 	inject_refuse_refresh(fn, -ENOMEM, 2);
 	inject_record(fn);
 	ret = iommu_map(dom->domain, iova, PHYS, PAGE_SIZE, RW, GFP_KERNEL);

@@ -28,6 +28,18 @@ static unsigned int no_room_every;
 module_param(no_room_every, uint, 0644);
 MODULE_PARM_DESC(no_room_every, "refuse every n-th refresh: insufficient resources");
 
+static unsigned int refuse_table;
+module_param(refuse_table, uint, 0444);
+MODULE_PARM_DESC(refuse_table, "refuse the n-th operation on a table, counted from 1");
+
+static unsigned int refuse_cc = 1;
+module_param(refuse_cc, uint, 0444);
+MODULE_PARM_DESC(refuse_cc, "condition code of refuse_table");
+
+static unsigned int refuse_status = 16;
+module_param(refuse_status, uint, 0444);
+MODULE_PARM_DESC(refuse_status, "status of refuse_table");
+
 /* "Insufficient resources": an error that no driver may take for success, as
  * it may take "function gone" and "function in the error state".
  */
@@ -140,11 +152,12 @@ static int on_mod_fc(struct kprobe *probe, struct pt_regs *regs)
 	const struct zpci_fib *fib = (void *)regs->gprs[3];
 	u64 request = regs->gprs[2];
 	u8 operation = request & 0xff;
-	bool refuse, identity;
+	bool refuse, identity, nth;
 
 	if (is_table_operation(operation))
 		hold_up(request);
 	raw_spin_lock(&inject.lock);
+	nth = is_table_operation(operation) && refuse_table && !--refuse_table;
 	inject.counts.operations[operation % 16]++;
 	inject.counts.designations[operation % 16] = fib->gd;
 	refuse = is_handle_of(inject.fn, request) &&
@@ -162,6 +175,10 @@ static int on_mod_fc(struct kprobe *probe, struct pt_regs *regs)
 		   (operation == FC_REGISTER || operation == FC_REREGISTER);
 	raw_spin_unlock(&inject.lock);
 
+	if (nth) {
+		*(u8 *)regs->gprs[4] = refuse_status;
+		return return_early(regs, refuse_cc);
+	}
 	if (refuse) {
 		*(u8 *)regs->gprs[4] = READ_ONCE(inject.status);
 		return return_early(regs, READ_ONCE(inject.cc));

@@ -1,15 +1,17 @@
 // SPDX-License-Identifier: GPL-2.0
-//! The hypervisor has no room now and then: a disk is slower, and no more than
-//! that.
+//! The machine refuses now and then, while data moves: a disk and network cards
+//! are slower, and no more than that.
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 
 use crate::block::{KIB, MIB, Transfer};
 use crate::cmdline::Cmdline;
-use crate::function::Function;
+use crate::function::{COME_UP, Function};
 use crate::kmsg;
 use crate::ktap::Suite;
 use crate::module::Module;
+use crate::nic::{Direction, Pair};
+use crate::sysfs;
 
 /// Refuses every n-th refresh, of any function.
 const SUPPORT: &str = "iommu_test";
@@ -17,11 +19,60 @@ const SUPPORT: &str = "iommu_test";
 const EVERY: [u64; 3] = [17, 5, 2];
 const REQUEST: usize = 512 * KIB;
 const BYTES: usize = 16 * MIB;
+/// The first operations on tables, one of which is refused: a reset needs one or
+/// two, taking a function away and finding it again a few more.
+const STEPS: u32 = 6;
+/// Condition code and status: insufficient resources, function not enabled,
+/// function in the error state, function gone.
+const ANSWERS: [(u8, u8); 4] = [(1, 16), (1, 4), (1, 40), (3, 0)];
 
 pub fn run(suite: &mut Suite, _: &Cmdline) -> Result<()> {
     for every in EVERY {
         let name = format!("no room for refresh {every}, {}, ...: data right", 2 * every);
         suite.test(&name, || transfer(every));
+    }
+    let pair = Pair::connect()?;
+    for every in &EVERY[..2] {
+        let name = format!("no room for refresh {every}, {}, ...: network", 2 * every);
+        suite.test(&name, || send(&pair, *every));
+    }
+    for (cc, status) in ANSWERS {
+        let name = format!("resets refused with condition code {cc}, status {status}");
+        suite.test(&name, || resets(&pair, cc, status));
+    }
+    Ok(())
+}
+
+fn send(pair: &Pair, every: u64) -> Result<()> {
+    let support = Module::load(SUPPORT, &format!("no_room_every={every}"))?;
+    let sent = pair
+        .transfer(620 + every, 4 * MIB, Direction::ToFar)
+        .and_then(|_| pair.transfer(640 + every, 4 * MIB, Direction::FromFar));
+    support.unload()?;
+    sent.map(drop)
+}
+
+/// The disk is reset while the network is at work, and an operation on its table is
+/// refused. What a refused reset leaves, another one brings back.
+fn resets(pair: &Pair, cc: u8, status: u8) -> Result<()> {
+    let nvme = Function::first_of("nvme")?;
+    for step in 1..=STEPS {
+        let what = || format!("operation {step} refused");
+        let words = format!("refuse_table={step} refuse_cc={cc} refuse_status={status}");
+        let support = Module::load(SUPPORT, &words)?;
+        let sent = std::thread::scope(|scope| {
+            let sender = scope.spawn(|| pair.transfer(660, 2 * MIB, Direction::ToFar));
+            // Whether this succeeds is up to what was refused.
+            let _ = sysfs::write(nvme.path().join("reset"), "1");
+            let _ = sysfs::write(nvme.path().join("reset"), "1");
+            sender.join().map_err(|_| anyhow::anyhow!("the sender died"))?
+        });
+        support.unload()?;
+        sent.with_context(what)?;
+        sysfs::write(nvme.path().join("recover"), "1").with_context(what)?;
+        sysfs::wait_for("driver", COME_UP, || nvme.driver()).with_context(what)?;
+        let transfer = Transfer::new(680 + u64::from(step), 2 * MIB);
+        transfer.verify(&nvme.disk()?).with_context(what)?;
     }
     Ok(())
 }
@@ -33,7 +84,7 @@ fn transfer(every: u64) -> Result<()> {
     let (result, messages) = kmsg::during(|| transfer.verify(&disk))?;
     support.unload()?;
     result?;
-    let bad = ["critical space allocation", "I/O error"];
+    let bad = ["critical space allocation", "I/O error", "may reach unmapped memory"];
     let error = messages.iter().find(|message| bad.iter().any(|text| message.contains(text)));
     ensure!(error.is_none(), "the kernel says {error:?}");
     Ok(())
