@@ -170,9 +170,9 @@ enum Machine {
 struct State {
     attached: Attached,
     machine: Machine,
-    /// An address space that the machine may still be using although something
-    /// else is attached: it refused to let go of it.
-    stuck: Option<Arc<Space>>,
+    /// Address spaces that the machine may still be using although something else
+    /// is attached: it refused to let go of them.
+    stuck: KVec<Arc<Space>>,
     /// Whether the machine cannot be using anything but what is registered.
     settled: bool,
     /// What the machine was told last, and how that went.
@@ -183,21 +183,21 @@ struct State {
 }
 
 impl State {
-    /// Keeps an address space that the machine may go on using. If there is another
-    /// one already, that one is lost rather than used after it was freed.
+    /// Keeps an address space that the machine may go on using. Without memory to
+    /// note it, it is lost rather than used after it was freed.
     fn keep(&mut self, space: &Arc<Space>) {
-        if matches!(&self.stuck, Some(kept) if Arc::ptr_eq(kept, space)) {
+        if self.stuck.iter().any(|kept| Arc::ptr_eq(kept, space)) {
             return;
         }
-        if let Some(before) = self.stuck.replace(space.clone()) {
-            core::mem::forget(before);
+        if self.stuck.push(space.clone(), GFP_KERNEL).is_err() {
+            core::mem::forget(space.clone());
         }
     }
 
     /// The machine cannot be using anything but what is registered.
     fn settle(&mut self) {
         self.settled = true;
-        self.stuck = None;
+        self.stuck.clear();
     }
 
     /// Why the machine refused, in words.
@@ -270,7 +270,7 @@ impl Function {
             state <- new_mutex!(State {
                 attached: Attached::Blocked,
                 machine: Machine::Nothing,
-                stuck: None,
+                stuck: KVec::new(),
                 settled: true,
                 last: None,
                 refuses_reregister: None,
@@ -525,9 +525,7 @@ impl Function {
                     .complain(c"refused to give its table back; reset it", refusal.words());
                 EMPTY_IN_USE.store(true, Ordering::Relaxed);
                 // Better lost than used.
-                if let Some(space) = state.stuck.take() {
-                    core::mem::forget(space);
-                }
+                core::mem::forget(core::mem::take(&mut state.stuck));
             }
         }
         let old = core::mem::replace(&mut state.attached, Attached::Blocked);

@@ -348,10 +348,32 @@ static int test_restore_reset(void)
 	return restore_reset(1);
 }
 
-/* The tables that the machine may have are kept once, not once for each try. */
+/* Whether the tables of the old domain go with it, once it is not attached */
+static int expect_old_freed(void)
+{
+	void *page = NULL;
+	int ret = find_table(&pair[0], &table);
+
+	inject_watch();
+	admin_stop(fn);
+	if (!ret && test_replace(&pair[1]))
+		ret = test_fail("attach failed");
+	if (!ret)
+		ret = test_domain_renew(&pair[0], &page);
+	if (!ret && !inject_is_freed())
+		ret = test_fail("the old domain is freed, and its table is not");
+	free_page((unsigned long)page);
+	return ret;
+}
+
+/* What the machine may have is kept until the reset, and not any longer, however
+ * often it is tried.
+ */
 static int test_restore_often(void)
 {
-	return restore_reset(3);
+	int ret = restore_reset(3);
+
+	return ret ? ret : expect_old_freed();
 }
 
 /* In the error state, until the kernel may recover the function: it takes the
