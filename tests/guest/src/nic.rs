@@ -19,6 +19,7 @@ use crate::block::KIB;
 use crate::function::Function;
 use crate::netlink;
 use crate::pattern::{Stream, Sum};
+use crate::say;
 use crate::sysfs;
 
 const NEAR: [u8; 4] = [10, 99, 0, 1];
@@ -59,8 +60,8 @@ struct Job {
     answer: Sender<Result<u64>>,
 }
 
-/// The thread that lives in the other namespace; the card comes back to the
-/// first namespace when the thread, the namespace's last user, is gone.
+/// The thread that lives in the other namespace, and brings the card back to the
+/// first one at its end.
 struct FarSide {
     jobs: Option<Sender<Job>>,
     thread: Option<JoinHandle<()>>,
@@ -169,6 +170,13 @@ fn far_thread(interface: &str, ready: &Sender<Result<OwnedFd>>, queue: &Receiver
     }
     if configured {
         let _ = netlink::down(interface);
+    }
+    // Connections that are not closed to their end would keep the namespace, and
+    // the card in it.
+    let first = File::open("/proc/1/ns/net");
+    let back = first.map(|first| netlink::move_to(interface, first.as_fd()));
+    if !matches!(back, Ok(Ok(()))) {
+        say!("# nic: {interface} stays in its namespace: {back:?}");
     }
 }
 
