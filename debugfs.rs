@@ -1,460 +1,313 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Files in debugfs that show a value: in one piece, or piece by piece.
+//! What the driver shows in debugfs, under `s390_iommu/`.
 //!
-//! The kernel crate's own abstraction (`kernel::debugfs`) prints a file in one
-//! piece, into a buffer that grows until all of it fits. A dump of a table that
-//! is in use cannot be that: this one goes on from read to read where it was.
+//! ```text
+//! functions/<fid>          a function: its window, what is registered right now
+//! domains/<n>/info         an address space: its table, members, counters
+//! domains/<n>/translations what it maps, merged into ranges
+//! ```
 //!
-//! # Reading beside removal
-//!
-//! An [`Entry`] owns what it shows. Dropping it removes the files and waits for
-//! the reads that are under way; later reads of files that are still open fail
-//! (`EIO`) without a look at the value. What an open file keeps for itself holds
-//! nothing of the value but its address. So a value must not be freed under a lock
-//! that showing it takes.
-//!
-//! Without `CONFIG_DEBUG_FS` there are no files, and entries are nothing but what
-//! they own. Nobody is told of a file that cannot be made: debugfs is for looking
-//! only.
-//!
-//! C headers: [`include/linux/debugfs.h`](srctree/include/linux/debugfs.h),
-//! [`include/linux/seq_file.h`](srctree/include/linux/seq_file.h).
+//! A function's file is there as long as the driver has the function, a domain's folder
+//! until the core frees the domain. Reading takes a function's mutex, or walks a
+//! table (`dma_table.rs`) for a stretch of entries at a time; it takes no lock of
+//! the core, and nothing waits for a reader but the removal of what is read.
 
-#![cfg_attr(not(CONFIG_DEBUG_FS), allow(dead_code, unused_variables))]
-
-use core::{
-    marker::PhantomData,
-    ptr, //
-};
+use core::sync::atomic::Ordering;
 
 use kernel::{
-    bindings,
+    current,
+    error::code::ERESTARTSYS,
     prelude::*,
     seq_file::SeqFile,
-    sync::Arc, //
+    seq_print,
+    str::CString,
+    sync::{
+        Arc,
+        SetOnce, //
+    }, //
 };
 
-/// A value that is shown in one piece.
-pub(crate) trait Show: Sync {
-    /// Prints it.
-    ///
-    /// # Context
-    ///
-    /// May sleep. May be called again for the same read, if there was no room.
-    fn show(&self, out: &SeqFile);
-}
-
-/// A value that is shown piece by piece.
-pub(crate) trait Pieces: Sync {
-    /// Where a reader is. Each open file has one; it is not dropped.
-    type Reader;
-
-    /// Before the first piece.
-    fn start(&self) -> Self::Reader;
-
-    /// Goes to the next piece; `false` if there is none.
-    ///
-    /// # Errors
-    ///
-    /// What the reader is told.
-    ///
-    /// # Context
-    ///
-    /// May sleep.
-    fn next(&self, reader: &mut Self::Reader) -> Result<bool>;
-
-    /// Prints the piece that a reader is at.
-    fn show(&self, reader: &Self::Reader, out: &SeqFile);
-}
-
-/// A file or a folder, and what it shows.
-///
-/// # Invariants
-///
-/// `dentry` is null, an error, or a file or folder in debugfs that nobody else
-/// removes.
-pub(crate) struct Entry<D> {
-    dentry: *mut bindings::dentry,
-    // Dropped after the files are gone.
-    shown: D,
-}
-
-// SAFETY: Nobody dereferences the dentry but debugfs, which locks.
-unsafe impl<D: Send> Send for Entry<D> {}
-// SAFETY: As above.
-unsafe impl<D: Sync> Sync for Entry<D> {}
-
-/// A folder that lives at least as long as what is made in it.
-///
-/// # Invariants
-///
-/// As that of an [`Entry`].
-#[derive(Clone, Copy)]
-pub(crate) struct Folder(*mut bindings::dentry);
-
-// SAFETY: As for an `Entry`.
-unsafe impl Send for Folder {}
-// SAFETY: As for an `Entry`.
-unsafe impl Sync for Folder {}
-
-impl Folder {
-    /// The root of debugfs.
-    pub(crate) const ROOT: Folder = Folder(ptr::null_mut());
-
-    /// A folder in this one, that goes with it.
-    ///
-    /// # Context
-    ///
-    /// May sleep.
-    pub(crate) fn folder(self, name: &CStr) -> Folder {
-        // INVARIANT: Just made, in a folder.
-        Folder(create_folder(self, name))
-    }
-}
-
-/// What a file that shows a `T` does.
-pub(crate) struct FileOps<T> {
-    #[cfg(CONFIG_DEBUG_FS)]
-    ops: bindings::file_operations,
-    shows: PhantomData<fn(&T)>,
-}
-
-// SAFETY: Never written; the functions may be called from any thread.
-unsafe impl<T> Send for FileOps<T> {}
-// SAFETY: As above.
-unsafe impl<T> Sync for FileOps<T> {}
-
-impl<D> Drop for Entry<D> {
-    fn drop(&mut self) {
-        #[cfg(CONFIG_DEBUG_FS)]
-        // SAFETY: By the invariant; null and errors are accepted.
-        unsafe {
-            bindings::debugfs_remove(self.dentry)
-        }
-    }
-}
-
-impl<D> Entry<D> {
-    /// A folder for `shown`.
-    ///
-    /// # Context
-    ///
-    /// May sleep.
-    pub(crate) fn folder(parent: Folder, name: &CStr, shown: D) -> Self {
-        // INVARIANT: Just made.
-        Entry {
-            dentry: create_folder(parent, name),
-            shown,
-        }
-    }
-
-    /// For what is made in it.
-    ///
-    /// # Safety
-    ///
-    /// All of that is dropped before `self`.
-    pub(crate) unsafe fn as_folder(&self) -> Folder {
-        // INVARIANT: The caller's promise.
-        Folder(self.dentry)
-    }
-}
-
-impl<T: Sync> Entry<Arc<T>> {
-    /// Makes a file in this folder that shows what the folder is for.
-    ///
-    /// # Context
-    ///
-    /// May sleep.
-    pub(crate) fn file(&self, name: &CStr, ops: &'static FileOps<T>) {
-        // SAFETY: The folder is valid, and goes with all that is in it before
-        // the share of the value does.
-        unsafe { create_file(self.dentry, name, &*self.shown, ops) };
-    }
-}
-
-impl Entry<()> {
-    /// A file that shows `value`.
-    ///
-    /// # Safety
-    ///
-    /// The entry is dropped before the value.
-    ///
-    /// # Context
-    ///
-    /// May sleep.
-    pub(crate) unsafe fn new_file<T: Sync>(
-        parent: Folder,
-        name: &CStr,
-        value: &T,
-        ops: &'static FileOps<T>,
-    ) -> Self {
-        // INVARIANT: Just made.
-        Entry {
-            // SAFETY: The caller's promise; `parent` is valid by its invariant.
-            dentry: unsafe { create_file(parent.0, name, value, ops) },
-            shown: (),
-        }
-    }
-}
-
-fn create_folder(parent: Folder, name: &CStr) -> *mut bindings::dentry {
-    #[cfg(CONFIG_DEBUG_FS)]
-    // SAFETY: `parent` is valid by its invariant.
-    return unsafe { bindings::debugfs_create_dir(name.as_char_ptr(), parent.0) };
-    #[cfg(not(CONFIG_DEBUG_FS))]
-    ptr::null_mut()
-}
-
-/// # Safety
-///
-/// `parent` is a folder, an error or null; the file is removed before `value`
-/// goes.
-unsafe fn create_file<T: Sync>(
-    parent: *mut bindings::dentry,
-    name: &CStr,
-    value: &T,
-    ops: &'static FileOps<T>,
-) -> *mut bindings::dentry {
-    #[cfg(CONFIG_DEBUG_FS)]
-    // SAFETY: The caller's promise. `ops` takes the data for a `T`.
-    return unsafe {
-        bindings::debugfs_create_file_full(
-            name.as_char_ptr(),
-            MODE,
-            parent,
-            ptr::from_ref(value).cast_mut().cast(),
-            ptr::null(),
-            &raw const ops.ops,
-        )
-    };
-    #[cfg(not(CONFIG_DEBUG_FS))]
-    ptr::null_mut()
-}
-
-/// What may be done with the files: root reads them, as they tell addresses.
-const MODE: bindings::umode_t = 0o400;
-
-impl<T: Show> FileOps<T> {
-    /// Shows the value in one piece. An open file keeps `owner`.
-    pub(crate) const fn in_one_piece(owner: &ThisModule) -> Self {
-        FileOps {
-            #[cfg(CONFIG_DEBUG_FS)]
-            ops: bindings::file_operations {
-                owner: owner.as_ptr(),
-                open: Some(open_single::<T>),
-                read: Some(bindings::seq_read),
-                llseek: Some(bindings::seq_lseek),
-                release: Some(bindings::single_release),
-                ..NO_OPS
-            },
-            shows: PhantomData,
-        }
-    }
-}
-
-impl<T: Pieces> FileOps<T> {
-    /// Shows the value piece by piece. An open file keeps `owner`.
-    pub(crate) const fn by_pieces(owner: &ThisModule) -> Self {
-        FileOps {
-            #[cfg(CONFIG_DEBUG_FS)]
-            ops: bindings::file_operations {
-                owner: owner.as_ptr(),
-                open: Some(open_pieces::<T>),
-                read: Some(bindings::seq_read),
-                llseek: Some(bindings::seq_lseek),
-                release: Some(bindings::seq_release_private),
-                ..NO_OPS
-            },
-            shows: PhantomData,
-        }
-    }
-}
-
-/// No operation at all, to build tables from.
-#[cfg(CONFIG_DEBUG_FS)]
-const NO_OPS: bindings::file_operations = {
-    // SAFETY: All zeroes is no operation.
-    unsafe { core::mem::zeroed() }
+use crate::{
+    seq_file::{Entry, FileOps, Folder, Pieces, Show},
+    dma_table::{Access, Depth, LARGE_PAGE_SIZE},
+    domain::Space,
+    dump::{Dump, Run, Step},
+    function::Function,
+    trace::attached,
+    zpci::{Iota, Refusal, Registered}, //
 };
 
+/// How many ranges a dump shows at most.
+const MAX_RANGES: usize = 16384;
+
+/// Where things are shown, and how.
+struct Shown {
+    functions: Folder,
+    domains: Folder,
+    function: FileOps<Function>,
+    info: FileOps<Space>,
+    translations: FileOps<Space>,
+}
+
+static SHOWN: SetOnce<Shown> = SetOnce::new();
+
+/// The driver's folder; all that is in it goes with it.
+pub(crate) struct Tree {
+    _top: Entry<()>,
+}
+
+impl Tree {
+    /// Makes the folder. Once, before anything is shown; nothing is any more when
+    /// it is dropped.
+    ///
+    /// # Context
+    ///
+    /// May sleep.
+    pub(crate) fn new(module: &'static ThisModule) -> Self {
+        let top = Entry::folder(Folder::ROOT, c"s390_iommu", ());
+        // SAFETY: The caller drops it after what is shown.
+        let parent = unsafe { top.as_folder() };
+        SHOWN.populate(Shown {
+            functions: parent.folder(c"functions"),
+            domains: parent.folder(c"domains"),
+            function: FileOps::in_one_piece(module),
+            info: FileOps::in_one_piece(module),
+            translations: FileOps::by_pieces(module),
+        });
+        Tree { _top: top }
+    }
+}
+
+/// Shows a domain for as long as the result is there.
+///
+/// # Context
+///
+/// May sleep.
+pub(crate) fn show_domain(space: &Arc<Space>) -> Option<Entry<Arc<Space>>> {
+    let shown = SHOWN.as_ref()?;
+    let name = CString::try_from_fmt(fmt!("{}", space.number())).ok()?;
+    let entry = Entry::folder(shown.domains, &name, space.clone());
+    entry.file(c"info", &shown.info);
+    entry.file(c"translations", &shown.translations);
+    Some(entry)
+}
+
+/// Shows a function for as long as the result is there.
+///
 /// # Safety
 ///
-/// debugfs calls it, as `file_operations.open` of a file that was made for a `T`.
-#[cfg(CONFIG_DEBUG_FS)]
-unsafe extern "C" fn open_single<T: Show>(
-    inode: *mut bindings::inode,
-    file: *mut bindings::file,
-) -> c_int {
-    // SAFETY: debugfs passes an inode and a new file; the callback is given what
-    // the file was made for.
-    unsafe { bindings::single_open(file, Some(show_single::<T>), (*inode).i_private) }
-}
-
-/// # Safety
+/// The result is dropped before the function.
 ///
-/// A read calls it, of a file that [`open_single`] opened for a `T`.
-#[cfg(CONFIG_DEBUG_FS)]
-unsafe extern "C" fn show_single<T: Show>(seq: *mut bindings::seq_file, _: *mut c_void) -> c_int {
-    // SAFETY: debugfs holds off the removal of the file while it is read, and so
-    // the value stays.
-    let value: &T = unsafe { &*(*seq).private.cast() };
-    // SAFETY: The read has the file for itself.
-    value.show(unsafe { SeqFile::from_raw(seq) });
-    0
+/// # Context
+///
+/// May sleep.
+pub(crate) unsafe fn show_function(function: &Function) -> Option<Entry<()>> {
+    let shown = SHOWN.as_ref()?;
+    let name = CString::try_from_fmt(fmt!("{:08x}", function.zdev().fid())).ok()?;
+    // SAFETY: The caller's promise.
+    Some(unsafe { Entry::new_file(shown.functions, &name, function, &shown.function) })
 }
 
-/// An open file that is shown piece by piece.
-struct Open<T: Pieces> {
-    value: *const T,
-    /// The number of the piece that the reader is at.
-    at: bindings::loff_t,
-    /// Whether there is one.
-    there: bool,
-    reader: T::Reader,
+fn table_name(depth: Depth) -> &'static str {
+    match depth {
+        Depth::Third => "region third",
+        Depth::Second => "region second",
+        Depth::First => "region first",
+    }
 }
 
-#[cfg(CONFIG_DEBUG_FS)]
-impl<T: Pieces> Open<T> {
-    const OPERATIONS: &'static bindings::seq_operations = &bindings::seq_operations {
-        start: Some(Self::start),
-        next: Some(Self::next),
-        stop: Some(Self::stop),
-        show: Some(Self::show),
-    };
+const DEPTHS: [Depth; 3] = [Depth::Third, Depth::Second, Depth::First];
 
-    /// The value.
-    ///
-    /// # Safety
-    ///
-    /// A read is under way.
-    unsafe fn value<'a>(&self) -> &'a T {
-        // SAFETY: debugfs holds off the removal of the file while it is read, and
-        // so the value stays.
-        unsafe { &*self.value }
-    }
-
-    /// Goes to the next piece.
-    ///
-    /// # Safety
-    ///
-    /// A read is under way.
-    unsafe fn advance(&mut self) -> Result {
-        // SAFETY: The caller's promise.
-        let value = unsafe { self.value() };
-        self.there = value.next(&mut self.reader)?;
-        self.at += 1;
-        Ok(())
-    }
-
-    /// Goes to the piece of a number; mostly the reader is there.
-    ///
-    /// # Safety
-    ///
-    /// A read is under way.
-    unsafe fn go_to(&mut self, number: bindings::loff_t) -> Result {
-        if number == 0 || number < self.at {
-            // SAFETY: The caller's promise.
-            self.reader = unsafe { self.value() }.start();
-            self.at = -1;
-            self.there = true;
+impl Show for Space {
+    fn show(&self, out: &SeqFile) {
+        let depth = self.depth();
+        seq_print!(
+            out,
+            "table:            {}, {} levels\n",
+            table_name(depth),
+            depth.levels()
+        );
+        seq_print!(out, "aperture:         0x0-{:#x}\n", depth.reach());
+        let large = self.page_sizes() & LARGE_PAGE_SIZE != 0;
+        let sizes = if large { "4 KiB, 1 MiB" } else { "4 KiB" };
+        seq_print!(out, "page sizes:       {}\n", sizes);
+        seq_print!(out, "table memory:     {} bytes\n", self.table_bytes());
+        seq_print!(out, "functions:       ");
+        self.for_each_member(|member| seq_print!(out, " {:08x}", member.zdev().fid()));
+        seq_print!(out, "\n");
+        let counters = self.counters();
+        for (name, counter) in [
+            ("pages mapped:    ", &counters.mapped_pages),
+            ("pages unmapped:  ", &counters.unmapped_pages),
+            ("RPCITs, all:     ", &counters.global_rpcits),
+            ("RPCITs, mapped:  ", &counters.sync_map_rpcits),
+            ("RPCITs, unmapped:", &counters.sync_rpcits),
+        ] {
+            seq_print!(out, "{} {}\n", name, counter.load(Ordering::Relaxed));
         }
-        while self.at < number && self.there {
-            // SAFETY: The caller's promise.
-            unsafe { self.advance() }?;
-        }
-        Ok(())
     }
+}
 
-    /// What `start` and `next` return.
-    fn answer(&mut self, result: Result) -> *mut c_void {
-        match result {
-            Ok(()) if self.there => ptr::from_mut(self).cast(),
-            Ok(()) => ptr::null_mut(),
-            Err(error) => error.to_ptr(),
+/// A piece of a dump.
+enum Piece {
+    Head,
+    Run(Run),
+    /// There are more ranges than are shown, the first of them here.
+    Limit(u64),
+}
+
+/// A reader of a dump.
+pub(crate) struct DumpReader {
+    dump: Dump,
+    /// `None` before the first piece.
+    piece: Option<Piece>,
+    ranges: usize,
+}
+
+impl Pieces for Space {
+    type Reader = DumpReader;
+
+    fn start(&self) -> DumpReader {
+        DumpReader {
+            dump: Dump::new(),
+            piece: None,
+            ranges: 0,
         }
     }
 
-    /// # Safety
-    ///
-    /// A read calls it, as `seq_operations.start` of a file that [`open_pieces`]
-    /// opened for a `T`.
-    unsafe extern "C" fn start(
-        seq: *mut bindings::seq_file,
-        at: *mut bindings::loff_t,
-    ) -> *mut c_void {
-        // SAFETY: `open_pieces` put it there; reads of a file take turns.
-        let open = unsafe { &mut *(*seq).private.cast::<Self>() };
-        // SAFETY: This is a read; it passes its position.
-        let result = unsafe { open.go_to(*at) };
-        open.answer(result)
-    }
-
-    /// # Safety
-    ///
-    /// As for [`Open::start`], as `seq_operations.next`.
-    unsafe extern "C" fn next(
-        seq: *mut bindings::seq_file,
-        _: *mut c_void,
-        at: *mut bindings::loff_t,
-    ) -> *mut c_void {
-        // SAFETY: As for `start`.
-        let open = unsafe { &mut *(*seq).private.cast::<Self>() };
-        // SAFETY: As for `start`.
-        let result = unsafe {
-            *at += 1;
-            open.go_to(*at)
+    fn next(&self, reader: &mut DumpReader) -> Result<bool> {
+        if reader.piece.is_none() {
+            reader.piece = Some(Piece::Head);
+            return Ok(true);
+        }
+        if matches!(reader.piece, Some(Piece::Limit(_))) {
+            return Ok(false);
+        }
+        let run = loop {
+            match self.dump(&mut reader.dump)? {
+                Step::Run(run) => break run,
+                Step::End => return Ok(false),
+                Step::Pause if current!().signal_pending() => return Err(ERESTARTSYS),
+                Step::Pause => (),
+            }
         };
-        open.answer(result)
+        reader.piece = Some(if reader.ranges == MAX_RANGES {
+            Piece::Limit(run.iova)
+        } else {
+            reader.ranges += 1;
+            Piece::Run(run)
+        });
+        Ok(true)
     }
 
-    /// # Safety
-    ///
-    /// As for [`Open::start`], as `seq_operations.show`.
-    unsafe extern "C" fn show(seq: *mut bindings::seq_file, _: *mut c_void) -> c_int {
-        // SAFETY: As for `start`.
-        let open = unsafe { &*(*seq).private.cast::<Self>() };
-        // SAFETY: This is a read, which has the file for itself.
-        unsafe { open.value().show(&open.reader, SeqFile::from_raw(seq)) };
-        0
+    fn show(&self, reader: &DumpReader, out: &SeqFile) {
+        match &reader.piece {
+            Some(Piece::Run(run)) => show_run(out, run),
+            Some(Piece::Limit(iova)) => seq_print!(
+                out,
+                "# more from {:#018x} on; {} ranges are the limit\n",
+                *iova,
+                MAX_RANGES
+            ),
+            Some(Piece::Head) | None => seq_print!(
+                out,
+                "# {:<35} {:<18} pages access\n",
+                "IOVA",
+                "physical address"
+            ),
+        }
     }
-
-    /// # Safety
-    ///
-    /// None: nothing is held from piece to piece.
-    unsafe extern "C" fn stop(_seq: *mut bindings::seq_file, _: *mut c_void) {}
 }
 
-/// # Safety
-///
-/// debugfs calls it, as `file_operations.open` of a file that was made for a `T`.
-#[cfg(CONFIG_DEBUG_FS)]
-unsafe extern "C" fn open_pieces<T: Pieces>(
-    inode: *mut bindings::inode,
-    file: *mut bindings::file,
-) -> c_int {
-    const {
-        // It is freed with the file, as plain memory.
-        assert!(!core::mem::needs_drop::<T::Reader>());
-        assert!(align_of::<Open<T>>() <= align_of::<u64>());
-    }
-    let size = size_of::<Open<T>>() as c_int;
-    // SAFETY: debugfs passes a new file.
-    let open = unsafe { bindings::__seq_open_private(file, Open::<T>::OPERATIONS, size) };
-    if open.is_null() {
-        return ENOMEM.to_errno();
-    }
-    // SAFETY: debugfs passes an inode, and keeps the value while the file is being
-    // opened.
-    let value: *const T = unsafe { (*inode).i_private }.cast();
-    let state = Open {
-        value,
-        at: -1,
-        there: true,
-        // SAFETY: As above.
-        reader: unsafe { &*value }.start(),
+fn show_run(out: &SeqFile, run: &Run) {
+    let large = run.page_size == LARGE_PAGE_SIZE;
+    let size = if large { "1 MiB" } else { "4 KiB" };
+    let access = match run.access {
+        Access::READ_ONLY => "r",
+        Access::READ_WRITE => "rw",
+        _ => "?",
     };
-    // SAFETY: There is room for one, aligned for 64-bit words.
-    unsafe { open.cast::<Open<T>>().write(state) };
-    0
+    seq_print!(
+        out,
+        "{:#018x}-{:#018x} {:#018x} {} {}\n",
+        run.iova,
+        run.last,
+        run.phys,
+        size,
+        access
+    );
+}
+
+impl Show for Function {
+    fn show(&self, out: &SeqFile) {
+        let (window, zdev) = (self.window(), self.zdev());
+        seq_print!(out, "handle:              {:#010x}\n", zdev.handle());
+        seq_print!(
+            out,
+            "window:              {:#018x}-{:#018x}\n",
+            window.start(),
+            window.last()
+        );
+        seq_print!(out, "table types:        ");
+        let taken = DEPTHS.into_iter().filter(|depth| zdev.takes(*depth));
+        for (count, depth) in taken.enumerate() {
+            let comma = if count == 0 { "" } else { "," };
+            seq_print!(out, "{} {}", comma, table_name(depth));
+        }
+        seq_print!(out, "\n");
+        let refreshed = if self.needs_refresh_to_map() {
+            "maps and unmaps"
+        } else {
+            "unmaps"
+        };
+        seq_print!(out, "refreshed after:     {}\n", refreshed);
+        let status = self.status();
+        seq_print!(out, "attached:            ");
+        match status.attached {
+            attached::BLOCKED => seq_print!(out, "blocked\n"),
+            attached::IDENTITY => seq_print!(out, "identity\n"),
+            number => seq_print!(out, "domain {}\n", number),
+        }
+        seq_print!(out, "registered, driver:  ");
+        match status.assumed {
+            Some(now) => show_registered(out, now),
+            None => seq_print!(out, "not known\n"),
+        }
+        seq_print!(out, "registered, machine: ");
+        match status.registered {
+            Ok(now) => show_registered(out, now),
+            Err(Refusal::Gone) => seq_print!(out, "its handle is not valid\n"),
+            Err(_) => seq_print!(out, "the machine does not say\n"),
+        }
+        seq_print!(out, "last MPCIFC:         ");
+        match status.last {
+            Some((operation, outcome)) => seq_print!(
+                out,
+                "{}, condition code {}, status {}\n",
+                operation.name(),
+                outcome.cc,
+                outcome.status
+            ),
+            None => seq_print!(out, "none\n"),
+        }
+        seq_print!(out, "refused RPCITs:      {}", status.refused);
+        if let Some(cc) = status.refused_cc {
+            seq_print!(out, ", the last with condition code {}", cc);
+        }
+        seq_print!(out, "\n");
+    }
+}
+
+fn show_registered(out: &SeqFile, registered: Registered) {
+    match registered {
+        Registered::Nothing => seq_print!(out, "nothing\n"),
+        Registered::This(Iota::IDENTITY) => seq_print!(out, "identity\n"),
+        Registered::This(table) => seq_print!(
+            out,
+            "table at {:#018x}, {}\n",
+            table.origin(),
+            table.depth().map_or("of an unknown type", table_name)
+        ),
+    }
 }

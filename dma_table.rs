@@ -13,7 +13,7 @@
 //! | segment       | 2048    | 1 MiB           |                       |
 //! | page          | 256     | 4 KiB           |                       |
 //!
-//! A segment entry points to a page table, or maps a frame of 1 MiB by itself.
+//! A segment entry points to a page table, or maps a large page (1 MiB) by itself.
 //!
 //! # The protocol that keeps it right
 //!
@@ -38,12 +38,12 @@
 //! *A table is unlinked only by an unmap that covers all that it spans.* That
 //! caller owns every range in it, so no other map, unmap or lookup is inside
 //! nor can enter. The unlinked table keeps its content and goes to the
-//! [`Retire`] of the call, which must not free it before the machine was told
-//! to forget the range (the refresh that follows the unmap, or the full one
+//! [`DeferFree`] of the call, which must not free it before the machine has
+//! forgotten the range (the refresh that follows the unmap, or the full one
 //! after a queue of them).
 //!
 //! *An emptied entry may stay valid.* A hypervisor that shadows the tables may
-//! overlook that a segment or region entry has become invalid: QEMU tells VFIO of
+//! overlook that a segment or region entry has become invalid: QEMU reports to VFIO
 //! unmapped pages only where it finds a page table with invalid entries. A tree
 //! in use by such a function ([`DmaTable::keep_entries_valid`]) therefore lets an
 //! entry that it empties point to a *vacant* table ([`Vacant`]), which all trees
@@ -51,8 +51,8 @@
 //! page table in one more bit ([`PAGE_VACANT`]), so that the fast paths, which
 //! write only over [`PAGE_INVALID`], pass it by. All other walks take an entry
 //! that points to a vacant table for empty. An entry that goes from a vacant
-//! table to a mapping goes from valid to valid, so the machine must be told of
-//! it: in such a domain every device is refreshed after a map.
+//! table to a mapping goes from valid to valid, so it needs a refresh:
+//! in such a domain every device is refreshed after a map.
 //!
 //! *The tree only grows at the top.* [`DmaTable::widen`] makes the missing tops,
 //! each with the one below as its entry 0, and swings the root once, release. A walker that
@@ -62,21 +62,21 @@
 //! entry of a region-first or region-second table on the way to IOVA 0 is never
 //! unlinked.
 //!
-//! *Visitors own no range.* Whoever only looks at the tree ([`DmaTable::visit`])
-//! goes through a gate: one word that counts visitors and the unmaps that may
-//! unlink. A visitor counts itself, then waits for such unmaps to end; an unmap
-//! that finds a visitor counted unlinks nothing, and only empties entries, as if
+//! *Readers own no range.* Whoever only looks at the tree ([`DmaTable::walk`])
+//! takes the walk lock: one word that counts readers and the unmaps that may
+//! unlink. A reader counts itself, then waits for such unmaps to end; an unmap
+//! that finds a reader counted unlinks nothing, and only empties entries, as if
 //! it covered each table in parts. Both count by one read-modify-write, so
-//! either the unmap sees the visitor, or the visitor sees the unmap and waits. No
-//! table that a visitor finds from the root is unlinked before it leaves. What it
+//! either the unmap sees the reader, or the reader sees the unmap and waits. No
+//! table that a reader finds from the root is unlinked before it leaves. What it
 //! reads of leaf entries may be old as soon as it was read. An unmap looks for
-//! visitors before it counts itself, so a visitor waits only for the unmaps that
+//! readers before it counts itself, so a reader waits only for the unmaps that
 //! were under way when it came.
 //!
 //! *The machine* reads entries at any time. A 64-bit aligned store is atomic to
-//! it. It may keep what it read until it is told to refresh; the stores here
+//! it. It may keep what it read until a refresh; the stores here
 //! come before the refresh because the caller puts a full barrier between them
-//! (the `domain` room, which also says why none is missed).
+//! (`domain.rs`, which also says why none is missed).
 //!
 //! The file knows nothing of devices and instructions. It is compiled into the
 //! kernel, into tests on the host, and (with narrow tables) into a model
@@ -90,10 +90,10 @@ use core::sync::atomic::{AtomicU64, Ordering};
 pub(crate) const PAGE_SHIFT: u32 = 12;
 /// The smallest page that can be mapped, in bytes.
 pub(crate) const PAGE_SIZE: u64 = 1 << PAGE_SHIFT;
-/// log2 of what one segment entry spans, in bytes: the size of a frame.
-pub(crate) const FRAME_SHIFT: u32 = Segment::SHIFT;
-/// The size of a frame in bytes.
-pub(crate) const FRAME_SIZE: u64 = 1 << FRAME_SHIFT;
+/// log2 of what one segment entry spans, in bytes: the size of a large page.
+pub(crate) const LARGE_PAGE_SHIFT: u32 = Segment::SHIFT;
+/// The size of a large page in bytes.
+pub(crate) const LARGE_PAGE_SIZE: u64 = 1 << LARGE_PAGE_SHIFT;
 
 /// Index bits of a page table. The model checker explores narrow tables: the
 /// protocol does not depend on the width, the number of states does.
@@ -110,8 +110,8 @@ const PAGE_INVALID: u64 = 0x400;
 const PAGE_VACANT: u64 = PAGE_INVALID | PROTECTED;
 /// Writes are refused by the machine (leaf entries).
 const PROTECTED: u64 = 0x200;
-/// Format control of a segment entry: it maps a frame.
-const FRAME: u64 = 0x400;
+/// Format control of a segment entry: it maps a large page.
+const LARGE: u64 = 0x400;
 /// Table length of a region entry: all 2048 entries are there.
 const FULL_LENGTH: u64 = 0x3;
 
@@ -132,7 +132,7 @@ impl Access {
     /// Device writes are refused by the machine.
     pub(crate) const READ_ONLY: Self = Access(PROTECTED);
 
-    /// Device reads and writes are served.
+    /// Devices may read and write.
     pub(crate) const READ_WRITE: Self = Access(0);
 
     /// Reads, and writes if the lowest bit of `denied` is clear.
@@ -313,7 +313,7 @@ impl Level for Segment {
 impl Upper for Segment {
     type Below = Page;
     const TYPE: u64 = 0x0;
-    const NOT_TABLE: u64 = ENTRY_INVALID | FRAME;
+    const NOT_TABLE: u64 = ENTRY_INVALID | LARGE;
 
     #[inline]
     fn vacant(vacant: &Vacant) -> Phys {
@@ -509,22 +509,22 @@ pub(crate) unsafe trait Memory {
 }
 
 /// Takes the tables that an unmap unlinked.
-pub(crate) trait Retire {
+pub(crate) trait DeferFree {
     /// Whether it takes any. If not, nothing is unlinked.
     const TAKES: bool = true;
 
     /// Keeps `table` until the machine cannot be reading it any more, then
     /// gives it back.
-    fn retire(&mut self, table: Phys, shape: Shape);
+    fn defer_free(&mut self, table: Phys, shape: Shape);
 }
 
 /// Takes no tables.
 struct Nothing;
 
-impl Retire for Nothing {
+impl DeferFree for Nothing {
     const TAKES: bool = false;
 
-    fn retire(&mut self, _table: Phys, _shape: Shape) {}
+    fn defer_free(&mut self, _table: Phys, _shape: Shape) {}
 }
 
 /// Why a map stopped.
@@ -547,9 +547,9 @@ pub(crate) struct Mapping {
     pub(crate) size: u64,
     /// What the device may do.
     pub(crate) access: Access,
-    /// Whether frames may be used: `iova`, `phys` and `size` are then multiples
-    /// of [`FRAME_SIZE`].
-    pub(crate) frames: bool,
+    /// Whether large pages may be used: `iova`, `phys` and `size` are then multiples
+    /// of [`LARGE_PAGE_SIZE`].
+    pub(crate) large: bool,
 }
 
 impl Mapping {
@@ -719,73 +719,73 @@ fn clear<C: Cell>(run: &[C]) {
     rest.iter().for_each(|cell| cell.store(PAGE_INVALID));
 }
 
-/// Keeps tables in the tree while there are visitors (see the head of this file).
+/// Keeps tables in the tree while there are readers (see the head of this file).
 /// One word counts, from its lowest bit on, unmaps that may unlink, unmaps that
-/// may not as there is a visitor, and visitors.
-struct Gate<C: Cell>(C);
+/// may not as there is a reader, and readers.
+struct WalkLock<C: Cell>(C);
 
-impl<C: Cell> Gate<C> {
+impl<C: Cell> WalkLock<C> {
     const UNLINKER: u64 = 1;
     const BESIDE: u64 = 1 << 16;
-    const VISITOR: u64 = 1 << 32;
+    const READER: u64 = 1 << 32;
 
     /// Lets an unmap in, and says whether it may unlink tables: not while there is
-    /// a visitor. It looks before it counts itself, so unmaps that come later do
-    /// not keep a visitor waiting.
+    /// a reader. It looks before it counts itself, so unmaps that come later do
+    /// not keep a reader waiting.
     #[inline]
-    fn unmap(&self) -> (Passage<'_, C>, bool) {
-        if self.0.load_acquire() < Self::VISITOR {
+    fn unmap(&self) -> (WalkGuard<'_, C>, bool) {
+        if self.0.load_acquire() < Self::READER {
             let before = self.0.change(Self::UNLINKER);
-            let passage = self.passage(Self::UNLINKER);
-            if before < Self::VISITOR {
-                return (passage, true);
+            let guard = self.guard(Self::UNLINKER);
+            if before < Self::READER {
+                return (guard, true);
             }
         }
         self.0.change(Self::BESIDE);
-        (self.passage(Self::BESIDE), false)
+        (self.guard(Self::BESIDE), false)
     }
 
-    /// Lets a visitor in, after the last unmap that may unlink. `wait` may end
+    /// Lets a reader in, after the last unmap that may unlink. `wait` may end
     /// the wait with an error.
-    fn visitor<E>(&self, wait: impl FnMut() -> Result<(), E>) -> Result<Passage<'_, C>, E> {
+    fn read<E>(&self, wait: impl FnMut() -> Result<(), E>) -> Result<WalkGuard<'_, C>, E> {
         self.enter(Self::BESIDE, wait)
     }
 
     /// Waits until every unmap has ended that began before.
     fn wait_for_unmaps<E>(&self, wait: impl FnMut() -> Result<(), E>) -> Result<(), E> {
-        self.enter(Self::VISITOR, wait).map(|_| ())
+        self.enter(Self::READER, wait).map(|_| ())
     }
 
-    /// Counts a visitor, and waits until nobody is counted below `limit`.
+    /// Counts a reader, and waits until nobody is counted below `limit`.
     fn enter<E>(
         &self,
         limit: u64,
         mut wait: impl FnMut() -> Result<(), E>,
-    ) -> Result<Passage<'_, C>, E> {
-        let mut now = self.0.change(Self::VISITOR).wrapping_add(Self::VISITOR);
-        let passage = self.passage(Self::VISITOR);
+    ) -> Result<WalkGuard<'_, C>, E> {
+        let mut now = self.0.change(Self::READER).wrapping_add(Self::READER);
+        let guard = self.guard(Self::READER);
         while now % limit != 0 {
             wait()?;
             now = self.0.load_acquire();
         }
-        Ok(passage)
+        Ok(guard)
     }
 
-    fn passage(&self, who: u64) -> Passage<'_, C> {
-        Passage { gate: self, who }
+    fn guard(&self, who: u64) -> WalkGuard<'_, C> {
+        WalkGuard { lock: self, who }
     }
 }
 
-/// Somebody who is counted by a gate.
-struct Passage<'t, C: Cell> {
-    gate: &'t Gate<C>,
+/// Somebody who holds the walk lock.
+struct WalkGuard<'t, C: Cell> {
+    lock: &'t WalkLock<C>,
     who: u64,
 }
 
-impl<C: Cell> Drop for Passage<'_, C> {
+impl<C: Cell> Drop for WalkGuard<'_, C> {
     #[inline]
     fn drop(&mut self) {
-        self.gate.0.change(self.who.wrapping_neg());
+        self.lock.0.change(self.who.wrapping_neg());
     }
 }
 
@@ -803,7 +803,7 @@ pub(crate) struct DmaTable<M: Memory> {
     /// The region-third table that begins at IOVA 0. It was the first top, so it
     /// stays.
     low: Phys,
-    gate: Gate<M::Cell>,
+    walk_lock: WalkLock<M::Cell>,
     vacant: Vacant,
     /// Whether emptied entries stay valid: 0 or 1.
     keeps_valid: M::Cell,
@@ -811,17 +811,17 @@ pub(crate) struct DmaTable<M: Memory> {
 
 /// Somebody who looks at a tree and owns nothing in it. As long as it is there,
 /// no table is unlinked, so that it should not stay for long.
-pub(crate) struct Visit<'t, M: Memory> {
+pub(crate) struct Walk<'t, M: Memory> {
     tree: &'t DmaTable<M>,
-    _passage: Passage<'t, M::Cell>,
+    _guard: WalkGuard<'t, M::Cell>,
 }
 
-impl<M: Memory> Visit<'_, M> {
+impl<M: Memory> Walk<'_, M> {
     /// What the tree says of `iova` now: a translation, or how large the empty
     /// entry is that it ends in, in bytes (its span is aligned to that). `None`
     /// above the reach of the tree.
     pub(crate) fn find(&self, iova: Iova) -> Option<Result<Translation, u64>> {
-        // SAFETY: No table is unlinked while there is a visitor.
+        // SAFETY: No table is unlinked while there is a reader.
         unsafe { self.tree.find(iova) }
     }
 
@@ -874,7 +874,7 @@ impl<M: Memory> DmaTable<M> {
             memory,
             root: cell(top.pack()),
             low: origin,
-            gate: Gate(cell(0)),
+            walk_lock: WalkLock(cell(0)),
             vacant,
             keeps_valid: cell(0),
         };
@@ -905,10 +905,10 @@ impl<M: Memory> DmaTable<M> {
         &self,
         wait: impl FnMut() -> Result<(), E>,
     ) -> Result<(), E> {
-        // Whoever empties an upper entry is counted by the gate before it looks, so
+        // Whoever empties an upper entry takes the walk lock before it looks, so
         // it sees this store, or is waited for.
         self.keeps_valid.store(1);
-        self.gate.wait_for_unmaps(wait)
+        self.walk_lock.wait_for_unmaps(wait)
     }
 
     /// Whether emptied entries stay valid, and so maps must be made known to every
@@ -999,7 +999,7 @@ impl<M: Memory> DmaTable<M> {
         }
     }
 
-    /// Maps one page if its page table is there and has room: what most maps
+    /// Maps one page if its page table is there and the entry is empty: what most maps
     /// are, in few instructions. If not, nothing has changed, and
     /// [`DmaTable::map`] does it or says why not.
     ///
@@ -1022,7 +1022,7 @@ impl<M: Memory> DmaTable<M> {
         }
     }
 
-    /// Maps `count` pages if one page table holds them, is there, and has room.
+    /// Maps `count` pages if one page table holds them and is there, and the entries are empty.
     /// If not, nothing has changed, and [`DmaTable::map`] does it or says why
     /// not.
     ///
@@ -1125,8 +1125,8 @@ impl<M: Memory> DmaTable<M> {
         let mut rest = mapping;
         rest.size = part;
         while rest.size != 0 {
-            let done = if rest.frames {
-                self.map_frames(segments.run(rest.iova, rest.size), rest)
+            let done = if rest.large {
+                self.map_large(segments.run(rest.iova, rest.size), rest)
             } else {
                 0
             };
@@ -1152,7 +1152,7 @@ impl<M: Memory> DmaTable<M> {
     ) -> Result<u64, MapError> {
         let entry = mapping.phys.0 | mapping.access.bits();
         let before = segment.load();
-        if part_in::<Page>(mapping.iova, mapping.size) == FRAME_SIZE
+        if part_in::<Page>(mapping.iova, mapping.size) == LARGE_PAGE_SIZE
             && self.is_empty::<Segment>(before)
         {
             return self.map_whole(segment, before, entry, flags);
@@ -1186,7 +1186,7 @@ impl<M: Memory> DmaTable<M> {
         fill(pages.cells(), entry);
         // INVARIANT: Every entry of the new table maps memory.
         match segment.install(before, Segment::entry(origin)) {
-            Ok(()) => Ok(FRAME_SIZE),
+            Ok(()) => Ok(LARGE_PAGE_SIZE),
             Err(_) => {
                 // SAFETY: The table was not published.
                 unsafe { self.memory.free(origin, Shape::Page) };
@@ -1217,60 +1217,60 @@ impl<M: Memory> DmaTable<M> {
     }
 
     /// Unmaps a range, up to the first part of it that is not mapped or that is
-    /// mapped by a frame which the range does not cover. Returns how many bytes
+    /// mapped by a large page which the range does not cover. Returns how many bytes
     /// were unmapped. Allocates nothing.
     ///
     /// The machine may go on using what was unmapped, and reads the tables in
-    /// `retire`, until it was told to refresh.
+    /// `unlinked`, until it was refreshed.
     ///
     /// # Safety
     ///
     /// The caller owns the range (see the head of this file), which is not empty
     /// and lies in the reach of the tree.
     #[inline]
-    pub(crate) unsafe fn unmap(&self, iova: Iova, size: u64, retire: &mut impl Retire) -> u64 {
+    pub(crate) unsafe fn unmap(&self, iova: Iova, size: u64, unlinked: &mut impl DeferFree) -> u64 {
         match self.leaf_run(iova, (size >> PAGE_SHIFT) as usize) {
             // A page table that is covered whole goes as it is.
             Some(run) if run.len() < Shape::Page.entries() && all_live(run) => {
                 clear(run);
                 size
             }
-            _ => self.unmap_long(iova, size, retire),
+            _ => self.unmap_long(iova, size, unlinked),
         }
     }
 
     /// Unmaps a range of any size.
     #[inline(never)]
-    fn unmap_long(&self, iova: Iova, size: u64, retire: &mut impl Retire) -> u64 {
+    fn unmap_long(&self, iova: Iova, size: u64, unlinked: &mut impl DeferFree) -> u64 {
         // Less than a segment entry spans covers no table.
-        if size < FRAME_SIZE {
-            return self.sweep(iova, size, &mut Nothing);
+        if size < LARGE_PAGE_SIZE {
+            return self.unmap_range(iova, size, &mut Nothing);
         }
-        let (_passage, may_unlink) = self.gate.unmap();
+        let (_guard, may_unlink) = self.walk_lock.unmap();
         if may_unlink {
-            self.sweep(iova, size, retire)
+            self.unmap_range(iova, size, unlinked)
         } else {
-            self.sweep_visited(iova, size)
+            self.unmap_keeping_tables(iova, size)
         }
     }
 
-    /// Unmaps a range while there is a visitor: all tables stay.
+    /// Unmaps a range while there is a reader: all tables stay.
     #[cold]
-    fn sweep_visited(&self, iova: Iova, size: u64) -> u64 {
-        self.sweep(iova, size, &mut Nothing)
+    fn unmap_keeping_tables(&self, iova: Iova, size: u64) -> u64 {
+        self.unmap_range(iova, size, &mut Nothing)
     }
 
     #[inline]
-    fn sweep(&self, iova: Iova, size: u64, retire: &mut impl Retire) -> u64 {
+    fn unmap_range(&self, iova: Iova, size: u64, unlinked: &mut impl DeferFree) -> u64 {
         let root = self.root();
         match root.depth {
             // SAFETY: The root is a table of the level that its depth says, and
             // is never freed while the tree lives.
-            Depth::Third => unsafe { self.sweep_top::<Third>(root, iova, size, retire) },
+            Depth::Third => unsafe { self.unmap_top::<Third>(root, iova, size, unlinked) },
             // SAFETY: As above.
-            Depth::Second => unsafe { self.sweep_top::<Second>(root, iova, size, retire) },
+            Depth::Second => unsafe { self.unmap_top::<Second>(root, iova, size, unlinked) },
             // SAFETY: As above.
-            Depth::First => unsafe { self.sweep_top::<First>(root, iova, size, retire) },
+            Depth::First => unsafe { self.unmap_top::<First>(root, iova, size, unlinked) },
         }
     }
 
@@ -1278,29 +1278,29 @@ impl<M: Memory> DmaTable<M> {
     ///
     /// `root` is a table of level `L`.
     #[inline]
-    unsafe fn sweep_top<L: Sweep>(
+    unsafe fn unmap_top<L: UnmapRange>(
         &self,
         root: Root,
         iova: Iova,
         size: u64,
-        retire: &mut impl Retire,
+        unlinked: &mut impl DeferFree,
     ) -> u64 {
         // SAFETY: The caller's promise; a top is never freed while the tree
         // lives.
         let top: Table<'_, L, M> = unsafe { Table::new(&self.memory, root.origin) };
-        L::sweep(self, &top, iova, size, retire)
+        L::unmap_range(self, &top, iova, size, unlinked)
     }
 
-    /// Lets a visitor in. `wait` is called as long as unmaps are under way that
+    /// Lets a reader in. `wait` is called as long as unmaps are under way that
     /// began before; it should let others run.
     ///
     /// # Errors
     ///
     /// That of `wait`.
-    pub(crate) fn visit<E>(&self, wait: impl FnMut() -> Result<(), E>) -> Result<Visit<'_, M>, E> {
-        Ok(Visit {
+    pub(crate) fn walk<E>(&self, wait: impl FnMut() -> Result<(), E>) -> Result<Walk<'_, M>, E> {
+        Ok(Walk {
             tree: self,
-            _passage: self.gate.visitor(wait)?,
+            _guard: self.walk_lock.read(wait)?,
         })
     }
 
@@ -1345,8 +1345,8 @@ impl<M: Memory> DmaTable<M> {
             .skip(first as usize)
             .take_while(|cell| used(cell))
             .count() as u64;
-        let start = (iova.0 & !(FRAME_SIZE - 1)).wrapping_add(first << FRAME_SHIFT);
-        let last = start.wrapping_add(count << FRAME_SHIFT).wrapping_sub(1);
+        let start = (iova.0 & !(LARGE_PAGE_SIZE - 1)).wrapping_add(first << LARGE_PAGE_SHIFT);
+        let last = start.wrapping_add(count << LARGE_PAGE_SHIFT).wrapping_sub(1);
         Some((Iova(start), Iova(last)))
     }
 
@@ -1354,8 +1354,8 @@ impl<M: Memory> DmaTable<M> {
     fn find_below(&self, root: Root, iova: Iova) -> Result<Translation, u64> {
         let segments = self.segments_of(root, iova)?;
         let segment = segments.cell(iova).load_acquire();
-        if segment & (ENTRY_INVALID | FRAME) == FRAME {
-            return Ok(translation(segment, FRAME_SIZE, iova));
+        if segment & (ENTRY_INVALID | LARGE) == LARGE {
+            return Ok(translation(segment, LARGE_PAGE_SIZE, iova));
         }
         let pages = self
             .peek::<Segment>(segments.cell(iova))
@@ -1431,7 +1431,7 @@ impl<M: Memory> DmaTable<M> {
         let origin = L::origin(cell.load_acquire())?;
         // SAFETY: By the invariant of the tree the entry points to a table of
         // the level below; it stays, because only an owner of all that it spans
-        // unlinks it, and the caller owns a part of that or is a visitor.
+        // unlinks it, and the caller owns a part of that or is a reader.
         (origin != L::vacant(&self.vacant)).then(|| unsafe { Table::new(&self.memory, origin) })
     }
 
@@ -1458,7 +1458,7 @@ impl<M: Memory> DmaTable<M> {
     ) -> Result<Table<'_, L::Below, M>, MapError> {
         let before = cell.load();
         if !self.is_empty::<L>(before) {
-            // A frame, or a table that has come meanwhile.
+            // A large page, or a table that has come meanwhile.
             return self.peek::<L>(cell).ok_or(MapError::InUse);
         }
         let shape = L::Below::SHAPE;
@@ -1477,44 +1477,44 @@ impl<M: Memory> DmaTable<M> {
         Ok(unsafe { Table::new(&self.memory, origin) })
     }
 
-    /// Maps frames into segment entries for as long as they are empty. Returns the
+    /// Maps large pages into segment entries for as long as they are empty. Returns the
     /// bytes that were mapped.
-    fn map_frames(&self, run: &[M::Cell], mapping: Mapping) -> u64 {
-        let mut entry = mapping.phys.0 | FRAME | mapping.access.bits();
+    fn map_large(&self, run: &[M::Cell], mapping: Mapping) -> u64 {
+        let mut entry = mapping.phys.0 | LARGE | mapping.access.bits();
         let mut bytes = 0u64;
         for cell in run {
             if !self.is_empty::<Segment>(cell.load()) {
                 break;
             }
             cell.store(entry);
-            entry = entry.wrapping_add(FRAME_SIZE);
-            bytes = bytes.wrapping_add(FRAME_SIZE);
+            entry = entry.wrapping_add(LARGE_PAGE_SIZE);
+            bytes = bytes.wrapping_add(LARGE_PAGE_SIZE);
         }
         bytes
     }
 
-    /// Empties segment entries for as long as they map frames. Returns the bytes
+    /// Empties segment entries for as long as they map large pages. Returns the bytes
     /// that were unmapped.
-    fn unmap_frames(&self, run: &[M::Cell]) -> u64 {
+    fn unmap_large(&self, run: &[M::Cell]) -> u64 {
         let emptied = self.emptied::<Segment>();
         let mut count = 0u64;
         for cell in run {
-            if cell.load() & (ENTRY_INVALID | FRAME) != FRAME {
+            if cell.load() & (ENTRY_INVALID | LARGE) != LARGE {
                 break;
             }
             cell.store(emptied);
             count = count.wrapping_add(1);
         }
-        count << FRAME_SHIFT
+        count << LARGE_PAGE_SHIFT
     }
 
     /// Takes the table below an entry out of the tree. The caller owns all that it
     /// spans.
     #[inline]
-    fn unlink<L: Upper>(&self, cell: &M::Cell, retire: &mut impl Retire) {
+    fn unlink<L: Upper>(&self, cell: &M::Cell, unlinked: &mut impl DeferFree) {
         if let Some(origin) = L::origin(cell.load()) {
             cell.store(self.emptied::<L>());
-            retire.retire(origin, L::Below::SHAPE);
+            unlinked.defer_free(origin, L::Below::SHAPE);
         }
     }
 
@@ -1558,26 +1558,26 @@ fn translation(entry: u64, page_size: u64, iova: Iova) -> Translation {
 }
 
 /// Unmapping, level by level.
-trait Sweep: Level + Sized {
+trait UnmapRange: Level + Sized {
     /// Unmaps what of the range lies in `table`. Returns the bytes that were
     /// unmapped, from the start on.
-    fn sweep<M: Memory, R: Retire>(
+    fn unmap_range<M: Memory, R: DeferFree>(
         tree: &DmaTable<M>,
         table: &Table<'_, Self, M>,
         iova: Iova,
         size: u64,
-        retire: &mut R,
+        unlinked: &mut R,
     ) -> u64;
 }
 
-impl Sweep for Page {
+impl UnmapRange for Page {
     #[inline]
-    fn sweep<M: Memory, R: Retire>(
+    fn unmap_range<M: Memory, R: DeferFree>(
         _tree: &DmaTable<M>,
         table: &Table<'_, Page, M>,
         iova: Iova,
         size: u64,
-        _retire: &mut R,
+        _unlinked: &mut R,
     ) -> u64 {
         let mut run = table.run(iova, size);
         if !all_live(run) {
@@ -1589,14 +1589,14 @@ impl Sweep for Page {
     }
 }
 
-impl Sweep for Segment {
+impl UnmapRange for Segment {
     #[inline]
-    fn sweep<M: Memory, R: Retire>(
+    fn unmap_range<M: Memory, R: DeferFree>(
         tree: &DmaTable<M>,
         table: &Table<'_, Segment, M>,
         iova: Iova,
         size: u64,
-        retire: &mut R,
+        unlinked: &mut R,
     ) -> u64 {
         let size = part_in::<Segment>(iova, size);
         let mut done = 0u64;
@@ -1605,14 +1605,14 @@ impl Sweep for Segment {
             let part = part_in::<Page>(at, size.wrapping_sub(done));
             let cell = table.cell(at);
             let swept = match tree.peek::<Segment>(cell) {
-                Some(pages) if R::TAKES && part == FRAME_SIZE && all_live(pages.cells()) => {
+                Some(pages) if R::TAKES && part == LARGE_PAGE_SIZE && all_live(pages.cells()) => {
                     // The page table goes as it is.
-                    tree.unlink::<Segment>(cell, retire);
+                    tree.unlink::<Segment>(cell, unlinked);
                     part
                 }
-                Some(pages) => Page::sweep(tree, &pages, at, part, retire),
-                None if part == FRAME_SIZE => {
-                    tree.unmap_frames(table.run(at, size.wrapping_sub(done)))
+                Some(pages) => Page::unmap_range(tree, &pages, at, part, unlinked),
+                None if part == LARGE_PAGE_SIZE => {
+                    tree.unmap_large(table.run(at, size.wrapping_sub(done)))
                 }
                 None => 0,
             };
@@ -1625,42 +1625,42 @@ impl Sweep for Segment {
     }
 }
 
-macro_rules! region_sweep {
+macro_rules! unmap_in_region {
     ($level:ident) => {
-        impl Sweep for $level {
+        impl UnmapRange for $level {
             #[inline]
-            fn sweep<M: Memory, R: Retire>(
+            fn unmap_range<M: Memory, R: DeferFree>(
                 tree: &DmaTable<M>,
                 table: &Table<'_, $level, M>,
                 iova: Iova,
                 size: u64,
-                retire: &mut R,
+                unlinked: &mut R,
             ) -> u64 {
-                sweep_regions::<$level, M, R>(tree, table, iova, size, retire)
+                unmap_regions::<$level, M, R>(tree, table, iova, size, unlinked)
             }
         }
     };
 }
 
-region_sweep!(Third);
-region_sweep!(Second);
-region_sweep!(First);
+unmap_in_region!(Third);
+unmap_in_region!(Second);
+unmap_in_region!(First);
 
 /// Unmaps in a region table, and unlinks the tables below it that are covered
 /// whole.
 #[inline]
-fn sweep_regions<L, M, R>(
+fn unmap_regions<L, M, R>(
     tree: &DmaTable<M>,
     table: &Table<'_, L, M>,
     iova: Iova,
     size: u64,
-    retire: &mut R,
+    unlinked: &mut R,
 ) -> u64
 where
     L: Upper,
-    L::Below: Sweep + Spine,
+    L::Below: UnmapRange + Top,
     M: Memory,
-    R: Retire,
+    R: DeferFree,
 {
     let size = part_in::<L>(iova, size);
     let mut done = 0u64;
@@ -1669,7 +1669,7 @@ where
         let part = part_in::<L::Below>(at, size.wrapping_sub(done));
         let cell = table.cell(at);
         let swept = match tree.peek::<L>(cell) {
-            Some(below) => L::Below::sweep(tree, &below, at, part, retire),
+            Some(below) => L::Below::unmap_range(tree, &below, at, part, unlinked),
             None => 0,
         };
         done = done.wrapping_add(swept);
@@ -1678,34 +1678,34 @@ where
         }
         let whole = part.wrapping_sub(1) == last_of::<L::Below>();
         if R::TAKES && whole && !L::Below::stays(at) {
-            tree.unlink::<L>(cell, retire);
+            tree.unlink::<L>(cell, unlinked);
         }
     }
     done
 }
 
 /// Which tables a machine may have registered as its top.
-trait Spine: Level {
+trait Top: Level {
     /// Whether the table of this level that begins at `iova` stays for as long
     /// as the tree: it may have been a top.
     fn stays(iova: Iova) -> bool;
 }
 
-impl Spine for Segment {
+impl Top for Segment {
     #[inline]
     fn stays(_iova: Iova) -> bool {
         false
     }
 }
 
-impl Spine for Third {
+impl Top for Third {
     #[inline]
     fn stays(iova: Iova) -> bool {
         iova.0 == 0
     }
 }
 
-impl Spine for Second {
+impl Top for Second {
     #[inline]
     fn stays(iova: Iova) -> bool {
         iova.0 == 0

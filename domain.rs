@@ -27,7 +27,7 @@
 //! A function stops to be live where a refresh would be an error: before it
 //! stops translating (identity, by way of the empty table), and after it was
 //! disabled (to be reset), when it does no DMA and a refresh still finds an
-//! invalid handle. Flushes that may have seen it live are waited for (RCU) before
+//! invalid handle. Flushes that may have found it live are waited for (RCU) before
 //! it can be enabled again. It becomes live again after the empty table was
 //! registered, then comes a full barrier, then the table that is attached and the
 //! refresh of what it maps: again Dekker's pattern.
@@ -78,7 +78,7 @@ use kernel::{
 
 use crate::{
     aperture::Range,
-    debugfs::Entry,
+    seq_file::Entry,
     dma_table::{
         Access,
         Depth,
@@ -89,8 +89,8 @@ use crate::{
         Phys,
         Translation,
         Vacant,
-        FRAME_SHIFT,
-        FRAME_SIZE,
+        LARGE_PAGE_SHIFT,
+        LARGE_PAGE_SIZE,
         PAGE_SHIFT,
         PAGE_SIZE, //
     },
@@ -98,14 +98,14 @@ use crate::{
     function::Function,
     iommu::{self, Gather, Gfp, PagesList, Prot},
     members::Members,
-    memory::{Retired, TablePages},
+    memory::{Unlinked, TablePages},
     pending::{Flushes, Pending},
-    seen,
+    debugfs,
     trace,
-    zpci::{Counters, Designation, Refusal}, //
+    zpci::{Counters, Iota, Refusal}, //
 };
 
-/// How many entries a dump looks at in one visit of a table. Unmaps give no tables
+/// How many entries a dump looks at in one walk of a table. Unmaps give no tables
 /// back meanwhile, so it is to be short: some tens of microseconds.
 const STRETCH: usize = 1024;
 
@@ -166,9 +166,9 @@ impl Domain {
         let depth = Depth::for_reach(window.last());
         let space = Space::new(depth, window, page_sizes, vacant);
         let space = Arc::pin_init(space, GFP_KERNEL)?;
-        space.serve_shadow(function)?;
+        space.adapt_to_shadow(function)?;
         let paging = Paging {
-            _shown: seen::show_domain(&space),
+            _shown: debugfs::show_domain(&space),
             space,
         };
         Domain::new(paging, page_sizes, depth.reach())
@@ -250,10 +250,10 @@ impl Domain {
         access: Access,
     ) -> Result<Mapping> {
         let page_size = page_size as u64;
-        let frames = page_size == FRAME_SIZE;
-        let shift = if frames { FRAME_SHIFT } else { PAGE_SHIFT };
-        let known = if frames {
-            self.page_sizes() & FRAME_SIZE != 0
+        let large = page_size == LARGE_PAGE_SIZE;
+        let shift = if large { LARGE_PAGE_SHIFT } else { PAGE_SHIFT };
+        let known = if large {
+            self.page_sizes() & LARGE_PAGE_SIZE != 0
         } else {
             page_size == PAGE_SIZE
         };
@@ -270,7 +270,7 @@ impl Domain {
             phys: Phys(phys),
             size: (count as u64) << shift,
             access,
-            frames,
+            large,
         })
     }
 
@@ -301,7 +301,7 @@ impl Domain {
         let _attach = space.attach.lock();
         let depth = space.depth_with(&function)?;
         space.widen(depth)?;
-        space.serve_shadow(&function)?;
+        space.adapt_to_shadow(&function)?;
         // The core reads the aperture at any time, so the table comes first.
         self.widen_aperture(depth.reach());
         // SAFETY: A function leaves before it goes, and waits for a grace
@@ -349,7 +349,7 @@ impl Space {
 
     /// Makes unmaps such that a hypervisor which shadows the table of `function`
     /// notices them.
-    fn serve_shadow(&self, function: &Function) -> Result {
+    fn adapt_to_shadow(&self, function: &Function) -> Result {
         if !function.needs_refresh_to_map() || self.table.keeps_entries_valid() {
             return Ok(());
         }
@@ -399,13 +399,13 @@ impl Space {
     ///
     /// May sleep.
     pub(crate) fn dump(&self, dump: &mut Dump) -> Result<Step> {
-        let visit = self.table.visit(|| {
+        let walk = self.table.walk(|| {
             if current!().signal_pending() {
                 return Err(EINTR);
             }
             Self::wait()
         })?;
-        Ok(dump.step(STRETCH, |iova| visit.find(iova)))
+        Ok(dump.step(STRETCH, |iova| walk.find(iova)))
     }
 
     /// The next range at or after `iova` that a machine may know something of:
@@ -419,8 +419,8 @@ impl Space {
         if self.is_behind() {
             return Some(Range::ALL);
         }
-        let visit = self.table.visit(Self::wait).ok()?;
-        let used = visit.next_used(Iova(iova));
+        let walk = self.table.walk(Self::wait).ok()?;
+        let used = walk.next_used(Iova(iova));
         let used = used.and_then(|(start, last)| Range::new(start.0, last.0));
         let marked = self.pending.next_marked(iova);
         let both = [used, marked];
@@ -462,8 +462,8 @@ impl Space {
         let needed = Depth::for_reach(function.window().last());
         let depth = core::cmp::max(needed, self.table.root().depth);
         let guard = rcu::read_lock();
-        let served = |member: &Function| member.deepest() >= depth;
-        if served(function) && self.members.iter(&guard).all(served) {
+        let reached = |member: &Function| member.deepest() >= depth;
+        if reached(function) && self.members.iter(&guard).all(reached) {
             Ok(depth)
         } else {
             Err(EINVAL)
@@ -471,13 +471,13 @@ impl Space {
     }
 
     /// Ends a membership.
-    pub(crate) fn dismiss(&self, function: &Function) {
+    pub(crate) fn remove(&self, function: &Function) {
         let _attach = self.attach.lock();
         self.members.leave(function);
     }
 
-    /// What the machine is told to use this table.
-    pub(crate) fn designation(&self) -> Designation {
+    /// The I/O translation anchor of this table.
+    pub(crate) fn iota(&self) -> Iota {
         self.table.root().into()
     }
 
@@ -563,12 +563,12 @@ impl Space {
     ///
     /// The caller owns the range.
     pub(crate) unsafe fn unmap(&self, iova: u64, size: u64, gather: &mut Gather) -> usize {
-        let mut retired = Retired {
+        let mut unlinked = Unlinked {
             gather,
             pages: self.table.memory(),
         };
         // SAFETY: The caller's promise.
-        let bytes = unsafe { self.table.unmap(Iova(iova), size, &mut retired) };
+        let bytes = unsafe { self.table.unmap(Iova(iova), size, &mut unlinked) };
         if bytes != 0 {
             gather.add(iova, bytes);
             self.pending
@@ -593,14 +593,14 @@ impl Space {
         unsafe { self.table.lookup(Iova(iova)) }
     }
 
-    /// Whether anybody has to be told of what was stored. A full barrier between
+    /// Whether any device needs a refresh after what was stored. A full barrier between
     /// the stores and what the answer leads to.
     #[inline]
-    pub(crate) fn is_seen(&self) -> bool {
+    pub(crate) fn needs_flush(&self) -> bool {
         !self.members.nobody_sees_stores()
     }
 
-    /// Makes members see what was mapped, after [`Space::is_seen`].
+    /// Makes members see what was mapped, after [`Space::needs_flush`].
     ///
     /// # Errors
     ///
@@ -624,7 +624,7 @@ impl Space {
     }
 
     /// Makes members forget what is in the gather, then frees the tables that
-    /// it holds; after [`Space::is_seen`].
+    /// it holds; after [`Space::needs_flush`].
     pub(crate) fn sync(&self, gather: &mut Gather) {
         let (start, last) = gather.range();
         let forgotten = match Range::new(start, last) {
@@ -654,8 +654,8 @@ impl Space {
             unsafe { unlinked.take(&self.deferred) };
             flushes.begin(&self.pending, self.table.keeps_entries_valid())
         };
-        // A member that came before the marks were taken is seen.
-        let forgotten = !self.is_seen()
+        // A member that came before the marks were taken is among those refreshed.
+        let forgotten = !self.needs_flush()
             || self.refresh_unmapped(ticket.ranges.as_slice(), &self.counters.global_rpcits);
         let mut flushes = self.flushes.lock();
         if !forgotten {
@@ -697,7 +697,7 @@ impl Space {
                 // A hypervisor that has no resources has looked at the range all the
                 // same, as far as anybody knows.
                 if refusal != Refusal::Resources {
-                    member.complain(refusal);
+                    member.log_refused_flush(refusal);
                 }
                 forgotten = false;
             }

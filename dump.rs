@@ -3,9 +3,9 @@
 //! What a table maps, merged into ranges: the order and the arithmetic of a dump.
 //!
 //! A dump looks at one entry after the other and remembers where it is, not what
-//! the table was, so it goes on over any number of visits to a table that changes
+//! the table was, so it goes on over any number of walks through a table that changes
 //! meanwhile. Each range is one that was there when it was looked at; a range
-//! that changes during the dump may be seen in parts of before and after.
+//! that changes during the dump may show in parts of before and after.
 //!
 //! Pure; it knows nothing of who reads it.
 
@@ -72,10 +72,10 @@ impl Dump {
     }
 
     /// Goes on to the end of a range, but looks at `budget` entries at most.
-    /// `find` says what is at an IOVA as [`Visit::find`] does; it may be that of
-    /// another visit each time.
+    /// `find` says what is at an IOVA as [`Walk::find`] does; it may be that of
+    /// another walk each time.
     ///
-    /// [`Visit::find`]: crate::dma_table::Visit::find
+    /// [`Walk::find`]: crate::dma_table::Walk::find
     pub(crate) fn step(
         &mut self,
         budget: usize,

@@ -20,8 +20,8 @@
 //! Linux has never used re-registration on a machine of IBM's. Where it is refused
 //! although the function is in a state to be registered, the function is
 //! deregistered and registered: at once if no DMA has to go on (it is being blocked,
-//! or comes from being blocked), and for a function that runs once that was seen to
-//! work where re-registration did not. There is a gap then, and the whole window is
+//! or comes from being blocked), and for a function that runs once that has
+//! worked where re-registration did not. There is a gap then, and the whole window is
 //! refreshed: nothing says what a flush in the gap came to. What was learned is
 //! forgotten when the function is disabled.
 //!
@@ -67,7 +67,8 @@ use crate::{
     members,
     trace,
     zpci::{
-        Designation,
+        Iota,
+        LogLimit,
         Outcome,
         Refusal,
         Registered,
@@ -146,10 +147,10 @@ pub(crate) struct Status {
     /// What is attached, by its name in traces.
     pub(crate) attached: u64,
     /// What the driver takes to be registered; `None` if it does not know.
-    pub(crate) told: Option<Registered>,
+    pub(crate) assumed: Option<Registered>,
     /// What is registered, says the machine.
     pub(crate) registered: Result<Registered, Refusal>,
-    /// What the machine was told last, and how that went.
+    /// The last instruction on a table, and its outcome.
     pub(crate) last: Option<(Operation, Outcome)>,
     /// How many refreshes were refused.
     pub(crate) refused: u64,
@@ -161,8 +162,8 @@ pub(crate) struct Status {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Machine {
     Nothing,
-    Table(Designation),
-    /// It was told something while it took no orders.
+    Table(Iota),
+    /// An instruction failed while the function could not do DMA.
     Unknown,
 }
 
@@ -172,10 +173,10 @@ struct State {
     machine: Machine,
     /// Address spaces that the machine may still be using although something else
     /// is attached: it refused to let go of them.
-    stuck: KVec<Arc<Space>>,
+    retained: KVec<Arc<Space>>,
     /// Whether the machine cannot be using anything but what is registered.
     settled: bool,
-    /// What the machine was told last, and how that went.
+    /// The last instruction on a table, and its outcome.
     last: Option<(Operation, Outcome)>,
     /// Whether re-registration was refused where a registration was not, and the
     /// status of the refusal.
@@ -186,10 +187,10 @@ impl State {
     /// Keeps an address space that the machine may go on using. Without memory to
     /// note it, it is lost rather than used after it was freed.
     fn keep(&mut self, space: &Arc<Space>) {
-        if self.stuck.iter().any(|kept| Arc::ptr_eq(kept, space)) {
+        if self.retained.iter().any(|kept| Arc::ptr_eq(kept, space)) {
             return;
         }
-        if self.stuck.push(space.clone(), GFP_KERNEL).is_err() {
+        if self.retained.push(space.clone(), GFP_KERNEL).is_err() {
             core::mem::forget(space.clone());
         }
     }
@@ -197,19 +198,19 @@ impl State {
     /// The machine cannot be using anything but what is registered.
     fn settle(&mut self) {
         self.settled = true;
-        self.stuck.clear();
+        self.retained.clear();
     }
 
-    /// Why the machine refused, in words.
+    /// Why the machine refused, for the log.
     fn why(&self, refusal: Refusal) -> &'static CStr {
         match self.last {
-            Some((_, outcome)) if outcome.cc != 0 => outcome.words(),
-            _ => refusal.words(),
+            Some((_, outcome)) if outcome.cc != 0 => outcome.as_str(),
+            _ => refusal.as_str(),
         }
     }
 }
 
-/// A function that the driver serves.
+/// A function that the driver has.
 #[pin_data]
 pub(crate) struct Function {
     zdev: Zdev,
@@ -221,7 +222,7 @@ pub(crate) struct Function {
     window: Range,
     deepest: Depth,
     /// A table that maps nothing, as deep as the window needs.
-    empty: Designation,
+    empty: Iota,
     /// Whether a refresh is legal.
     live: AtomicBool,
     /// Whether a flush or an attach passed the function by, as it was in the error
@@ -230,6 +231,8 @@ pub(crate) struct Function {
     /// How many refreshes were refused, and the condition code of the last one.
     refused: AtomicU64,
     refused_cc: AtomicU8,
+    #[pin]
+    log_limit: LogLimit,
     #[pin]
     state: Mutex<State>,
 }
@@ -245,7 +248,7 @@ impl Function {
     pub(crate) fn new(
         zdev: Zdev,
         blocked: &'static StaticDomain,
-        empty: impl FnOnce(Depth) -> Designation,
+        empty: impl FnOnce(Depth) -> Iota,
         limit: u64,
     ) -> Result<impl PinInit<Self, Error>> {
         let deepest = zdev.deepest();
@@ -267,10 +270,11 @@ impl Function {
             missed: AtomicBool::new(false),
             refused: AtomicU64::new(0),
             refused_cc: AtomicU8::new(0),
+            log_limit <- LogLimit::new(),
             state <- new_mutex!(State {
                 attached: Attached::Blocked,
                 machine: Machine::Nothing,
-                stuck: KVec::new(),
+                retained: KVec::new(),
                 settled: true,
                 last: None,
                 refuses_reregister: None,
@@ -293,7 +297,7 @@ impl Function {
         self.deepest
     }
 
-    /// Whether it has to be told of new mappings.
+    /// Whether new mappings need a refresh.
     pub(crate) fn needs_refresh_to_map(&self) -> bool {
         self.zdev.needs_refresh_to_map()
     }
@@ -325,7 +329,7 @@ impl Function {
                 state.keep(space);
             }
             if !again {
-                space.dismiss(self);
+                space.remove(self);
             }
             return Err(refusal.into());
         }
@@ -356,7 +360,7 @@ impl Function {
         if matches!(&state.attached, Attached::Space(now) if Arc::ptr_eq(now, space)) {
             self.block_locked(&mut state);
         } else {
-            space.dismiss(self);
+            space.remove(self);
         }
     }
 
@@ -365,13 +369,13 @@ impl Function {
             // DMA is blocked as well.
         } else if state.refuses_reregister.is_some() {
             if !self.take_table(state) {
-                self.zdev.complain(
+                self.log(
                     c"refused to give its table back; reset it",
                     c"to be blocked",
                 );
             }
         } else {
-            if let Err(refusal) = self.tell(state, Target::Empty) {
+            if let Err(refusal) = self.install(state, Target::Empty) {
                 self.force_block(state, refusal);
             }
         }
@@ -412,7 +416,7 @@ impl Function {
             self.switch(state, Target::Empty)?;
         }
         self.stop_refreshes();
-        if let Err(refusal) = self.ignore_unreachable(self.set(state, Designation::IDENTITY)) {
+        if let Err(refusal) = self.ignore_unreachable(self.set(state, Iota::IDENTITY)) {
             self.go_back(state, before, refusal);
             return Err(refusal.into());
         }
@@ -461,18 +465,18 @@ impl Function {
         let mut state = self.state.lock();
         let attached = state.attached.clone();
         // An attach may have been faster, and have registered something.
-        let told = match Target::of(&attached) {
+        let result = match Target::of(&attached) {
             // Without a table DMA is blocked as well.
             Target::Empty => Ok(()),
-            target => self.tell_strictly(&mut state, target),
+            target => self.install_strictly(&mut state, target),
         };
-        match told {
+        match result {
             // If it did DMA through what an attach registered, and is in the error
             // state again, this was no failure: the recovery that follows comes
             // here once more.
             Ok(()) | Err(Refusal::InError) => Outcome::DONE,
             Err(refusal) if self.has(&state, Target::of(&attached)) => {
-                self.complain_of_refresh(refusal);
+                self.log_refused_refresh(refusal);
                 Outcome::DONE
             }
             Err(refusal) => refusal.into(),
@@ -496,8 +500,8 @@ impl Function {
         let attached = state.attached.clone();
         self.missed.store(false, Ordering::Relaxed);
         state.settled = false;
-        let told = self.tell_strictly(&mut state, Target::of(&attached));
-        match told {
+        let result = self.install_strictly(&mut state, Target::of(&attached));
+        match result {
             // What was unmapped was looked at.
             Err(Refusal::Resources) if self.has(&state, Target::of(&attached)) => Ok(()),
             Err(refusal) => {
@@ -514,18 +518,17 @@ impl Function {
     /// # Context
     ///
     /// May sleep.
-    pub(crate) fn retire(&self) {
+    pub(crate) fn remove(&self) {
         let mut state = self.state.lock();
         if state.machine != Machine::Nothing {
             self.stop_refreshes();
             // The empty table may go with the driver.
             let refused = self.ignore_unreachable(self.deregister(&mut state).check());
             if let Err(refusal) = refused {
-                self.zdev
-                    .complain(c"refused to give its table back; reset it", refusal.words());
+                self.log(c"refused to give its table back; reset it", refusal.as_str());
                 EMPTY_IN_USE.store(true, Ordering::Relaxed);
                 // Better lost than used.
-                core::mem::forget(core::mem::take(&mut state.stuck));
+                core::mem::forget(core::mem::take(&mut state.retained));
             }
         }
         let old = core::mem::replace(&mut state.attached, Attached::Blocked);
@@ -589,6 +592,12 @@ impl Function {
         result
     }
 
+    /// Logs that the machine refused what it must not refuse, and what follows; not
+    /// more often than a log bears.
+    fn log(&self, text: &'static CStr, why: &'static CStr) {
+        self.zdev.log(&self.log_limit, text, why);
+    }
+
     /// What there is to see, for debugfs.
     ///
     /// # Context
@@ -599,7 +608,7 @@ impl Function {
         let refused = self.refused.load(Ordering::Relaxed);
         Status {
             attached: state.attached.number(),
-            told: match state.machine {
+            assumed: match state.machine {
                 Machine::Nothing => Some(Registered::Nothing),
                 Machine::Table(table) => Some(Registered::This(table)),
                 Machine::Unknown => None,
@@ -611,30 +620,30 @@ impl Function {
         }
     }
 
-    /// Says that the function works without mappings that it should have.
-    fn complain_of_refresh(&self, refusal: Refusal) {
-        self.zdev.complain(
+    /// The function works, but a mapping may be missing for it.
+    fn log_refused_refresh(&self, refusal: Refusal) {
+        self.log(
             c"registered, but a refresh was refused; DMA may fail",
-            refusal.words(),
+            refusal.as_str(),
         );
     }
 
-    /// Says that the machine goes on using what was unmapped.
-    pub(crate) fn complain(&self, refusal: Refusal) {
-        self.zdev.complain(
+    /// The machine may go on using what was unmapped.
+    pub(crate) fn log_refused_flush(&self, refusal: Refusal) {
+        self.log(
             c"refresh refused, DMA may reach unmapped memory",
-            refusal.words(),
+            refusal.as_str(),
         );
     }
 
     /// Step 2: from what is registered to `target`, or back.
     fn switch(&self, state: &mut State, target: Target<'_>) -> Result<(), Refusal> {
         let before = state.machine;
-        let told = self.tell(state, target);
-        if let Err(refusal) = told {
+        let result = self.install(state, target);
+        if let Err(refusal) = result {
             self.go_back(state, before, refusal);
         }
-        told
+        result
     }
 
     /// After a refusal: puts back what was registered before, and says so, once
@@ -642,17 +651,16 @@ impl Function {
     fn go_back(&self, state: &mut State, before: Machine, refusal: Refusal) {
         let why = state.why(refusal);
         if self.restore(state, before) {
-            self.zdev
-                .complain(c"attach refused, it stays where it was", why);
+            self.log(c"attach refused, it stays where it was", why);
         }
     }
 
     /// What is registered for a target.
-    fn table(&self, target: Target<'_>) -> Designation {
+    fn table(&self, target: Target<'_>) -> Iota {
         match target {
             Target::Empty => self.empty,
-            Target::Identity => Designation::IDENTITY,
-            Target::Space(space) => space.designation(),
+            Target::Identity => Iota::IDENTITY,
+            Target::Space(space) => space.iota(),
         }
     }
 
@@ -662,22 +670,22 @@ impl Function {
     }
 
     /// Registers `target` and refreshes what it maps. A function that cannot do
-    /// DMA counts as told: whoever brings it back tells it again, strictly.
-    fn tell(&self, state: &mut State, target: Target<'_>) -> Result<(), Refusal> {
-        let told = self.ignore_unreachable(self.tell_strictly(state, target));
-        if told.is_ok() && !self.has(state, target) {
+    /// DMA is no error: whoever brings it back installs the target again, strictly.
+    fn install(&self, state: &mut State, target: Target<'_>) -> Result<(), Refusal> {
+        let result = self.ignore_unreachable(self.install_strictly(state, target));
+        if result.is_ok() && !self.has(state, target) {
             state.machine = Machine::Unknown;
         }
-        told
+        result
     }
 
     /// Registers `target` and refreshes what it maps, and what was there before.
-    fn tell_strictly(&self, state: &mut State, target: Target<'_>) -> Result<(), Refusal> {
-        let told = match target {
-            Target::Identity => self.set(state, Designation::IDENTITY),
+    fn install_strictly(&self, state: &mut State, target: Target<'_>) -> Result<(), Refusal> {
+        let result = match target {
+            Target::Identity => self.set(state, Iota::IDENTITY),
             _ => self.translate(state, target),
         };
-        match told {
+        match result {
             Ok(()) => {
                 // The machine has forgotten all that it knew before.
                 state.settle();
@@ -688,7 +696,7 @@ impl Function {
             }
             Err(_) => (),
         }
-        told
+        result
     }
 
     /// Registers a table and refreshes what it maps, and what was there before.
@@ -722,7 +730,7 @@ impl Function {
     fn register_table(
         &self,
         state: &mut State,
-        table: Designation,
+        table: Iota,
         may_gap: bool,
     ) -> Result<bool, Refusal> {
         if state.refuses_reregister.is_some() {
@@ -754,7 +762,7 @@ impl Function {
     fn deregister_and_register(
         &self,
         state: &mut State,
-        table: Designation,
+        table: Iota,
     ) -> Result<(), Refusal> {
         if state.machine != Machine::Nothing {
             self.deregister(state).check()?;
@@ -776,7 +784,7 @@ impl Function {
     fn start_refreshes(&self, state: &mut State) -> Result<(), Refusal> {
         let translates = matches!(
             state.machine,
-            Machine::Table(table) if table != Designation::IDENTITY
+            Machine::Table(table) if table != Iota::IDENTITY
         );
         if !translates {
             self.set(state, self.empty)?;
@@ -832,7 +840,7 @@ impl Function {
     }
 
     /// Registers `target`, with whichever instruction fits.
-    fn set(&self, state: &mut State, target: Designation) -> Result<(), Refusal> {
+    fn set(&self, state: &mut State, target: Iota) -> Result<(), Refusal> {
         let is_registered = || {
             let now = self.zdev.registered()?;
             Ok::<bool, Refusal>(now != Registered::Nothing)
@@ -852,7 +860,7 @@ impl Function {
         result?;
         state.machine = Machine::Table(target);
         // Until it was refreshed.
-        state.settled = target == Designation::IDENTITY;
+        state.settled = target == Iota::IDENTITY;
         Ok(())
     }
 
@@ -860,10 +868,10 @@ impl Function {
         &self,
         state: &mut State,
         registered: bool,
-        target: Designation,
+        target: Iota,
     ) -> Result<(), Refusal> {
         let window = match target {
-            Designation::IDENTITY => self.granted,
+            Iota::IDENTITY => self.granted,
             _ => self.window,
         };
         let (operation, outcome) = if registered {
@@ -899,7 +907,7 @@ impl Function {
             state.settled = true;
             Ok(())
         } else {
-            if before == Designation::IDENTITY {
+            if before == Iota::IDENTITY {
                 self.stop_refreshes();
             }
             // The refused table may be known to the machine.
@@ -909,13 +917,12 @@ impl Function {
                 true => Target::Empty,
                 false => Target::of(&attached),
             };
-            self.tell(state, target)
+            self.install(state, target)
         };
         if let Err(refusal) = put_back {
             let why = state.why(refusal);
-            self.zdev
-                .complain(c"new table refused, then the old one; reset it", why);
-            if let Err(refusal) = self.tell(state, Target::Empty) {
+            self.log(c"new table refused, then the old one; reset it", why);
+            if let Err(refusal) = self.install(state, Target::Empty) {
                 self.force_block(state, refusal);
             }
         }
@@ -933,7 +940,7 @@ impl Function {
         } else {
             c"refused to be blocked and to give its table back; reset it"
         };
-        self.zdev.complain(text, refusal.words());
+        self.log(text, refusal.as_str());
     }
 
     /// Deregisters the table. Returns whether the machine does not use it any more.
@@ -962,7 +969,7 @@ impl Function {
     /// Step 3: leaves what was attached.
     fn leave(&self, old: Attached) {
         if let Attached::Space(space) = old {
-            space.dismiss(self);
+            space.remove(self);
         }
     }
 }

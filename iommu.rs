@@ -255,9 +255,9 @@ impl ResvRegions<'_> {
     }
 }
 
-/// What [`Driver::probe_device`] tells the core of a device.
+/// What [`Driver::probe_device`] hands to the core.
 pub(crate) struct Probed {
-    /// The IOMMU that serves the device.
+    /// The IOMMU of the device.
     pub(crate) iommu: NonNull<bindings::iommu_device>,
     /// Whether flushes keep a hypervisor's shadow in step, and so are dear
     /// (`shadow_on_flush`).
@@ -277,7 +277,7 @@ pub(crate) trait Driver: Sized + 'static {
     ///
     /// # Errors
     ///
-    /// `ENODEV` if the device is not served by this driver.
+    /// `ENODEV` if this driver does not have the device.
     fn probe_device(dev: &Device) -> Result<Probed>;
 
     /// A new, empty address space that suits `dev`.
@@ -382,12 +382,12 @@ pub(crate) trait PagingDomain: Sized + Send + Sync + 'static {
     /// May be atomic.
     fn flush_all(domain: &Domain<Self>);
 
-    /// Whether any device has to be told of what was mapped or unmapped. A full
+    /// Whether any device needs a refresh after what was mapped or unmapped. A full
     /// barrier between the stores to tables and what the answer leads to.
-    fn is_seen(domain: &Domain<Self>) -> bool;
+    fn needs_flush(domain: &Domain<Self>) -> bool;
 
     /// Makes devices forget what is in the gather, and frees the pages that it
-    /// holds. Called if [`PagingDomain::is_seen`] or if it holds any.
+    /// holds. Called if [`PagingDomain::needs_flush`] or if it holds any.
     ///
     /// # Context
     ///
@@ -395,7 +395,7 @@ pub(crate) trait PagingDomain: Sized + Send + Sync + 'static {
     fn sync(domain: &Domain<Self>, gather: &mut Gather);
 
     /// Makes devices see `size` bytes (not 0) that were mapped from `iova` on.
-    /// Called if [`PagingDomain::is_seen`].
+    /// Called if [`PagingDomain::needs_flush`].
     ///
     /// # Errors
     ///
@@ -792,8 +792,8 @@ impl<D: Driver> Ops<D> {
         // SAFETY: The core passes one of this driver's domains and a valid
         // gather; `Gather` is transparent.
         unsafe {
-            let seen = D::Domain::is_seen(Domain::from_raw(domain));
-            if seen || (*gather.cast::<Gather>()).holds_pages() {
+            let refresh = D::Domain::needs_flush(Domain::from_raw(domain));
+            if refresh || (*gather.cast::<Gather>()).holds_pages() {
                 Self::iotlb_sync_now(domain, gather);
             }
         }
@@ -822,7 +822,7 @@ impl<D: Driver> Ops<D> {
     ) -> c_int {
         // SAFETY: The core passes one of this driver's domains.
         unsafe {
-            if D::Domain::is_seen(Domain::from_raw(domain)) {
+            if D::Domain::needs_flush(Domain::from_raw(domain)) {
                 Self::iotlb_sync_map_now(domain, iova, size)
             } else {
                 0

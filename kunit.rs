@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! KUnit tests of the rooms that need no machine: ranges, marks, dumps, the
+//! KUnit tests of what needs no machine: ranges, marks, dumps, the
 //! tables on the kernel's own allocator, big endian, and which functions a
 //! domain takes.
 
@@ -29,10 +29,10 @@ use crate::{
         Mapping,
         Memory,
         Phys,
-        Retire,
+        DeferFree,
         Shape,
         Vacant,
-        FRAME_SIZE,
+        LARGE_PAGE_SIZE,
         PAGE_SIZE, //
     },
     domain::{Domain, Space},
@@ -42,12 +42,12 @@ use crate::{
     members,
     memory::TablePages,
     pending::{Flushes, Pending},
-    zpci::{Designation, Zdev}, //
+    zpci::{Iota, Zdev}, //
 };
 
 const GIB: u64 = 1 << 30;
 
-/// Frees what was unlinked when told to: no machine reads these tables.
+/// Keeps what was unlinked until it is asked to free it: no machine reads these.
 struct Unlinked(KVec<(Phys, Shape)>);
 
 impl Unlinked {
@@ -63,8 +63,8 @@ impl Unlinked {
     }
 }
 
-impl Retire for Unlinked {
-    fn retire(&mut self, table: Phys, shape: Shape) {
+impl DeferFree for Unlinked {
+    fn defer_free(&mut self, table: Phys, shape: Shape) {
         assert!(self.0.push((table, shape), GFP_KERNEL).is_ok());
     }
 }
@@ -95,7 +95,7 @@ fn mapping(iova: u64, phys: u64, size: u64) -> Mapping {
         phys: Phys(phys),
         size,
         access: Access::READ_WRITE,
-        frames: (iova | phys | size) & (FRAME_SIZE - 1) == 0,
+        large: (iova | phys | size) & (LARGE_PAGE_SIZE - 1) == 0,
     }
 }
 
@@ -207,9 +207,9 @@ mod tables {
         for depth in DEPTHS {
             let tree = tree(depth)?;
             let empty = tree.memory().bytes();
-            for (frames, size) in [(false, 64 << 20), (true, 4 * GIB)] {
+            for (large, size) in [(false, 64 << 20), (true, 4 * GIB)] {
                 let mut range = mapping(4 * GIB, 0x4000_0000, size);
-                range.frames = frames;
+                range.large = large;
                 assert_eq!(map(&tree, range), (size, Ok(())));
                 assert_eq!(phys(&tree, 4 * GIB + 0x12_3456), Some(0x4012_3456));
                 assert_eq!(phys(&tree, 4 * GIB + size), None);
@@ -221,8 +221,8 @@ mod tables {
             assert_eq!(unmap(&tree, 4 * GIB, 2 * GIB), 0);
             assert_eq!(map(&tree, mapping(4 * GIB, 0, 4 * GIB)).0, 4 * GIB);
             assert_eq!(unmap(&tree, 4 * GIB, 4 * GIB), 4 * GIB);
-            let spine = tree.memory().bytes() - empty;
-            assert!(spine <= 2 * Shape::Upper.bytes());
+            let upper = tree.memory().bytes() - empty;
+            assert!(upper <= 2 * Shape::Upper.bytes());
         }
         Ok(())
     }
@@ -236,7 +236,7 @@ mod tables {
         );
         let over = mapping(0, 0x10_0000, 0x10_0000);
         let over = Mapping {
-            frames: false,
+            large: false,
             ..over
         };
         assert_eq!(map(&tree, over), (0, Err(MapError::InUse)));
@@ -249,15 +249,15 @@ mod tables {
     }
 
     #[test]
-    fn a_frame_is_not_split() -> Result {
+    fn a_large_page_is_not_split() -> Result {
         let tree = tree(Depth::Third)?;
-        let frame = mapping(FRAME_SIZE, 7 * FRAME_SIZE, FRAME_SIZE);
-        assert_eq!(map(&tree, frame), (FRAME_SIZE, Ok(())));
-        assert_eq!(unmap(&tree, FRAME_SIZE, PAGE_SIZE), 0);
-        assert_eq!(phys(&tree, FRAME_SIZE + 1), Some(7 * FRAME_SIZE + 1));
-        let page = mapping(FRAME_SIZE + PAGE_SIZE, 0x1000, PAGE_SIZE);
+        let large = mapping(LARGE_PAGE_SIZE, 7 * LARGE_PAGE_SIZE, LARGE_PAGE_SIZE);
+        assert_eq!(map(&tree, large), (LARGE_PAGE_SIZE, Ok(())));
+        assert_eq!(unmap(&tree, LARGE_PAGE_SIZE, PAGE_SIZE), 0);
+        assert_eq!(phys(&tree, LARGE_PAGE_SIZE + 1), Some(7 * LARGE_PAGE_SIZE + 1));
+        let page = mapping(LARGE_PAGE_SIZE + PAGE_SIZE, 0x1000, PAGE_SIZE);
         assert_eq!(map(&tree, page), (0, Err(MapError::InUse)));
-        assert_eq!(unmap(&tree, FRAME_SIZE, FRAME_SIZE), FRAME_SIZE);
+        assert_eq!(unmap(&tree, LARGE_PAGE_SIZE, LARGE_PAGE_SIZE), LARGE_PAGE_SIZE);
         assert_eq!(map(&tree, page), (PAGE_SIZE, Ok(())));
         Ok(())
     }
@@ -312,7 +312,7 @@ mod domains {
             }
             // SAFETY: It lives as long as the function, by the order of fields.
             let found = unsafe { Zdev::from_raw(NonNull::new(raw).ok_or(EINVAL)?) };
-            let init = Function::new(found, &crate::BLOCKED, |_| Designation::IDENTITY, u64::MAX)?;
+            let init = Function::new(found, &crate::BLOCKED, |_| Iota::IDENTITY, u64::MAX)?;
             Ok(Bare {
                 function: Arc::pin_init(init, GFP_KERNEL)?,
                 _zdev: zdev,
@@ -341,7 +341,7 @@ mod domains {
 
     impl Drop for Member<'_> {
         fn drop(&mut self) {
-            self.0.dismiss(self.1);
+            self.0.remove(self.1);
             members::wait_for_readers();
         }
     }
@@ -366,16 +366,16 @@ mod domains {
     fn a_domain_grows_for_a_new_member() -> Result {
         let near = Bare::at(4 * GIB, FIRST)?;
         let domain = domain_for(&near)?;
-        let tops = [domain.space().designation()];
+        let tops = [domain.space().iota()];
         let _near = Member::of(&domain, &near)?;
         assert_eq!(domain.aperture_last(), Depth::Third.reach());
-        assert!(domain.space().designation() == tops[0]);
+        assert!(domain.space().iota() == tops[0]);
 
         let far = Bare::at(DEEP, SECOND)?;
         {
             let _far = Member::of(&domain, &far)?;
             assert_eq!(domain.aperture_last(), Depth::Second.reach());
-            assert!(domain.space().designation() != tops[0]);
+            assert!(domain.space().iota() != tops[0]);
         }
         // It stays so when the function has left.
         assert_eq!(domain.aperture_last(), Depth::Second.reach());
@@ -390,13 +390,13 @@ mod domains {
         let third = Bare::at(4 * GIB, THIRD)?;
         let far = Bare::at(DEEP, FIRST)?;
         let domain = domain_for(&third)?;
-        let top = domain.space().designation();
+        let top = domain.space().iota();
         {
             // The member cannot use what the new one needs.
             let _third = Member::of(&domain, &third)?;
             assert_eq!(domain.admit(far.function.as_arc_borrow()), Err(EINVAL));
             assert_eq!(domain.aperture_last(), Depth::Third.reach());
-            assert!(domain.space().designation() == top);
+            assert!(domain.space().iota() == top);
             // Neither did the refused one become a member.
             let another = Bare::at(8 * GIB, THIRD)?;
             let _another = Member::of(&domain, &another)?;
@@ -414,7 +414,7 @@ mod domains {
         let domain = domain_for(&near)?;
         let space = domain.space();
         let low = Mapping {
-            frames: false,
+            large: false,
             ..mapping(4 * GIB, 0x1000, 16 * PAGE_SIZE)
         };
         let high = Mapping {
@@ -440,14 +440,14 @@ mod domains {
 mod dumps {
     use super::*;
 
-    /// All ranges of a tree, found by steps of `budget` entries, each in a visit
+    /// All ranges of a tree, found by steps of `budget` entries, each in a walk
     /// of its own.
     fn dump(tree: &DmaTable<TablePages>, budget: usize) -> Result<KVec<Run>> {
         let mut runs = KVec::new();
         let mut dump = Dump::new();
         loop {
-            let visit = tree.visit(|| Ok::<(), Error>(()))?;
-            match dump.step(budget, |iova| visit.find(iova)) {
+            let walk = tree.walk(|| Ok::<(), Error>(()))?;
+            match dump.step(budget, |iova| walk.find(iova)) {
                 Step::Run(run) => runs.push(run, GFP_KERNEL)?,
                 Step::Pause => (),
                 Step::End => return Ok(runs),
@@ -460,8 +460,8 @@ mod dumps {
             iova: mapping.iova.0,
             last: mapping.iova.0 + (mapping.size - 1),
             phys: mapping.phys.0,
-            page_size: if mapping.frames {
-                FRAME_SIZE
+            page_size: if mapping.large {
+                LARGE_PAGE_SIZE
             } else {
                 PAGE_SIZE
             },
@@ -485,9 +485,9 @@ mod dumps {
             // nor the access,
             read_only,
             // nor the page size.
-            mapping(FRAME_SIZE - 0x1000, 4 * FRAME_SIZE - 0x1000, 0x1000),
-            mapping(FRAME_SIZE, 4 * FRAME_SIZE, 2 * FRAME_SIZE),
-            mapping(3 * FRAME_SIZE, 6 * FRAME_SIZE, 0x1000),
+            mapping(LARGE_PAGE_SIZE - 0x1000, 4 * LARGE_PAGE_SIZE - 0x1000, 0x1000),
+            mapping(LARGE_PAGE_SIZE, 4 * LARGE_PAGE_SIZE, 2 * LARGE_PAGE_SIZE),
+            mapping(3 * LARGE_PAGE_SIZE, 6 * LARGE_PAGE_SIZE, 0x1000),
             mapping(last, 0x7000, PAGE_SIZE),
         ];
         let tree = tree(Depth::First)?;
@@ -495,7 +495,7 @@ mod dumps {
             assert_eq!(map(&tree, range), (range.size, Ok(())));
         }
         // Over the ends of page tables, segment tables and region tables.
-        for end in [5 * FRAME_SIZE, 2 * GIB, 1 << 42, 1 << 53] {
+        for end in [5 * LARGE_PAGE_SIZE, 2 * GIB, 1 << 42, 1 << 53] {
             for page in [end - PAGE_SIZE, end] {
                 let page = mapping(page, page, PAGE_SIZE);
                 assert_eq!(map(&tree, page), (PAGE_SIZE, Ok(())));
@@ -507,7 +507,7 @@ mod dumps {
             for range in ranges {
                 assert!(found.contains(&run(range)));
             }
-            for end in [5 * FRAME_SIZE, 2 * GIB, 1 << 42, 1 << 53] {
+            for end in [5 * LARGE_PAGE_SIZE, 2 * GIB, 1 << 42, 1 << 53] {
                 let both = mapping(end - PAGE_SIZE, end - PAGE_SIZE, 2 * PAGE_SIZE);
                 assert!(found.contains(&run(both)));
             }
@@ -525,17 +525,17 @@ mod dumps {
     }
 
     #[test]
-    fn tables_stay_while_there_is_a_visitor() -> Result {
+    fn tables_stay_while_there_is_a_reader() -> Result {
         let tree = tree(Depth::Third)?;
         let range = mapping(2 * GIB, 0x1000, 2 * GIB);
         let before = tree.memory().bytes();
         assert_eq!(map(&tree, range), (range.size, Ok(())));
         let full = tree.memory().bytes();
-        let visit = tree.visit(|| Ok::<(), Error>(()))?;
+        let walk = tree.walk(|| Ok::<(), Error>(()))?;
         assert_eq!(unmap(&tree, 2 * GIB, 2 * GIB), 2 * GIB);
         assert_eq!(tree.memory().bytes(), full);
-        assert!(visit.find(Iova(2 * GIB)) == Some(Err(PAGE_SIZE)));
-        drop(visit);
+        assert!(walk.find(Iova(2 * GIB)) == Some(Err(PAGE_SIZE)));
+        drop(walk);
         // They are used again, and go with the next unmap.
         assert_eq!(map(&tree, range), (range.size, Ok(())));
         assert_eq!(tree.memory().bytes(), full);

@@ -8,7 +8,7 @@
 //! Members stand in slots of chunks; chunks are only ever added and live as long
 //! as the list. Joining fills an empty slot, leaving empties it; both are
 //! serialised by the domain's attach lock. Readers walk the slots inside an RCU
-//! read-side critical section: a member that left may still be seen by a reader
+//! read-side critical section: a member that left may still be in use by a reader
 //! that began before, so a member is freed only after a grace period.
 //!
 //! The count is what makes maps of a domain without members cheap. It goes up

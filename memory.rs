@@ -13,7 +13,7 @@ use core::{
 };
 
 use crate::{
-    dma_table::{Memory, Phys, Retire, Shape},
+    dma_table::{Memory, Phys, DeferFree, Shape},
     iommu::{self, Gather, Gfp},
     trace, //
 };
@@ -123,15 +123,15 @@ unsafe impl Memory for TablePages {
 }
 
 /// Hands unlinked tables to the gather of the unmap that unlinked them.
-pub(crate) struct Retired<'a> {
+pub(crate) struct Unlinked<'a> {
     /// The gather that will be flushed.
     pub(crate) gather: &'a mut Gather,
     /// Where the tables came from.
     pub(crate) pages: &'a TablePages,
 }
 
-impl Retire for Retired<'_> {
-    fn retire(&mut self, table: Phys, shape: Shape) {
+impl DeferFree for Unlinked<'_> {
+    fn defer_free(&mut self, table: Phys, shape: Shape) {
         self.pages
             .bytes
             .fetch_sub(TablePages::taken(shape), Ordering::Relaxed);

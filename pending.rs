@@ -37,10 +37,10 @@ use loom::sync::atomic::{fence, AtomicU64, Ordering};
 use crate::aperture::Range;
 
 /// The model checker explores one word: the protocol does not depend on how many.
-const WORDS: usize = if cfg!(loom) { 1 } else { 64 };
+const MARK_WORDS: usize = if cfg!(loom) { 1 } else { 64 };
 const WORD_BITS: u32 = u64::BITS;
 /// The last chunk. It stands for all that is outside of the window.
-const OUTSIDE: u64 = WORDS as u64 * 64 - 1;
+const OUTSIDE: u64 = MARK_WORDS as u64 * 64 - 1;
 /// log2 of the least size of a chunk, in bytes: what one segment entry spans.
 const MIN_SHIFT: u32 = 20;
 /// How many ranges a full flush refreshes at most, for each device. A refresh
@@ -53,7 +53,7 @@ pub(crate) struct Pending {
     /// The number of the window's first chunk, counted from IOVA 0.
     first: u64,
     shift: u32,
-    words: [AtomicU64; WORDS],
+    marks: [AtomicU64; MARK_WORDS],
 }
 
 impl Pending {
@@ -67,7 +67,7 @@ impl Pending {
         Pending {
             first: window.start() >> shift,
             shift,
-            words: core::array::from_fn(|_| AtomicU64::new(0)),
+            marks: core::array::from_fn(|_| AtomicU64::new(0)),
         }
     }
 
@@ -115,7 +115,7 @@ impl Pending {
 
     #[inline]
     fn mark_word(&self, word: usize, bits: u64) {
-        if let Some(cell) = self.words.get(word) {
+        if let Some(cell) = self.marks.get(word) {
             cell.fetch_or(bits, Ordering::Release);
         }
     }
@@ -132,7 +132,7 @@ impl Pending {
 
     /// The first marked chunk that ends at or after `iova`. The marks stay.
     pub(crate) fn next_marked(&self, iova: u64) -> Option<Range> {
-        let marked = (0..).zip(&self.words).flat_map(|(word, cell)| {
+        let marked = (0..).zip(&self.marks).flat_map(|(word, cell)| {
             Bits(cell.load(Ordering::Acquire)).map(move |bit| word * u64::from(WORD_BITS) + bit)
         });
         marked
@@ -209,7 +209,7 @@ pub(crate) struct Ticket {
 /// The full flushes under way, and what they took.
 pub(crate) struct Flushes {
     under_way: u32,
-    taken: [u64; WORDS],
+    taken: [u64; MARK_WORDS],
     /// Whether a refresh was refused since the last flush of everything.
     everything: bool,
     /// How many refreshes were refused.
@@ -221,7 +221,7 @@ impl Flushes {
     pub(crate) const fn new() -> Self {
         Flushes {
             under_way: 0,
-            taken: [0; WORDS],
+            taken: [0; MARK_WORDS],
             everything: false,
             refusals: 0,
         }
@@ -234,7 +234,7 @@ impl Flushes {
         fence(Ordering::SeqCst);
         self.under_way += 1;
         let mut ranges = Ranges::NONE;
-        for ((word, cell), taken) in (0..).zip(&pending.words).zip(&mut self.taken) {
+        for ((word, cell), taken) in (0..).zip(&pending.marks).zip(&mut self.taken) {
             if cell.load(Ordering::Relaxed) != 0 {
                 *taken |= cell.swap(0, Ordering::AcqRel);
             }
@@ -262,7 +262,7 @@ impl Flushes {
             self.everything = false;
         }
         if self.under_way == 0 {
-            self.taken = [0; WORDS];
+            self.taken = [0; MARK_WORDS];
         }
         self.everything
     }

@@ -2,11 +2,11 @@
 
 //! The IOMMU driver of the s390 PCI subsystem (zPCI).
 //!
-//! This room wires the others: what the IOMMU core calls ([`iommu::Driver`] and
+//! The operations: what the IOMMU core calls ([`iommu::Driver`] and
 //! [`iommu::PagingDomain`]), what the s390 PCI subsystem calls
 //! ([`zpci::SubsystemOps`]), and the module.
 //!
-//! | room         | job                                                         |
+//! | file         | what it does                                                |
 //! |--------------|-------------------------------------------------------------|
 //! | `dma_table`  | translation tables: format, map, unmap, growth, reclaim     |
 //! | `memory`     | where tables live                                           |
@@ -16,8 +16,8 @@
 //! | `domain`     | an address space and its flushes                            |
 //! | `function`   | a function and the attach transaction                       |
 //! | `dump`       | what a table maps, merged into ranges                       |
-//! | `seen`       | what debugfs shows                                          |
-//! | `debugfs`    | files that show a value                                     |
+//! | `debugfs`    | what debugfs shows                                          |
+//! | `seq_file`   | files that show a value                                     |
 //! | `trace`      | tracepoints                                                 |
 //! | `subsystem`  | what the s390 PCI subsystem calls                           |
 //! | `zpci`       | the machine's instructions                                  |
@@ -40,7 +40,7 @@ use kernel::{
 };
 
 mod aperture;
-mod debugfs;
+mod seq_file;
 mod dma_table;
 mod domain;
 mod dump;
@@ -51,12 +51,12 @@ mod kunit;
 mod members;
 mod memory;
 mod pending;
-mod seen;
+mod debugfs;
 mod subsystem;
 mod trace;
 mod zpci;
 
-use dma_table::{Depth, DmaTable, Vacant, FRAME_SIZE, PAGE_SIZE};
+use dma_table::{Depth, DmaTable, Vacant, LARGE_PAGE_SIZE, PAGE_SIZE};
 use domain::{Domain, Paging};
 use function::Function;
 use iommu::{
@@ -71,7 +71,7 @@ use iommu::{
     StaticDomain, //
 };
 use memory::TablePages;
-use zpci::{Designation, Service, SubsystemOps, Zdev};
+use zpci::{Iota, Service, SubsystemOps, Zdev};
 
 module! {
     type: S390Iommu,
@@ -80,9 +80,9 @@ module! {
     description: "IOMMU driver for s390 PCI functions (zPCI)",
     license: "GPL",
     params: {
-        large_frames: u8 {
+        large_pages: u8 {
             default: 2,
-            description: "Frames of 1 MiB: 0 off, 1 on, 2 by the machine (on under KVM and QEMU)",
+            description: "Large pages (1 MiB): 0 off, 1 on, 2 by the machine (on under KVM and QEMU)",
         },
     },
 }
@@ -121,14 +121,14 @@ struct Config {
     limit: u64,
     /// A table of each depth that maps nothing; blocked functions stay
     /// registered with one.
-    empty: [Designation; 3],
+    empty: [Iota; 3],
     /// What emptied entries of all tables may point to.
     vacant: Vacant,
 }
 
 impl Config {
     /// The empty table of a depth.
-    fn empty(&self, depth: Depth) -> Designation {
+    fn empty(&self, depth: Depth) -> Iota {
         let [third, second, first] = self.empty;
         match depth {
             Depth::Third => third,
@@ -147,7 +147,7 @@ fn config() -> Result<&'static Config> {
 /// The driver while it is loaded: what its start has made, undone in this order.
 pub(crate) struct S390Iommu {
     _service: Service,
-    _seen: seen::Tree,
+    _debugfs: debugfs::Tree,
     _tables: SharedTables,
 }
 
@@ -176,25 +176,25 @@ impl kernel::Module for S390Iommu {
     /// The steps of the start. One that fails undoes those before it, as each
     /// is a value with a `Drop`.
     fn init(module: &'static ThisModule) -> Result<Self> {
-        let frames = takes_frames()?;
+        let large = uses_large_pages()?;
         let (tables, empty) = shared_tables()
             .inspect_err(|error| pr_err!("no memory for empty tables ({})\n", error.to_errno()))?;
         CONFIG.populate(Config {
             iommu_ops: Ops::<S390Iommu>::table(&BLOCKED, module),
             subsystem_ops: subsystem::ops(module),
-            page_sizes: PAGE_SIZE | if frames { FRAME_SIZE } else { 0 },
+            page_sizes: PAGE_SIZE | if large { LARGE_PAGE_SIZE } else { 0 },
             limit: zpci::aperture_limit(),
             empty,
             vacant: tables.vacant,
         });
-        let seen = seen::Tree::new(module);
-        let service = Service::register(&config()?.subsystem_ops).inspect_err(tell_refusal)?;
+        let debugfs = debugfs::Tree::new(module);
+        let service = Service::register(&config()?.subsystem_ops).inspect_err(log_refusal)?;
         pr_info!(
             "IOMMU driver for zPCI in Rust, version {}, tables of {} to {} levels, pages of {}\n",
             version!(),
             Depth::Third.levels(),
             Depth::First.levels(),
-            if frames { "4 KiB and 1 MiB" } else { "4 KiB" }
+            if large { "4 KiB and 1 MiB" } else { "4 KiB" }
         );
         // The last step: functions that are found hold the module.
         service
@@ -202,27 +202,27 @@ impl kernel::Module for S390Iommu {
             .inspect_err(|error| pr_err!("cannot look for functions ({})\n", error.to_errno()))?;
         Ok(S390Iommu {
             _service: service,
-            _seen: seen,
+            _debugfs: debugfs,
             _tables: tables,
         })
     }
 }
 
-/// Whether domains have frames of 1 MiB.
-fn takes_frames() -> Result<bool> {
-    match module_parameters::large_frames.value() {
+/// Whether domains have Large pages (1 MiB).
+fn uses_large_pages() -> Result<bool> {
+    match module_parameters::large_pages.value() {
         0 => Ok(false),
         1 => Ok(true),
-        2 => Ok(zpci::machine_takes_frames()),
+        2 => Ok(zpci::machine_takes_large_pages()),
         other => {
-            pr_err!("large_frames={}: 0, 1 or 2 expected\n", other);
+            pr_err!("large_pages={}: 0, 1 or 2 expected\n", other);
             Err(EINVAL)
         }
     }
 }
 
 /// The tables that are shared, and a table of each depth that maps nothing.
-fn shared_tables() -> Result<(SharedTables, [Designation; 3])> {
+fn shared_tables() -> Result<(SharedTables, [Iota; 3])> {
     let vacant = Vacant::new(&TablePages::default(), Gfp::KERNEL)?;
     let mut tables = SharedTables {
         empty: None,
@@ -236,7 +236,7 @@ fn shared_tables() -> Result<(SharedTables, [Designation; 3])> {
         Gfp::KERNEL,
         Into::into,
     )?);
-    let empty = |depth| -> Result<Designation> {
+    let empty = |depth| -> Result<Iota> {
         tree.widen(depth, Gfp::KERNEL)?;
         Ok(tree.root().into())
     };
@@ -250,7 +250,7 @@ fn shared_tables() -> Result<(SharedTables, [Designation; 3])> {
 
 /// Says why the subsystem does not want the driver. That it is not there is for
 /// a kernel that runs on many machines nothing to be alarmed about.
-fn tell_refusal(error: &Error) {
+fn log_refusal(error: &Error) {
     if *error == ENODEV {
         pr_notice!("the machine has no zPCI, or it is off\n");
     } else {
@@ -363,8 +363,8 @@ impl iommu::PagingDomain for Paging {
     }
 
     #[inline]
-    fn is_seen(domain: &Domain) -> bool {
-        domain.space().is_seen()
+    fn needs_flush(domain: &Domain) -> bool {
+        domain.space().needs_flush()
     }
 
     fn sync(domain: &Domain, gather: &mut Gather) {

@@ -22,14 +22,14 @@ use kernel::{
 
 use crate::{
     config,
-    debugfs::Entry,
+    debugfs,
     domain::Domain,
     function::Function,
     iommu::{
         Ops,
         Registration, //
     },
-    seen,
+    seq_file::Entry,
     zpci::{Counters, SubsystemOps, Zdev},
     S390Iommu,
     BLOCKED, //
@@ -51,33 +51,33 @@ pub(crate) const fn ops(owner: &ThisModule) -> SubsystemOps {
 
 /// What the driver keeps for a function: the function, and that the core knows
 /// its IOMMU. Fields are dropped in this order.
-struct Served {
+struct DriverData {
     registration: Option<Registration>,
     /// Its file in debugfs.
     shown: Option<Entry<()>>,
     function: Arc<Function>,
 }
 
-/// The function behind a device, if it is served. A device holds a reference to its
-/// [`Zdev`], which is served until the last reference is gone.
+/// The function behind a device, if the driver has it. A device holds a reference to its
+/// [`Zdev`], which the driver keeps until the last reference is gone.
 pub(crate) fn function_of(dev: &Device) -> Option<ArcBorrow<'_, Function>> {
     // SAFETY: The device is there for as long as the result.
-    unsafe { served(Zdev::of(dev)?) }
+    unsafe { function_of(Zdev::of(dev)?) }
 }
 
-/// The function behind a [`Zdev`], if it is served.
+/// The function behind a [`Zdev`], if the driver has it.
 ///
 /// # Safety
 ///
 /// `destroy` is not called for it before `'a` ends.
-unsafe fn served<'a>(zdev: Zdev) -> Option<ArcBorrow<'a, Function>> {
+unsafe fn function_of<'a>(zdev: Zdev) -> Option<ArcBorrow<'a, Function>> {
     // SAFETY: Set by `init`, before anybody can ask; `destroy` is not called.
-    let served = unsafe { zdev.driver_data::<Served>().as_ref() };
-    served.map(|served| served.function.as_arc_borrow())
+    let data = unsafe { zdev.driver_data::<DriverData>().as_ref() };
+    data.map(|data| data.function.as_arc_borrow())
 }
 
-/// Serves a function from now on.
-fn serve(zdev: Zdev) -> Result {
+/// Takes a function over.
+fn add(zdev: Zdev) -> Result {
     let config = config()?;
     let function = Function::new(zdev, &BLOCKED, |depth| config.empty(depth), config.limit);
     let Ok(function) = function else {
@@ -93,14 +93,14 @@ fn serve(zdev: Zdev) -> Result {
         return Ok(());
     };
     let function = Arc::pin_init(function, GFP_KERNEL)?;
-    let served = Served {
+    let data = DriverData {
         registration: None,
         shown: None,
         function: function.clone(),
     };
-    let served = KBox::into_raw(KBox::new(served, GFP_KERNEL)?);
+    let data = KBox::into_raw(KBox::new(data, GFP_KERNEL)?);
     zdev.set_domain(BLOCKED.as_raw());
-    zdev.set_driver_data(served);
+    zdev.set_driver_data(data);
     // From here on the core may probe devices.
     // SAFETY: The IOMMU is a part of the function, which outlives its driver
     // data. The format has one conversion.
@@ -117,27 +117,27 @@ fn serve(zdev: Zdev) -> Result {
             // SAFETY: Nobody else uses these fields; the file goes before the
             // function, see `end`.
             unsafe {
-                (*served).registration = Some(registration);
-                (*served).shown = seen::show_function(&function);
+                (*data).registration = Some(registration);
+                (*data).shown = debugfs::show_function(&function);
             }
             Ok(())
         }
         Err(error) => {
-            end(zdev, served);
+            remove(zdev, data);
             Err(error)
         }
     }
 }
 
-/// Serves a function no longer.
-fn end(zdev: Zdev, served: *mut Served) {
-    // SAFETY: `served` came from `serve`, and is used for the last time. The
+/// Gives a function up.
+fn remove(zdev: Zdev, data: *mut DriverData) {
+    // SAFETY: `data` came from `add`, and is used for the last time. The
     // core forgets the IOMMU before the function goes.
-    let mut served = unsafe { KBox::from_raw(served) };
-    served.registration = None;
-    served.shown = None;
-    served.function.retire();
-    zdev.set_driver_data(ptr::null_mut::<Served>());
+    let mut data = unsafe { KBox::from_raw(data) };
+    data.registration = None;
+    data.shown = None;
+    data.function.remove();
+    zdev.set_driver_data(ptr::null_mut::<DriverData>());
 }
 
 /// # Safety
@@ -154,7 +154,7 @@ unsafe fn zdev_from(zdev: *mut bindings::zpci_dev) -> Option<Zdev> {
 unsafe extern "C" fn init(zdev: *mut bindings::zpci_dev) -> c_int {
     // SAFETY: The subsystem's promise.
     let zdev = unsafe { zdev_from(zdev) };
-    kernel::error::from_result(|| serve(zdev.ok_or(EINVAL)?).map(|()| 0))
+    kernel::error::from_result(|| add(zdev.ok_or(EINVAL)?).map(|()| 0))
 }
 
 /// # Safety
@@ -163,9 +163,9 @@ unsafe extern "C" fn init(zdev: *mut bindings::zpci_dev) -> c_int {
 unsafe extern "C" fn destroy(zdev: *mut bindings::zpci_dev) {
     // SAFETY: The subsystem's promise.
     if let Some(zdev) = unsafe { zdev_from(zdev) } {
-        let served = zdev.driver_data::<Served>();
-        if !served.is_null() {
-            end(zdev, served);
+        let data = zdev.driver_data::<DriverData>();
+        if !data.is_null() {
+            remove(zdev, data);
         }
     }
 }
@@ -175,7 +175,7 @@ unsafe extern "C" fn destroy(zdev: *mut bindings::zpci_dev) {
 /// The subsystem calls it, as `zpci_iommu_ops.disabled`.
 unsafe extern "C" fn disabled(zdev: *mut bindings::zpci_dev) {
     // SAFETY: The subsystem's promise.
-    if let Some(function) = unsafe { zdev_from(zdev).and_then(|zdev| served(zdev)) } {
+    if let Some(function) = unsafe { zdev_from(zdev).and_then(|zdev| function_of(zdev)) } {
         function.disabled();
     }
 }
@@ -185,7 +185,7 @@ unsafe extern "C" fn disabled(zdev: *mut bindings::zpci_dev) {
 /// The subsystem calls it, as `zpci_iommu_ops.register_ioat`.
 unsafe extern "C" fn register_ioat(zdev: *mut bindings::zpci_dev, status: *mut u8) -> c_int {
     // SAFETY: The subsystem's promise.
-    let Some(function) = (unsafe { zdev_from(zdev).and_then(|zdev| served(zdev)) }) else {
+    let Some(function) = (unsafe { zdev_from(zdev).and_then(|zdev| function_of(zdev)) }) else {
         return 0;
     };
     let outcome = function.register_recorded();
@@ -199,7 +199,7 @@ unsafe extern "C" fn register_ioat(zdev: *mut bindings::zpci_dev, status: *mut u
 /// The subsystem calls it, as `zpci_iommu_ops.resume`.
 unsafe extern "C" fn resume(zdev: *mut bindings::zpci_dev) -> c_int {
     // SAFETY: The subsystem's promise.
-    match unsafe { zdev_from(zdev).and_then(|zdev| served(zdev)) } {
+    match unsafe { zdev_from(zdev).and_then(|zdev| function_of(zdev)) } {
         Some(function) => kernel::error::from_result(|| function.resume().map(|()| 0)),
         None => 0,
     }

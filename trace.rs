@@ -90,8 +90,7 @@ pub(crate) fn widen(domain: u64, from: Depth, to: Depth, result: Result) {
     point_widen(domain, from.levels(), to.levels(), errno(result));
 }
 
-/// A function was told to forget a range, or to read it anew. `retries`: how often
-/// it had to be told once more.
+/// A range of a function was refreshed. `retries`: how often that was tried again.
 #[inline(always)]
 pub(crate) fn refresh(fid: u32, range: Range, cc: u8, retries: u32) {
     point_refresh(fid, range.start(), range.last(), cc.into(), retries);

@@ -3,7 +3,7 @@
 //! A zPCI function and the instructions that concern its translation.
 //!
 //! *Modify PCI Function Controls* registers, re-registers and deregisters a
-//! table; *Store PCI Function Controls* tells what is registered; *Refresh PCI
+//! table; *Store PCI Function Controls* says what is registered; *Refresh PCI
 //! Translations* makes the machine forget what it knows of a range, and a
 //! hypervisor read it anew. Nothing here knows what is in a table.
 //!
@@ -24,7 +24,8 @@ use kernel::{
     time::{
         delay::udelay,
         Delta, //
-    }, //
+    },
+    types::Opaque, //
 };
 
 use crate::{
@@ -32,20 +33,20 @@ use crate::{
     dma_table::{Depth, Root}, //
 };
 
-/// What the machine is told of a table: its origin, its depth, and that
-/// translation is on (an I/O translation anchor).
+/// An I/O translation anchor: the origin of a table, its depth, and that
+/// translation is on.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) struct Designation(u64);
+pub(crate) struct Iota(u64);
 
-impl Designation {
+impl Iota {
     /// No translation: an IOVA is a physical address plus `start_dma`.
-    pub(crate) const IDENTITY: Designation = Designation(0);
+    pub(crate) const IDENTITY: Iota = Iota(0);
 
     /// Translation is on (`ZPCI_IOTA_IOT_ENABLED`). The storage key is 0, as
     /// `PAGE_DEFAULT_KEY`.
     const TRANSLATE: u64 = 0x800;
 
-    /// The designation type, as it stands in a designation.
+    /// The designation type, as it stands in the anchor.
     const fn kind(depth: Depth) -> u64 {
         depth as u64
     }
@@ -64,13 +65,13 @@ impl Designation {
     }
 }
 
-impl From<Root> for Designation {
+impl From<Root> for Iota {
     fn from(root: Root) -> Self {
-        Designation(root.origin.0 | Self::TRANSLATE | Self::kind(root.depth) << 2)
+        Iota(root.origin.0 | Self::TRANSLATE | Self::kind(root.depth) << 2)
     }
 }
 
-/// Why the machine did not do as told.
+/// Why the machine refused an instruction.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Refusal {
     /// The function is gone, or disabled: its handle is not valid (any more).
@@ -90,8 +91,8 @@ impl Refusal {
         matches!(self, Refusal::Gone | Refusal::InError)
     }
 
-    /// In words.
-    pub(crate) fn words(self) -> &'static CStr {
+    /// For the log.
+    pub(crate) fn as_str(self) -> &'static CStr {
         match self {
             Refusal::Gone => c"it is gone",
             Refusal::InError => c"it is in the error state",
@@ -146,8 +147,8 @@ impl Outcome {
     /// `ZPCI_PCI_ST_FUNC_NOT_AVAIL`.
     const FUNCTION_NOT_AVAILABLE: u8 = 40;
 
-    /// Why it was refused, in words.
-    pub(crate) fn words(self) -> &'static CStr {
+    /// Why it was refused, for the log.
+    pub(crate) fn as_str(self) -> &'static CStr {
         match (self.cc, self.status) {
             (3, _) => c"it is gone",
             (1, Self::NOT_ENABLED) => c"it is not enabled",
@@ -181,7 +182,7 @@ pub(crate) enum Registered {
     /// No table: DMA is blocked.
     Nothing,
     /// This table, or identity.
-    This(Designation),
+    This(Iota),
 }
 
 /// How often a busy machine is asked again for a function's state, a microsecond
@@ -194,7 +195,7 @@ const BUSY_RETRIES: u32 = 1000;
 #[repr(C)]
 #[derive(Default)]
 pub(crate) struct Counters {
-    /// Pages of 4 KiB that were mapped; a frame counts as 256.
+    /// Pages of 4 KiB that were mapped; a large page counts as 256.
     pub(crate) mapped_pages: AtomicU64,
     /// Pages of 4 KiB that were unmapped.
     pub(crate) unmapped_pages: AtomicU64,
@@ -318,10 +319,10 @@ impl Zdev {
     pub(crate) fn takes(self, depth: Depth) -> bool {
         // SAFETY: By the invariant; constant.
         let mask = unsafe { (*self.as_raw()).dtsm };
-        mask & (0x80 >> Designation::kind(depth)) != 0
+        mask & (0x80 >> Iota::kind(depth)) != 0
     }
 
-    /// Whether the machine has to be told of entries that turned valid.
+    /// Whether entries that turned valid need a refresh.
     pub(crate) fn needs_refresh_to_map(self) -> bool {
         // SAFETY: By the invariant; constant.
         unsafe { (*self.as_raw()).tlb_refresh != 0 }
@@ -340,7 +341,7 @@ impl Zdev {
         u32::from(unsafe { (*self.as_raw()).pft }) == bindings::PCI_FUNC_TYPE_ISM
     }
 
-    /// The IOMMU that serves the function; part of it.
+    /// The IOMMU of the function; part of it.
     pub(crate) fn iommu(self) -> NonNull<bindings::iommu_device> {
         // SAFETY: By the invariant; the field's address is not null.
         unsafe { NonNull::new_unchecked(&raw mut (*self.as_raw()).iommu_dev) }
@@ -377,7 +378,7 @@ impl Zdev {
     /// # Context
     ///
     /// May sleep.
-    pub(crate) fn register(self, window: Range, table: Designation) -> Outcome {
+    pub(crate) fn register(self, window: Range, table: Iota) -> Outcome {
         let mut status = 0;
         // SAFETY: By the invariant. The core knows how each function wants it.
         let cc = unsafe {
@@ -402,7 +403,7 @@ impl Zdev {
     /// # Context
     ///
     /// May sleep.
-    pub(crate) fn reregister(self, window: Range, table: Designation) -> Outcome {
+    pub(crate) fn reregister(self, window: Range, table: Iota) -> Outcome {
         let mut fib = Fib([0; 10]);
         fib.0[Fib::BASE] = window.start();
         // ISM devices take the limit as exclusive, as `zpci_register_ioat()`
@@ -451,7 +452,7 @@ impl Zdev {
     ///
     /// # Errors
     ///
-    /// [`Refusal::Gone`] mostly: a function in the error state does tell.
+    /// [`Refusal::Gone`] mostly: a function in the error state answers.
     pub(crate) fn registered(self) -> Result<Registered, Refusal> {
         let fib = self.store_controls()?;
         let controls = fib.0[Fib::CONTROLS];
@@ -459,7 +460,7 @@ impl Zdev {
             if controls & Fib::ENABLED == 0 || controls & Fib::DMA_ENABLED == 0 {
                 Registered::Nothing
             } else {
-                Registered::This(Designation(fib.0[Fib::ANCHOR]))
+                Registered::This(Iota(fib.0[Fib::ANCHOR]))
             },
         )
     }
@@ -520,11 +521,12 @@ impl Zdev {
         }
     }
 
-    /// Says that the machine refused something that it must not refuse; not more
-    /// often than a log bears.
-    pub(crate) fn complain(self, text: &'static CStr, why: &'static CStr) {
-        // SAFETY: By the invariant; the texts are terminated.
-        unsafe { zpci_iommu_complain(self.as_raw(), text.as_char_ptr(), why.as_char_ptr()) }
+    /// Logs that the machine refused something that it must not refuse, if `limit`
+    /// allows it now.
+    pub(crate) fn log(self, limit: &LogLimit, text: &'static CStr, why: &'static CStr) {
+        let (text, why) = (text.as_char_ptr(), why.as_char_ptr());
+        // SAFETY: By the invariant; the limit is initialised, the texts are terminated.
+        unsafe { zpci_iommu_err(self.as_raw(), limit.state.get(), text, why) }
     }
 
     fn request(self, operation: u32) -> u64 {
@@ -540,6 +542,30 @@ impl Zdev {
     }
 }
 
+/// How often the refusals of one function are logged: no other function's hide them.
+///
+/// C header: [`include/linux/ratelimit.h`](srctree/include/linux/ratelimit.h)
+#[pin_data]
+pub(crate) struct LogLimit {
+    #[pin]
+    state: Opaque<bindings::ratelimit_state>,
+}
+
+// SAFETY: A lock in it protects it.
+unsafe impl Send for LogLimit {}
+// SAFETY: A lock in it protects it.
+unsafe impl Sync for LogLimit {}
+
+impl LogLimit {
+    /// The kernel's usual limit.
+    pub(crate) fn new() -> impl PinInit<Self> {
+        pin_init!(Self {
+            // SAFETY: The slot is large enough, and stays where it is.
+            state <- Opaque::ffi_init(|slot| unsafe { zpci_iommu_log_limit_init(slot) }),
+        })
+    }
+}
+
 /// Bytes that one function may map at most, as the `s390_iommu_aperture=` boot
 /// parameter says: a multiple of the memory size, or all.
 pub(crate) fn aperture_limit() -> u64 {
@@ -547,11 +573,11 @@ pub(crate) fn aperture_limit() -> u64 {
     unsafe { zpci_iommu_aperture() }
 }
 
-/// Whether the machine takes frames of 1 MiB: KVM and QEMU do; of others it is
+/// Whether the machine takes Large pages (1 MiB): KVM and QEMU do; of others it is
 /// not known.
-pub(crate) fn machine_takes_frames() -> bool {
+pub(crate) fn machine_takes_large_pages() -> bool {
     // SAFETY: No requirements.
-    unsafe { zpci_iommu_machine_takes_frames() }
+    unsafe { zpci_iommu_machine_takes_large_pages() }
 }
 
 /// What the subsystem calls.
@@ -559,7 +585,7 @@ pub(crate) fn machine_takes_frames() -> bool {
 /// C: `struct zpci_iommu_ops` in `integration/zpci_iommu.h`.
 #[repr(C)]
 pub(crate) struct SubsystemOps {
-    /// The module that holds the operations; kept while functions are served.
+    /// The module that holds the operations; kept while the driver has functions.
     pub(crate) owner: *mut bindings::module,
     /// A function appears. It is not shown to anybody before this succeeded.
     pub(crate) init: unsafe extern "C" fn(*mut bindings::zpci_dev) -> c_int,
@@ -584,7 +610,7 @@ unsafe impl Sync for SubsystemOps {}
 // SAFETY: As above.
 unsafe impl Send for SubsystemOps {}
 
-/// The registration with the subsystem: functions are served while it lives.
+/// The registration with the subsystem: the driver has functions while it lives.
 pub(crate) struct Service(&'static SubsystemOps);
 
 impl Service {
@@ -606,7 +632,7 @@ impl Service {
     ///
     /// # Errors
     ///
-    /// What the search says; no function is served then.
+    /// What the search says; the driver has no function then.
     pub(crate) fn start(&self) -> Result {
         // SAFETY: The operations are registered.
         kernel::error::to_result(unsafe { zpci_iommu_driver_start() })
@@ -615,7 +641,7 @@ impl Service {
 
 impl Drop for Service {
     fn drop(&mut self) {
-        // SAFETY: The operations were registered. No function is served: it would hold
+        // SAFETY: The operations were registered. The driver has no function: it would hold
         // the module.
         unsafe { zpci_iommu_driver_unregister(self.0) }
     }
@@ -640,12 +666,18 @@ extern "C" {
     pub(crate) fn zpci_iommu_domain_free(domain: *mut bindings::iommu_domain);
     fn zpci_iommu_set_domain(zdev: *mut bindings::zpci_dev, domain: *mut bindings::iommu_domain);
     fn zpci_iommu_aperture() -> u64;
-    fn zpci_iommu_machine_takes_frames() -> bool;
+    fn zpci_iommu_machine_takes_large_pages() -> bool;
     fn zpci_iommu_log_refusal(
         zdev: *mut bindings::zpci_dev,
         what: *const c_char,
         cc: c_int,
         status: c_int,
     );
-    fn zpci_iommu_complain(zdev: *mut bindings::zpci_dev, text: *const c_char, why: *const c_char);
+    fn zpci_iommu_log_limit_init(limit: *mut bindings::ratelimit_state);
+    fn zpci_iommu_err(
+        zdev: *mut bindings::zpci_dev,
+        limit: *mut bindings::ratelimit_state,
+        text: *const c_char,
+        why: *const c_char,
+    );
 }

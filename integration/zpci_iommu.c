@@ -5,7 +5,7 @@
  * The s390 PCI subsystem is built in, the driver may be a module. Until a
  * driver has registered, functions are refused, so that none does DMA without
  * an IOMMU; then the subsystem looks for them again. A driver stays for as long
- * as it serves a function, or one of its domains lives.
+ * as it has a function, or one of its domains lives.
  *
  * Also here: boot parameters, and wrappers of static inlines.
  */
@@ -21,6 +21,7 @@
 #include <linux/mutex.h>
 #include <linux/overflow.h>
 #include <linux/pci.h>
+#include <linux/ratelimit.h>
 
 #include <asm/machine.h>
 #include <asm/pci_debug.h>
@@ -64,7 +65,7 @@ EXPORT_SYMBOL_GPL(zpci_iommu_driver_register);
 /**
  * zpci_iommu_driver_start() - look for the functions that were refused so far
  *
- * Return: 0, or the error of the search; no function is served then, and the
+ * Return: 0, or the error of the search; the driver has no function then, and the
  * driver is not registered any more.
  */
 int zpci_iommu_driver_start(void)
@@ -87,10 +88,10 @@ int zpci_iommu_driver_start(void)
 EXPORT_SYMBOL_GPL(zpci_iommu_driver_start);
 
 /**
- * zpci_iommu_driver_unregister() - no function is served from here on
+ * zpci_iommu_driver_unregister() - the driver gets no function any more
  * @ops: what was registered; if it is not any more, nothing happens
  *
- * No function is served when this is called: each holds the driver's module.
+ * The driver has no function when this is called: each holds the driver's module.
  */
 void zpci_iommu_driver_unregister(const struct zpci_iommu_ops *ops)
 {
@@ -128,7 +129,7 @@ static void put_driver(void)
 /**
  * zpci_iommu_domain_made() - a domain of the driver's came to be
  *
- * To be called while a function is served, which keeps the driver.
+ * To be called while the driver has a function, which keeps it.
  */
 void zpci_iommu_domain_made(void)
 {
@@ -165,7 +166,7 @@ int zpci_init_iommu(struct zpci_dev *zdev)
 
 	/*
 	 * A function may be found at the same time by the scan for a driver and
-	 * by an event. Additions are serialised, so the second one is seen here.
+	 * by an event. Additions are serialised, so the second one is found here.
 	 */
 	known = get_zdev_by_fid(zdev->fid);
 	if (known) {
@@ -191,7 +192,7 @@ int zpci_init_iommu(struct zpci_dev *zdev)
 
 void zpci_destroy_iommu(struct zpci_dev *zdev)
 {
-	/* Served functions keep the driver, and are the only ones that get here. */
+	/* DriverData functions keep the driver, and are the only ones that get here. */
 	driver->destroy(zdev);
 	put_driver();
 }
@@ -242,15 +243,15 @@ u64 zpci_iommu_aperture(void)
 EXPORT_SYMBOL_GPL(zpci_iommu_aperture);
 
 /**
- * zpci_iommu_machine_takes_frames() - whether segment entries may map frames
+ * zpci_iommu_machine_takes_large_pages() - whether segment entries may map large pages
  *
  * Return: true where that is known.
  */
-bool zpci_iommu_machine_takes_frames(void)
+bool zpci_iommu_machine_takes_large_pages(void)
 {
 	return machine_is_kvm();
 }
-EXPORT_SYMBOL_GPL(zpci_iommu_machine_takes_frames);
+EXPORT_SYMBOL_GPL(zpci_iommu_machine_takes_large_pages);
 
 /**
  * zpci_iommu_log_refusal() - write a refused instruction to the debug feature
@@ -267,16 +268,29 @@ void zpci_iommu_log_refusal(struct zpci_dev *zdev, const char *what, int cc,
 EXPORT_SYMBOL_GPL(zpci_iommu_log_refusal);
 
 /**
- * zpci_iommu_complain() - say that the machine refused what it must not refuse
+ * zpci_iommu_log_limit_init() - ratelimit_default_init() for the driver
+ * @limit: the limit
+ */
+void zpci_iommu_log_limit_init(struct ratelimit_state *limit)
+{
+	ratelimit_default_init(limit);
+}
+EXPORT_SYMBOL_GPL(zpci_iommu_log_limit_init);
+
+/**
+ * zpci_iommu_err() - log that the machine refused what it must not refuse
  * @zdev: the function
+ * @limit: how often that may be
  * @text: what was refused, and what follows
  * @why: what the machine says
  */
-void zpci_iommu_complain(struct zpci_dev *zdev, const char *text, const char *why)
+void zpci_iommu_err(struct zpci_dev *zdev, struct ratelimit_state *limit,
+		    const char *text, const char *why)
 {
-	pr_err_ratelimited("function %08x: %s (%s)\n", zdev->fid, text, why);
+	if (__ratelimit(limit))
+		pr_err("function %08x: %s (%s)\n", zdev->fid, text, why);
 }
-EXPORT_SYMBOL_GPL(zpci_iommu_complain);
+EXPORT_SYMBOL_GPL(zpci_iommu_err);
 
 /**
  * zpci_iommu_pages_list_add() - iommu_pages_list_add() for the driver

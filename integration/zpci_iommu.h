@@ -10,12 +10,13 @@
 struct iommu_domain;
 struct iommu_pages_list;
 struct module;
+struct ratelimit_state;
 struct zpci_dev;
 struct zpci_iommu_ctrs;
 
 /**
  * struct zpci_iommu_ops - what the subsystem calls
- * @owner: the module that holds the operations; kept while functions are served
+ * @owner: the module that holds the operations; kept while the driver has functions
  * @init: a function appears; it is not shown to anybody before this succeeded
  * @destroy: a function goes; nothing uses it any more
  * @disabled: a function was disabled: what was registered is lost
@@ -46,10 +47,12 @@ void zpci_iommu_domain_free(struct iommu_domain *domain);
 
 void zpci_iommu_set_domain(struct zpci_dev *zdev, struct iommu_domain *domain);
 u64 zpci_iommu_aperture(void);
-bool zpci_iommu_machine_takes_frames(void);
+bool zpci_iommu_machine_takes_large_pages(void);
 void zpci_iommu_log_refusal(struct zpci_dev *zdev, const char *what, int cc,
 			    int status);
-void zpci_iommu_complain(struct zpci_dev *zdev, const char *text, const char *why);
+void zpci_iommu_log_limit_init(struct ratelimit_state *limit);
+void zpci_iommu_err(struct zpci_dev *zdev, struct ratelimit_state *limit,
+		    const char *text, const char *why);
 void zpci_iommu_pages_list_add(struct iommu_pages_list *list, void *virt);
 void zpci_iommu_pages_list_move(struct iommu_pages_list *from,
 				struct iommu_pages_list *to);

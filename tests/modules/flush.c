@@ -16,7 +16,7 @@
 
 #define RW	(IOMMU_READ | IOMMU_WRITE)
 
-/* No device touches it, so that any address does; not one of a large frame's. */
+/* No device touches it, so that any address does; not one of a large large page's. */
 #define PHYS	0x10001000UL
 
 /* More refusals than any flush may ask for */

@@ -159,7 +159,7 @@ static int on_mod_fc(struct kprobe *probe, struct pt_regs *regs)
 	raw_spin_lock(&inject.lock);
 	nth = is_table_operation(operation) && refuse_table && !--refuse_table;
 	inject.counts.operations[operation % 16]++;
-	inject.counts.designations[operation % 16] = fib->gd;
+	inject.counts.gisas[operation % 16] = fib->gd;
 	refuse = is_handle_of(inject.fn, request) &&
 		 operation < BITS_PER_LONG &&
 		 (inject.operations & BIT(operation)) &&

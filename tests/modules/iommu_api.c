@@ -182,7 +182,7 @@ static int test_offset(void)
 	return ret;
 }
 
-/* Frames of 1 MiB, where there are any, have longer offsets. */
+/* Large pages (1 MiB), where there are any, have longer offsets. */
 static int test_large_offset(void)
 {
 	int ret = map(base, PHYS, SZ_2M);
@@ -462,7 +462,7 @@ static unsigned int run_end(unsigned int page, unsigned int end, bool live)
 
 static int soak_map(struct rnd_state *rnd, unsigned int page, unsigned int end)
 {
-	/* One in two is aligned like the IOVA, as frames want it. */
+	/* One in two is aligned like the IOVA, as large pages want it. */
 	phys_addr_t phys = PHYS + (soak_iova(page) & (SZ_1M - 1)) +
 			   (prandom_u32_state(rnd) % 2) * SZ_4K;
 	unsigned int free = run_end(page, end, false);

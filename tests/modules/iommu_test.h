@@ -230,7 +230,7 @@ int test_expect_outside(unsigned int pages);
 /**
  * struct inject_counts - what the driver asked for since inject_reset()
  * @operations: MPCIFC, by operation
- * @designations: the guest (GISA) that the last of them was for, by operation
+ * @gisas: the guest (GISA) that the last of them was for, by operation
  * @refreshes: RPCIT
  * @outside: RPCIT that reach out of the function's window
  * @irqs_off: RPCIT while interrupts were off
@@ -239,7 +239,7 @@ int test_expect_outside(unsigned int pages);
  */
 struct inject_counts {
 	unsigned int operations[16];
-	u32 designations[16];
+	u32 gisas[16];
 	unsigned int refreshes;
 	unsigned int outside;
 	unsigned int irqs_off;

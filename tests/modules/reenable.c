@@ -109,9 +109,9 @@ static int expect_registered(u32 gisa)
 		return test_fail("%u registrations", counts.operations[FC_REGISTER]);
 	if (!counts.table)
 		return test_fail("no table is registered");
-	if (counts.designations[FC_REGISTER] != gisa)
+	if (counts.gisas[FC_REGISTER] != gisa)
 		return test_fail("registered with designation %#x, not %#x",
-				 counts.designations[FC_REGISTER], gisa);
+				 counts.gisas[FC_REGISTER], gisa);
 	return 0;
 }
 
@@ -194,9 +194,9 @@ static int expect_named(const char *what, unsigned int operations)
 		if (!(operations & BIT(i)) || !counts.operations[i])
 			continue;
 		seen++;
-		if (counts.designations[i] != GISA)
+		if (counts.gisas[i] != GISA)
 			return test_fail("%s: operation %u with designation %#x",
-					 what, i, counts.designations[i]);
+					 what, i, counts.gisas[i]);
 	}
 	return seen ? 0 : test_fail("%s: the machine was asked for nothing", what);
 }

@@ -11,7 +11,7 @@
 #include <linux/pci.h>
 #include <linux/sizes.h>
 
-/* No memory is touched, so that any address does; not one of a frame's, so that
+/* No memory is touched, so that any address does; not one of a large page's, so that
  * there is a page table for each MiB.
  */
 #define PHYS	0x10001000UL

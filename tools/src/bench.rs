@@ -33,8 +33,8 @@ const PLANS: [Plan; 2] = [
     Plan {
         flavour: "rust",
         guests: &[
-            (OFF, "s390_iommu.large_frames=0"),
-            (ON, "s390_iommu.large_frames=1"),
+            (OFF, "s390_iommu.large_pages=0"),
+            (ON, "s390_iommu.large_pages=1"),
         ],
     },
     Plan {
@@ -43,7 +43,7 @@ const PLANS: [Plan; 2] = [
     },
 ];
 
-/// This driver without frames of 1 MiB.
+/// This driver without Large pages (1 MiB).
 const OFF: &str = "frames off";
 /// This driver with them.
 const ON: &str = "frames on";

@@ -24,7 +24,7 @@ pub struct Range {
     pub first: u64,
     pub last: u64,
     pub phys: u64,
-    pub frames: bool,
+    pub large: bool,
     pub writable: bool,
 }
 
@@ -60,7 +60,7 @@ pub fn function(function: &Function) -> Result<String> {
 /// Whether the machine has to be told of what is mapped, not of unmaps alone.
 pub fn maps_are_told(function: &Function) -> Result<bool> {
     let text = self::function(function)?;
-    Ok(value(&text, "has to be told of")? == "maps and unmaps")
+    Ok(value(&text, "refreshed after")? == "maps and unmaps")
 }
 
 impl Domain {
@@ -136,7 +136,7 @@ impl Range {
             first: number(ends.next())?,
             last: number(ends.next())?,
             phys: number(Some(phys))?,
-            frames: match (size, unit) {
+            large: match (size, unit) {
                 ("4", "KiB") => false,
                 ("1", "MiB") => true,
                 _ => bail!("what page size is {line:?}?"),

@@ -8,11 +8,11 @@ use std::mem::ManuallyDrop;
 use std::sync::atomic::AtomicU64;
 
 use crate::dma_table::{
-    Access, Depth, DmaTable, Iova, MapError, Mapping, Phys, Root, Translation, FRAME_SIZE,
+    Access, Depth, DmaTable, Iova, MapError, Mapping, Phys, Root, Translation, LARGE_PAGE_SIZE,
     PAGE_SIZE,
 };
 use crate::dump::{self, Dump, Step};
-use crate::memory::{HostMemory, Retired};
+use crate::memory::{HostMemory, Unlinked};
 use crate::walker::{self, Found, Leaf, Level};
 
 /// The walker's name for the top table of that depth.
@@ -31,7 +31,7 @@ pub(crate) struct Checked<'m> {
     tree: ManuallyDrop<DmaTable<&'m HostMemory>>,
     /// Leaves by the IOVA that they begin at.
     model: BTreeMap<u64, Leaf>,
-    retired: Retired<'m>,
+    unlinked: Unlinked<'m>,
     /// Every root that the tree had; machines may have any of them registered.
     roots: Vec<Root>,
     unmaps: u64,
@@ -42,7 +42,7 @@ fn wait_for_nobody() -> Result<(), ()> {
     unreachable!()
 }
 
-/// Every so manieth unmap has a visitor in the tree beside it.
+/// Every so manieth unmap has a reader in the tree beside it.
 const VISITED: u64 = 8;
 
 impl<'m> Checked<'m> {
@@ -59,7 +59,7 @@ impl<'m> Checked<'m> {
             memory,
             tree: ManuallyDrop::new(tree),
             model: BTreeMap::new(),
-            retired: Retired::new(memory),
+            unlinked: Unlinked::new(memory),
             roots,
             unmaps: 0,
         })
@@ -104,15 +104,15 @@ impl<'m> Checked<'m> {
         budget: Option<u64>,
     ) -> (u64, Result<(), MapError>) {
         let Mapping { iova, size, .. } = mapping;
-        let step = if mapping.frames {
-            FRAME_SIZE
+        let step = if mapping.large {
+            LARGE_PAGE_SIZE
         } else {
             PAGE_SIZE
         };
-        // A frame is used wherever no table is in the way.
+        // A large page is used wherever no table is in the way.
         let leaves = (0..size).step_by(step as usize).map(|offset| {
-            let is_free = mapping.frames && self.walk(iova.0 + offset).is_free(Level::Segment);
-            (offset, if is_free { FRAME_SIZE } else { PAGE_SIZE })
+            let is_free = mapping.large && self.walk(iova.0 + offset).is_free(Level::Segment);
+            (offset, if is_free { LARGE_PAGE_SIZE } else { PAGE_SIZE })
         });
         let leaves: Vec<_> = leaves.collect();
         let live = self.first_live(iova.0, size);
@@ -155,7 +155,7 @@ impl<'m> Checked<'m> {
             iova, phys, access, ..
         } = mapping;
         let count = (mapping.size / PAGE_SIZE) as usize;
-        if mapping.frames || phys.0 & PAGE_SIZE != 0 {
+        if mapping.large || phys.0 & PAGE_SIZE != 0 {
             return false;
         }
         // SAFETY: There is one thread, and the range lies within reach.
@@ -183,20 +183,20 @@ impl<'m> Checked<'m> {
             expected += leaf.size;
         }
         let made = self.memory.made();
-        let waiting = self.retired.waiting();
+        let waiting = self.unlinked.waiting();
         self.unmaps += 1;
-        let visit = self
+        let walk = self
             .unmaps
             .is_multiple_of(VISITED)
-            .then(|| self.tree.visit(wait_for_nobody).expect("nobody waits"));
+            .then(|| self.tree.walk(wait_for_nobody).expect("nobody waits"));
         let bytes = if self.unmap_page(iova, size) {
             size
         } else {
             // SAFETY: There is one thread, and the range lies within reach.
-            unsafe { self.tree.unmap(Iova(iova), size, &mut self.retired) }
+            unsafe { self.tree.unmap(Iova(iova), size, &mut self.unlinked) }
         };
-        let visited = visit.is_some();
-        drop(visit);
+        let walked = walk.is_some();
+        drop(walk);
         assert_eq!(bytes, expected, "unmapped from {iova:#x}, of {size:#x}");
         assert_eq!(self.memory.made(), made, "an unmap allocated");
         if bytes != 0 {
@@ -205,8 +205,8 @@ impl<'m> Checked<'m> {
             for at in gone {
                 self.model.remove(&at);
             }
-            if visited {
-                assert_eq!(self.retired.waiting(), waiting, "taken from a visitor");
+            if walked {
+                assert_eq!(self.unlinked.waiting(), waiting, "taken from a reader");
             } else {
                 self.check_reclaim(iova, last);
             }
@@ -259,14 +259,14 @@ impl<'m> Checked<'m> {
         result
     }
 
-    /// Gives the retired tables back, as after a refresh.
+    /// Gives the unlinked tables back, as after a refresh.
     pub(crate) fn refresh(&mut self) {
-        self.retired.refresh();
+        self.unlinked.refresh();
     }
 
-    /// How many tables were retired since the last refresh.
+    /// How many tables were unlinked since the last refresh.
     pub(crate) fn waiting(&self) -> usize {
-        self.retired.waiting()
+        self.unlinked.waiting()
     }
 
     /// Compares the tree's own lookup, the walk from every root that reaches so
@@ -330,8 +330,8 @@ impl<'m> Checked<'m> {
         let mut dump = Dump::new();
         let mut found = Vec::new();
         loop {
-            let visit = self.tree.visit(wait_for_nobody).expect("nobody waits");
-            match dump.step(100, |iova| visit.find(iova)) {
+            let walk = self.tree.walk(wait_for_nobody).expect("nobody waits");
+            match dump.step(100, |iova| walk.find(iova)) {
                 Step::Run(run) => found.push(run),
                 Step::Pause => {}
                 Step::End => break,
@@ -360,7 +360,7 @@ impl<'m> Checked<'m> {
         self.agree_all();
         self.agree_dump();
         drop(ManuallyDrop::into_inner(self.tree));
-        self.retired.refresh();
+        self.unlinked.refresh();
         self.memory.check_all_freed();
     }
 }

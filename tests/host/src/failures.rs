@@ -5,19 +5,19 @@
 //! [`Checked`] sees to all but the retry.
 
 use crate::checked::Checked;
-use crate::dma_table::{Access, Depth, Iova, MapError, Mapping, Phys, FRAME_SIZE, PAGE_SIZE};
+use crate::dma_table::{Access, Depth, Iova, MapError, Mapping, Phys, LARGE_PAGE_SIZE, PAGE_SIZE};
 use crate::memory::HostMemory;
 use crate::walker::Level;
 
 const DEPTHS: [Depth; 3] = [Depth::Third, Depth::Second, Depth::First];
 
-fn mapping(iova: u64, size: u64, frames: bool) -> Mapping {
+fn mapping(iova: u64, size: u64, large: bool) -> Mapping {
     Mapping {
         iova: Iova(iova),
         phys: Phys(0x1234_5000_0000),
         size,
         access: Access::READ_ONLY,
-        frames,
+        large,
     }
 }
 
@@ -61,8 +61,8 @@ fn fail_in_map(depth: Depth, pages: &[u64], whole: Mapping, undo: bool) -> u64 {
 /// At each depth, with the page before the range mapped and without. `tables`:
 /// how many the map makes in an empty tree, below the region-third table that is
 /// there from the start.
-fn fail_in_maps(iova: u64, size: u64, frames: bool, tables: u64) {
-    let whole = mapping(iova, size, frames);
+fn fail_in_maps(iova: u64, size: u64, large: bool, tables: u64) {
+    let whole = mapping(iova, size, large);
     for undo in [false, true] {
         for depth in DEPTHS {
             if iova + (size - 1) <= depth.reach() {
@@ -76,17 +76,17 @@ fn fail_in_maps(iova: u64, size: u64, frames: bool, tables: u64) {
 
 #[test]
 fn map_one_page() {
-    fail_in_maps(FRAME_SIZE + PAGE_SIZE, PAGE_SIZE, false, 2);
+    fail_in_maps(LARGE_PAGE_SIZE + PAGE_SIZE, PAGE_SIZE, false, 2);
 }
 
 #[test]
 fn map_a_page_table() {
-    fail_in_maps(FRAME_SIZE, FRAME_SIZE, false, 2);
+    fail_in_maps(LARGE_PAGE_SIZE, LARGE_PAGE_SIZE, false, 2);
 }
 
 #[test]
 fn map_across_page_tables() {
-    fail_in_maps(FRAME_SIZE - PAGE_SIZE, 2 * PAGE_SIZE, false, 3);
+    fail_in_maps(LARGE_PAGE_SIZE - PAGE_SIZE, 2 * PAGE_SIZE, false, 3);
 }
 
 #[test]
@@ -96,9 +96,9 @@ fn map_across_segment_tables() {
 }
 
 #[test]
-fn map_frames_across_segment_tables() {
+fn map_large_pages_across_segment_tables() {
     let boundary = Level::RegionThird.span();
-    fail_in_maps(boundary - FRAME_SIZE, 2 * FRAME_SIZE, true, 2);
+    fail_in_maps(boundary - LARGE_PAGE_SIZE, 2 * LARGE_PAGE_SIZE, true, 2);
 }
 
 /// Both sides of where a table of that level begins that is not the first.
@@ -120,15 +120,15 @@ fn map_across_region_second_tables() {
     across(Level::RegionFirst.span(), Depth::First, 3 + 4);
 }
 
-/// A frame-sized map finds the page table that a page left behind.
+/// A large page-sized map finds the page table that a page left behind.
 #[test]
-fn map_frames_over_an_empty_page_table() {
+fn map_large_pages_over_an_empty_page_table() {
     for budget in 0..2 {
         let memory = HostMemory::default();
-        let mut tree = tree_with(&memory, Depth::Third, &[FRAME_SIZE]);
-        assert_eq!(tree.unmap(FRAME_SIZE, PAGE_SIZE), PAGE_SIZE);
-        let frames = mapping(0, 2 * FRAME_SIZE, true);
-        assert_eq!(tree.map(frames, Some(budget)), (frames.size, Ok(())));
+        let mut tree = tree_with(&memory, Depth::Third, &[LARGE_PAGE_SIZE]);
+        assert_eq!(tree.unmap(LARGE_PAGE_SIZE, PAGE_SIZE), PAGE_SIZE);
+        let large = mapping(0, 2 * LARGE_PAGE_SIZE, true);
+        assert_eq!(tree.map(large, Some(budget)), (large.size, Ok(())));
         tree.finish();
     }
 }
@@ -155,7 +155,7 @@ fn widen() {
     for (levels, from) in [(2, Depth::Third), (1, Depth::Second), (0, Depth::First)] {
         for budget in 0..=levels {
             let memory = HostMemory::default();
-            let mut tree = tree_with(&memory, from, &[0, FRAME_SIZE]);
+            let mut tree = tree_with(&memory, from, &[0, LARGE_PAGE_SIZE]);
             let result = tree.widen(Depth::First, Some(budget));
             assert_eq!(result.is_ok(), budget == levels);
             tree.agree_all();

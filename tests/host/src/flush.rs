@@ -288,7 +288,7 @@ impl<P: Protocol> World<P> {
     }
 
     /// `Function::tell`. `old` is what was attached.
-    fn tell(&self, target: Target, old: Option<usize>) {
+    fn install(&self, target: Target, old: Option<usize>) {
         let before = *self.registered.lock().unwrap();
         if matches!(before, Target::Nothing | Target::Identity) {
             self.register(Target::Empty);
@@ -318,7 +318,7 @@ impl<P: Protocol> World<P> {
         if !P::LEAVE_LAST {
             leave();
         }
-        self.tell(Target::Space(to), from);
+        self.install(Target::Space(to), from);
         if P::LEAVE_LAST {
             leave();
         }
@@ -326,7 +326,7 @@ impl<P: Protocol> World<P> {
 
     /// `Function::block`.
     fn block(&self, from: usize) {
-        self.tell(Target::Empty, Some(from));
+        self.install(Target::Empty, Some(from));
         self.spaces[from].leave();
     }
 
@@ -340,7 +340,7 @@ impl<P: Protocol> World<P> {
 
     /// `Function::attach_identity`.
     fn attach_identity(&self, from: usize) {
-        self.tell(Target::Empty, Some(from));
+        self.install(Target::Empty, Some(from));
         self.stop_refreshes();
         self.register(Target::Identity);
         self.spaces[from].leave();
@@ -356,7 +356,7 @@ impl<P: Protocol> World<P> {
             self.enable(false);
         }
         self.enable(true);
-        self.tell(Target::Space(recorded), None);
+        self.install(Target::Space(recorded), None);
     }
 }
 

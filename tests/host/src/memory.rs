@@ -7,7 +7,7 @@ use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 
-use crate::dma_table::{Memory, Phys, Retire, Shape, Vacant};
+use crate::dma_table::{Memory, Phys, DeferFree, Shape, Vacant};
 use crate::walker::Storage;
 
 /// Physical addresses begin here, so that high bits of an origin count.
@@ -23,7 +23,7 @@ enum Life {
     /// In the tree, or about to be.
     Live,
     /// Unlinked; a machine that was not told may still read it.
-    Retired,
+    Unlinked,
     /// Given back.
     Freed,
     /// A vacant table, which all trees share.
@@ -161,7 +161,7 @@ impl HostMemory {
     /// Checks that every table was given back, and not written since.
     pub(crate) fn check_all_freed(&self) {
         assert_eq!(self.live(), 0, "tables that nobody gave back");
-        assert_eq!(self.count(Life::Retired), 0, "retired and never given back");
+        assert_eq!(self.count(Life::Unlinked), 0, "unlinked and never given back");
         let shared = |table: &&Table| table.life == Life::Shared;
         for table in self.state().tables.iter().filter(|table| !shared(table)) {
             let poisoned = |cell: &AtomicU64| cell.load(Ordering::Relaxed) == POISON;
@@ -187,7 +187,7 @@ unsafe impl Memory for &HostMemory {
 
     unsafe fn free(&self, origin: Phys, shape: Shape) {
         let mut state = self.state();
-        let table = state.turn(origin, shape, &[Life::Live, Life::Retired], Life::Freed);
+        let table = state.turn(origin, shape, &[Life::Live, Life::Unlinked], Life::Freed);
         for cell in table.cells.iter() {
             cell.store(POISON, Ordering::Relaxed);
         }
@@ -215,17 +215,17 @@ impl Storage for HostMemory {
     }
 }
 
-/// Keeps retired tables until a refresh.
-pub(crate) struct Retired<'m> {
+/// Keeps unlinked tables until a refresh.
+pub(crate) struct Unlinked<'m> {
     memory: &'m HostMemory,
     tables: Vec<(Phys, Shape)>,
 }
 
-impl<'m> Retired<'m> {
+impl<'m> Unlinked<'m> {
     /// An empty queue.
     pub(crate) fn new(memory: &'m HostMemory) -> Self {
         let tables = Vec::new();
-        Retired { memory, tables }
+        Unlinked { memory, tables }
     }
 
     /// How many tables wait.
@@ -243,10 +243,10 @@ impl<'m> Retired<'m> {
     }
 }
 
-impl Retire for Retired<'_> {
-    fn retire(&mut self, origin: Phys, shape: Shape) {
+impl DeferFree for Unlinked<'_> {
+    fn defer_free(&mut self, origin: Phys, shape: Shape) {
         let mut state = self.memory.state();
-        state.turn(origin, shape, &[Life::Live], Life::Retired);
+        state.turn(origin, shape, &[Life::Live], Life::Unlinked);
         self.tables.push((origin, shape));
     }
 }

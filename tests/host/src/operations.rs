@@ -5,7 +5,7 @@
 //! what the tree reaches.
 
 use crate::checked::Checked;
-use crate::dma_table::{Access, Depth, Iova, Mapping, Phys, FRAME_SIZE, PAGE_SHIFT, PAGE_SIZE};
+use crate::dma_table::{Access, Depth, Iova, Mapping, Phys, LARGE_PAGE_SIZE, PAGE_SHIFT, PAGE_SIZE};
 use crate::memory::HostMemory;
 use crate::walker::Level;
 
@@ -43,8 +43,8 @@ pub enum Anchor {
 pub enum Extent {
     /// So many pages modulo 1024, and one.
     Pages(u16),
-    /// So many frames modulo 8, and one. Aligned to a frame.
-    Frames(u8),
+    /// So many large pages modulo 8, and one. Aligned to a large page.
+    LargePages(u8),
     /// What a segment table spans, aligned to it.
     SegmentTable,
 }
@@ -63,8 +63,8 @@ pub enum Operation {
         phys: u32,
         /// Whether writes are refused.
         read_only: bool,
-        /// Whether frames may be used, if the scenario has them.
-        frames: bool,
+        /// Whether large pages may be used, if the scenario has them.
+        large: bool,
         /// How many allocations succeed, if not all.
         budget: Option<u8>,
     },
@@ -98,7 +98,7 @@ pub enum Operation {
         /// How many allocations succeed, if not all.
         budget: Option<u8>,
     },
-    /// The machine forgets what it read; retired tables are given back.
+    /// The machine forgets what it read; unlinked tables are given back.
     Refresh,
 }
 
@@ -110,8 +110,8 @@ use Operation::{Lookup, Map, Refresh, Unmap, UnmapEarlier, Widen};
 pub struct Scenario {
     /// The levels that the tree begins with, less three, modulo three.
     pub depth: u8,
-    /// Whether frames are used at all.
-    pub frames: bool,
+    /// Whether large pages are used at all.
+    pub large: bool,
     /// The calls.
     pub operations: Vec<Operation>,
 }
@@ -155,9 +155,9 @@ fn range(at: Place, extent: Extent, unit: u64, reach: u64) -> Range {
     let table = Level::RegionThird.span();
     let (size, unit) = match extent {
         Extent::Pages(pages) => ((u64::from(pages) % 1024 + 1) << PAGE_SHIFT, unit),
-        Extent::Frames(frames) => ((u64::from(frames) % 8 + 1) * FRAME_SIZE, FRAME_SIZE),
+        Extent::LargePages(large) => ((u64::from(large) % 8 + 1) * LARGE_PAGE_SIZE, LARGE_PAGE_SIZE),
         // As pages this would take half a million of them.
-        Extent::SegmentTable if unit == PAGE_SIZE && cfg!(not(loom)) => (FRAME_SIZE, FRAME_SIZE),
+        Extent::SegmentTable if unit == PAGE_SIZE && cfg!(not(loom)) => (LARGE_PAGE_SIZE, LARGE_PAGE_SIZE),
         Extent::SegmentTable => (table, table),
     };
     Range::fit(place(at, reach), size, unit, reach)
@@ -166,7 +166,7 @@ fn range(at: Place, extent: Extent, unit: u64, reach: u64) -> Range {
 /// A tree and the ranges that were asked for.
 struct Run<'m> {
     tree: Checked<'m>,
-    frames: bool,
+    large: bool,
     earlier: Vec<Range>,
 }
 
@@ -179,11 +179,11 @@ impl Run<'_> {
                 extent,
                 phys,
                 read_only,
-                frames,
+                large,
                 budget,
             } => {
-                let frames = frames && self.frames;
-                let unit = if frames { FRAME_SIZE } else { PAGE_SIZE };
+                let large = large && self.large;
+                let unit = if large { LARGE_PAGE_SIZE } else { PAGE_SIZE };
                 let range = range(at, extent, unit, reach);
                 let mapping = Mapping {
                     iova: Iova(range.start),
@@ -194,7 +194,7 @@ impl Run<'_> {
                         true => Access::READ_ONLY,
                         false => Access::READ_WRITE,
                     },
-                    frames,
+                    large,
                 };
                 let _ = self.tree.map(mapping, budget.map(u64::from));
                 self.earlier.push(range);
@@ -234,7 +234,7 @@ impl Scenario {
         let tree = Checked::new(&memory, depth(self.depth)).expect("memory is not limited");
         let mut run = Run {
             tree,
-            frames: self.frames,
+            large: self.large,
             earlier: Vec::new(),
         };
         for operation in &self.operations {

@@ -43,7 +43,7 @@ fn extent() -> impl Strategy<Value = Extent> {
     prop_oneof![
         40 => (0..8u16).prop_map(Extent::Pages),
         20 => (0..700u16).prop_map(Extent::Pages),
-        20 => (0..4u8).prop_map(Extent::Frames),
+        20 => (0..4u8).prop_map(Extent::LargePages),
         1 => Just(Extent::SegmentTable),
     ]
 }
@@ -55,12 +55,12 @@ fn budget() -> impl Strategy<Value = Option<u8>> {
 fn map() -> impl Strategy<Value = Operation> {
     let flags = (any::<bool>(), any::<bool>());
     (place(), extent(), any::<u32>(), flags, budget()).prop_map(
-        |(at, extent, phys, (read_only, frames), budget)| Operation::Map {
+        |(at, extent, phys, (read_only, large), budget)| Operation::Map {
             at,
             extent,
             phys,
             read_only,
-            frames,
+            large,
             budget,
         },
     )
@@ -90,7 +90,7 @@ fn operation() -> impl Strategy<Value = Operation> {
     ]
 }
 
-fn agree(depth: u8, frames: bool, seeds: &'static str) {
+fn agree(depth: u8, large: bool, seeds: &'static str) {
     let config = ProptestConfig {
         cases: 4 * OPERATIONS as u32 / LONGEST as u32,
         failure_persistence: Some(Box::new(FileFailurePersistence::Direct(seeds))),
@@ -102,7 +102,7 @@ fn agree(depth: u8, frames: bool, seeds: &'static str) {
         done.fetch_add(operations.len() as u64, Ordering::Relaxed);
         let scenario = Scenario {
             depth,
-            frames,
+            large,
             operations,
         };
         scenario.run();
@@ -117,19 +117,19 @@ fn agree(depth: u8, frames: bool, seeds: &'static str) {
 }
 
 macro_rules! agree {
-    ($($name:ident: $depth:literal, $frames:literal;)*) => {$(
+    ($($name:ident: $depth:literal, $large:literal;)*) => {$(
         #[test]
         fn $name() {
-            agree($depth, $frames, concat!("proptest-regressions/", stringify!($name), ".txt"));
+            agree($depth, $large, concat!("proptest-regressions/", stringify!($name), ".txt"));
         }
     )*};
 }
 
 agree! {
     third_pages: 0, false;
-    third_frames: 0, true;
+    third_large: 0, true;
     second_pages: 1, false;
-    second_frames: 1, true;
+    second_large: 1, true;
     first_pages: 2, false;
-    first_frames: 2, true;
+    first_large: 2, true;
 }

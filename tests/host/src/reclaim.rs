@@ -5,38 +5,38 @@
 use std::sync::atomic::AtomicU64;
 
 use crate::checked::Checked;
-use crate::dma_table::{Access, Depth, DmaTable, Iova, Mapping, Phys, FRAME_SIZE, PAGE_SIZE};
-use crate::memory::{HostMemory, Retired};
+use crate::dma_table::{Access, Depth, DmaTable, Iova, Mapping, Phys, LARGE_PAGE_SIZE, PAGE_SIZE};
+use crate::memory::{HostMemory, Unlinked};
 use crate::walker::Level;
 
-fn mapping(iova: u64, size: u64, frames: bool) -> Mapping {
+fn mapping(iova: u64, size: u64, large: bool) -> Mapping {
     Mapping {
         iova: Iova(iova),
         phys: Phys(0x1234_5000_0000),
         size,
         access: Access::READ_WRITE,
-        frames,
+        large,
     }
 }
 
 /// Maps and unmaps a range in a tree that holds a page far from it. Returns how
 /// many tables that added to the tree for good.
-fn map_and_unmap(depth: Depth, iova: u64, size: u64, frames: bool) -> usize {
+fn map_and_unmap(depth: Depth, iova: u64, size: u64, large: bool) -> usize {
     let memory = HostMemory::default();
     let tree = DmaTable::new(&memory, memory.vacant(), depth, (), AtomicU64::new)
         .expect("there is memory");
-    let mut retired = Retired::new(&memory);
+    let mut unlinked = Unlinked::new(&memory);
     let far = mapping(iova ^ (depth.reach() / 2 + 1), PAGE_SIZE, false);
     // SAFETY: There is one thread, and all lies within reach.
     unsafe {
         assert_eq!(tree.map(far, ()), (PAGE_SIZE, Ok(())));
         let before = memory.live();
-        let range = mapping(iova, size, frames);
+        let range = mapping(iova, size, large);
         assert_eq!(tree.map(range, ()), (size, Ok(())));
-        assert_eq!(tree.unmap(Iova(iova), size, &mut retired), size);
+        assert_eq!(tree.unmap(Iova(iova), size, &mut unlinked), size);
         assert!(tree.lookup(far.iova).is_some());
         let after = memory.live();
-        retired.refresh();
+        unlinked.refresh();
         drop(tree);
         memory.check_all_freed();
         after - before
@@ -49,9 +49,9 @@ fn map_and_unmap(depth: Depth, iova: u64, size: u64, frames: bool) -> usize {
 fn four_gib() {
     let size = 2 * Level::RegionThird.span();
     for depth in [Depth::Third, Depth::Second, Depth::First] {
-        for frames in [false, true] {
+        for large in [false, true] {
             for iova in [0, size] {
-                assert_eq!(map_and_unmap(depth, iova, size, frames), 0);
+                assert_eq!(map_and_unmap(depth, iova, size, large), 0);
             }
         }
     }
@@ -74,9 +74,9 @@ fn four_tib() {
 #[test]
 fn eight_pib() {
     let size = Level::RegionFirst.span();
-    for frames in [false, true] {
-        assert_eq!(map_and_unmap(Depth::First, size, size, frames), 0);
-        assert_eq!(map_and_unmap(Depth::First, 0, size, frames), 0);
+    for large in [false, true] {
+        assert_eq!(map_and_unmap(Depth::First, size, size, large), 0);
+        assert_eq!(map_and_unmap(Depth::First, 0, size, large), 0);
     }
 }
 
@@ -87,15 +87,15 @@ fn everything() {
     let memory = HostMemory::default();
     let tree = DmaTable::new(&memory, memory.vacant(), Depth::Third, (), AtomicU64::new)
         .expect("there is memory");
-    let mut retired = Retired::new(&memory);
+    let mut unlinked = Unlinked::new(&memory);
     // SAFETY: There is one thread, and all lies within reach.
     unsafe {
         assert_eq!(tree.map(mapping(0, size, true), ()), (size, Ok(())));
         tree.widen(Depth::First, ()).expect("there is memory");
-        assert_eq!(tree.unmap(Iova(0), size, &mut retired), size);
+        assert_eq!(tree.unmap(Iova(0), size, &mut unlinked), size);
     }
     assert_eq!(memory.live(), 3);
-    retired.refresh();
+    unlinked.refresh();
     drop(tree);
     memory.check_all_freed();
 }
@@ -106,14 +106,14 @@ fn everything() {
 fn piece_by_piece() {
     let memory = HostMemory::default();
     let mut tree = Checked::new(&memory, Depth::Third).expect("there is memory");
-    let whole = mapping(FRAME_SIZE, FRAME_SIZE, false);
-    assert_eq!(tree.map(whole, None).0, FRAME_SIZE);
-    for page in (FRAME_SIZE..2 * FRAME_SIZE).step_by(PAGE_SIZE as usize) {
+    let whole = mapping(LARGE_PAGE_SIZE, LARGE_PAGE_SIZE, false);
+    assert_eq!(tree.map(whole, None).0, LARGE_PAGE_SIZE);
+    for page in (LARGE_PAGE_SIZE..2 * LARGE_PAGE_SIZE).step_by(PAGE_SIZE as usize) {
         assert_eq!(tree.unmap(page, PAGE_SIZE), PAGE_SIZE);
     }
     assert_eq!(tree.waiting(), 0);
-    assert_eq!(tree.map(whole, None).0, FRAME_SIZE);
-    assert_eq!(tree.unmap(FRAME_SIZE, 2 * FRAME_SIZE), FRAME_SIZE);
+    assert_eq!(tree.map(whole, None).0, LARGE_PAGE_SIZE);
+    assert_eq!(tree.unmap(LARGE_PAGE_SIZE, 2 * LARGE_PAGE_SIZE), LARGE_PAGE_SIZE);
     assert_eq!(tree.waiting(), 1);
     tree.finish();
 }
@@ -123,9 +123,9 @@ fn piece_by_piece() {
 fn a_hole_keeps_the_table() {
     let memory = HostMemory::default();
     let mut tree = Checked::new(&memory, Depth::Third).expect("there is memory");
-    let most = mapping(0, FRAME_SIZE - PAGE_SIZE, false);
+    let most = mapping(0, LARGE_PAGE_SIZE - PAGE_SIZE, false);
     assert_eq!(tree.map(most, None).0, most.size);
-    assert_eq!(tree.unmap(0, FRAME_SIZE), most.size);
+    assert_eq!(tree.unmap(0, LARGE_PAGE_SIZE), most.size);
     assert_eq!(tree.waiting(), 0);
     tree.finish();
 }

@@ -20,7 +20,7 @@ use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 
 use crate::dma_table::{
-    Access, Cell, Depth, DmaTable, Iova, Mapping, Memory, Phys, Retire, Shape, Vacant, PAGE_SIZE,
+    Access, Cell, Depth, DmaTable, Iova, Mapping, Memory, Phys, DeferFree, Shape, Vacant, PAGE_SIZE,
 };
 use crate::walker::{self, Found, Level, Storage};
 use loom::cell::UnsafeCell;
@@ -35,7 +35,7 @@ trait Orders: Send + Sync + 'static {
     /// Whether an install is one step.
     const ATOMIC: bool = true;
     const CHANGED: Ordering = Ordering::AcqRel;
-    /// Whether unmaps find out that there are visitors.
+    /// Whether unmaps find out that there are readers.
     const COUNTED: bool = true;
 }
 
@@ -47,7 +47,7 @@ impl Orders for Sound {}
 struct Life {
     /// Written when the table is made and when it is given back.
     memory: UnsafeCell<()>,
-    /// Written when the table is made and when it is retired.
+    /// Written when the table is made and when it is unlinked.
     walkers: UnsafeCell<()>,
 }
 
@@ -203,7 +203,7 @@ unsafe impl<O: Orders> Memory for ModelMemory<O> {
     }
 }
 
-/// The machine reads what it finds, in order, and may be in retired tables.
+/// The machine reads what it finds, in order, and may be in unlinked tables.
 impl<O: Orders> Storage for ModelMemory<O> {
     fn table(&self, origin: u64, entries: usize) -> Option<impl Fn(usize) -> u64> {
         let cells = self.cells_at(origin);
@@ -216,13 +216,13 @@ impl<O: Orders> Storage for ModelMemory<O> {
 }
 
 /// The tables that a thread unlinked, until all threads are done.
-struct Retired<'t, O> {
+struct Unlinked<'t, O> {
     memory: &'t ModelMemory<O>,
     tables: Vec<(Phys, Shape)>,
 }
 
-impl<O> Retire for Retired<'_, O> {
-    fn retire(&mut self, origin: Phys, shape: Shape) {
+impl<O> DeferFree for Unlinked<'_, O> {
+    fn defer_free(&mut self, origin: Phys, shape: Shape) {
         // Nobody is in it any more, and nobody comes later.
         let cells = self.memory.cells_at(origin.0);
         cells[0].life.walkers.with_mut(|_| ());
@@ -238,7 +238,7 @@ struct Tree<O: Orders> {
 }
 
 /// What one thread does.
-type Job<O> = fn(&Tree<O>, &mut Retired<'_, O>);
+type Job<O> = fn(&Tree<O>, &mut Unlinked<'_, O>);
 
 /// Pages that a page table, a segment table and a region-third table span.
 const PAGE_TABLE: u64 = 2;
@@ -262,13 +262,13 @@ impl<O: Orders> Tree<O> {
         Tree { tree, tables }
     }
 
-    fn map_as(&self, page: u64, pages: u64, frames: bool) {
+    fn map_as(&self, page: u64, pages: u64, large: bool) {
         let mapping = Mapping {
             iova: Iova(page * PAGE_SIZE),
             phys: Phys(phys(page)),
             size: pages * PAGE_SIZE,
             access: Access::READ_WRITE,
-            frames,
+            large,
         };
         // SAFETY: Each test gives disjoint ranges to its threads, within reach.
         let result = unsafe { self.tree.map(mapping, ()) };
@@ -285,19 +285,19 @@ impl<O: Orders> Tree<O> {
         }
     }
 
-    fn map_frames(&self, page: u64, pages: u64) {
+    fn map_large(&self, page: u64, pages: u64) {
         self.map_as(page, pages, true);
     }
 
     /// Tries the short way first, as the driver does.
-    fn unmap(&self, page: u64, pages: u64, retired: &mut Retired<'_, O>) {
+    fn unmap(&self, page: u64, pages: u64, unlinked: &mut Unlinked<'_, O>) {
         let (iova, size) = (Iova(page * PAGE_SIZE), pages * PAGE_SIZE);
         // SAFETY: As for `map_as`.
         if pages == 1 && unsafe { self.tree.unmap_page(iova) } {
             return;
         }
         // SAFETY: As for `map_as`.
-        let bytes = unsafe { self.tree.unmap(iova, size, retired) };
+        let bytes = unsafe { self.tree.unmap(iova, size, unlinked) };
         assert_eq!(bytes, size);
     }
 
@@ -317,12 +317,12 @@ impl<O: Orders> Tree<O> {
     }
 
     /// Looks for a page that it does not own. What it finds is there or was.
-    fn visit(&self, page: u64) {
-        let visit = self
+    fn walk(&self, page: u64) {
+        let walk = self
             .tree
-            .visit(|| Ok::<(), ()>(thread::yield_now()))
+            .walk(|| Ok::<(), ()>(thread::yield_now()))
             .expect("no error");
-        let found = visit.find(Iova(page * PAGE_SIZE)).expect("in reach");
+        let found = walk.find(Iova(page * PAGE_SIZE)).expect("in reach");
         assert!(found.map_or(true, |found| found.phys == Phys(phys(page))));
     }
 
@@ -344,19 +344,19 @@ impl<O: Orders> Tree<O> {
 
 impl<O: Orders> Tree<O> {
     fn work(&self, job: Job<O>) -> Vec<(Phys, Shape)> {
-        let mut retired = Retired {
+        let mut unlinked = Unlinked {
             memory: self.tree.memory(),
             tables: Vec::new(),
         };
-        job(self, &mut retired);
-        retired.tables
+        job(self, &mut unlinked);
+        unlinked.tables
     }
 
-    /// After the threads are gone: the machine was told to forget `retired`,
+    /// After the threads are gone: the machine was told to forget `unlinked`,
     /// just `pages` are mapped, and every table is given back once.
-    fn finish(self, retired: Vec<(Phys, Shape)>, pages: &[u64]) {
+    fn finish(self, unlinked: Vec<(Phys, Shape)>, pages: &[u64]) {
         let memory = self.tree.memory();
-        for (origin, shape) in retired {
+        for (origin, shape) in unlinked {
             // SAFETY: It was unlinked, and nobody else is there.
             unsafe { memory.free(origin, shape) };
         }
@@ -380,7 +380,7 @@ fn check<O: Orders>(prepare: Job<O>, jobs: &'static [Job<O>], after: &'static [u
     loom::model(move || {
         count.fetch_add(1, SeqCst);
         let tree = Arc::new(Tree::<O>::new());
-        let mut retired = tree.work(prepare);
+        let mut unlinked = tree.work(prepare);
         let (first, others) = jobs.split_first().expect("a job");
         let threads: Vec<_> = others
             .iter()
@@ -389,12 +389,12 @@ fn check<O: Orders>(prepare: Job<O>, jobs: &'static [Job<O>], after: &'static [u
                 thread::spawn(move || tree.work(*job))
             })
             .collect();
-        retired.extend(tree.work(*first));
+        unlinked.extend(tree.work(*first));
         for thread in threads {
-            retired.extend(thread.join().unwrap());
+            unlinked.extend(thread.join().unwrap());
         }
         let tree = Arc::into_inner(tree).expect("the threads are gone");
-        tree.finish(retired, after);
+        tree.finish(unlinked, after);
     });
     println!("{} interleavings", runs.load(SeqCst));
 }
@@ -426,7 +426,7 @@ checks! {
 
     pages_and_a_frame_make_the_same_table:
         |_, _| ()
-        => [|t, _| t.map_frames(0, PAGE_TABLE), |t, _| t.map(2, 1)]
+        => [|t, _| t.map_large(0, PAGE_TABLE), |t, _| t.map(2, 1)]
         => [0, 1, 2];
 
     map_of_a_whole_page_table_beside_map_and_the_machine:
@@ -512,7 +512,7 @@ checks! {
         => [SEGMENT_TABLE];
 
     reclaim_a_third_table_beside_map:
-        |t, _| { t.widen(Depth::Second); t.map_frames(THIRD_TABLE, THIRD_TABLE) }
+        |t, _| { t.widen(Depth::Second); t.map_large(THIRD_TABLE, THIRD_TABLE) }
         => [|t, r| t.unmap(THIRD_TABLE, THIRD_TABLE, r), |t, _| t.map(0, 1)]
         => [0];
 
@@ -552,38 +552,38 @@ checks! {
         ]
         => [SEGMENT_TABLE];
 
-    reclaim_beside_a_visitor:
+    reclaim_beside_a_reader:
         |t, _| t.map(0, PAGE_TABLE)
-        => [|t, r| t.unmap(0, PAGE_TABLE, r), |t, _| t.visit(1)]
+        => [|t, r| t.unmap(0, PAGE_TABLE, r), |t, _| t.walk(1)]
         => [];
 
-    reclaim_of_a_segment_table_beside_a_visitor:
+    reclaim_of_a_segment_table_beside_a_reader:
         |t, _| t.map(0, SEGMENT_TABLE)
-        => [|t, r| t.unmap(0, SEGMENT_TABLE, r), |t, _| t.visit(1)]
+        => [|t, r| t.unmap(0, SEGMENT_TABLE, r), |t, _| t.walk(1)]
         => [];
 
     /// The second unmap may find what the first one had to leave.
-    reclaims_and_maps_beside_a_visitor:
+    reclaims_and_maps_beside_a_reader:
         |t, _| t.map(0, PAGE_TABLE)
         => [
             |t, r| { t.unmap(0, PAGE_TABLE, r); t.map(0, PAGE_TABLE); t.unmap(0, PAGE_TABLE, r) },
-            |t, _| t.visit(1)
+            |t, _| t.walk(1)
         ]
         => [];
 
-    two_reclaims_beside_a_visitor:
+    two_reclaims_beside_a_reader:
         |t, _| t.map(0, SEGMENT_TABLE)
         => [
             |t, r| t.unmap(0, PAGE_TABLE, r),
             |t, r| t.unmap(PAGE_TABLE, PAGE_TABLE, r),
-            |t, _| t.visit(0)
+            |t, _| t.walk(0)
         ]
         => [];
 
-    a_visitor_beside_widen_and_map:
+    a_reader_beside_widen_and_map:
         |t, _| t.map(0, 1)
         => [
-            |t, _| t.visit(PAGE_TABLE),
+            |t, _| t.walk(PAGE_TABLE),
             |t, _| t.widen(Depth::Second),
             |t, _| t.map(PAGE_TABLE, 1)
         ]
@@ -600,7 +600,7 @@ checks! {
 }
 
 /// The owners of both pages of a table give them to whoever is last, who unmaps
-/// all. The table is retired after both were in it.
+/// all. The table is unlinked after both were in it.
 #[test]
 fn the_last_owner_reclaims_the_table() {
     use loom::sync::atomic::AtomicU64 as Count;
@@ -620,11 +620,11 @@ fn the_last_owner_reclaims_the_table() {
             }
         };
         let other = thread::spawn(own(1));
-        let mut retired = own(0)();
-        retired.extend(other.join().unwrap());
-        assert_eq!(retired.len(), 1);
+        let mut unlinked = own(0)();
+        unlinked.extend(other.join().unwrap());
+        assert_eq!(unlinked.len(), 1);
         let tree = Arc::into_inner(tree).expect("the threads are gone");
-        tree.finish(retired, &[]);
+        tree.finish(unlinked, &[]);
     });
 }
 
@@ -672,16 +672,16 @@ mod weakened {
             in |t, _| t.map(0, PAGE_TABLE) => [|t, _| t.widen(Depth::Second), |t, _| _ = t.lookup(0)]
             panics "Causality violation";
 
-        /// An unmap takes the tables that a visitor is in.
-        visitors_are_not_seen { const COUNTED: bool = false; }
+        /// An unmap takes the tables that a reader is in.
+        readers_are_not_counted { const COUNTED: bool = false; }
             in |t, _| t.map(0, PAGE_TABLE)
-            => [|t, r| { t.unmap(0, PAGE_TABLE, r); t.map(0, PAGE_TABLE) }, |t, _| t.visit(1)]
+            => [|t, r| { t.unmap(0, PAGE_TABLE, r); t.map(0, PAGE_TABLE) }, |t, _| t.walk(1)]
             panics "Causality violation";
 
-        /// The visitor counts itself, and may not see what was unlinked before.
+        /// The reader counts itself, and may not see what was unlinked before.
         gate_without_order { const CHANGED: Ordering = Ordering::Relaxed; }
             in |t, _| t.map(0, PAGE_TABLE)
-            => [|t, r| { t.unmap(0, PAGE_TABLE, r); t.map(0, PAGE_TABLE) }, |t, _| t.visit(1)]
+            => [|t, r| { t.unmap(0, PAGE_TABLE, r); t.map(0, PAGE_TABLE) }, |t, _| t.walk(1)]
             panics "Causality violation";
 
         root_without_acquire { const ACQUIRE: Ordering = Ordering::Relaxed; }
@@ -689,7 +689,7 @@ mod weakened {
             panics "Causality violation";
     }
 
-    /// A table is retired while a neighbour walks through it: the rule that an
+    /// A table is unlinked while a neighbour walks through it: the rule that an
     /// unmap owns all that it spans is broken on purpose.
     #[test]
     #[should_panic(expected = "Causality violation")]

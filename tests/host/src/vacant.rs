@@ -5,40 +5,40 @@
 
 use std::sync::atomic::AtomicU64;
 
-use crate::dma_table::{Access, Depth, DmaTable, Iova, Mapping, Phys, FRAME_SIZE, PAGE_SIZE};
-use crate::memory::{HostMemory, Retired};
+use crate::dma_table::{Access, Depth, DmaTable, Iova, Mapping, Phys, LARGE_PAGE_SIZE, PAGE_SIZE};
+use crate::memory::{HostMemory, Unlinked};
 use crate::walker::{self, Found, Level};
 
 const GIB: u64 = 1 << 30;
 
-fn mapping(iova: u64, phys: u64, size: u64, frames: bool) -> Mapping {
+fn mapping(iova: u64, phys: u64, size: u64, large: bool) -> Mapping {
     Mapping {
         iova: Iova(iova),
         phys: Phys(phys),
         size,
         access: Access::READ_WRITE,
-        frames,
+        large,
     }
 }
 
 /// Maps, unmaps and maps again, to other memory; `between` looks at the tree while
 /// nothing is mapped.
-fn replace(depth: Depth, size: u64, frames: [bool; 2], between: impl Fn(&HostMemory, u64)) {
+fn replace(depth: Depth, size: u64, large: [bool; 2], between: impl Fn(&HostMemory, u64)) {
     let memory = HostMemory::default();
     let tree = DmaTable::new(&memory, memory.vacant(), depth, (), AtomicU64::new)
         .expect("there is memory");
     tree.keep_entries_valid(|| Err(()))
         .expect("nobody is waited for");
-    let mut retired = Retired::new(&memory);
+    let mut unlinked = Unlinked::new(&memory);
     let iova = 4 * GIB;
     let top = Level::TOPS[depth as usize - 1];
     let origin = tree.root().origin.0;
     // SAFETY: There is one thread, and all lies within reach.
     unsafe {
-        for (round, frames) in frames.into_iter().enumerate() {
+        for (round, large) in large.into_iter().enumerate() {
             let phys = (round as u64 + 1) << 40;
             assert_eq!(
-                tree.map(mapping(iova, phys, size, frames), ()),
+                tree.map(mapping(iova, phys, size, large), ()),
                 (size, Ok(()))
             );
             let last = walker::find(&memory, origin, top, iova + size - PAGE_SIZE);
@@ -49,12 +49,12 @@ fn replace(depth: Depth, size: u64, frames: [bool; 2], between: impl Fn(&HostMem
                 leaf.phys & !(leaf.size - 1),
                 (phys + size - PAGE_SIZE) & !(leaf.size - 1)
             );
-            assert_eq!(tree.unmap(Iova(iova), size, &mut retired), size);
-            retired.refresh();
+            assert_eq!(tree.unmap(Iova(iova), size, &mut unlinked), size);
+            unlinked.refresh();
             between(&memory, origin);
             assert!(tree.lookup(Iova(iova)).is_none());
-            assert_eq!(tree.unmap(Iova(iova), size, &mut retired), 0);
-            let used = tree.visit(|| Err(())).expect("nobody").next_used(Iova(0));
+            assert_eq!(tree.unmap(Iova(iova), size, &mut unlinked), 0);
+            let used = tree.walk(|| Err(())).expect("nobody").next_used(Iova(0));
             assert_eq!(used, None, "a vacant entry counts as used");
             // The fast paths leave vacant tables alone.
             assert!(!tree.map_page(Iova(iova), Phys(PAGE_SIZE), Access::READ_WRITE));
@@ -73,7 +73,7 @@ fn replace(depth: Depth, size: u64, frames: [bool; 2], between: impl Fn(&HostMem
 /// The kind of entry that a walk ends at, from the format alone: every MiB of what
 /// was unmapped ends at an invalid page.
 fn ends_at_pages(memory: &HostMemory, origin: u64, top: Level, iova: u64, size: u64) {
-    for at in (iova..iova + size).step_by(FRAME_SIZE as usize) {
+    for at in (iova..iova + size).step_by(LARGE_PAGE_SIZE as usize) {
         match walker::find(memory, origin, top, at) {
             Ok(Found::Invalid(level)) => assert_eq!(level, Level::Page, "at {at:#x}"),
             other => panic!("{other:?} at {at:#x}"),
@@ -85,15 +85,15 @@ fn ends_at_pages(memory: &HostMemory, origin: u64, top: Level, iova: u64, size: 
 fn what_was_unmapped_ends_at_invalid_pages() {
     for depth in [Depth::Third, Depth::Second, Depth::First] {
         for size in [
-            FRAME_SIZE,
-            2 * FRAME_SIZE,
-            64 * FRAME_SIZE,
+            LARGE_PAGE_SIZE,
+            2 * LARGE_PAGE_SIZE,
+            64 * LARGE_PAGE_SIZE,
             2 * GIB,
             4 * GIB,
         ] {
-            for frames in [[false, true], [true, false]] {
+            for large in [[false, true], [true, false]] {
                 let top = Level::TOPS[depth as usize - 1];
-                replace(depth, size, frames, |memory, origin| {
+                replace(depth, size, large, |memory, origin| {
                     ends_at_pages(memory, origin, top, 4 * GIB, size);
                 });
             }

@@ -5,18 +5,18 @@ use super::{Bench, Case, Cost, Flush, CASES, OFF, ON};
 use anyhow::{Context, Result};
 use serde::Serialize;
 
-/// The most that a case may cost: its name, frames off or on, map and unmap.
+/// The most that a case may cost: its name, large pages off or on, map and unmap.
 const BOUNDS: [(&str, &str, Cost); 6] = [
     bound("4K", OFF, 215, 195),
     bound("64K", OFF, 300, 265),
     bound("singles", OFF, 53_000, 47_000),
-    // 5 and 4 a page, whatever the frames.
+    // 5 and 4 a page, whatever the large pages.
     bound("64M", OFF, 5 * 16_384, 4 * 16_384),
     bound("64M", ON, 5 * 16_384, 4 * 16_384),
     bound("1G", ON, 10_000, 7_000),
 ];
 
-/// The cases where frames must not cost the driver's share anything.
+/// The cases where large pages must not cost the driver's share anything.
 const SHARES: [&str; 3] = ["4K", "64K", "singles"];
 
 /// A batch of unmaps in a corner may refresh this part of the window.

@@ -35,26 +35,26 @@ const ROUNDS: [Round; 5] = [
         name: "legacy",
         iommufd: false,
         drives: 1,
-        words: "s390_iommu.large_frames=1 guest.large=1 guest.suite=remap,dma",
+        words: "s390_iommu.large_pages=1 guest.large=1 guest.suite=remap,dma",
     },
     Round {
         name: "legacy-small",
         iommufd: false,
         drives: 1,
-        words: "s390_iommu.large_frames=0 guest.large=0 guest.suite=remap iommu.strict=1",
+        words: "s390_iommu.large_pages=0 guest.large=0 guest.suite=remap iommu.strict=1",
     },
     Round {
         name: "iommufd",
         iommufd: true,
         drives: 1,
         // Where L2 flushes every unmap, L1 unmaps every page right away.
-        words: "s390_iommu.large_frames=1 guest.large=1 guest.suite=remap,dma iommu.strict=1",
+        words: "s390_iommu.large_pages=1 guest.large=1 guest.suite=remap,dma iommu.strict=1",
     },
     Round {
         name: "iommufd-small",
         iommufd: true,
         drives: 1,
-        words: "s390_iommu.large_frames=0 guest.large=0 guest.suite=remap",
+        words: "s390_iommu.large_pages=0 guest.large=0 guest.suite=remap",
     },
     Round { name: "two", iommufd: true, drives: 2, words: "" },
 ];

@@ -81,9 +81,9 @@ fn nothing_left(before: &State) -> Result<()> {
 
 fn refusals(suite: &mut Suite) {
     for (parameters, error, text) in [
-        ("large_frames=7", Errno::EINVAL, "s390_iommu: large_frames=7: 0, 1 or 2 expected"),
-        ("large_frames=many", Errno::EINVAL, "`many' invalid for parameter `large_frames'"),
-        ("large_frames=300", Errno::EINVAL, "`300' invalid for parameter `large_frames'"),
+        ("large_pages=7", Errno::EINVAL, "s390_iommu: large_pages=7: 0, 1 or 2 expected"),
+        ("large_pages=many", Errno::EINVAL, "`many' invalid for parameter `large_pages'"),
+        ("large_pages=300", Errno::EINVAL, "`300' invalid for parameter `large_pages'"),
     ] {
         suite.test(&format!("refused: {parameters}"), || {
             module::refused(|| module::try_load(Path::new(INSIDE), parameters), error, text)
@@ -385,13 +385,13 @@ fn one_round(round: u64, start: &State) -> Result<()> {
             load(INSIDE, "")?;
         }
         1 => {
-            load(OUTSIDE, "large_frames=0")?;
+            load(OUTSIDE, "large_pages=0")?;
             host::plug("nvme")?;
         }
         // The event and the search come together.
         _ => {
             host::plug("nvme")?;
-            load(INSIDE, "large_frames=1")?;
+            load(INSIDE, "large_pages=1")?;
         }
     }
     use_disk(2000 + round)?;

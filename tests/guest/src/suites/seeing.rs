@@ -62,7 +62,7 @@ fn function_file(nvme: &Function, cmdline: &Cmdline) -> Result<()> {
     ensure!(machine == value(&text, "registered, driver")?, "{text}");
     let levels = &["region third", "region second", "region first"];
     let taken = levels[..cmdline.levels() as usize - 2].join(", ");
-    ensure!(value(&text, "designations")? == taken, "not {taken}: {text}");
+    ensure!(value(&text, "table types")? == taken, "not {taken}: {text}");
     ensure!(value(&text, "last MPCIFC")?.ends_with("condition code 0, status 0"), "{text}");
     let regions = nvme.reserved()?;
     let window = format!("{:#018x}-{:#018x}", regions[0].last + 1, regions[1].first - 1);
@@ -229,12 +229,12 @@ impl Held {
 }
 
 /// What `tests/modules/seen.c` always maps.
-fn expected(frames: bool) -> [Range; 4] {
-    let page = |first, last, phys| Range { first, last, phys, frames: false, writable: true };
+fn expected(large: bool) -> [Range; 4] {
+    let page = |first, last, phys| Range { first, last, phys, large: false, writable: true };
     [
         page(0x1_0000_0000, 0x1_0000_2fff, 0x1234_0000),
         Range { writable: false, ..page(0x1_0000_3000, 0x1_0000_3fff, 0x1234_3000) },
-        Range { frames, ..page(0x1_7fe0_0000, 0x1_7fff_ffff, 0x4000_0000) },
+        Range { large, ..page(0x1_7fe0_0000, 0x1_7fff_ffff, 0x4000_0000) },
         page(0x3ff_ffff_f000, 0x3ff_ffff_ffff, 0x1234_0000),
     ]
 }
@@ -242,9 +242,9 @@ fn expected(frames: bool) -> [Range; 4] {
 fn exact_dump(domain: &Domain, _: usize) -> Result<()> {
     let info = domain.info()?;
     ensure!(value(&info, "functions")?.is_empty(), "nobody is attached: {info}");
-    let frames = value(&info, "page sizes")?.contains("1 MiB");
+    let large = value(&info, "page sizes")?.contains("1 MiB");
     let dump = domain.dump()?;
-    ensure!(dump.ranges == expected(frames), "{dump:x?}");
+    ensure!(dump.ranges == expected(large), "{dump:x?}");
     ensure!(dump.more_from.is_none(), "{dump:x?}");
     Ok(())
 }
@@ -281,8 +281,8 @@ fn dumps_beside_reclaim() -> Result<()> {
     const CHURN: u64 = 0x3_0000_0000;
     const CHURN_TO: u64 = 0x6666_1000;
     let held = Held::new("churn=1")?;
-    let frames = value(&held.domain.info()?, "page sizes")?.contains("1 MiB");
-    let expected = expected(frames);
+    let large = value(&held.domain.info()?, "page sizes")?.contains("1 MiB");
+    let expected = expected(large);
     let (mut some, mut none) = (0, 0);
     for _ in 0..300 {
         let dump = held.domain.dump()?;
