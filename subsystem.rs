@@ -62,7 +62,7 @@ struct DriverData {
 /// [`Zdev`], which the driver keeps until the last reference is gone.
 pub(crate) fn function_of(dev: &Device) -> Option<ArcBorrow<'_, Function>> {
     // SAFETY: The device is there for as long as the result.
-    unsafe { function_of(Zdev::of(dev)?) }
+    unsafe { find(Zdev::of(dev)?) }
 }
 
 /// The function behind a [`Zdev`], if the driver has it.
@@ -70,7 +70,7 @@ pub(crate) fn function_of(dev: &Device) -> Option<ArcBorrow<'_, Function>> {
 /// # Safety
 ///
 /// `destroy` is not called for it before `'a` ends.
-unsafe fn function_of<'a>(zdev: Zdev) -> Option<ArcBorrow<'a, Function>> {
+unsafe fn find<'a>(zdev: Zdev) -> Option<ArcBorrow<'a, Function>> {
     // SAFETY: Set by `init`, before anybody can ask; `destroy` is not called.
     let data = unsafe { zdev.driver_data::<DriverData>().as_ref() };
     data.map(|data| data.function.as_arc_borrow())
@@ -175,7 +175,7 @@ unsafe extern "C" fn destroy(zdev: *mut bindings::zpci_dev) {
 /// The subsystem calls it, as `zpci_iommu_ops.disabled`.
 unsafe extern "C" fn disabled(zdev: *mut bindings::zpci_dev) {
     // SAFETY: The subsystem's promise.
-    if let Some(function) = unsafe { zdev_from(zdev).and_then(|zdev| function_of(zdev)) } {
+    if let Some(function) = unsafe { zdev_from(zdev).and_then(|zdev| find(zdev)) } {
         function.disabled();
     }
 }
@@ -185,7 +185,7 @@ unsafe extern "C" fn disabled(zdev: *mut bindings::zpci_dev) {
 /// The subsystem calls it, as `zpci_iommu_ops.register_ioat`.
 unsafe extern "C" fn register_ioat(zdev: *mut bindings::zpci_dev, status: *mut u8) -> c_int {
     // SAFETY: The subsystem's promise.
-    let Some(function) = (unsafe { zdev_from(zdev).and_then(|zdev| function_of(zdev)) }) else {
+    let Some(function) = (unsafe { zdev_from(zdev).and_then(|zdev| find(zdev)) }) else {
         return 0;
     };
     let outcome = function.register_recorded();
@@ -199,7 +199,7 @@ unsafe extern "C" fn register_ioat(zdev: *mut bindings::zpci_dev, status: *mut u
 /// The subsystem calls it, as `zpci_iommu_ops.resume`.
 unsafe extern "C" fn resume(zdev: *mut bindings::zpci_dev) -> c_int {
     // SAFETY: The subsystem's promise.
-    match unsafe { zdev_from(zdev).and_then(|zdev| function_of(zdev)) } {
+    match unsafe { zdev_from(zdev).and_then(|zdev| find(zdev)) } {
         Some(function) => kernel::error::from_result(|| function.resume().map(|()| 0)),
         None => 0,
     }

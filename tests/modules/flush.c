@@ -161,12 +161,12 @@ static int test_1024(void)
 	return flush_scattered(1023, SZ_2M, 0, MOST_REFRESHES);
 }
 
-static int test_512_no_room(void)
+static int test_512_no_resources(void)
 {
 	return flush_scattered(511, SZ_4M, ALL, 2);
 }
 
-static int test_no_room_once(void)
+static int test_no_resources_once(void)
 {
 	return flush_scattered(511, SZ_4M, 1, MOST_REFRESHES);
 }
@@ -192,7 +192,7 @@ static int test_interrupts(void)
 	return 0;
 }
 
-static int test_map_no_room(void)
+static int test_map_no_resources(void)
 {
 	dma_addr_t iova = data_iova(fn) + SZ_1M;
 	unsigned int i, count, asked = 0;
@@ -208,7 +208,7 @@ static int test_map_no_room(void)
 		asked += steps[i].refused;
 	inject_reset();
 	if (ret != -ENOMEM)
-		return test_fail("map: %d where there is no room, not ENOMEM", ret);
+		return test_fail("map: %d where there is no resources, not ENOMEM", ret);
 	if (asked > 2 || iommu_iova_to_phys(dom->domain, iova))
 		return test_fail("%u refreshes, and the mapping is %s", asked,
 				 asked > 2 ? "tried again" : "there");
@@ -392,12 +392,12 @@ static int test_unmap_then_unmap(void)
 	return make_up(false, -EIO, unmap_other);
 }
 
-static int test_no_room_then_flush(void)
+static int test_no_resources_then_flush(void)
 {
 	return make_up(true, -ENOMEM, flush_again);
 }
 
-static int test_no_room_then_unmap(void)
+static int test_no_resources_then_unmap(void)
 {
 	return make_up(false, -ENOMEM, unmap_other);
 }
@@ -505,12 +505,12 @@ static int test_tables_queued(void)
 	return lose_table(true, -EIO, false);
 }
 
-static int test_tables_no_room_strict(void)
+static int test_tables_no_resources_strict(void)
 {
 	return lose_table(false, -ENOMEM, false);
 }
 
-static int test_tables_no_room_queued(void)
+static int test_tables_no_resources_queued(void)
 {
 	return lose_table(true, -ENOMEM, false);
 }
@@ -525,7 +525,7 @@ static int test_tables_freed_queued(void)
 	return lose_table(true, -EIO, true);
 }
 
-static int test_tables_freed_no_room(void)
+static int test_tables_freed_no_resources(void)
 {
 	return lose_table(true, -ENOMEM, true);
 }
@@ -626,11 +626,11 @@ static int test_attach_spans(void)
 
 static const struct test_case cases[] = {
 	{ "map without READ and WRITE", test_map_nothing, &running },
-	{ "map: no room", test_map_no_room, &running },
+	{ "map: no resources", test_map_no_resources, &running },
 	{ "a full flush of 511 pages, 4 MiB apart", test_512, &running },
 	{ "a full flush of 1023 pages, 2 MiB apart", test_1024, &running },
-	{ "a full flush with no room for the first refresh", test_no_room_once, &running },
-	{ "a full flush with no room", test_512_no_room, &running },
+	{ "a full flush with no resources for the first refresh", test_no_resources_once, &running },
+	{ "a full flush with no resources", test_512_no_resources, &running },
 	{ "a full flush leaves interrupts on", test_interrupts, &running },
 	{ "a full flush of each of many chunks", test_every_chunk, &running },
 	{ "a full flush, with DMA, in both halves of a word", test_half_of_chunks, &running },
@@ -639,17 +639,17 @@ static const struct test_case cases[] = {
 	{ "refused full flush, then an unmap", test_flush_then_unmap, &running },
 	{ "refused unmap, then a full flush", test_unmap_then_flush, &running },
 	{ "refused unmap, then an unmap", test_unmap_then_unmap, &running },
-	{ "full flush without room, then a full flush", test_no_room_then_flush, &running },
-	{ "unmap without room, then an unmap", test_no_room_then_unmap, &running },
+	{ "full flush without resources, then a full flush", test_no_resources_then_flush, &running },
+	{ "unmap without resources, then an unmap", test_no_resources_then_unmap, &running },
 	{ "tables of a refused unmap", test_tables_strict, &running },
 	{ "tables of a refused full flush", test_tables_queued, &running },
-	{ "tables of an unmap without room", test_tables_no_room_strict, &running },
-	{ "tables of a full flush without room", test_tables_no_room_queued, &running },
+	{ "tables of an unmap without resources", test_tables_no_resources_strict, &running },
+	{ "tables of a full flush without resources", test_tables_no_resources_queued, &running },
 	{ "tables of a refused unmap, the domain freed", test_tables_freed_strict, &running },
 	{ "tables of a refused full flush, the domain freed", test_tables_freed_queued,
 	  &running },
-	{ "tables of a full flush without room, the domain freed",
-	  test_tables_freed_no_room, &running },
+	{ "tables of a full flush without resources, the domain freed",
+	  test_tables_freed_no_resources, &running },
 	{ "attach and block of an empty domain", test_attach_empty, &running },
 	{ "attach of a few pages far apart", test_attach_spans, &running },
 	{ "two full flushes at once", test_overlap, &running },

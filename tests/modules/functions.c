@@ -41,7 +41,7 @@ EXPORT_SYMBOL_GPL(test_function);
  * test_sees_no_maps() - for tests of the refresh after a map
  * @fn: the function
  *
- * Returns: 0 where the machine has to be told of what is mapped, TEST_SKIPPED
+ * Returns: 0 where the machine needs a refresh after maps, TEST_SKIPPED
  * where it sees that by itself
  */
 int test_sees_no_maps(struct test_function *fn)

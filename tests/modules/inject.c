@@ -24,9 +24,9 @@ static char *refresh_symbol = "zpci_refresh_trans";
 module_param(refresh_symbol, charp, 0444);
 MODULE_PARM_DESC(refresh_symbol, "function that issues RPCIT");
 
-static unsigned int no_room_every;
-module_param(no_room_every, uint, 0644);
-MODULE_PARM_DESC(no_room_every, "refuse every n-th refresh: insufficient resources");
+static unsigned int no_resources_every;
+module_param(no_resources_every, uint, 0644);
+MODULE_PARM_DESC(no_resources_every, "refuse every n-th refresh: insufficient resources");
 
 static unsigned int refuse_table;
 module_param(refuse_table, uint, 0444);
@@ -222,7 +222,7 @@ static int on_refresh(struct kprobe *probe, struct pt_regs *regs)
 	if (refuse)
 		inject.operations |= inject.operations_then;
 	error = inject.refresh_error;
-	if (no_room_every && !(inject.counts.refreshes % no_room_every)) {
+	if (no_resources_every && !(inject.counts.refreshes % no_resources_every)) {
 		refuse = true;
 		error = -ENOMEM;
 	}
@@ -600,7 +600,7 @@ static struct kprobe disable_probe = {
  *	disabled, as when the machine disables it
  * @hide: whether to hide it
  *
- * Returns: 0, or an error: this driver is never told
+ * Returns: 0, or an error: this driver does not learn of it
  */
 int inject_hide_disable(bool hide)
 {
@@ -618,7 +618,7 @@ EXPORT_SYMBOL_GPL(inject_hide_disable);
  * inject_disabled() - tell the driver that a function was disabled
  * @fn: the function
  *
- * Returns: 0, or an error: this driver is never told
+ * Returns: 0, or an error: this driver does not learn of it
  */
 int inject_disabled(struct test_function *fn)
 {

@@ -234,7 +234,7 @@ int test_expect_outside(unsigned int pages);
  * @refreshes: RPCIT
  * @outside: RPCIT that reach out of the function's window
  * @irqs_off: RPCIT while interrupts were off
- * @table: what was registered last, as the machine was told; 0 if that was
+ * @table: what was registered last, as the machine was given; 0 if that was
  *	taken away, or nothing was registered
  */
 struct inject_counts {
@@ -252,7 +252,7 @@ struct inject_counts {
  * struct inject_step - one thing that was asked for a function
  * @operation: of MPCIFC; 0 for a refresh
  * @refused: whether we refused it
- * @table: what was registered, as the machine was told
+ * @table: what was registered, as the machine was given
  * @start: first IOVA that was refreshed
  * @size: how much was refreshed, in bytes
  */

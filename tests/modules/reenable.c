@@ -2,12 +2,12 @@
 /*
  * Suite "reenable": what KVM does to a function that a guest gets or gives
  * back (kvm_s390_pci_register_kvm() and its counterpart): it disables the
- * function, writes down the guest's designation (GISA) or removes it, and
+ * function, writes down the guest's GISA or removes it, and
  * enables the function again, while VFIO or iommufd has a domain attached.
  *
  * A guest that interprets needs SIE, which no emulated processor has. Here the
  * entry points are called that KVM calls, and what the machine is asked for is
- * looked at; the emulator takes a designation and ignores it.
+ * looked at; the emulator takes a GISA and ignores it.
  */
 #define pr_fmt(fmt) "reenable: " fmt
 
@@ -99,7 +99,7 @@ static int check_dma(struct test_domain *on)
 	return ret;
 }
 
-/* One registration, with what is attached and with this designation */
+/* One registration, with what is attached and with this GISA */
 static int expect_registered(u32 gisa)
 {
 	struct inject_counts counts;
@@ -110,7 +110,7 @@ static int expect_registered(u32 gisa)
 	if (!counts.table)
 		return test_fail("no table is registered");
 	if (counts.gisas[FC_REGISTER] != gisa)
-		return test_fail("registered with designation %#x, not %#x",
+		return test_fail("registered with GISA %#x, not %#x",
 				 counts.gisas[FC_REGISTER], gisa);
 	return 0;
 }
@@ -195,14 +195,14 @@ static int expect_named(const char *what, unsigned int operations)
 			continue;
 		seen++;
 		if (counts.gisas[i] != GISA)
-			return test_fail("%s: operation %u with designation %#x",
+			return test_fail("%s: operation %u with GISA %#x",
 					 what, i, counts.gisas[i]);
 	}
 	return seen ? 0 : test_fail("%s: the machine was asked for nothing", what);
 }
 
 /* Replace and block, as iommufd does while the guest has the function */
-static int test_designation(void)
+static int test_gisa(void)
 {
 	int ret = attach_mapped();
 
@@ -302,7 +302,7 @@ static int enable_disabled(void)
 
 	guard(mutex)(&zdev->kzdev_lock);
 	if (inject_hide_disable(true))
-		return test_skip("this driver is not told of a function that is disabled");
+		return test_skip("this driver does not learn that a function is disabled");
 	ret = take_down();
 	inject_hide_disable(false);
 	if (ret)
@@ -342,7 +342,7 @@ static int test_disabled_by_machine(void)
 }
 
 /* Somebody else enables the function between the end of its disabling and the
- * moment when the driver is told. It translates then, and flushes must go on.
+ * moment when the driver learns of it. It translates then, and flushes must go on.
  */
 static int test_enabled_meanwhile(void)
 {
@@ -357,7 +357,7 @@ static int test_enabled_meanwhile(void)
 		return ret;
 	/* The end of a disabling that is late: the function has a table again */
 	if (inject_disabled(fn))
-		return test_skip("this driver is not told of a function that is disabled");
+		return test_skip("this driver does not learn that a function is disabled");
 	inject_reset();
 	unmap_and_flush();
 	inject_counts(&counts);
@@ -370,11 +370,11 @@ static int test_enabled_meanwhile(void)
 static const struct test_case cases[] = {
 	{ "with a domain attached, with and without a guest", test_reenable, &two_domains },
 	{ "a mapping that changed in between means the new page", test_changed, &two_domains },
-	{ "replace and block name the guest", test_designation, &two_domains },
+	{ "replace and block name the guest", test_gisa, &two_domains },
 	{ "blocked: nothing is registered before an attach", test_blocked, &two_domains },
 	{ "disabled by the machine: no flush before it is registered again",
 	  test_disabled_by_machine, &two_domains },
-	{ "enabled again before the driver is told that it was disabled",
+	{ "enabled again before the driver learns that it was disabled",
 	  test_enabled_meanwhile, &two_domains },
 	{ "a refused registration leaves the function disabled", test_refused, &two_domains },
 	{}

@@ -39,15 +39,15 @@ static void end(void)
 
 static const struct test_setup two_domains = { begin, end };
 
-/* Where the machine has to be told of what is mapped. */
-static int begin_told_of_maps(void)
+/* Where the machine needs a refresh after maps. */
+static int begin_refreshed_after_maps(void)
 {
 	int ret = test_sees_no_maps(fn);
 
 	return ret ? ret : begin();
 }
 
-static const struct test_setup told_of_maps = { begin_told_of_maps, end };
+static const struct test_setup refreshed_after_maps = { begin_refreshed_after_maps, end };
 
 /* The attach must fail, and must have been refused by us. */
 static int expect_refusal(int ret)
@@ -208,7 +208,7 @@ static int test_refresh_of_attach(void)
 
 /* The first registration: after a reset, nothing is registered. */
 
-/* Which table a domain has: nothing but the machine is told. */
+/* Which table a domain has: it shows in what is registered. */
 static int find_table(struct test_domain *dom, u64 *table)
 {
 	inject_reset();
@@ -484,7 +484,7 @@ static int test_map_error(void)
 	return ret;
 }
 
-/* With two functions, an error of one must be told whatever the other says.
+/* With two functions, an error of one must be returned whatever the other says.
  * Which is asked first is the driver's affair: try both.
  */
 static int map_refused_for(struct test_function *victim)
@@ -513,7 +513,7 @@ static int begin_with_second(void)
 	second = test_function(1);
 	if (!second)
 		return test_skip("there is no second NVMe function");
-	ret = begin_told_of_maps();
+	ret = begin_refreshed_after_maps();
 	if (ret)
 		return ret;
 	ret = test_claim(second);
@@ -530,7 +530,7 @@ static void end_with_second(void)
 
 static const struct test_setup two_functions = { begin_with_second, end_with_second };
 
-/* Each has an error of its own: the first is told. */
+/* Each has an error of its own: the first is returned. */
 static int two_errors(void)
 {
 	int ret;
@@ -538,7 +538,7 @@ static int two_errors(void)
 	inject_refuse_refresh(NULL, -EIO, 2);
 	ret = map_extra(&pair[0]);
 	if (inject_refused() != 2)
-		return test_fail("%u of two functions were told", inject_refused());
+		return test_fail("%u of two functions were asked", inject_refused());
 	inject_reset();
 	return ret == -EIO ? 0 : test_fail("map: %d where both have an error, not EIO", ret);
 }
@@ -562,7 +562,7 @@ static int test_map_error_of_two(void)
 	return ret;
 }
 
-/* Nobody can be told; what comes after works. */
+/* Nobody gets the error; what comes after works. */
 static int test_unmap_error(void)
 {
 	int ret = test_run_on(&pair[0], &queue);
@@ -760,9 +760,9 @@ static const struct test_case cases[] = {
 	{ "a domain is freed while it is attached", test_freed_attached, &two_domains },
 	{ "attach in the error state", test_attach_in_error, &two_domains },
 	{ "block in the error state", test_block_in_error, &two_domains },
-	{ "map: refresh without resources is tried again", test_map_no_memory, &told_of_maps },
-	{ "map: refresh with an error undoes the map", test_map_error, &told_of_maps },
-	{ "map: the error of one of two functions is told", test_map_error_of_two, &two_functions },
+	{ "map: refresh without resources is tried again", test_map_no_memory, &refreshed_after_maps },
+	{ "map: refresh with an error undoes the map", test_map_error, &refreshed_after_maps },
+	{ "map: the error of one of two functions is returned", test_map_error_of_two, &two_functions },
 	{ "unmap: the error of a refresh", test_unmap_error, &two_domains },
 	{ "attach without memory", test_no_memory, &full_domain },
 	{ "block, deregistration is not refused", test_block_by_deregistration, &two_domains },

@@ -2,7 +2,7 @@
 /*
  * Suite "remap": IOVAs that are mapped again mean the new memory, those that
  * were unmapped mean none, and their neighbours what they meant before. In all
- * sizes and ways in which a hypervisor that shadows our tables is told of it.
+ * sizes and ways in which a hypervisor that shadows our tables learns of it.
  */
 #define pr_fmt(fmt) "remap: " fmt
 

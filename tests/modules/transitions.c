@@ -214,8 +214,8 @@ static int begin_with_identity(void)
 	return ret;
 }
 
-/* Where the machine has to be told of what is mapped. */
-static int begin_told_of_maps(void)
+/* Where the machine needs a refresh after maps. */
+static int begin_refreshed_after_maps(void)
 {
 	int ret = test_sees_no_maps(fn);
 
@@ -223,7 +223,7 @@ static int begin_told_of_maps(void)
 }
 
 static const struct test_setup two_domains = { begin, end };
-static const struct test_setup told_of_maps = { begin_told_of_maps, end };
+static const struct test_setup refreshed_after_maps = { begin_refreshed_after_maps, end };
 static const struct test_setup with_identity = { begin_with_identity, end };
 
 /* Whether the function is where it was sent */
@@ -751,7 +751,7 @@ static int test_refused_identity_late(void)
 	return ret ? ret : expect_state(PAGING_A);
 }
 
-/* A map that the hypervisor has no room for: everything, once. */
+/* A map that the hypervisor has no resources for: everything, once. */
 
 static int map_without_room(unsigned int refusals)
 {
@@ -764,7 +764,7 @@ static int map_without_room(unsigned int refusals)
 	return test_map_page(&pair[0], data_iova(fn) + SZ_1M, pair[0].data);
 }
 
-static int test_no_room_once(void)
+static int test_no_resources_once(void)
 {
 	int ret = map_without_room(1);
 
@@ -777,12 +777,12 @@ static int test_no_room_once(void)
 	return ret ? ret : expect_state(PAGING_A);
 }
 
-static int test_no_room_at_all(void)
+static int test_no_resources_at_all(void)
 {
 	int ret = map_without_room(2);
 
 	if (ret != -ENOMEM)
-		ret = test_fail("map: %d where there is no room, not ENOMEM", ret);
+		ret = test_fail("map: %d where there is no resources, not ENOMEM", ret);
 	else if (iommu_iova_to_phys(pair[0].domain, data_iova(fn) + SZ_1M))
 		ret = test_fail("map failed and left a translation");
 	else
@@ -1024,8 +1024,8 @@ static const struct test_case cases[] = {
 	{ "refused identity", test_refused_identity, &with_identity },
 	{ "refused identity, after the empty table", test_refused_identity_late,
 	  &with_identity },
-	{ "map: no room, then there is", test_no_room_once, &told_of_maps },
-	{ "map: no room at all", test_no_room_at_all, &told_of_maps },
+	{ "map: no resources, then there are", test_no_resources_once, &refreshed_after_maps },
+	{ "map: no resources at all", test_no_resources_at_all, &refreshed_after_maps },
 	{ "unmap beside the first attach", test_beside_first_attach, &two_domains },
 	{ "unmap beside an attach", test_beside_attach, &two_domains },
 	{ "unmap beside an attach after a refused block", test_beside_attach_after_force,

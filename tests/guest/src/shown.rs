@@ -57,8 +57,8 @@ pub fn function(function: &Function) -> Result<String> {
     sysfs::read(format!("{ROOT}/functions/{:08x}", function.fid()?))
 }
 
-/// Whether the machine has to be told of what is mapped, not of unmaps alone.
-pub fn maps_are_told(function: &Function) -> Result<bool> {
+/// Whether the machine needs a refresh after maps, not after unmaps alone.
+pub fn maps_need_refresh(function: &Function) -> Result<bool> {
     let text = self::function(function)?;
     Ok(value(&text, "refreshed after")? == "maps and unmaps")
 }

@@ -34,7 +34,7 @@ pub fn run(suite: &mut Suite, cmdline: &Cmdline) -> Result<()> {
         Ok(())
     });
     suite.test("mappings are made visible, and not one by one", || {
-        if shown::is_there() && !shown::maps_are_told(&nvme)? {
+        if shown::is_there() && !shown::maps_need_refresh(&nvme)? {
             ensure!(moved.sync_map == 0, "the machine sees maps by itself: {moved}");
             return Ok(());
         }

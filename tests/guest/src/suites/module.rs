@@ -45,7 +45,7 @@ pub fn run(suite: &mut Suite, cmdline: &Cmdline) -> Result<()> {
         unload()?;
         nothing_left(&start)
     });
-    suite.test("a parameter that is not known is told", || unknown_parameter(&start));
+    suite.test("an unknown parameter is logged", || unknown_parameter(&start));
     let mut memory = Err(anyhow!("a round failed"));
     let name = format!("{ROUNDS} rounds of load, plug, data, unplug, unload");
     suite.test(&name, || {

@@ -28,12 +28,12 @@ const ANSWERS: [(u8, u8); 4] = [(1, 16), (1, 4), (1, 40), (3, 0)];
 
 pub fn run(suite: &mut Suite, _: &Cmdline) -> Result<()> {
     for every in EVERY {
-        let name = format!("no room for refresh {every}, {}, ...: data right", 2 * every);
+        let name = format!("no resources for refresh {every}, {}, ...: data right", 2 * every);
         suite.test(&name, || transfer(every));
     }
     let pair = Pair::connect()?;
     for every in &EVERY[..2] {
-        let name = format!("no room for refresh {every}, {}, ...: network", 2 * every);
+        let name = format!("no resources for refresh {every}, {}, ...: network", 2 * every);
         suite.test(&name, || send(&pair, *every));
     }
     for (cc, status) in ANSWERS {
@@ -44,7 +44,7 @@ pub fn run(suite: &mut Suite, _: &Cmdline) -> Result<()> {
 }
 
 fn send(pair: &Pair, every: u64) -> Result<()> {
-    let support = Module::load(SUPPORT, &format!("no_room_every={every}"))?;
+    let support = Module::load(SUPPORT, &format!("no_resources_every={every}"))?;
     let sent = pair
         .transfer(620 + every, 4 * MIB, Direction::ToFar)
         .and_then(|_| pair.transfer(640 + every, 4 * MIB, Direction::FromFar));
@@ -79,7 +79,7 @@ fn resets(pair: &Pair, cc: u8, status: u8) -> Result<()> {
 
 fn transfer(every: u64) -> Result<()> {
     let disk = Function::first_of("nvme")?.disk()?;
-    let support = Module::load(SUPPORT, &format!("no_room_every={every}"))?;
+    let support = Module::load(SUPPORT, &format!("no_resources_every={every}"))?;
     let transfer = Transfer { request: REQUEST, ..Transfer::new(600 + every, BYTES) };
     let (result, messages) = kmsg::during(|| transfer.verify(&disk))?;
     support.unload()?;

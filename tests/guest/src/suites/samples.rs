@@ -24,7 +24,7 @@ const STRAY_EVENT: &str = "Event 0x4 reports an error";
 pub fn run(suite: &mut Suite, _: &Cmdline) -> Result<()> {
     let nvme = Function::first_of("nvme")?;
     let drive = Drive::read(&nvme)?;
-    suite.test("the drive is the one that QEMU was told of", || drive.check());
+    suite.test("the drive is the one that QEMU was given", || drive.check());
     suite.test("nvme_identify: model and serial", || {
         lend(&nvme, MODULE, || identify_in_kernel(&nvme, &drive))
     });

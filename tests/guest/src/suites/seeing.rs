@@ -37,7 +37,7 @@ pub fn run(suite: &mut Suite, cmdline: &Cmdline) -> Result<()> {
     suite.test("dumps during I/O show what was mapped", || dumps_beside_io(&nvme));
     suite.test("a dump shows what maps what, merged", || held_domain(0, exact_dump));
     suite.test("a dump is bounded, and says so", || held_domain(LIMIT + 5, bounded_dump));
-    suite.test("a dump goes back when it is told to", || held_domain(200, read_again));
+    suite.test("a dump goes back when asked to", || held_domain(200, read_again));
     suite.test("dumps beside unmaps that give tables back", dumps_beside_reclaim);
     suite.test("an open file outlives its domain", open_file);
     attaches(suite, cmdline, &nvme)
