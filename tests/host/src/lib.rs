@@ -40,6 +40,8 @@ mod walker;
 mod failures;
 #[cfg(all(test, loom))]
 mod flush;
+#[cfg(all(test, not(loom)))]
+mod misuse;
 #[cfg(test)]
 mod properties;
 #[cfg(test)]

@@ -44,7 +44,7 @@ fn map_and_unmap(depth: Depth, iova: u64, size: u64, large: bool) -> usize {
 }
 
 /// 4 GiB, aligned: two segment tables and their page tables go.
-#[cfg(not(loom))] // Two entries a table leave no resources for the page far away.
+#[cfg(not(loom))] // Two entries a table leave no page far away.
 #[test]
 fn four_gib() {
     let size = 2 * Level::RegionThird.span();
