@@ -19,6 +19,7 @@ mod ktap;
 mod lint;
 mod machine;
 mod modules;
+mod mutants;
 mod passthrough;
 mod patches;
 mod project;
@@ -53,6 +54,8 @@ enum Command {
     Bench,
     /// Gives drives to a guest inside the guest
     Passthrough,
+    /// Breaks the code on purpose and sees whether the tests notice
+    Mutants,
     /// Builds the kernel only and says where it is
     Kernel,
     /// Builds an emulator whose functions are as real machines have them
@@ -103,6 +106,7 @@ fn run(command: &Command) -> Result<()> {
         Command::Kselftest => kselftest::run(&project, &flavour),
         Command::Bench => bench::run(&project),
         Command::Passthrough => passthrough::run(&project, &flavour),
+        Command::Mutants => mutants::run(&project),
         Command::Kernel => {
             let kernel = kernel::build(&project, &flavour)?;
             kernel::print_places(&kernel);
