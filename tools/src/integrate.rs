@@ -20,9 +20,9 @@ use std::{
 };
 
 /// Where the driver lies in a kernel tree.
-const PLACE: &str = "drivers/iommu/s390";
+pub const PLACE: &str = "drivers/iommu/s390";
 /// Our selftests, in the checkout, and where they lie in a kernel tree.
-const SELFTESTS: (&str, &str) = ("tests/selftests", "tools/testing/selftests/s390_iommu");
+pub const SELFTESTS: (&str, &str) = ("tests/selftests", "tools/testing/selftests/s390_iommu");
 /// The patches for the kernel's own files, in the checkout.
 const PATCHES: &str = "integration/patches";
 /// Lists the files that were put there, so that those that are gone are removed.
@@ -271,7 +271,7 @@ fn copy_files(root: &Path, place: &Path, files: &[String]) -> Result<usize> {
 }
 
 /// All files below a folder, relative to it.
-fn files_below(folder: &Path) -> Result<Vec<String>> {
+pub fn files_below(folder: &Path) -> Result<Vec<String>> {
     let mut list = Vec::new();
     let mut folders: Vec<PathBuf> = vec![folder.to_owned()];
     while let Some(next) = folders.pop() {

@@ -11,7 +11,7 @@ use crate::{
     lint, passthrough,
     project::{variable, Project},
     qemu::Boot,
-    readme,
+    readme, series,
     steps::Step,
 };
 use anyhow::{bail, Context, Result};
@@ -84,6 +84,8 @@ pub enum Part {
     Format,
     /// the pages of Documentation/, without a warning
     Docs,
+    /// the patches for the kernel's lists: git am, checkpatch
+    Series,
     /// clippy on the programs and on the driver
     Clippy,
     /// the unit tests of this program
@@ -108,7 +110,7 @@ pub enum Part {
     Readme,
 }
 
-const ALL: [Part; 14] = [
+const ALL: [Part; 15] = [
     Part::License,
     Part::Format,
     Part::Docs,
@@ -116,6 +118,7 @@ const ALL: [Part; 14] = [
     Part::Host,
     Part::Model,
     Part::Fuzz,
+    Part::Series,
     Part::Clippy,
     Part::Rustdoc,
     Part::Checkpatch,
@@ -227,6 +230,13 @@ impl Suite<'_> {
                 cargo_test(project, step, "tests/host", "--cfg loom")
             }),
             Part::Fuzz => self.step("fuzz", "fuzzing the tables", fuzz),
+            Part::Series => {
+                // It reads the cache, which a kernel that was built holds.
+                self.kernel = None;
+                self.step("series", "making the patches, checkpatch", |project, step| {
+                    series::check(project, step).map(Count::of)
+                });
+            }
             Part::Clippy => {
                 self.step("clippy", "clippy on the programs", |project, step| {
                     lint::clippy_programs(project, step).map(Count::of)
