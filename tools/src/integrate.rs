@@ -129,12 +129,9 @@ fn plan(source: &Source, wanted: &[Patch], applied: &[Patch]) -> Result<Texts> {
     let texts = files
         .into_iter()
         .map(|file| {
-            let kept = source.pristine.as_ref().map(|folder| folder.join(&file));
-            let path = kept
-                .filter(|path| path.is_file())
-                .unwrap_or_else(|| source.tree.join(&file));
             // One that is missing is for a patch to make, or to complain of.
-            (file, fs::read(path).unwrap_or_default())
+            let text = source.pristine_text(&file).unwrap_or_default();
+            (file, text)
         })
         .collect();
     if source.pristine.is_some() {

@@ -32,6 +32,16 @@ pub struct Source {
     pub pristine: Option<PathBuf>,
 }
 
+impl Source {
+    /// A file as the kernel has it. What is kept was kept before the tree's own
+    /// was changed, so it is looked for after that was read.
+    pub fn pristine_text(&self, file: &str) -> Option<Vec<u8>> {
+        let own = fs::read(self.tree.join(file)).ok();
+        let kept = self.pristine.as_ref().map(|folder| folder.join(file));
+        kept.and_then(|path| fs::read(path).ok()).or(own)
+    }
+}
+
 /// The caller's tree (`KDIR=`), one in the cache, or one from Debian.
 pub fn find(project: &Project) -> Result<Source> {
     if let Some(tree) = &project.kdir {

@@ -233,9 +233,11 @@ impl Suite<'_> {
             Part::Series => {
                 // It reads the cache, which a kernel that was built holds.
                 self.kernel = None;
-                self.step("series", "making the patches, checkpatch", |project, step| {
-                    series::check(project, step).map(Count::of)
-                });
+                self.step(
+                    "series",
+                    "making the patches, checkpatch",
+                    |project, step| series::check(project, step).map(Count::of),
+                );
             }
             Part::Clippy => {
                 self.step("clippy", "clippy on the programs", |project, step| {
