@@ -55,84 +55,37 @@ fn make(project: &Project, step: &Step) -> Result<(Source, Vec<PathBuf>)> {
     let lock = project.kdir.is_none().then(|| project.lock()).transpose()?;
     let source = source::find(project)?;
     drop(lock);
-    let root = &project.root;
-    let series = read(root)?;
+    let series = read(&project.root)?;
     let scratch = tempfile::tempdir().context("no temporary folder")?;
-    let (sent, integrated) = ["sent", "integrated"]
-        .map(|name| scratch.path().join(name))
-        .into();
+    let place = |name| scratch.path().join(name);
+    let (sent, integrated) = (place("sent"), place("integrated"));
     let changed = series.iter().flat_map(Patch::files);
-    for (file, _) in [("Makefile", false)].into_iter().chain(changed) {
+    for (file, _) in changed.chain([("Makefile", false)]) {
         if let Some(text) = source.pristine_text(file) {
             write_if_changed(&sent.join(file), &text)?;
             write_if_changed(&integrated.join(file), &text)?;
         }
     }
-    let git = Git {
-        project,
-        step,
-        tree: &sent,
-    };
-    let sender = git.init()?;
+    let git = Git::init(project, step, sent)?;
     git.commit("base")?;
-    git.run(&["checkout", "--quiet", "-b", "series"])?;
+    git.run("checkout --quiet -b series")?;
     for patch in &series {
-        for file in patch.header("Files") {
-            add(root, &sent, file)?;
-        }
-        if !patch.files().is_empty() {
-            patch
-                .apply(&sent)
-                .context("the kernel tree has to be as it was released")?;
-        }
-        let maintainers = fs::read_to_string(sent.join("MAINTAINERS")).unwrap_or_default();
-        write_if_changed(
-            &sent.join("MAINTAINERS"),
-            maintainers.replace(SENDER, &sender).as_bytes(),
-        )?;
-        git.commit(&patch.message()?)?;
+        git.make(patch)?;
     }
+    let list = git.write(&project.build.join("series"))?;
+    git.run("checkout --quiet -b sent main")?;
+    let advice = "the patches do not apply";
+    step.run(git.command("am --quiet").args(&list), advice)?;
+    git.run("diff --exit-code series sent")?;
 
-    git.run(&["config", "branch.series.description", &letter(root)?])?;
-    let folder = project.build.join("series");
-    let _ = fs::remove_dir_all(&folder);
-    let output = format!("--output-directory={}", folder.display());
-    let letter = ["--cover-letter", "--cover-from-description=subject"];
-    git.run(&[
-        "format-patch",
-        "--quiet",
-        "--rfc",
-        "--zero-commit",
-        letter[0],
-        letter[1],
-        &output,
-        "main",
-    ])?;
-    let mut list: Vec<PathBuf> = patches::read(&folder)?
-        .into_iter()
-        .map(|patch| patch.path)
-        .collect();
-    list.remove(0);
-    git.run(&["checkout", "--quiet", "-b", "sent", "main"])?;
-    step.run(
-        git.command(&["am", "--quiet"]).args(&list),
-        "the patches do not apply",
-    )?;
-    git.run(&["diff", "--exit-code", "series", "sent"])?;
-
-    let tree = Source {
-        tree: integrated,
-        name: String::new(),
-        pristine: None,
-    };
-    integrate(root, &tree)?;
+    integrate(&project.root, &Source::of_caller(&integrated))?;
     let mut diff = project.command("diff");
     // No build needs the pages and MAINTAINERS, so that only the series has them.
     let other = [".git", ".integrated-*", "Documentation", "MAINTAINERS"];
-    diff.args(["--recursive", "--brief"])
-        .args(other.map(|name| format!("--exclude={name}")));
+    diff.args(["--recursive", "--brief"]);
+    diff.args(other.map(|name| format!("--exclude={name}")));
     let advice = "what the series makes has to be what make integrate makes";
-    step.run(diff.args([&tree.tree, &sent]), advice)?;
+    step.run(diff.args([&integrated, &git.tree]), advice)?;
     Ok((source, list))
 }
 
@@ -170,29 +123,6 @@ fn add(root: &Path, tree: &Path, file: &str) -> Result<()> {
     write_if_changed(&tree.join(to), &text).map(drop)
 }
 
-impl Patch {
-    /// The words of all lines of its header with this key.
-    fn header<'a>(&'a self, key: &'a str) -> impl Iterator<Item = &'a str> {
-        let header = self.text.split("\n\n").next().unwrap_or_default();
-        let values = header
-            .lines()
-            .filter_map(move |line| line.strip_prefix(key)?.strip_prefix(": "));
-        values.flat_map(str::split_whitespace)
-    }
-
-    /// What its commit says.
-    fn message(&self) -> Result<String> {
-        let subject = self.header("Subject").collect::<Vec<_>>().join(" ");
-        let body = self
-            .text
-            .split_once("\n\n")
-            .with_context(|| format!("{}: no text", self.name))?
-            .1;
-        let body = body.split("\n---\n").next().unwrap_or_default();
-        Ok(format!("{subject}\n\n{body}"))
-    }
-}
-
 /// The page as a letter: its title is the subject.
 fn letter(root: &Path) -> Result<String> {
     let page = fs::read_to_string(root.join(COVER)).context(COVER)?;
@@ -206,46 +136,86 @@ fn letter(root: &Path) -> Result<String> {
 struct Git<'a> {
     project: &'a Project,
     step: &'a Step,
-    tree: &'a Path,
+    tree: PathBuf,
+    /// Who signs the patches off.
+    sender: String,
 }
 
-impl Git<'_> {
-    /// Makes it, its commits by the caller, whose name and address it returns.
-    fn init(&self) -> Result<String> {
-        self.run(&["init", "--quiet", "--initial-branch=main"])?;
-        let who = |key: &str| -> Result<String> {
-            let mut command = self.project.command("git");
-            command
-                .current_dir(&self.project.root)
-                .args(["config", key]);
+impl<'a> Git<'a> {
+    fn init(project: &'a Project, step: &'a Step, tree: PathBuf) -> Result<Self> {
+        let who = |key: &str| {
+            let mut command = project.command("git");
+            command.current_dir(&project.root).args(["config", key]);
             let advice = format!("git config --global {key} says who signs the patches off");
-            let value = self.step.output(&mut command, &advice)?.trim().to_owned();
-            self.run(&["config", key, &value])?;
-            Ok(value)
+            let value = step.output(&mut command, &advice)?;
+            Ok::<_, anyhow::Error>(value.trim().to_owned())
         };
-        Ok(format!("{} <{}>", who("user.name")?, who("user.email")?))
+        let (name, email) = (who("user.name")?, who("user.email")?);
+        let sender = format!("{name} <{email}>");
+        let git = Self {
+            project,
+            step,
+            tree,
+            sender,
+        };
+        git.run("init --quiet --initial-branch=main")?;
+        git.set("user.name", &name)?;
+        git.set("user.email", &email)?;
+        Ok(git)
     }
 
     /// A command on it, whatever else the caller's settings are.
-    fn command(&self, arguments: &[&str]) -> Command {
+    fn command(&self, words: &str) -> Command {
         let mut command = self.project.command("git");
         for name in ["GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE"] {
             command.env_remove(name);
         }
-        command
-            .env("GIT_CONFIG_GLOBAL", "/dev/null")
-            .env("GIT_CONFIG_NOSYSTEM", "1");
-        command.current_dir(self.tree).args(arguments);
+        command.env("GIT_CONFIG_GLOBAL", "/dev/null");
+        command.env("GIT_CONFIG_NOSYSTEM", "1");
+        command.current_dir(&self.tree).args(words.split(' '));
         command
     }
 
-    fn run(&self, arguments: &[&str]) -> Result<()> {
+    fn run(&self, words: &str) -> Result<()> {
+        self.step.run(&mut self.command(words), "the log says why")
+    }
+
+    fn set(&self, key: &str, value: &str) -> Result<()> {
+        let mut command = self.command("config");
         self.step
-            .run(&mut self.command(arguments), "the log says why")
+            .run(command.args([key, value]), "the log says why")
     }
 
     fn commit(&self, message: &str) -> Result<()> {
-        self.run(&["add", "--all", "--force"])?;
-        self.run(&["commit", "--quiet", "--signoff", "--message", message])
+        self.run("add --all --force")?;
+        let mut command = self.command("commit --quiet --signoff --message");
+        self.step.run(command.arg(message), "the log says why")
+    }
+
+    /// Commits a patch.
+    fn make(&self, patch: &Patch) -> Result<()> {
+        for file in patch.header("Files") {
+            add(&self.project.root, &self.tree, file)?;
+        }
+        if !patch.files().is_empty() {
+            let applied = patch.apply(&self.tree);
+            applied.context("the kernel tree has to be as it was released")?;
+        }
+        let maintainers = self.tree.join("MAINTAINERS");
+        let text = fs::read_to_string(&maintainers)?.replace(SENDER, &self.sender);
+        fs::write(maintainers, text)?;
+        self.commit(&patch.message()?)
+    }
+
+    /// Writes the commits as patches, with a cover letter, which is not returned.
+    fn write(&self, folder: &Path) -> Result<Vec<PathBuf>> {
+        let _ = fs::remove_dir_all(folder);
+        self.set("branch.series.description", &letter(&self.project.root)?)?;
+        let mut command = self.command("format-patch --quiet --rfc --zero-commit main");
+        command.args(["--cover-letter", "--cover-from-description=subject"]);
+        command.arg("--output-directory").arg(folder);
+        self.step.run(&mut command, "the log says why")?;
+        let list = patches::read(folder)?.into_iter();
+        Ok(list.skip(1).map(|patch| patch.path).collect())
     }
 }
