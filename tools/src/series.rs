@@ -17,27 +17,29 @@ use crate::{
 };
 use anyhow::{bail, Context, Result};
 use std::{
+    ffi::OsStr,
     fs,
     path::{Path, PathBuf},
-    process::Command,
 };
 
 /// The patches that are made of the checkout's files.
-const FOLDER: &str = "integration/series";
+const PARTS: &str = "integration/series";
+/// Where the series is written.
+const FOLDER: &str = "build/series";
 /// What the cover letter says.
 const COVER: &str = "Documentation/cover-letter.rst";
 /// The pages, in the checkout, and where they lie in a kernel tree.
 const PAGES: (&str, &str) = ("Documentation", "Documentation/arch/s390/iommu");
 /// Stands for whoever sends the patches.
 const SENDER: &str = "@SENDER@";
+/// No more words for git.
+const NOTHING: [&str; 0] = [];
 
 /// `make series`.
 pub fn run(project: &Project) -> Result<()> {
     let step = Step::start(project, "series", "writing patches, and applying them")?;
     let (_, list) = make(project, &step)?;
-    let folder = project.build.join("series");
-    let count = list.len();
-    step.done(&format!("{count} patches in {}", folder.display()));
+    step.done(&format!("{} patches in {FOLDER}", list.len()));
     Ok(())
 }
 
@@ -49,14 +51,16 @@ pub fn check(project: &Project, step: &Step) -> Result<(usize, usize)> {
 }
 
 /// Writes the patches, and makes sure of them: `git am` takes them, and what it
-/// leaves is what `make integrate` makes.
+/// leaves is what `make integrate` makes. Others are not left behind.
 fn make(project: &Project, step: &Step) -> Result<(Source, Vec<PathBuf>)> {
+    let folder = project.root.join(FOLDER);
+    let _ = fs::remove_dir_all(&folder);
     // A tree of the caller's is only read.
     let lock = project.kdir.is_none().then(|| project.lock()).transpose()?;
     let source = source::find(project)?;
     drop(lock);
     let series = read(&project.root)?;
-    let scratch = tempfile::tempdir().context("no temporary folder")?;
+    let scratch = tempfile::tempdir_in(&project.build).context("no temporary folder")?;
     let place = |name| scratch.path().join(name);
     let (sent, integrated) = (place("sent"), place("integrated"));
     let changed = series.iter().flat_map(Patch::files);
@@ -68,16 +72,14 @@ fn make(project: &Project, step: &Step) -> Result<(Source, Vec<PathBuf>)> {
     }
     let git = Git::init(project, step, sent)?;
     git.commit("base")?;
-    git.run("checkout --quiet -b series")?;
+    git.run("checkout --quiet -b series", NOTHING)?;
     for patch in &series {
         git.make(patch)?;
     }
-    let list = git.write(&project.build.join("series"))?;
-    git.run("checkout --quiet -b sent main")?;
-    let advice = "the patches do not apply";
-    step.run(git.command("am --quiet").args(&list), advice)?;
-    git.run("diff --exit-code series sent")?;
-
+    let list = git.write(&place("patches"))?;
+    git.run("checkout --quiet -b sent main", NOTHING)?;
+    git.run("am --quiet", &list)?;
+    git.run("diff --exit-code series sent", NOTHING)?;
     integrate(&project.root, &Source::of_caller(&integrated))?;
     let mut diff = project.command("diff");
     // No build needs the pages and MAINTAINERS, so that only the series has them.
@@ -86,24 +88,23 @@ fn make(project: &Project, step: &Step) -> Result<(Source, Vec<PathBuf>)> {
     diff.args(other.map(|name| format!("--exclude={name}")));
     let advice = "what the series makes has to be what make integrate makes";
     step.run(diff.args([&integrated, &git.tree]), advice)?;
-    Ok((source, list))
+    fs::rename(place("patches"), &folder)?;
+    let name = |path: PathBuf| path.file_name().map(|name| folder.join(name));
+    Ok((source, list.into_iter().filter_map(name).collect()))
 }
 
 /// The patches in the order of the list, which has to name all that there are.
 fn read(root: &Path) -> Result<Vec<Patch>> {
-    let order = fs::read_to_string(root.join(FOLDER).join("order")).context("no order")?;
+    let order = fs::read_to_string(root.join(PARTS).join("order")).context("no order")?;
     let mut all = integrate::patches(root)?;
-    all.extend(patches::read(&root.join(FOLDER))?);
+    all.extend(patches::read(&root.join(PARTS))?);
     let mut list = Vec::new();
-    for line in order
-        .lines()
-        .filter(|line| !line.is_empty() && !line.starts_with('#'))
-    {
+    for line in order.lines().filter(|line| line.ends_with(".patch")) {
         let place = all.iter().position(|patch| patch.name == line);
-        list.push(all.remove(place.with_context(|| format!("{FOLDER}/order: no {line}"))?));
+        list.push(all.remove(place.with_context(|| format!("{PARTS}/order: no {line}"))?));
     }
     if let Some(patch) = all.first() {
-        bail!("{FOLDER}/order does not name {}", patch.name);
+        bail!("{PARTS}/order does not name {}", patch.name);
     }
     Ok(list)
 }
@@ -115,9 +116,8 @@ fn add(root: &Path, tree: &Path, file: &str) -> Result<()> {
         let mut below = files_below(&from)?.into_iter();
         return below.try_for_each(|name| add(root, tree, &format!("{file}/{name}")));
     }
-    let mut moved = [PAGES, integrate::SELFTESTS].into_iter();
-    let moved =
-        moved.find_map(|(folder, place)| Some(place.to_owned() + file.strip_prefix(folder)?));
+    let there = |(folder, place)| Some(format!("{place}{}", file.strip_prefix(folder)?));
+    let moved = [PAGES, integrate::SELFTESTS].into_iter().find_map(there);
     let to = moved.unwrap_or(format!("{}/{file}", integrate::PLACE));
     let text = fs::read(&from).with_context(|| format!("cannot read {}", from.display()))?;
     write_if_changed(&tree.join(to), &text).map(drop)
@@ -151,45 +151,34 @@ impl<'a> Git<'a> {
             Ok::<_, anyhow::Error>(value.trim().to_owned())
         };
         let (name, email) = (who("user.name")?, who("user.email")?);
-        let sender = format!("{name} <{email}>");
         let git = Self {
             project,
             step,
             tree,
-            sender,
+            sender: format!("{name} <{email}>"),
         };
-        git.run("init --quiet --initial-branch=main")?;
-        git.set("user.name", &name)?;
-        git.set("user.email", &email)?;
+        git.run("init --quiet --initial-branch=main", NOTHING)?;
+        git.run("config user.name", [name])?;
+        git.run("config user.email", [email])?;
         Ok(git)
     }
 
-    /// A command on it, whatever else the caller's settings are.
-    fn command(&self, words: &str) -> Command {
+    /// Runs a command on it, whatever else the caller's settings are.
+    fn run(&self, words: &str, more: impl IntoIterator<Item: AsRef<OsStr>>) -> Result<()> {
         let mut command = self.project.command("git");
         for name in ["GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE"] {
             command.env_remove(name);
         }
         command.env("GIT_CONFIG_GLOBAL", "/dev/null");
         command.env("GIT_CONFIG_NOSYSTEM", "1");
-        command.current_dir(&self.tree).args(words.split(' '));
-        command
-    }
-
-    fn run(&self, words: &str) -> Result<()> {
-        self.step.run(&mut self.command(words), "the log says why")
-    }
-
-    fn set(&self, key: &str, value: &str) -> Result<()> {
-        let mut command = self.command("config");
-        self.step
-            .run(command.args([key, value]), "the log says why")
+        command.current_dir(&self.tree);
+        command.args(words.split(' ')).args(more);
+        self.step.run(&mut command, "the log says why")
     }
 
     fn commit(&self, message: &str) -> Result<()> {
-        self.run("add --all --force")?;
-        let mut command = self.command("commit --quiet --signoff --message");
-        self.step.run(command.arg(message), "the log says why")
+        self.run("add --all --force", NOTHING)?;
+        self.run("commit --quiet --signoff --message", [message])
     }
 
     /// Commits a patch.
@@ -201,20 +190,18 @@ impl<'a> Git<'a> {
             let applied = patch.apply(&self.tree);
             applied.context("the kernel tree has to be as it was released")?;
         }
-        let maintainers = self.tree.join("MAINTAINERS");
-        let text = fs::read_to_string(&maintainers)?.replace(SENDER, &self.sender);
-        fs::write(maintainers, text)?;
+        let list = self.tree.join("MAINTAINERS");
+        let text = fs::read_to_string(&list)?;
+        fs::write(list, text.replace(SENDER, &self.sender))?;
         self.commit(&patch.message()?)
     }
 
     /// Writes the commits as patches, with a cover letter, which is not returned.
     fn write(&self, folder: &Path) -> Result<Vec<PathBuf>> {
-        let _ = fs::remove_dir_all(folder);
-        self.set("branch.series.description", &letter(&self.project.root)?)?;
-        let mut command = self.command("format-patch --quiet --rfc --zero-commit main");
-        command.args(["--cover-letter", "--cover-from-description=subject"]);
-        command.arg("--output-directory").arg(folder);
-        self.step.run(&mut command, "the log says why")?;
+        let cover = letter(&self.project.root)?;
+        self.run("config branch.series.description", [cover])?;
+        let how = "--cover-letter --cover-from-description=subject --rfc --zero-commit";
+        self.run(&format!("format-patch --quiet {how} main -o"), [folder])?;
         let list = patches::read(folder)?.into_iter();
         Ok(list.skip(1).map(|patch| patch.path).collect())
     }
