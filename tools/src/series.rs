@@ -8,6 +8,7 @@
 //! those files alone that change: the tree they are for stays untouched.
 
 use crate::{
+    deps,
     integrate::{self, files_below, integrate},
     lint,
     patches::{self, Patch},
@@ -37,23 +38,39 @@ const NOTHING: [&str; 0] = [];
 
 /// `make series`.
 pub fn run(project: &Project) -> Result<()> {
+    for name in ["git", "patch"] {
+        deps::program(project, name, name)?;
+    }
     let step = Step::start(project, "series", "writing patches, and applying them")?;
-    let (_, list) = make(project, &step)?;
+    let who = |key: &str| {
+        let mut command = project.command("git");
+        command.current_dir(&project.root).args(["config", key]);
+        let advice = format!("git config --global {key} says who signs the patches off");
+        step.output(&mut command, &advice)
+    };
+    let sender = (who("user.name")?, who("user.email")?);
+    let (_, list) = make(project, &step, FOLDER, &sender)?;
     step.done(&format!("{} patches in {FOLDER}", list.len()));
     Ok(())
 }
 
-/// The same, and checkpatch on each; what is good, and all.
+/// The same, whoever the caller is, and checkpatch on each; what is good, and all.
 pub fn check(project: &Project, step: &Step) -> Result<(usize, usize)> {
-    let (source, list) = make(project, step)?;
+    let nobody = ("Nobody Known".into(), "nobody@example.org".into());
+    let (source, list) = make(project, step, "build/series-test", &nobody)?;
     let (good, all) = lint::checkpatch_series(project, &source.tree, step, list)?;
     Ok((good + 1, all + 1))
 }
 
 /// Writes the patches, and makes sure of them: `git am` takes them, and what it
 /// leaves is what `make integrate` makes. Others are not left behind.
-fn make(project: &Project, step: &Step) -> Result<(Source, Vec<PathBuf>)> {
-    let folder = project.root.join(FOLDER);
+fn make(
+    project: &Project,
+    step: &Step,
+    folder: &str,
+    (name, email): &(String, String),
+) -> Result<(Source, Vec<PathBuf>)> {
+    let folder = project.root.join(folder);
     let _ = fs::remove_dir_all(&folder);
     // A tree of the caller's is only read.
     let lock = project.kdir.is_none().then(|| project.lock()).transpose()?;
@@ -70,7 +87,16 @@ fn make(project: &Project, step: &Step) -> Result<(Source, Vec<PathBuf>)> {
             write_if_changed(&integrated.join(file), &text)?;
         }
     }
-    let git = Git::init(project, step, sent)?;
+    let (name, email) = (name.trim(), email.trim());
+    let git = Git {
+        project,
+        step,
+        tree: sent,
+        sender: format!("{name} <{email}>"),
+    };
+    git.run("init --quiet --initial-branch=main", NOTHING)?;
+    git.run("config user.name", [name])?;
+    git.run("config user.email", [email])?;
     git.commit("base")?;
     git.run("checkout --quiet -b series", NOTHING)?;
     for patch in &series {
@@ -141,28 +167,7 @@ struct Git<'a> {
     sender: String,
 }
 
-impl<'a> Git<'a> {
-    fn init(project: &'a Project, step: &'a Step, tree: PathBuf) -> Result<Self> {
-        let who = |key: &str| {
-            let mut command = project.command("git");
-            command.current_dir(&project.root).args(["config", key]);
-            let advice = format!("git config --global {key} says who signs the patches off");
-            let value = step.output(&mut command, &advice)?;
-            Ok::<_, anyhow::Error>(value.trim().to_owned())
-        };
-        let (name, email) = (who("user.name")?, who("user.email")?);
-        let git = Self {
-            project,
-            step,
-            tree,
-            sender: format!("{name} <{email}>"),
-        };
-        git.run("init --quiet --initial-branch=main", NOTHING)?;
-        git.run("config user.name", [name])?;
-        git.run("config user.email", [email])?;
-        Ok(git)
-    }
-
+impl Git<'_> {
     /// Runs a command on it, whatever else the caller's settings are.
     fn run(&self, words: &str, more: impl IntoIterator<Item: AsRef<OsStr>>) -> Result<()> {
         let mut command = self.project.command("git");
