@@ -15,6 +15,7 @@
 ## make modules   KDIR=<prepared tree>: build the driver as an external module
 ## make modules_install  KDIR=...: install it
 ## make integrate put the driver into a kernel tree (KDIR=, or the one in the cache)
+## make series    KDIR=<released tree>: the driver as patches in build/series/, ready to send
 ## make fmt       format all Rust
 ## make clippy    clippy on all Rust, the driver included
 ## make checkpatch  the kernel's checkpatch on all C
@@ -33,7 +34,7 @@ CARGO ?= /usr/bin/cargo
 RUSTC ?= /usr/bin/rustc
 export CARGO RUSTC
 
-COMMANDS := run test kselftest bench passthrough mutants kernel machine guest integrate modules modules_install fmt clippy checkpatch rustdoc htmldocs bare clean
+COMMANDS := run test kselftest bench passthrough mutants kernel machine guest integrate series modules modules_install fmt clippy checkpatch rustdoc htmldocs bare clean
 .PHONY: help $(COMMANDS)
 
 help:

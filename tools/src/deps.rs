@@ -81,6 +81,7 @@ fn needs(project: &Project) -> Vec<Need> {
         // The file system of a root on a drive.
         ("/sbin/mke2fs", "e2fsprogs"),
         ("rsync", "rsync"),
+        ("git", "git"),
         ("patch", "patch"),
         ("xz", "xz-utils"),
         ("ccache", "ccache"),

@@ -20,9 +20,9 @@ use std::{
 };
 
 /// Where the driver lies in a kernel tree.
-const PLACE: &str = "drivers/iommu/s390";
+pub const PLACE: &str = "drivers/iommu/s390";
 /// Our selftests, in the checkout, and where they lie in a kernel tree.
-const SELFTESTS: (&str, &str) = ("tests/selftests", "tools/testing/selftests/s390_iommu");
+pub const SELFTESTS: (&str, &str) = ("tests/selftests", "tools/testing/selftests/s390_iommu");
 /// The patches for the kernel's own files, in the checkout.
 const PATCHES: &str = "integration/patches";
 /// Lists the files that were put there, so that those that are gone are removed.
@@ -129,12 +129,9 @@ fn plan(source: &Source, wanted: &[Patch], applied: &[Patch]) -> Result<Texts> {
     let texts = files
         .into_iter()
         .map(|file| {
-            let kept = source.pristine.as_ref().map(|folder| folder.join(&file));
-            let path = kept
-                .filter(|path| path.is_file())
-                .unwrap_or_else(|| source.tree.join(&file));
             // One that is missing is for a patch to make, or to complain of.
-            (file, fs::read(path).unwrap_or_default())
+            let text = source.pristine_text(&file).unwrap_or_default();
+            (file, text)
         })
         .collect();
     if source.pristine.is_some() {
@@ -271,7 +268,7 @@ fn copy_files(root: &Path, place: &Path, files: &[String]) -> Result<usize> {
 }
 
 /// All files below a folder, relative to it.
-fn files_below(folder: &Path) -> Result<Vec<String>> {
+pub fn files_below(folder: &Path) -> Result<Vec<String>> {
     let mut list = Vec::new();
     let mut folders: Vec<PathBuf> = vec![folder.to_owned()];
     while let Some(next) = folders.pop() {

@@ -263,27 +263,45 @@ pub fn checkpatch(project: &Project, tree: &Path, step: &Step) -> Result<(usize,
     let patches = integrate::patches(&project.root)?
         .into_iter()
         .map(|patch| ("--no-signoff", patch.path));
-    let commands: Vec<Command> = files
-        .chain(patches)
-        .map(|(kind, file)| {
-            let mut command = project.command("perl");
-            command
-                .current_dir(tree)
-                .args(["scripts/checkpatch.pl", "--strict", "--terse", kind])
-                // A new file needs no entry in the tree's MAINTAINERS.
-                // The parameters are those of the driver in C, documented in the
-                // tree already; checkpatch looks only into the patch.
-                // What a trace event exports is made by a macro, so that its export
-                // follows no function.
-                .args([
-                    "--ignore",
-                    "FILE_PATH_CHANGES,UNDOCUMENTED_SETUP,EXPORT_SYMBOL",
-                ])
-                .arg(file);
-            command
-        })
-        .collect();
-    count(step, commands)
+    let commands = files.chain(patches).map(|(kind, file)| {
+        let mut command = checkpatch_command(project, tree);
+        command.arg(kind).arg(file);
+        command
+    });
+    count(step, commands.collect())
+}
+
+/// The same on patches as they are sent.
+pub fn checkpatch_series(
+    project: &Project,
+    tree: &Path,
+    step: &Step,
+    series: Vec<PathBuf>,
+) -> Result<(usize, usize)> {
+    let commands = series.into_iter().map(|patch| {
+        let mut command = checkpatch_command(project, tree);
+        command.arg(patch);
+        command
+    });
+    count(step, commands.collect())
+}
+
+fn checkpatch_command(project: &Project, tree: &Path) -> Command {
+    let mut command = project.command("perl");
+    command
+        .current_dir(tree)
+        .args(["scripts/checkpatch.pl", "--strict", "--terse"])
+        // A new file needs no entry in the tree's MAINTAINERS; that of the
+        // driver's folder comes with one patch of the series.
+        // The parameters are those of the driver in C, documented in the
+        // tree already; checkpatch looks only into the patch.
+        // What a trace event exports is made by a macro, so that its export
+        // follows no function.
+        .args([
+            "--ignore",
+            "FILE_PATH_CHANGES,UNDOCUMENTED_SETUP,EXPORT_SYMBOL",
+        ]);
+    command
 }
 
 /// Runs all commands; those that succeed, and all.

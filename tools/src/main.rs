@@ -26,6 +26,7 @@ mod project;
 mod qemu;
 mod readme;
 mod selftests;
+mod series;
 mod source;
 mod steps;
 mod suite;
@@ -64,6 +65,8 @@ enum Command {
     Guest,
     /// Puts the driver into a kernel tree
     Integrate,
+    /// Writes the driver as patches for the kernel's lists
+    Series,
     /// Builds the driver as an external module for KDIR=
     Modules,
     /// Installs that module
@@ -115,6 +118,7 @@ fn run(command: &Command) -> Result<()> {
         Command::Machine => machine::run(&project),
         Command::Guest => guest::shell(&project, &flavour),
         Command::Integrate => kernel::integrate_only(&project),
+        Command::Series => series::run(&project),
         Command::Modules => modules::build(&project),
         Command::ModulesInstall => modules::install(&project),
         Command::Fmt => lint::format(&project),

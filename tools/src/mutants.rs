@@ -135,7 +135,7 @@ impl<'p> Copy<'p> {
 }
 
 /// All mutants, or those whose names begin with one of `MUTANT=a,b`.
-pub fn run(project: &Project) -> Result<()> {
+pub fn check(project: &Project) -> Result<(usize, usize)> {
     let chosen =
         crate::project::variable("MUTANT").map(|names| names.to_string_lossy().into_owned());
     let is_chosen = |mutant: &Mutant| match &chosen {
@@ -149,7 +149,13 @@ pub fn run(project: &Project) -> Result<()> {
         !mutants.is_empty(),
         "there is no such mutant in tests/mutations"
     );
-    let (passed, failed) = count(project, &mutants)?;
+    count(project, &mutants)
+}
+
+/// `make mutants`.
+pub fn run(project: &Project) -> Result<()> {
+    let (passed, all) = check(project)?;
+    let failed = all - passed;
     println!("{passed} passed, {failed} failed");
     if failed > 0 {
         bail!("mutants: {failed} not noticed; make the tests named above fail with them");
@@ -157,7 +163,7 @@ pub fn run(project: &Project) -> Result<()> {
     Ok(())
 }
 
-/// Tries mutants; how many are noticed, and how many are not.
+/// Tries mutants; how many are noticed, and how many there are.
 fn count(project: &Project, mutants: &[Mutant]) -> Result<(usize, usize)> {
     let step = Step::start(project, "mutants", "the tests, without a change")?;
     let copy = Copy::make(project)?;
@@ -186,5 +192,5 @@ fn count(project: &Project, mutants: &[Mutant]) -> Result<(usize, usize)> {
             }
         }
     }
-    Ok((mutants.len() - failed, failed))
+    Ok((mutants.len() - failed, mutants.len()))
 }

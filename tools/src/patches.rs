@@ -59,6 +59,26 @@ impl Patch {
             .collect()
     }
 
+    /// The words of all lines of its header with this key.
+    pub fn header<'a>(&'a self, key: &'a str) -> impl Iterator<Item = &'a str> {
+        let header = self.text.split("\n\n").next().unwrap_or_default();
+        header
+            .lines()
+            .filter_map(move |line| line.strip_prefix(key)?.strip_prefix(": "))
+            .flat_map(str::split_whitespace)
+    }
+
+    /// Its subject, and why it is.
+    pub fn message(&self) -> Result<String> {
+        let subject: Vec<&str> = self.header("Subject").collect();
+        let (_, rest) = self
+            .text
+            .split_once("\n\n")
+            .with_context(|| format!("{} says nothing", self.name))?;
+        let body = rest.split("\n---\n").next().unwrap_or_default();
+        Ok(format!("{}\n\n{body}", subject.join(" ")))
+    }
+
     /// Applies it to a tree. What fits is changed also if another part does not.
     pub fn apply(&self, tree: &Path) -> Result<()> {
         for (file, made) in self.files() {
@@ -186,6 +206,18 @@ mod tests {
     }
 
     #[test]
+    fn what_a_patch_says() {
+        let text = "Subject: a: b\nFiles: x y\nFiles: z\n\nWhy.\n\nAnd why.\n---\n--- a/f\n";
+        let patch = Patch {
+            name: "n".into(),
+            text: text.into(),
+            path: PathBuf::new(),
+        };
+        assert_eq!(patch.header("Files").collect::<Vec<_>>(), ["x", "y", "z"]);
+        assert_eq!(patch.message().unwrap(), "a: b\n\nWhy.\n\nAnd why.");
+    }
+
+    #[test]
     fn only_what_is_there_is_taken_back() {
         let (_folder, series) = series();
         for (f, new) in [
@@ -202,8 +234,8 @@ mod tests {
     #[test]
     fn the_project_s_own_say_what_they_are() {
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
-        for folder in ["integration/patches", "integration/selftests"] {
-            let list = read(&root.join(folder)).unwrap();
+        for folder in ["patches", "selftests", "series"] {
+            let list = read(&root.join("integration").join(folder)).unwrap();
             assert!(!list.is_empty());
             for Patch { name, text, .. } in &list {
                 assert!(
@@ -211,9 +243,14 @@ mod tests {
                     "{name}"
                 );
                 assert!(text.contains("\nSubject: "), "{name}");
-                assert!(text.contains("\n---\n"), "{name}");
+                // One of the series may only name files of the checkout.
+                let files = text.contains("\nFiles: ");
+                assert!(files || text.contains("\n---\n"), "{name}");
             }
-            assert!(list.iter().all(|patch| !patch.files().is_empty()));
+            let empty = |patch: &Patch| patch.files().is_empty();
+            assert!(!list
+                .iter()
+                .any(|p| empty(p) && p.header("Files").count() == 0));
         }
     }
 }

@@ -32,16 +32,31 @@ pub struct Source {
     pub pristine: Option<PathBuf>,
 }
 
+impl Source {
+    /// A tree of which nothing is kept.
+    pub fn of_caller(tree: &Path) -> Self {
+        let name = tree.file_name().unwrap_or_default().to_string_lossy();
+        let key = crate::hash::key([tree.as_os_str().as_encoded_bytes()]);
+        Self {
+            name: format!("{name}-{key}"),
+            tree: tree.to_owned(),
+            pristine: None,
+        }
+    }
+
+    /// A file as the kernel has it. What is kept was kept before the tree's own
+    /// was changed, so it is looked for after that was read.
+    pub fn pristine_text(&self, file: &str) -> Option<Vec<u8>> {
+        let own = fs::read(self.tree.join(file)).ok();
+        let kept = self.pristine.as_ref().map(|folder| folder.join(file));
+        kept.and_then(|path| fs::read(path).ok()).or(own)
+    }
+}
+
 /// The caller's tree (`KDIR=`), one in the cache, or one from Debian.
 pub fn find(project: &Project) -> Result<Source> {
     if let Some(tree) = &project.kdir {
-        let name = tree.file_name().unwrap_or_default().to_string_lossy();
-        let key = crate::hash::key([tree.as_os_str().as_encoded_bytes()]);
-        return Ok(Source {
-            name: format!("{name}-{key}"),
-            tree: tree.clone(),
-            pristine: None,
-        });
+        return Ok(Source::of_caller(tree));
     }
     let folder = project.cache.join("source");
     if !project.update {

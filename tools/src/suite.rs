@@ -9,10 +9,10 @@ use crate::{
     guest::Machine,
     kernel::{self, Flavour, Kernel},
     ktap::Outcome,
-    lint, passthrough,
+    lint, mutants, passthrough,
     project::{variable, Project},
     qemu::Boot,
-    readme,
+    readme, series,
     steps::Step,
 };
 use anyhow::{bail, Context, Result};
@@ -106,16 +106,20 @@ pub enum Part {
     Format,
     /// the pages of Documentation/, without a warning
     Docs,
+    /// the patches for the kernel's lists: git am, checkpatch
+    Series,
     /// clippy on the programs and on the driver
     Clippy,
     /// the unit tests of this program
     Tools,
-    /// the driver's pure rooms on the host
+    /// the driver's pure files on the host
     Host,
     /// the same under every interleaving of a few threads
     Model,
     /// operations on the tables that a fuzzer makes up, for a while
     Fuzz,
+    /// changes by which the tests above have to fail
+    Mutants,
     /// rustdoc on the driver, without a warning
     Rustdoc,
     /// the kernel's checkpatch
@@ -132,7 +136,7 @@ pub enum Part {
     Readme,
 }
 
-const ALL: [Part; 15] = [
+const ALL: [Part; 17] = [
     Part::License,
     Part::Format,
     Part::Docs,
@@ -140,6 +144,8 @@ const ALL: [Part; 15] = [
     Part::Host,
     Part::Model,
     Part::Fuzz,
+    Part::Mutants,
+    Part::Series,
     Part::Clippy,
     Part::Rustdoc,
     Part::Checkpatch,
@@ -245,13 +251,26 @@ impl Suite<'_> {
             }),
             Part::Host => self.step(
                 "host",
-                "testing the pure rooms on this machine",
+                "testing the pure files on this machine",
                 |project, step| cargo_test(project, step, "tests/host", ""),
             ),
             Part::Model => self.step("model", "checking every interleaving", |project, step| {
                 cargo_test(project, step, "tests/host", "--cfg loom")
             }),
             Part::Fuzz => self.step("fuzz", "fuzzing the tables", fuzz),
+            Part::Mutants => {
+                let result = mutants::check(self.project);
+                self.keep("mutants", result.map(Count::of));
+            }
+            Part::Series => {
+                // It reads the cache, which a kernel that was built holds.
+                self.kernel = None;
+                self.step(
+                    "series",
+                    "making the patches, checkpatch",
+                    |project, step| series::check(project, step).map(Count::of),
+                );
+            }
             Part::Clippy => {
                 self.step("clippy", "clippy on the programs", |project, step| {
                     lint::clippy_programs(project, step).map(Count::of)

@@ -1,0 +1,213 @@
+// SPDX-License-Identifier: GPL-2.0
+//! `make series`: the driver as patches for the kernel's lists, in `build/series/`.
+//!
+//! `integration/series/order` names the patches. Each is one of
+//! `integration/patches`, taken as it is, or one of `integration/series`: its
+//! `Files:` are added as they are in the checkout, then its diff is applied.
+//! Git makes the commits, the patches and the test of them, in a repository of
+//! those files alone that change: the tree they are for stays untouched.
+
+use crate::{
+    deps,
+    integrate::{self, files_below, integrate},
+    lint,
+    patches::{self, Patch},
+    project::Project,
+    source::{self, Source},
+    steps::{write_if_changed, Step},
+};
+use anyhow::{bail, Context, Result};
+use std::{
+    ffi::OsStr,
+    fs,
+    path::{Path, PathBuf},
+};
+
+/// The patches that are made of the checkout's files.
+const PARTS: &str = "integration/series";
+/// Where the series is written.
+const FOLDER: &str = "build/series";
+/// What the cover letter says.
+const COVER: &str = "Documentation/cover-letter.rst";
+/// The pages, in the checkout, and where they lie in a kernel tree.
+const PAGES: (&str, &str) = ("Documentation", "Documentation/arch/s390/iommu");
+/// Stands for whoever sends the patches.
+const SENDER: &str = "@SENDER@";
+/// No more words for git.
+const NOTHING: [&str; 0] = [];
+
+/// `make series`.
+pub fn run(project: &Project) -> Result<()> {
+    for name in ["git", "patch"] {
+        deps::program(project, name, name)?;
+    }
+    let step = Step::start(project, "series", "writing patches, and applying them")?;
+    let who = |key: &str| {
+        let mut command = project.command("git");
+        command.current_dir(&project.root).args(["config", key]);
+        let advice = format!("git config --global {key} says who signs the patches off");
+        step.output(&mut command, &advice)
+    };
+    let sender = (who("user.name")?, who("user.email")?);
+    let (_, list) = make(project, &step, FOLDER, &sender)?;
+    step.done(&format!("{} patches in {FOLDER}", list.len()));
+    Ok(())
+}
+
+/// The same, whoever the caller is, and checkpatch on each; what is good, and all.
+pub fn check(project: &Project, step: &Step) -> Result<(usize, usize)> {
+    let nobody = ("Nobody Known".into(), "nobody@example.org".into());
+    let (source, list) = make(project, step, "build/series-test", &nobody)?;
+    let (good, all) = lint::checkpatch_series(project, &source.tree, step, list)?;
+    Ok((good + 1, all + 1))
+}
+
+/// Writes the patches, and makes sure of them: `git am` takes them, and what it
+/// leaves is what `make integrate` makes. Others are not left behind.
+fn make(
+    project: &Project,
+    step: &Step,
+    folder: &str,
+    (name, email): &(String, String),
+) -> Result<(Source, Vec<PathBuf>)> {
+    let folder = project.root.join(folder);
+    let _ = fs::remove_dir_all(&folder);
+    // A tree of the caller's is only read.
+    let lock = project.kdir.is_none().then(|| project.lock()).transpose()?;
+    let source = source::find(project)?;
+    drop(lock);
+    let series = read(&project.root)?;
+    let scratch = tempfile::tempdir_in(&project.build).context("no temporary folder")?;
+    let place = |name| scratch.path().join(name);
+    let (sent, integrated) = (place("sent"), place("integrated"));
+    let changed = series.iter().flat_map(Patch::files);
+    for (file, _) in changed.chain([("Makefile", false)]) {
+        if let Some(text) = source.pristine_text(file) {
+            write_if_changed(&sent.join(file), &text)?;
+            write_if_changed(&integrated.join(file), &text)?;
+        }
+    }
+    let (name, email) = (name.trim(), email.trim());
+    let git = Git {
+        project,
+        step,
+        tree: sent,
+        sender: format!("{name} <{email}>"),
+    };
+    git.run("init --quiet --initial-branch=main", NOTHING)?;
+    git.run("config user.name", [name])?;
+    git.run("config user.email", [email])?;
+    git.commit("base")?;
+    git.run("checkout --quiet -b series", NOTHING)?;
+    for patch in &series {
+        git.make(patch)?;
+    }
+    let list = git.write(&place("patches"))?;
+    git.run("checkout --quiet -b sent main", NOTHING)?;
+    git.run("am --quiet", &list)?;
+    git.run("diff --exit-code series sent", NOTHING)?;
+    integrate(&project.root, &Source::of_caller(&integrated))?;
+    let mut diff = project.command("diff");
+    // No build needs the pages and MAINTAINERS, so that only the series has them.
+    let other = [".git", ".integrated-*", "Documentation", "MAINTAINERS"];
+    diff.args(["--recursive", "--brief"]);
+    diff.args(other.map(|name| format!("--exclude={name}")));
+    let advice = "what the series makes has to be what make integrate makes";
+    step.run(diff.args([&integrated, &git.tree]), advice)?;
+    fs::rename(place("patches"), &folder)?;
+    let name = |path: PathBuf| path.file_name().map(|name| folder.join(name));
+    Ok((source, list.into_iter().filter_map(name).collect()))
+}
+
+/// The patches in the order of the list, which has to name all that there are.
+fn read(root: &Path) -> Result<Vec<Patch>> {
+    let order = fs::read_to_string(root.join(PARTS).join("order")).context("no order")?;
+    let mut all = integrate::patches(root)?;
+    all.extend(patches::read(&root.join(PARTS))?);
+    let mut list = Vec::new();
+    for line in order.lines().filter(|line| line.ends_with(".patch")) {
+        let place = all.iter().position(|patch| patch.name == line);
+        list.push(all.remove(place.with_context(|| format!("{PARTS}/order: no {line}"))?));
+    }
+    if let Some(patch) = all.first() {
+        bail!("{PARTS}/order does not name {}", patch.name);
+    }
+    Ok(list)
+}
+
+/// Adds a file of the checkout, or all of a folder, where a kernel tree has it.
+fn add(root: &Path, tree: &Path, file: &str) -> Result<()> {
+    let from = root.join(file);
+    if from.is_dir() {
+        let mut below = files_below(&from)?.into_iter();
+        return below.try_for_each(|name| add(root, tree, &format!("{file}/{name}")));
+    }
+    let there = |(folder, place)| Some(format!("{place}{}", file.strip_prefix(folder)?));
+    let moved = [PAGES, integrate::SELFTESTS].into_iter().find_map(there);
+    let to = moved.unwrap_or(format!("{}/{file}", integrate::PLACE));
+    let text = fs::read(&from).with_context(|| format!("cannot read {}", from.display()))?;
+    write_if_changed(&tree.join(to), &text).map(drop)
+}
+
+/// The page as a letter: its title is the subject.
+fn letter(root: &Path) -> Result<String> {
+    let page = fs::read_to_string(root.join(COVER)).context(COVER)?;
+    let (_, text) = page.split_once("=\n").context(COVER)?;
+    let (title, text) = text.split_once('\n').context(COVER)?;
+    let text = text.trim_start_matches(['=', '\n']).replace("``", "");
+    Ok(format!("{title}\n\n{text}"))
+}
+
+/// A repository that is thrown away.
+struct Git<'a> {
+    project: &'a Project,
+    step: &'a Step,
+    tree: PathBuf,
+    /// Who signs the patches off.
+    sender: String,
+}
+
+impl Git<'_> {
+    /// Runs a command on it, whatever else the caller's settings are.
+    fn run(&self, words: &str, more: impl IntoIterator<Item: AsRef<OsStr>>) -> Result<()> {
+        let mut command = self.project.command("git");
+        for name in ["GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE"] {
+            command.env_remove(name);
+        }
+        command.env("GIT_CONFIG_GLOBAL", "/dev/null");
+        command.env("GIT_CONFIG_NOSYSTEM", "1");
+        command.current_dir(&self.tree);
+        command.args(words.split(' ')).args(more);
+        self.step.run(&mut command, "the log says why")
+    }
+
+    fn commit(&self, message: &str) -> Result<()> {
+        self.run("add --all --force", NOTHING)?;
+        self.run("commit --quiet --signoff --message", [message])
+    }
+
+    /// Commits a patch.
+    fn make(&self, patch: &Patch) -> Result<()> {
+        for file in patch.header("Files") {
+            add(&self.project.root, &self.tree, file)?;
+        }
+        if !patch.files().is_empty() {
+            let applied = patch.apply(&self.tree);
+            applied.context("the kernel tree has to be as it was released")?;
+        }
+        let list = self.tree.join("MAINTAINERS");
+        let text = fs::read_to_string(&list)?;
+        fs::write(list, text.replace(SENDER, &self.sender))?;
+        self.commit(&patch.message()?)
+    }
+
+    /// Writes the commits as patches, with a cover letter, which is not returned.
+    fn write(&self, folder: &Path) -> Result<Vec<PathBuf>> {
+        let cover = letter(&self.project.root)?;
+        self.run("config branch.series.description", [cover])?;
+        let how = "--cover-letter --cover-from-description=subject --rfc --zero-commit";
+        self.run(&format!("format-patch --quiet {how} main -o"), [folder])?;
+        let list = patches::read(folder)?.into_iter();
+        Ok(list.skip(1).map(|patch| patch.path).collect())
+    }
+}
