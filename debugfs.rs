@@ -29,11 +29,11 @@ use kernel::{
 };
 
 use crate::{
-    seq_file::{Entry, FileOps, Folder, Pieces, Show},
     dma_table::{Access, Depth, LARGE_PAGE_SIZE},
     domain::Space,
     dump::{Dump, Run, Step},
     function::Function,
+    seq_file::{Entry, FileOps, Folder, Pieces, Show},
     trace::attached,
     zpci::{Iota, Refusal, Registered}, //
 };

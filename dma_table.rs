@@ -1346,7 +1346,9 @@ impl<M: Memory> DmaTable<M> {
             .take_while(|cell| used(cell))
             .count() as u64;
         let start = (iova.0 & !(LARGE_PAGE_SIZE - 1)).wrapping_add(first << LARGE_PAGE_SHIFT);
-        let last = start.wrapping_add(count << LARGE_PAGE_SHIFT).wrapping_sub(1);
+        let last = start
+            .wrapping_add(count << LARGE_PAGE_SHIFT)
+            .wrapping_sub(1);
         Some((Iova(start), Iova(last)))
     }
 

@@ -78,7 +78,7 @@ use kernel::{
 
 use crate::{
     aperture::Range,
-    seq_file::Entry,
+    debugfs,
     dma_table::{
         Access,
         Depth,
@@ -98,9 +98,9 @@ use crate::{
     function::Function,
     iommu::{self, Gather, Gfp, PagesList, Prot},
     members::Members,
-    memory::{Unlinked, TablePages},
+    memory::{TablePages, Unlinked},
     pending::{Flushes, Pending},
-    debugfs,
+    seq_file::Entry,
     trace,
     zpci::{Counters, Iota, Refusal}, //
 };

@@ -525,7 +525,10 @@ impl Function {
             // The empty table may go with the driver.
             let refused = self.ignore_unreachable(self.deregister(&mut state).check());
             if let Err(refusal) = refused {
-                self.log(c"refused to give its table back; reset it", refusal.as_str());
+                self.log(
+                    c"refused to give its table back; reset it",
+                    refusal.as_str(),
+                );
                 EMPTY_IN_USE.store(true, Ordering::Relaxed);
                 // Better lost than used.
                 core::mem::forget(core::mem::take(&mut state.retained));
@@ -759,11 +762,7 @@ impl Function {
 
     /// Where re-registration is refused. A flush between the two instructions finds
     /// nothing registered; none is missed, as the window is refreshed afterwards.
-    fn deregister_and_register(
-        &self,
-        state: &mut State,
-        table: Iota,
-    ) -> Result<(), Refusal> {
+    fn deregister_and_register(&self, state: &mut State, table: Iota) -> Result<(), Refusal> {
         if state.machine != Machine::Nothing {
             self.deregister(state).check()?;
             state.machine = Machine::Nothing;
@@ -864,12 +863,7 @@ impl Function {
         Ok(())
     }
 
-    fn issue(
-        &self,
-        state: &mut State,
-        registered: bool,
-        target: Iota,
-    ) -> Result<(), Refusal> {
+    fn issue(&self, state: &mut State, registered: bool, target: Iota) -> Result<(), Refusal> {
         let window = match target {
             Iota::IDENTITY => self.granted,
             _ => self.window,

@@ -22,6 +22,7 @@ use crate::{
     aperture::{self, Range},
     dma_table::{
         Access,
+        DeferFree,
         Depth,
         DmaTable,
         Iova,
@@ -29,7 +30,6 @@ use crate::{
         Mapping,
         Memory,
         Phys,
-        DeferFree,
         Shape,
         Vacant,
         LARGE_PAGE_SIZE,
@@ -254,10 +254,16 @@ mod tables {
         let large = mapping(LARGE_PAGE_SIZE, 7 * LARGE_PAGE_SIZE, LARGE_PAGE_SIZE);
         assert_eq!(map(&tree, large), (LARGE_PAGE_SIZE, Ok(())));
         assert_eq!(unmap(&tree, LARGE_PAGE_SIZE, PAGE_SIZE), 0);
-        assert_eq!(phys(&tree, LARGE_PAGE_SIZE + 1), Some(7 * LARGE_PAGE_SIZE + 1));
+        assert_eq!(
+            phys(&tree, LARGE_PAGE_SIZE + 1),
+            Some(7 * LARGE_PAGE_SIZE + 1)
+        );
         let page = mapping(LARGE_PAGE_SIZE + PAGE_SIZE, 0x1000, PAGE_SIZE);
         assert_eq!(map(&tree, page), (0, Err(MapError::InUse)));
-        assert_eq!(unmap(&tree, LARGE_PAGE_SIZE, LARGE_PAGE_SIZE), LARGE_PAGE_SIZE);
+        assert_eq!(
+            unmap(&tree, LARGE_PAGE_SIZE, LARGE_PAGE_SIZE),
+            LARGE_PAGE_SIZE
+        );
         assert_eq!(map(&tree, page), (PAGE_SIZE, Ok(())));
         Ok(())
     }
@@ -485,7 +491,11 @@ mod dumps {
             // nor the access,
             read_only,
             // nor the page size.
-            mapping(LARGE_PAGE_SIZE - 0x1000, 4 * LARGE_PAGE_SIZE - 0x1000, 0x1000),
+            mapping(
+                LARGE_PAGE_SIZE - 0x1000,
+                4 * LARGE_PAGE_SIZE - 0x1000,
+                0x1000,
+            ),
             mapping(LARGE_PAGE_SIZE, 4 * LARGE_PAGE_SIZE, 2 * LARGE_PAGE_SIZE),
             mapping(3 * LARGE_PAGE_SIZE, 6 * LARGE_PAGE_SIZE, 0x1000),
             mapping(last, 0x7000, PAGE_SIZE),

@@ -13,7 +13,7 @@ use core::{
 };
 
 use crate::{
-    dma_table::{Memory, Phys, DeferFree, Shape},
+    dma_table::{DeferFree, Memory, Phys, Shape},
     iommu::{self, Gather, Gfp},
     trace, //
 };

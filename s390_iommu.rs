@@ -40,7 +40,7 @@ use kernel::{
 };
 
 mod aperture;
-mod seq_file;
+mod debugfs;
 mod dma_table;
 mod domain;
 mod dump;
@@ -51,7 +51,7 @@ mod kunit;
 mod members;
 mod memory;
 mod pending;
-mod debugfs;
+mod seq_file;
 mod subsystem;
 mod trace;
 mod zpci;

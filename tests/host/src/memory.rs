@@ -7,7 +7,7 @@ use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 
-use crate::dma_table::{Memory, Phys, DeferFree, Shape, Vacant};
+use crate::dma_table::{DeferFree, Memory, Phys, Shape, Vacant};
 use crate::walker::Storage;
 
 /// Physical addresses begin here, so that high bits of an origin count.
@@ -161,7 +161,11 @@ impl HostMemory {
     /// Checks that every table was given back, and not written since.
     pub(crate) fn check_all_freed(&self) {
         assert_eq!(self.live(), 0, "tables that nobody gave back");
-        assert_eq!(self.count(Life::Unlinked), 0, "unlinked and never given back");
+        assert_eq!(
+            self.count(Life::Unlinked),
+            0,
+            "unlinked and never given back"
+        );
         let shared = |table: &&Table| table.life == Life::Shared;
         for table in self.state().tables.iter().filter(|table| !shared(table)) {
             let poisoned = |cell: &AtomicU64| cell.load(Ordering::Relaxed) == POISON;

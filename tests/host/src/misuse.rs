@@ -34,8 +34,14 @@ fn misaligned_pages() {
         let (iova, access) = (Iova(free.0 + 1), Access::READ_WRITE);
         assert!(!tree.map_page(iova, Phys(PHYS), access), "IOVA");
         assert!(!tree.map_page(free, Phys(PHYS + 0x200), access), "address");
-        assert!(!tree.map_in_leaf(iova, Phys(PHYS), 2, access), "IOVA of a run");
-        assert!(!tree.map_in_leaf(free, Phys(PHYS + 0x400), 2, access), "address of a run");
+        assert!(
+            !tree.map_in_leaf(iova, Phys(PHYS), 2, access),
+            "IOVA of a run"
+        );
+        assert!(
+            !tree.map_in_leaf(free, Phys(PHYS + 0x400), 2, access),
+            "address of a run"
+        );
         assert!(tree.lookup(free).is_none());
         assert!(!tree.unmap_page(Iova(0x123)), "unmap");
         assert!(tree.lookup(Iova(0)).is_some());

@@ -5,7 +5,9 @@
 //! what the tree reaches.
 
 use crate::checked::Checked;
-use crate::dma_table::{Access, Depth, Iova, Mapping, Phys, LARGE_PAGE_SIZE, PAGE_SHIFT, PAGE_SIZE};
+use crate::dma_table::{
+    Access, Depth, Iova, Mapping, Phys, LARGE_PAGE_SIZE, PAGE_SHIFT, PAGE_SIZE,
+};
 use crate::memory::HostMemory;
 use crate::walker::Level;
 
@@ -155,9 +157,14 @@ fn range(at: Place, extent: Extent, unit: u64, reach: u64) -> Range {
     let table = Level::RegionThird.span();
     let (size, unit) = match extent {
         Extent::Pages(pages) => ((u64::from(pages) % 1024 + 1) << PAGE_SHIFT, unit),
-        Extent::LargePages(large) => ((u64::from(large) % 8 + 1) * LARGE_PAGE_SIZE, LARGE_PAGE_SIZE),
+        Extent::LargePages(large) => (
+            (u64::from(large) % 8 + 1) * LARGE_PAGE_SIZE,
+            LARGE_PAGE_SIZE,
+        ),
         // As pages this would take half a million of them.
-        Extent::SegmentTable if unit == PAGE_SIZE && cfg!(not(loom)) => (LARGE_PAGE_SIZE, LARGE_PAGE_SIZE),
+        Extent::SegmentTable if unit == PAGE_SIZE && cfg!(not(loom)) => {
+            (LARGE_PAGE_SIZE, LARGE_PAGE_SIZE)
+        }
         Extent::SegmentTable => (table, table),
     };
     Range::fit(place(at, reach), size, unit, reach)

@@ -113,7 +113,10 @@ fn piece_by_piece() {
     }
     assert_eq!(tree.waiting(), 0);
     assert_eq!(tree.map(whole, None).0, LARGE_PAGE_SIZE);
-    assert_eq!(tree.unmap(LARGE_PAGE_SIZE, 2 * LARGE_PAGE_SIZE), LARGE_PAGE_SIZE);
+    assert_eq!(
+        tree.unmap(LARGE_PAGE_SIZE, 2 * LARGE_PAGE_SIZE),
+        LARGE_PAGE_SIZE
+    );
     assert_eq!(tree.waiting(), 1);
     tree.finish();
 }

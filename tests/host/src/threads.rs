@@ -20,7 +20,7 @@ use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 
 use crate::dma_table::{
-    Access, Cell, Depth, DmaTable, Iova, Mapping, Memory, Phys, DeferFree, Shape, Vacant, PAGE_SIZE,
+    Access, Cell, DeferFree, Depth, DmaTable, Iova, Mapping, Memory, Phys, Shape, Vacant, PAGE_SIZE,
 };
 use crate::walker::{self, Found, Level, Storage};
 use loom::cell::UnsafeCell;
