@@ -82,7 +82,7 @@ module! {
     params: {
         large_pages: u8 {
             default: 2,
-            description: "Large pages (1 MiB): 0 off, 1 on, 2 by the machine (on under KVM and QEMU)",
+            description: "Large pages: 0 off, 1 on, 2 by the machine (on under KVM and QEMU)",
         },
     },
 }

@@ -167,7 +167,7 @@ fn check_modinfo(project: &Project, step: &Step, module: &Path, version: &str) -
     let mut count = Count::default();
     let is_version = |text: &str| text == version && text.contains('.');
     let is_parameter = |text: &str| {
-        text.lines().count() == 1 && text.starts_with("large_pages:Frames of 1 MiB: 0 off, 1 on")
+        text.lines().count() == 1 && text.starts_with("large_pages:Large pages: 0 off, 1 on")
     };
     let checks: [(&str, Check); 5] = [
         ("license", &|text| text == "GPL"),
