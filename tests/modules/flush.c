@@ -16,7 +16,7 @@
 
 #define RW	(IOMMU_READ | IOMMU_WRITE)
 
-/* No device touches it, so that any address does; not one of a large large page's. */
+/* No device touches it, so that any address does; not one inside a large page. */
 #define PHYS	0x10001000UL
 
 /* More refusals than any flush may ask for */
@@ -629,7 +629,8 @@ static const struct test_case cases[] = {
 	{ "map: no resources", test_map_no_resources, &running },
 	{ "a full flush of 511 pages, 4 MiB apart", test_512, &running },
 	{ "a full flush of 1023 pages, 2 MiB apart", test_1024, &running },
-	{ "a full flush with no resources for the first refresh", test_no_resources_once, &running },
+	{ "a full flush with no resources for the first refresh",
+	  test_no_resources_once, &running },
 	{ "a full flush with no resources", test_512_no_resources, &running },
 	{ "a full flush leaves interrupts on", test_interrupts, &running },
 	{ "a full flush of each of many chunks", test_every_chunk, &running },
@@ -639,7 +640,8 @@ static const struct test_case cases[] = {
 	{ "refused full flush, then an unmap", test_flush_then_unmap, &running },
 	{ "refused unmap, then a full flush", test_unmap_then_flush, &running },
 	{ "refused unmap, then an unmap", test_unmap_then_unmap, &running },
-	{ "full flush without resources, then a full flush", test_no_resources_then_flush, &running },
+	{ "full flush without resources, then a full flush",
+	  test_no_resources_then_flush, &running },
 	{ "unmap without resources, then an unmap", test_no_resources_then_unmap, &running },
 	{ "tables of a refused unmap", test_tables_strict, &running },
 	{ "tables of a refused full flush", test_tables_queued, &running },
