@@ -44,9 +44,9 @@ const PLANS: [Plan; 2] = [
 ];
 
 /// This driver without Large pages (1 MiB).
-const OFF: &str = "frames off";
+const OFF: &str = "large off";
 /// This driver with them.
-const ON: &str = "frames on";
+const ON: &str = "large on";
 /// The C driver.
 const C: &str = "C driver";
 
@@ -323,16 +323,16 @@ mod tests {
         assert!(good.judge().unwrap().faults(&good).is_empty());
         let bad = bench(196);
         let faults = bad.judge().unwrap().faults(&bad);
-        assert_eq!(faults, ["4K unmap, frames off: 196 is over 195"]);
+        assert_eq!(faults, ["4K unmap, large off: 196 is over 195"]);
     }
 
     #[test]
-    fn frames_must_not_cost_a_share() {
+    fn large_pages_must_not_cost_a_share() {
         let mut bench = bench(100);
         let on = bench.guests.get_mut(ON).unwrap();
         on.get_mut("driver 64K").unwrap().map += 1;
         let faults = bench.judge().unwrap().faults(&bench);
-        assert_eq!(faults, ["64K map, share with frames: 101 is over 100"]);
+        assert_eq!(faults, ["64K map, share with large: 101 is over 100"]);
     }
 
     #[test]

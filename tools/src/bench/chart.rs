@@ -11,13 +11,13 @@ type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
 /// A bar of every case: its title, the guest, what was measured, its colour.
 const SERIES: [(&str, &str, &str, RGBColor); 5] = [
     (
-        "this driver, frames off",
+        "this driver, large off",
         OFF,
         "driver",
         RGBColor(31, 119, 180),
     ),
     (
-        "this driver, frames on",
+        "this driver, large on",
         ON,
         "driver",
         RGBColor(23, 190, 207),

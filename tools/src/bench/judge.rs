@@ -88,7 +88,7 @@ impl Bench {
         for name in SHARES {
             let limit = self.share(OFF, "floor", case(name)?)?;
             let figure = self.share(ON, "floor2", case(name)?)?;
-            bounds.extend(Bound::both(name, "share with frames", figure, limit));
+            bounds.extend(Bound::both(name, "share with large", figure, limit));
         }
         let (ours, theirs) = (self.flush_of("rust")?, self.flush_of("c")?);
         let corner = ours.window / CORNER * ours.batches;

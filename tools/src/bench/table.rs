@@ -14,16 +14,16 @@ use std::fmt::Write;
 struct Row {
     case: &'static str,
     call: &'static str,
-    frames_off: u64,
-    frames_on: u64,
+    large_off: u64,
+    large_on: u64,
     c_driver: u64,
     x86_64: u64,
     floor: u64,
     floor_two_sizes: u64,
     /// The floor and one store a page.
     one_store_a_page: u64,
-    ratio_frames_off: f64,
-    ratio_frames_on: f64,
+    ratio_large_off: f64,
+    ratio_large_on: f64,
 }
 
 /// What is written as JSON.
@@ -62,15 +62,15 @@ fn row(bench: &Bench, case: &Case, call: &'static str, pick: fn(Cost) -> u64) ->
     Ok(Row {
         case: case.name,
         call,
-        frames_off: off,
-        frames_on: on,
+        large_off: off,
+        large_on: on,
         c_driver: c,
         x86_64: get(OFF, "x86-64")?,
         floor,
         floor_two_sizes: get(OFF, "floor2")?,
         one_store_a_page: floor + case.pages,
-        ratio_frames_off: ratio(c, off),
-        ratio_frames_on: ratio(c, on),
+        ratio_large_off: ratio(c, off),
+        ratio_large_on: ratio(c, on),
     })
 }
 
@@ -99,15 +99,15 @@ pub fn of(bench: &Bench, verdict: &Verdict) -> Result<String> {
             "{:<17}{:<6}{:>11}{:>11}{:>12}{:>11}{:>9}{:>9}{:>11}{:>9.2}{:>9.2}  {}",
             title.map_or(row.case, |case| case.title),
             row.call,
-            digits(row.frames_off),
-            digits(row.frames_on),
+            digits(row.large_off),
+            digits(row.large_on),
             digits(row.c_driver),
             digits(row.x86_64),
             digits(row.floor),
             digits(row.floor_two_sizes),
             digits(row.one_store_a_page),
-            row.ratio_frames_off,
-            row.ratio_frames_on,
+            row.ratio_large_off,
+            row.ratio_large_on,
             bounds_of(verdict, row.case, row.call)
         )?;
     }
