@@ -3,7 +3,7 @@
 //! have them: the suites of the usual boots, and those that only it can run.
 
 use super::{Suite, Variant};
-use crate::{guest, machine};
+use crate::{guest, machine, project::variable};
 use anyhow::{anyhow, Result};
 
 /// A boot on this emulator.
@@ -32,7 +32,7 @@ const fn special(
 /// mode no access of a device comes after its unmap.
 const STALE: &str = "s390_pci_iotlb_stale";
 
-const BOOTS: [Special; 5] = [
+const BOOTS: [Special; 6] = [
     special(
         "identity",
         "iommu.passthrough=1 guest.type=identity guest.suite=boot,nvme,nic",
@@ -57,6 +57,18 @@ const BOOTS: [Special; 5] = [
             "zpci,uid=1,target=nvme,edma=0x3ffffffffff",
             "-device",
             "zpci,uid=2,target=igb,edma=0x1fffffffffffff",
+        ],
+    ),
+    // The drives have windows of 2 GiB, one of which begins in the middle of the other.
+    special(
+        "windows",
+        "s390_iommu_aperture=0 guest.starts=0020:0x140000000 \
+            guest.ends=0001:0x17fffffff,0020:0x1bfffffff guest.suite=boot,nvme,windows,nic",
+        &[
+            "-device",
+            "zpci,uid=1,target=nvme,edma=0x17fffffff",
+            "-device",
+            "zpci,uid=32,target=nvme1,sdma=0x140000000,edma=0x1bfffffff",
         ],
     ),
     special(
@@ -91,12 +103,15 @@ const FAULTS: Special = special(
 );
 
 impl Suite<'_> {
-    /// All boots on this emulator; it is built if there is none.
+    /// All boots on this emulator, or that of `BOOT=`; it is built if there is none.
     pub(super) fn machine(&mut self) {
         match self.special_machine() {
             Ok(machine) => {
+                let named = variable("BOOT");
                 for special in BOOTS.iter().chain([&FAULTS]) {
-                    self.special_boot(&machine, special);
+                    if named.as_ref().is_none_or(|name| name == special.variant.name) {
+                        self.special_boot(&machine, special);
+                    }
                 }
             }
             Err(error) => self.keep("machine", Err(error)),
@@ -117,6 +132,9 @@ impl Suite<'_> {
         let name = format!("machine-{}", special.variant.name);
         let mut boot = Self::boot_of(machine, &name, &special.variant);
         boot.arguments = special.arguments;
+        if let Some(words) = variable("APPEND") {
+            boot.append += &format!(" {}", words.to_string_lossy());
+        }
         self.run_boot(&name, &boot, STALE);
     }
 }

@@ -18,6 +18,7 @@ mod pressure;
 mod root;
 mod samples;
 mod seeing;
+mod windows;
 
 use anyhow::{Result, bail};
 
@@ -39,6 +40,7 @@ const SUITES: &[Entry] = &[
     ("dma", |suite, cmdline| modules::run(suite, cmdline, "dma")),
     ("remap", |suite, cmdline| modules::run(suite, cmdline, "remap")),
     ("attach", |suite, cmdline| modules::run(suite, cmdline, "attach")),
+    ("gapless", |suite, cmdline| modules::run(suite, cmdline, "gapless")),
     ("transitions", |suite, cmdline| modules::run(suite, cmdline, "transitions")),
     ("refuse", |suite, cmdline| modules::run(suite, cmdline, "refuse")),
     ("flush", |suite, cmdline| modules::run(suite, cmdline, "flush")),
@@ -55,8 +57,9 @@ const SUITES: &[Entry] = &[
 ];
 
 /// Suites that need a machine of their own, and run only if they are named.
-const SPECIAL: [Entry; 5] = [
+const SPECIAL: [Entry; 6] = [
     ("faults", faults::run),
+    ("windows", windows::run),
     ("module", module::run),
     ("root", root::run),
     ("absent", elsewhere::absent),
