@@ -35,7 +35,7 @@ const STALE: &str = "s390_pci_iotlb_stale";
 const BOOTS: [Special; 6] = [
     special(
         "identity",
-        "iommu.passthrough=1 guest.type=identity guest.suite=boot,nvme,nic",
+        "iommu.passthrough=1 guest.type=identity guest.suite=boot,nvme,nic,dma,hotplug",
         &["-global", "zpci.relaxed-translation=on"],
     ),
     // The DMA API translates, the tests attach identity and leave it.
