@@ -175,11 +175,11 @@ static int check_counts(void)
 				 counts.operations[FC_REREGISTER]);
 	if (counts.operations[FC_DEREGISTER])
 		return test_fail("%u deregistrations", counts.operations[FC_DEREGISTER]);
-	/* For what the function keeps of the old table: what is mapped in it, in
-	 * two runs
+	/* For what the function keeps of the old table; at 16 MiB from each other,
+	 * mappings are refreshed by themselves.
 	 */
-	if (counts.refreshes < REPLACES || counts.refreshes > 2 * REPLACES)
-		return test_fail("%u refreshes beside %u replaces", counts.refreshes, REPLACES);
+	if (counts.refreshes < REPLACES)
+		return test_fail("%u refreshes, not one a replace", counts.refreshes);
 	return 0;
 }
 

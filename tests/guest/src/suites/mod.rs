@@ -40,7 +40,6 @@ const SUITES: &[Entry] = &[
     ("dma", |suite, cmdline| modules::run(suite, cmdline, "dma")),
     ("remap", |suite, cmdline| modules::run(suite, cmdline, "remap")),
     ("attach", |suite, cmdline| modules::run(suite, cmdline, "attach")),
-    ("gapless", |suite, cmdline| modules::run(suite, cmdline, "gapless")),
     ("transitions", |suite, cmdline| modules::run(suite, cmdline, "transitions")),
     ("refuse", |suite, cmdline| modules::run(suite, cmdline, "refuse")),
     ("flush", |suite, cmdline| modules::run(suite, cmdline, "flush")),
@@ -57,8 +56,9 @@ const SUITES: &[Entry] = &[
 ];
 
 /// Suites that need a machine of their own, and run only if they are named.
-const SPECIAL: [Entry; 6] = [
+const SPECIAL: [Entry; 7] = [
     ("faults", faults::run),
+    ("gapless", |suite, cmdline| modules::run(suite, cmdline, "gapless")),
     ("windows", windows::run),
     ("module", module::run),
     ("root", root::run),
