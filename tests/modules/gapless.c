@@ -22,7 +22,7 @@ static struct test_queue queue;
 static struct test_domain pair[2];
 
 /* The round whose domain is attached; 0 while that changes */
-static unsigned int attached;
+static atomic_t attached;
 static unsigned int maps;
 static unsigned int commands;
 /* Those that a replace came into */
@@ -38,7 +38,7 @@ static int begin(void)
 	ret = test_pair_claim_mapped(pair, fn, &queue);
 	if (ret)
 		return ret;
-	attached = 0;
+	atomic_set(&attached, 0);
 	maps = 0;
 	commands = 0;
 	crossed = 0;
@@ -66,7 +66,7 @@ static const struct test_setup two_domains = { begin, end };
 /* The data is in the page of the domain that is attached, or, if that changed
  * meanwhile, in that of one of the two.
  */
-static int command(dma_addr_t iova)
+static int identify(dma_addr_t iova)
 {
 	unsigned int before, after;
 	bool hit[2];
@@ -74,9 +74,9 @@ static int command(dma_addr_t iova)
 
 	page_poison(pair[0].data);
 	page_poison(pair[1].data);
-	before = smp_load_acquire(&attached);
+	before = atomic_read_acquire(&attached);
 	ret = admin_identify(fn, iova);
-	after = smp_load_acquire(&attached);
+	after = atomic_read_acquire(&attached);
 	if (ret)
 		return ret;
 	hit[0] = page_is_identity(fn, pair[0].data);
@@ -87,7 +87,7 @@ static int command(dma_addr_t iova)
 	if (!before || before != after)
 		crossed++;
 	else if (!hit[before % 2])
-		return test_fail("command %u: round %u's replace was done, and the data is in the other domain's page",
+		return test_fail("command %u: data in the other domain's page, after round %u",
 				 commands, before);
 	WRITE_ONCE(commands, commands + 1);
 	return 0;
@@ -97,7 +97,7 @@ static int command(dma_addr_t iova)
 static int work_once(void)
 {
 	dma_addr_t iova = map_iova(maps);
-	int ret = command(data_iova(fn));
+	int ret = identify(data_iova(fn));
 
 	if (ret || maps == MAPS)
 		return ret;
@@ -109,7 +109,7 @@ static int work_once(void)
 	if (ret)
 		return test_fail("map: error %d", ret);
 	maps++;
-	return command(iova);
+	return identify(iova);
 }
 
 static int work(void *unused)
@@ -132,10 +132,10 @@ static int replace_many(void)
 	int ret = 0;
 
 	for (round = 1; !ret && round <= REPLACES; round++) {
-		smp_store_release(&attached, 0);
+		atomic_set_release(&attached, 0);
 		if (test_replace(&pair[round % 2]))
 			return test_fail("round %u: replace failed", round);
-		smp_store_release(&attached, round);
+		atomic_set_release(&attached, round);
 		count = READ_ONCE(commands);
 		/* A command that does not end is a failure after a while. */
 		while (!(round % REPLACES_A_COMMAND) && count == READ_ONCE(commands) &&
@@ -205,7 +205,7 @@ static int test_maps(void)
 
 	if (!ret)
 		ret = test_domain_start(&pair[0], &queue);
-	attached = 2;
+	atomic_set(&attached, 2);
 	inject_reset();
 	while (!ret && maps < REPLACES)
 		ret = work_once();

@@ -180,7 +180,7 @@ static int test_windows(void)
 		zdev = to_zpci(functions[i]->pdev);
 		if (zdev->start_dma != functions[i]->first ||
 		    zdev->end_dma != functions[i]->last)
-			return test_fail("function %u: the machine has %#llx to %#llx, not reserved is %pad to %pad",
+			return test_fail("function %u has %#llx to %#llx, not %pad to %pad",
 					 i, zdev->start_dma, zdev->end_dma,
 					 &functions[i]->first, &functions[i]->last);
 	}
