@@ -26,6 +26,7 @@
 ##
 ## Variables: KDIR= kernel tree, KOUT= objects folder, MODULE=1 the driver as a
 ## module, CONFIG=a,b fragments of tools/config, PART=a,b parts of make test,
+## BOOT= one boot of PART=machine,
 ## UPDATE=1 look for a newer kernel,
 ## JOBS= processes, S390_IOMMU_CACHE= downloads and objects (~/.cache/s390-iommu),
 ## RUSTC= CARGO= BINDGEN= LLVM= QEMU= tools other than Debian's

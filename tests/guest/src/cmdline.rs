@@ -99,12 +99,21 @@ impl Cmdline {
         self.value("guest.levels").and_then(|v| v.parse().ok()).unwrap_or(3)
     }
 
-    /// The last address of a function's window, if the machine was made with another
-    /// than QEMU's: `guest.ends=DOMAIN:END,...`.
+    /// The first address of a function's window, if the machine was made with another
+    /// than QEMU's: `guest.starts=DOMAIN:START,...`.
+    pub fn start_dma(&self, address: &str) -> Option<u64> {
+        self.of_domain("guest.starts", address)
+    }
+
+    /// The last address, `guest.ends=DOMAIN:END,...`.
     pub fn end_dma(&self, address: &str) -> Option<u64> {
-        let mut ends = self.value("guest.ends")?.split(',').filter_map(|end| end.split_once(':'));
-        let (_, end) = ends.find(|(domain, _)| address.starts_with(domain))?;
-        u64::from_str_radix(end.trim_start_matches("0x"), 16).ok()
+        self.of_domain("guest.ends", address)
+    }
+
+    fn of_domain(&self, key: &str, address: &str) -> Option<u64> {
+        let mut words = self.value(key)?.split(',').filter_map(|word| word.split_once(':'));
+        let (_, number) = words.find(|(domain, _)| address.starts_with(domain))?;
+        u64::from_str_radix(number.trim_start_matches("0x"), 16).ok()
     }
 
     /// The factor of `s390_iommu_aperture=`; 0 is "no limit".

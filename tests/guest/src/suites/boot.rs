@@ -81,8 +81,10 @@ fn group_types(functions: &[Function], cmdline: &Cmdline) -> Result<()> {
 
 fn reserved_regions(functions: &[Function], cmdline: &Cmdline) -> Result<()> {
     for function in functions {
+        let start = cmdline.start_dma(&function.address).unwrap_or(START_DMA);
         let end = cmdline.end_dma(&function.address).unwrap_or(END_DMA);
-        let expected = expected_regions(cmdline.aperture_factor(), end, reach(cmdline.levels()))?;
+        let reach = reach(cmdline.levels());
+        let expected = expected_regions(cmdline.aperture_factor(), start, end, reach)?;
         let regions = function.reserved()?;
         ensure!(regions == expected, "{}: {regions:x?}, not {expected:x?}", function.address);
     }
@@ -90,13 +92,13 @@ fn reserved_regions(functions: &[Function], cmdline: &Cmdline) -> Result<()> {
 }
 
 /// Below the window, and above what the boot parameter leaves of it.
-fn expected_regions(factor: u64, end: u64, reach: u64) -> Result<Vec<Region>> {
+fn expected_regions(factor: u64, start: u64, end: u64, reach: u64) -> Result<Vec<Region>> {
     let mut end = end.min(reach);
     if factor != 0 {
         let size = memory_end()?.saturating_mul(factor);
-        end = end.min(START_DMA.saturating_add(size - 1));
+        end = end.min(start.saturating_add(size - 1));
     }
-    let mut regions = vec![Region { first: 0, last: START_DMA - 1 }];
+    let mut regions = vec![Region { first: 0, last: start - 1 }];
     if end < reach {
         regions.push(Region { first: end + 1, last: reach });
     }

@@ -18,6 +18,7 @@ mod pressure;
 mod root;
 mod samples;
 mod seeing;
+mod windows;
 
 use anyhow::{Result, bail};
 
@@ -55,8 +56,10 @@ const SUITES: &[Entry] = &[
 ];
 
 /// Suites that need a machine of their own, and run only if they are named.
-const SPECIAL: [Entry; 5] = [
+const SPECIAL: [Entry; 7] = [
     ("faults", faults::run),
+    ("gapless", |suite, cmdline| modules::run(suite, cmdline, "gapless")),
+    ("windows", windows::run),
     ("module", module::run),
     ("root", root::run),
     ("absent", elsewhere::absent),

@@ -1,0 +1,211 @@
+// SPDX-License-Identifier: GPL-2.0
+//! Two drives whose windows differ, on one domain: a test module's, and those that
+//! user space gets from iommufd and from VFIO's container.
+
+use std::fs::{File, OpenOptions};
+use std::os::fd::{AsRawFd, FromRawFd, RawFd};
+use std::path::Path;
+
+use anyhow::{Context, Result, ensure};
+use nix::errno::Errno;
+use nix::libc::{c_ulong, ioctl};
+
+use super::modules;
+use crate::block::{MIB, Transfer};
+use crate::cmdline::Cmdline;
+use crate::function::Function;
+use crate::ktap::Suite;
+use crate::sysfs;
+
+/// A range of IOVAs; both ends are inside.
+type Range = (u64, u64);
+
+/// The numbers of ioctls are `_IO(';', n)`, those of VFIO from 100 on.
+const TYPE: c_ulong = 0x3b00;
+const SET_IOMMU: c_ulong = TYPE + 102;
+const GROUP_SET_CONTAINER: c_ulong = TYPE + 104;
+const GROUP_GET_DEVICE_FD: c_ulong = TYPE + 106;
+const IOMMU_GET_INFO: c_ulong = TYPE + 112;
+const BIND_IOMMUFD: c_ulong = TYPE + 118;
+const ATTACH_IOMMUFD_PT: c_ulong = TYPE + 119;
+const IOAS_ALLOC: c_ulong = TYPE + 0x81;
+const IOAS_IOVA_RANGES: c_ulong = TYPE + 0x84;
+const IOAS_MAP: c_ulong = TYPE + 0x85;
+
+pub fn run(suite: &mut Suite, cmdline: &Cmdline) -> Result<()> {
+    let drives = Function::of_driver("nvme");
+    ensure!(drives.len() == 2, "there are {} drives, not two", drives.len());
+    modules::run(suite, cmdline, "windows")?;
+    let window = |drive: &Function| -> Result<Range> {
+        let start = cmdline.start_dma(&drive.address).unwrap_or(0x1_0000_0000);
+        Ok((start, cmdline.end_dma(&drive.address).context("the machine is not for this suite")?))
+    };
+    let windows = [window(&drives[0])?, window(&drives[1])?];
+    let common = (windows[0].0.max(windows[1].0), windows[0].1.min(windows[1].1));
+    for drive in &drives {
+        drive.unbind()?;
+        drive.set_override("vfio-pci")?;
+        drive.probe()?;
+    }
+    suite.test("iommufd offers what both reach, and no more", || iommufd(&drives, windows, common));
+    suite.test("VFIO's container offers what both reach", || container(&drives, windows, common));
+    for drive in &drives {
+        drive.unbind()?;
+        drive.set_override("")?;
+        drive.probe()?;
+    }
+    suite.test("both drives work afterwards", || {
+        for (drive, seed) in drives.iter().zip(820..) {
+            Transfer::new(seed, 2 * MIB).verify(&drive.disk()?)?;
+        }
+        Ok(())
+    });
+    Ok(())
+}
+
+/// An ioctl that takes a pointer to its structure.
+fn call<T: ?Sized>(file: &impl AsRawFd, number: c_ulong, argument: *mut T) -> Result<i32> {
+    // SAFETY: each caller hands the structure over that the number is for.
+    let result = unsafe { ioctl(file.as_raw_fd(), number, argument) };
+    Errno::result(result).with_context(|| format!("ioctl {number:#x}"))
+}
+
+/// An ioctl that takes a number.
+fn call_with(file: &impl AsRawFd, number: c_ulong, argument: c_ulong) -> Result<i32> {
+    // SAFETY: the kernel does not take it for a pointer.
+    let result = unsafe { ioctl(file.as_raw_fd(), number, argument) };
+    Errno::result(result).with_context(|| format!("ioctl {number:#x}"))
+}
+
+fn open(path: impl AsRef<Path>) -> Result<File> {
+    let path = path.as_ref();
+    let file = OpenOptions::new().read(true).write(true).open(path);
+    file.with_context(|| format!("open {}", path.display()))
+}
+
+fn expect(what: &str, found: &[Range], expected: Range) -> Result<()> {
+    ensure!(found == [expected], "{what}: {found:x?}, not {expected:x?}");
+    Ok(())
+}
+
+/// The first alone has its window, both together have what they share, and a map
+/// outside of that is refused.
+fn iommufd(drives: &[Function], windows: [Range; 2], common: Range) -> Result<()> {
+    let iommufd = open("/dev/iommu")?;
+    // size, flags, the id that is the answer
+    let mut alloc = [12_u32, 0, 0];
+    call(&iommufd, IOAS_ALLOC, &mut alloc)?;
+    let space = alloc[2];
+    let mut devices = Vec::new();
+    for (drive, expected) in drives.iter().zip([windows[0], common]) {
+        devices.push(attach(drive, &iommufd, space)?);
+        expect("iommufd", &ranges(&iommufd, space)?, expected)?;
+    }
+    let page = crate::block::Buffer::new(4096, 0);
+    map(&iommufd, space, &page, common.0)?;
+    map(&iommufd, space, &page, common.1 - 4095)?;
+    for iova in [common.0 - 4096, common.1 + 1] {
+        ensure!(map(&iommufd, space, &page, iova).is_err(), "a map at {iova:#x} is not refused");
+    }
+    Ok(())
+}
+
+fn attach(drive: &Function, iommufd: &File, space: u32) -> Result<File> {
+    let folders = sysfs::list(drive.path().join("vfio-dev"));
+    let name = sysfs::name(folders.first().context("no character device")?);
+    let device = open(Path::new("/dev/vfio/devices").join(name))?;
+    // size, flags, iommufd, the id that is an answer
+    let mut bind = [16, 0, iommufd.as_raw_fd() as u32, 0];
+    call(&device, BIND_IOMMUFD, &mut bind)?;
+    let mut attach = [12, 0, space];
+    call(&device, ATTACH_IOMMUFD_PT, &mut attach)?;
+    Ok(device)
+}
+
+fn ranges(iommufd: &File, space: u32) -> Result<Vec<Range>> {
+    #[repr(C)]
+    struct Ranges {
+        size: u32,
+        space: u32,
+        count: u32,
+        reserved: u32,
+        list: u64,
+        alignment: u64,
+    }
+    let mut list = [[0_u64; 2]; 16];
+    let mut ranges = Ranges {
+        size: size_of::<Ranges>() as u32,
+        space,
+        count: list.len() as u32,
+        reserved: 0,
+        list: list.as_mut_ptr().addr() as u64,
+        alignment: 0,
+    };
+    call(iommufd, IOAS_IOVA_RANGES, &mut ranges)?;
+    Ok(list[..ranges.count as usize].iter().map(|range| (range[0], range[1])).collect())
+}
+
+/// Fixed at this IOVA, to be read and written.
+fn map(iommufd: &File, space: u32, page: &[u8], iova: u64) -> Result<()> {
+    #[repr(C)]
+    struct Map {
+        size: u32,
+        flags: u32,
+        space: u32,
+        reserved: u32,
+        memory: u64,
+        length: u64,
+        iova: u64,
+    }
+    let mut map = Map {
+        size: size_of::<Map>() as u32,
+        flags: 7,
+        space,
+        reserved: 0,
+        memory: page.as_ptr().addr() as u64,
+        length: page.len() as u64,
+        iova,
+    };
+    call(iommufd, IOAS_MAP, &mut map).map(drop)
+}
+
+fn container(drives: &[Function], windows: [Range; 2], common: Range) -> Result<()> {
+    const TYPE1V2: c_ulong = 3;
+    let container = open("/dev/vfio/vfio")?;
+    let mut files = Vec::new();
+    for (drive, expected) in drives.iter().zip([windows[0], common]) {
+        let group = open(Path::new("/dev/vfio").join(drive.group().context("no group")?))?;
+        let mut fd: RawFd = container.as_raw_fd();
+        call(&group, GROUP_SET_CONTAINER, &mut fd)?;
+        if files.is_empty() {
+            call_with(&container, SET_IOMMU, TYPE1V2)?;
+        }
+        let address = std::ffi::CString::new(drive.address.as_str())?;
+        let device = call(&group, GROUP_GET_DEVICE_FD, address.as_ptr().cast_mut())?;
+        // SAFETY: the kernel has just opened it for us.
+        files.push((group, unsafe { File::from_raw_fd(device) }));
+        expect("the container", &offered(&container)?, expected)?;
+    }
+    Ok(())
+}
+
+/// What the capability VFIO_IOMMU_TYPE1_INFO_CAP_IOVA_RANGE lists.
+fn offered(container: &File) -> Result<Vec<Range>> {
+    const IOVA_RANGE: u16 = 1;
+    /// Behind the size and the flags, the page sizes: where the capabilities begin.
+    const FIRST: usize = 16;
+    let mut info = [0_u64; 64];
+    info[0] = (size_of_val(&info) as u64) << 32;
+    call(container, IOMMU_GET_INFO, info.as_mut_ptr())?;
+    let bytes: Vec<u8> = info.iter().flat_map(|word| word.to_be_bytes()).collect();
+    let half = |at: usize| u32::from_be_bytes(bytes[at..at + 4].try_into().expect("four"));
+    let word = |at: usize| u64::from_be_bytes(bytes[at..at + 8].try_into().expect("eight"));
+    let mut at = half(FIRST) as usize;
+    // An identifier and a version, where the next one is, how many, nothing
+    while at != 0 && half(at) >> 16 != u32::from(IOVA_RANGE) {
+        at = half(at + 4) as usize;
+    }
+    ensure!(at != 0, "there is no list of IOVAs");
+    let ranges = (0..half(at + 8) as usize).map(|i| at + 16 + 16 * i);
+    Ok(ranges.map(|at| (word(at), word(at + 8))).collect())
+}
