@@ -8,7 +8,8 @@
 ##                (COMPARE=1: also with the C driver, side by side)
 ## make bench     what map, unmap and flush cost, beside the C driver
 ## make passthrough  give drives to a guest inside the guest, over VFIO and iommufd
-## make mutants   break the code on purpose: do the tests notice? (MUTANT=a,b: only those)
+## make mutants   break the code on purpose: do the tests notice?
+##                (ONLY= takes those with this in their names)
 ## make kernel    build the kernel only; ends with image=, source=, objects=
 ## make machine   build an emulator that can do what Debian's cannot; ends with machine=
 ## make guest     boot to a shell (APPEND= adds to the kernel's command line)

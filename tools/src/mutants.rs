@@ -1,196 +1,250 @@
 // SPDX-License-Identifier: GPL-2.0
-//! `make mutants`: breaks the code on purpose, by one patch of `tests/mutations/`
-//! after the other, and sees whether the test fails that the patch names.
-//!
-//! A patch says what it breaks and who notices:
-//!
-//! ```text
-//! Killed-by: host ranges::marks::a_page_marks_its_chunk
-//! ```
-//!
-//! `host` are the tests of `tests/host`, `model` the same built for loom. Without the
-//! change each named test has to pass, and with it the program has to build: a
-//! mutant that does not compile was not noticed by a test.
+//! `make mutants`: each patch of `tests/mutations` breaks one thing in a copy of the
+//! driver, and the test that the patch names must fail there.
 
 use crate::{
-    lint,
-    patches::{self, Patch},
-    project::Project,
+    deps,
+    project::{variable, Project},
     steps::Step,
 };
-use anyhow::{bail, ensure, Context, Result};
+use anyhow::{bail, Context, Result};
 use std::{
+    collections::BTreeSet,
     fs,
     path::{Path, PathBuf},
     process::Command,
 };
 
-const MARK: &str = "Killed-by: ";
+/// A test that takes longer hangs, in seconds; it was passed in a few before.
+const LIMIT: &str = "120";
+/// How the summary of a run begins in which all tests passed.
+const ALL_PASSED: &str = "test result: ok. ";
 
-/// A change, and the test that has to fail with it.
+/// Where a test runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Place {
+    Host,
+    Model,
+    /// Needs a kernel for each mutant; not run here.
+    Guest,
+}
+
+/// A patch, and the test that finds what it breaks.
+#[derive(Debug)]
 struct Mutant {
-    patch: Patch,
-    /// Whether the test is one of the model's.
-    model: bool,
+    name: String,
+    patch: PathBuf,
+    place: Place,
     test: String,
 }
 
 impl Mutant {
-    fn read(patch: Patch) -> Result<Self> {
-        let line = patch.text.lines().find_map(|line| line.strip_prefix(MARK));
-        let killer = line.and_then(|line| line.split_once(' '));
-        let (part, test) = killer.with_context(|| format!("{}: no {MARK:?}", patch.name))?;
-        let (model, test) = (part == "model", test.to_owned());
-        ensure!(
-            model || part == "host",
-            "{}: {part:?} is no part",
-            patch.name
-        );
-        Ok(Self { patch, model, test })
+    fn read(patch: PathBuf) -> Result<Self> {
+        let text = fs::read_to_string(&patch)?;
+        let killer = text.lines().find_map(|l| l.strip_prefix("Killed-by: "));
+        let (place, test) = killer
+            .and_then(parse)
+            .with_context(|| format!("{}: which test kills it?", patch.display()))?;
+        Ok(Mutant {
+            name: patch
+                .file_stem()
+                .unwrap_or_default()
+                .to_string_lossy()
+                .into_owned(),
+            patch,
+            place,
+            test,
+        })
     }
 
-    fn name(&self) -> &str {
-        self.patch.name.trim_end_matches(".patch")
-    }
-}
-
-/// A copy of what the tests are made of, to be broken.
-struct Copy<'p> {
-    project: &'p Project,
-    folder: PathBuf,
-}
-
-impl<'p> Copy<'p> {
-    fn make(project: &'p Project) -> Result<Self> {
-        let folder = project.root.join("build/mutants");
-        if folder.exists() {
-            fs::remove_dir_all(&folder).context("cannot remove build/mutants")?;
-        }
-        let list = Command::new("git")
-            .args(["ls-files", "*.rs", "tests/host"])
-            .current_dir(&project.root)
-            .output()
-            .context("cannot run git")?;
-        for name in String::from_utf8(list.stdout)?.lines() {
-            if name.contains('/') && !name.starts_with("tests/host/") {
-                continue;
-            }
-            let to = folder.join(name);
-            fs::create_dir_all(to.parent().unwrap_or(&folder))?;
-            fs::copy(project.root.join(name), &to)
-                .with_context(|| format!("cannot copy {name}"))?;
-        }
-        Ok(Self { project, folder })
-    }
-
-    fn patch(&self, patch: &Path, options: &[&str]) -> Result<bool> {
-        let status = Command::new("patch")
-            .args(["-p1", "--batch", "--fuzz=0", "--silent"])
-            .args(options)
-            .arg("-i")
-            .arg(patch)
-            .current_dir(&self.folder)
-            .status()
-            .context("cannot run patch")?;
-        Ok(status.success())
-    }
-
-    /// cargo test, of one test or of none.
-    fn test(&self, step: &Step, model: bool, arguments: &[&str]) -> Result<bool> {
-        let host = self.folder.join("tests/host");
-        let mut target = lint::target_folder(self.project, &host);
-        let mut command = self.project.command(&self.project.cargo);
-        if model {
-            target = target.with_extension("flags");
-            command.env("RUSTFLAGS", "--cfg loom");
-        }
-        command
-            .args(["test", "--release", "--locked", "--manifest-path"])
-            .arg(host.join("Cargo.toml"))
-            .env("CARGO_TARGET_DIR", target)
-            .args(arguments);
-        step.status(&mut command)
-    }
-
-    /// Whether a test that is there passes.
-    fn passes(&self, step: &Step, model: bool, test: &str) -> Result<bool> {
-        self.test(step, model, &["--", "--exact", test])
-    }
-
-    /// Whether a mutant is noticed.
-    fn kills(&self, step: &Step, mutant: &Mutant) -> Result<bool> {
-        ensure!(
-            self.patch(&mutant.patch.path, &[])?,
-            "the patch does not apply"
-        );
-        let built = self.test(step, mutant.model, &["--no-run"])?;
-        let killed = built && !self.passes(step, mutant.model, &mutant.test)?;
-        ensure!(
-            self.patch(&mutant.patch.path, &["-R"])?,
-            "the patch cannot be taken back"
-        );
-        ensure!(built, "it does not compile");
-        Ok(killed)
+    fn apply(&self, tree: &Path, step: &Step, check_only: bool) -> Result<bool> {
+        let mut command = Command::new("git");
+        command.arg("apply").args(check_only.then_some("--check"));
+        // Not the repository that the copy happens to lie in.
+        command.env("GIT_CEILING_DIRECTORIES", tree.parent().unwrap_or(tree));
+        step.check(command.arg(&self.patch).current_dir(tree))
     }
 }
 
-/// All mutants, or those whose names begin with one of `MUTANT=a,b`.
-pub fn check(project: &Project) -> Result<(usize, usize)> {
-    let chosen =
-        crate::project::variable("MUTANT").map(|names| names.to_string_lossy().into_owned());
-    let is_chosen = |mutant: &Mutant| match &chosen {
-        Some(names) => names.split(',').any(|name| mutant.name().starts_with(name)),
-        None => true,
+fn parse(killer: &str) -> Option<(Place, String)> {
+    let (place, test) = killer.split_once(' ')?;
+    let place = match place {
+        "host" => Place::Host,
+        "model" => Place::Model,
+        "guest" => Place::Guest,
+        _ => return None,
     };
-    let patches = patches::read(&project.root.join("tests/mutations"))?;
-    let mutants: Result<Vec<_>> = patches.into_iter().map(Mutant::read).collect();
-    let mutants: Vec<_> = mutants?.into_iter().filter(is_chosen).collect();
-    ensure!(
-        !mutants.is_empty(),
-        "there is no such mutant in tests/mutations"
-    );
-    count(project, &mutants)
+    Some((place, test.to_owned()))
 }
 
-/// `make mutants`.
+fn mutants(project: &Project) -> Result<Vec<Mutant>> {
+    let folder = project.root.join("tests/mutations");
+    let mut patches: Vec<_> = fs::read_dir(&folder)
+        .with_context(|| format!("{} is not there", folder.display()))?
+        .map(|entry| Ok(entry?.path()))
+        .collect::<Result<_>>()?;
+    patches.retain(|path| path.extension().is_some_and(|kind| kind == "patch"));
+    patches.sort();
+    patches.into_iter().map(Mutant::read).collect()
+}
+
+/// Those of the patches that apply to the driver as it is, and all: for `make test`.
+pub fn check(project: &Project, step: &Step) -> Result<(usize, usize)> {
+    let list = mutants(project)?;
+    let tree = copy(project)?;
+    let mut good = 0;
+    for mutant in &list {
+        good += usize::from(mutant.apply(&tree, step, true)?);
+    }
+    Ok((good, list.len()))
+}
+
+/// `make mutants`; `ONLY=` takes those that have it in their names.
 pub fn run(project: &Project) -> Result<()> {
-    let (passed, all) = check(project)?;
-    let failed = all - passed;
-    println!("{passed} passed, {failed} failed");
-    if failed > 0 {
-        bail!("mutants: {failed} not noticed; make the tests named above fail with them");
+    deps::ensure(project)?;
+    let mut list = mutants(project)?;
+    if let Some(part) = variable("ONLY") {
+        list.retain(|mutant| mutant.name.contains(&*part.to_string_lossy()));
+    }
+    let tree = copy(project)?;
+    let step = Step::start(project, "mutants", "the named tests without a mutant")?;
+    for place in [Place::Host, Place::Model] {
+        let of_place = |m: &&Mutant| m.place == place;
+        let tests: BTreeSet<&str> = list.iter().filter(of_place).map(|m| &*m.test).collect();
+        let tests: Vec<_> = tests.into_iter().collect();
+        if tests.is_empty() {
+            continue;
+        }
+        if !build(project, &tree, &step, place)? || !passes(project, &tree, &step, place, &tests)? {
+            step.fail(
+                "a test that nothing was broken for",
+                "repair it, or its name, first",
+            )?;
+        }
+    }
+    step.done("all of them pass");
+
+    let (mut passed, mut failed, mut skipped) = (0, 0, 0);
+    for mutant in &list {
+        if mutant.place == Place::Guest {
+            println!(
+                "           {}: skipped, needs a guest: {}",
+                mutant.name, mutant.test
+            );
+            skipped += 1;
+            continue;
+        }
+        let step = Step::start(project, &format!("mutant-{}", mutant.name), &mutant.test)?;
+        let outcome = try_one(project, &tree, &step, mutant)?;
+        step.done(outcome);
+        match outcome {
+            "killed" => passed += 1,
+            _ => failed += 1,
+        }
+        copy(project)?;
+    }
+    println!();
+    match skipped {
+        0 => println!("{passed} passed, {failed} failed"),
+        _ => println!("{passed} passed, {failed} failed, {skipped} skipped"),
+    }
+    if failed > 0 || passed == 0 {
+        std::process::exit(1);
     }
     Ok(())
 }
 
-/// Tries mutants; how many are noticed, and how many there are.
-fn count(project: &Project, mutants: &[Mutant]) -> Result<(usize, usize)> {
-    let step = Step::start(project, "mutants", "the tests, without a change")?;
-    let copy = Copy::make(project)?;
-    for mutant in mutants {
-        let passes = copy.passes(&step, mutant.model, &mutant.test)?;
-        ensure!(
-            passes,
-            "{}: {} fails without it",
-            mutant.name(),
-            mutant.test
-        );
+fn try_one(project: &Project, tree: &Path, step: &Step, mutant: &Mutant) -> Result<&'static str> {
+    if !mutant.apply(tree, step, false)? {
+        return Ok("FAILED: it does not apply");
     }
-    step.done("all pass");
-    let mut failed = 0;
-    for mutant in mutants {
-        let step = Step::start(project, &format!("mutant-{}", mutant.name()), &mutant.test)?;
-        match copy.kills(&step, mutant) {
-            Ok(true) => step.done("noticed"),
-            Ok(false) => {
-                failed += 1;
-                step.done("NOT NOTICED");
-            }
-            Err(error) => {
-                failed += 1;
-                step.done(&format!("FAILED: {error:#}"));
+    // What does not compile says nothing of the test.
+    if !build(project, tree, step, mutant.place)? {
+        return Ok("FAILED: it does not compile");
+    }
+    if passes(project, tree, step, mutant.place, &[&mutant.test])? {
+        return Ok("FAILED: it survives");
+    }
+    // Not what ran out of time or memory.
+    match fs::read_to_string(step.log())?.contains("panicked at") {
+        true => Ok("killed"),
+        false => Ok("FAILED: its test did not end"),
+    }
+}
+
+/// Copies the driver and the host's tests, over what a patch changed.
+fn copy(project: &Project) -> Result<PathBuf> {
+    let tree = project.build.join("mutants");
+    // The seeds of what failed for one mutant are not for the next.
+    let _ = fs::remove_dir_all(tree.join("tests/host/proptest-regressions"));
+    for folder in ["", "tests/host", "tests/host/src"] {
+        fs::create_dir_all(tree.join(folder))?;
+        for entry in fs::read_dir(project.root.join(folder))? {
+            let from = entry?.path();
+            let kind = from.extension().unwrap_or_default();
+            if from.is_file() && ["rs", "toml", "lock"].iter().any(|k| kind == *k) {
+                let to = tree.join(folder).join(from.file_name().unwrap_or_default());
+                crate::steps::write_if_changed(&to, &fs::read(&from)?)?;
             }
         }
     }
-    Ok((mutants.len() - failed, mutants.len()))
+    Ok(tree)
+}
+
+fn cargo(project: &Project, tree: &Path, place: Place) -> Command {
+    let mut command = project.command("timeout");
+    command.args(["--kill-after=5", LIMIT]).arg(&project.cargo);
+    command.args(["test", "--release", "--locked"]);
+    command.arg("--manifest-path");
+    command.arg(tree.join("tests/host/Cargo.toml"));
+    let target = project.build.join("target/mutants");
+    if place == Place::Model {
+        command.env("RUSTFLAGS", "--cfg loom");
+        command.env("CARGO_TARGET_DIR", target.with_extension("flags"));
+    } else {
+        command.env("CARGO_TARGET_DIR", target);
+    }
+    command
+}
+
+fn build(project: &Project, tree: &Path, step: &Step, place: Place) -> Result<bool> {
+    step.check(cargo(project, tree, place).arg("--no-run"))
+}
+
+/// Whether all of the tests were there and passed.
+fn passes(
+    project: &Project,
+    tree: &Path,
+    step: &Step,
+    place: Place,
+    tests: &[&str],
+) -> Result<bool> {
+    let before = fs::read_to_string(step.log())?.len();
+    let mut command = cargo(project, tree, place);
+    command.args(["--", "--exact"]).args(tests);
+    if !step.status(&mut command)? {
+        return Ok(false);
+    }
+    let log = fs::read_to_string(step.log())?;
+    let summary = log[before..].find(ALL_PASSED).map(|at| &log[before + at..]);
+    let count = format!("{ALL_PASSED}{} passed;", tests.len());
+    match summary {
+        Some(summary) if summary.starts_with(&count) => Ok(true),
+        _ => bail!("{place:?}: one of these tests is not there: {tests:?}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn killers_are_named() {
+        let (place, test) = parse("model threads::widen").unwrap();
+        assert_eq!((place, &*test), (Place::Model, "threads::widen"));
+        let (place, test) = parse("guest dma: a page").unwrap();
+        assert_eq!((place, &*test), (Place::Guest, "dma: a page"));
+        assert!(parse("nothing").is_none());
+        assert!(parse("somewhere else").is_none());
+    }
 }

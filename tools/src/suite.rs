@@ -259,8 +259,11 @@ impl Suite<'_> {
             }),
             Part::Fuzz => self.step("fuzz", "fuzzing the tables", fuzz),
             Part::Mutants => {
-                let result = mutants::check(self.project);
-                self.keep("mutants", result.map(Count::of));
+                self.step(
+                    "mutants",
+                    "applying the changes that tests must notice",
+                    |project, step| mutants::check(project, step).map(Count::of),
+                );
             }
             Part::Series => {
                 // It reads the cache, which a kernel that was built holds.

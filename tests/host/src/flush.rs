@@ -519,6 +519,30 @@ fn full_flushes_beside_attach() {
     );
 }
 
+/// The core's flush queue: an unmap marks, then reads after a barrier how many flushes
+/// began; who flushes counts itself first, without an order. A flush that was not
+/// counted yet takes the mark.
+#[test]
+fn marks_beside_a_counted_flush() {
+    loom::model(|| {
+        let space = Arc::new(Space::new(false));
+        let started = Arc::new(AtomicUsize::new(0));
+        let flush = thread::spawn({
+            let (space, started) = (space.clone(), started.clone());
+            move || {
+                started.fetch_add(1, Relaxed);
+                let ticket = space.flushes.lock().unwrap().begin(&space.pending, true);
+                !ticket.ranges.as_slice().is_empty()
+            }
+        });
+        space.mark(0);
+        fence(SeqCst);
+        let before = started.load(Relaxed) == 0;
+        let taken = flush.join().unwrap();
+        assert!(taken || !before, "a flush that began later misses the mark");
+    });
+}
+
 /// What the checker must find: each leaves one thing out on purpose.
 mod weakened {
     use super::*;

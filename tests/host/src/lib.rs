@@ -37,11 +37,11 @@ pub mod operations;
 mod walker;
 
 #[cfg(test)]
+mod edges;
+#[cfg(test)]
 mod failures;
 #[cfg(all(test, loom))]
 mod flush;
-#[cfg(all(test, not(loom)))]
-mod misuse;
 #[cfg(test)]
 mod properties;
 #[cfg(test)]

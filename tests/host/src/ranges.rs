@@ -201,6 +201,21 @@ mod marks {
         }
     }
 
+    /// What one flush took stays known while another ends that began before.
+    #[test]
+    fn what_was_taken_stays_known() {
+        let pending = Pending::new(Range::sized(0, GIB).expect("not empty"));
+        let mut flushes = Flushes::new();
+        let chunk = Range::sized(5 << 20, 1 << 20).expect("not empty");
+        let early = flushes.begin(&pending, true);
+        pending.mark_one(chunk.start());
+        let taker = flushes.begin(&pending, true);
+        assert_eq!(taker.ranges.as_slice(), [chunk]);
+        assert!(!flushes.end(&early, true));
+        let late = flushes.begin(&pending, true);
+        assert_eq!(late.ranges.as_slice(), [chunk]);
+    }
+
     /// What a flush has taken is refreshed by one that begins meanwhile as well, and a
     /// refusal is made up for by the next flush that began after it.
     #[test]
