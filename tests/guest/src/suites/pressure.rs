@@ -8,10 +8,10 @@ use crate::block::{KIB, MIB, Transfer};
 use crate::cmdline::Cmdline;
 use crate::function::{COME_UP, Function};
 use crate::kmsg;
-use crate::ktap::Suite;
+use crate::ktap::{Suite, skip};
 use crate::module::Module;
 use crate::nic::{Direction, Pair};
-use crate::sysfs;
+use crate::{shown, sysfs};
 
 /// Refuses every n-th refresh, of any function.
 const SUPPORT: &str = "iommu_test";
@@ -29,18 +29,28 @@ const ANSWERS: [(u8, u8); 4] = [(1, 16), (1, 4), (1, 40), (3, 0)];
 pub fn run(suite: &mut Suite, _: &Cmdline) -> Result<()> {
     for every in EVERY {
         let name = format!("no resources for refresh {every}, {}, ...: data right", 2 * every);
-        suite.test(&name, || transfer(every));
+        suite.test(&name, || shadowed(|| transfer(every)));
     }
     let pair = Pair::connect()?;
     for every in &EVERY[..2] {
         let name = format!("no resources for refresh {every}, {}, ...: network", 2 * every);
-        suite.test(&name, || send(&pair, *every));
+        suite.test(&name, || shadowed(|| send(&pair, *every)));
     }
     for (cc, status) in ANSWERS {
         let name = format!("resets refused with condition code {cc}, status {status}");
         suite.test(&name, || resets(&pair, cc, status));
     }
     Ok(())
+}
+
+/// Only a hypervisor that shadows the tables has no resources. Elsewhere a queue of
+/// unmaps whose flush is refused gives its IOVAs away, and nobody can make up for it.
+fn shadowed(test: impl FnOnce() -> Result<()>) -> Result<()> {
+    let nvme = Function::first_of("nvme")?;
+    if shown::is_there() && !shown::maps_need_refresh(&nvme)? {
+        skip!("the machine does not shadow the tables");
+    }
+    test()
 }
 
 fn send(pair: &Pair, every: u64) -> Result<()> {
