@@ -208,7 +208,7 @@ impl kernel::Module for S390Iommu {
     }
 }
 
-/// Whether domains have Large pages (1 MiB).
+/// Whether domains have large pages of 1 MiB.
 fn uses_large_pages() -> Result<bool> {
     match module_parameters::large_pages.value() {
         0 => Ok(false),

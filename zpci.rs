@@ -573,7 +573,7 @@ pub(crate) fn aperture_limit() -> u64 {
     unsafe { zpci_iommu_aperture() }
 }
 
-/// Whether the machine takes Large pages (1 MiB): KVM and QEMU do; of others it is
+/// Whether the machine takes large pages of 1 MiB: KVM and QEMU do; of others it is
 /// not known.
 pub(crate) fn machine_takes_large_pages() -> bool {
     // SAFETY: No requirements.

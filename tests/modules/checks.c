@@ -116,6 +116,24 @@ int test_expect_blocked(struct test_domain *dom, struct test_queue *queue,
 EXPORT_SYMBOL_GPL(test_expect_blocked);
 
 /**
+ * test_expect_replaces() - whether each replace was one re-registration
+ * @counts: what the machine was asked for
+ * @replaces: how many there were
+ *
+ * Returns: 0 or a failed test
+ */
+int test_expect_replaces(const struct inject_counts *counts, unsigned int replaces)
+{
+	if (counts->operations[FC_REREGISTER] != replaces)
+		return test_fail("%u re-registrations, not one a replace",
+				 counts->operations[FC_REREGISTER]);
+	if (counts->operations[FC_DEREGISTER])
+		return test_fail("%u deregistrations", counts->operations[FC_DEREGISTER]);
+	return 0;
+}
+EXPORT_SYMBOL_GPL(test_expect_replaces);
+
+/**
  * test_break() - bring the function into the error state
  * @fn: the function, its controller started. Until its device lock is given
  *	up, which the caller holds, the kernel does not recover it.

@@ -355,7 +355,7 @@ static int check_large(void *memory, size_t size)
 	return ret ? ret : expect_gone(memory + size - PAGE_SIZE, iova + size - PAGE_SIZE);
 }
 
-/* Large pages (1 MiB), where there are any, and pages */
+/* Large pages of 1 MiB, where there are any, and pages */
 static int check_both(void *memory)
 {
 	int ret = check_large(PTR_ALIGN(memory, SZ_1M), SZ_2M);

@@ -182,7 +182,7 @@ static int test_offset(void)
 	return ret;
 }
 
-/* Large pages (1 MiB), where there are any, have longer offsets. */
+/* Large pages of 1 MiB, where there are any, have longer offsets. */
 static int test_large_offset(void)
 {
 	int ret = map(base, PHYS, SZ_2M);

@@ -264,6 +264,8 @@ struct inject_step {
 	u64 size;
 };
 
+int test_expect_replaces(const struct inject_counts *counts, unsigned int replaces);
+
 void inject_reset(void);
 void inject_counts(struct inject_counts *counts);
 u64 inject_table(void);

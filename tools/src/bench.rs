@@ -43,7 +43,7 @@ const PLANS: [Plan; 2] = [
     },
 ];
 
-/// This driver without Large pages (1 MiB).
+/// This driver without large pages of 1 MiB.
 const OFF: &str = "large off";
 /// This driver with them.
 const ON: &str = "large on";
