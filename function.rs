@@ -221,6 +221,7 @@ pub(crate) struct Function {
     /// The IOVAs that are translated.
     window: Range,
     deepest: Depth,
+    may_skip_translation: bool,
     /// A table that maps nothing, as deep as the window needs.
     empty: Iota,
     /// Whether a refresh is legal.
@@ -255,7 +256,8 @@ impl Function {
         let (start, end) = zdev.dma_range();
         let granted = Range::new(start, end).ok_or(EINVAL)?;
         let window = aperture::window(start, end, deepest.reach(), limit).ok_or(EINVAL)?;
-        if !zdev.may_skip_translation() {
+        let may_skip_translation = zdev.may_skip_translation();
+        if !may_skip_translation {
             zdev.clamp_dma_range(window);
         }
         let empty = empty(Depth::for_reach(window.last()));
@@ -265,6 +267,7 @@ impl Function {
             granted,
             window,
             deepest,
+            may_skip_translation,
             empty,
             live: AtomicBool::new(false),
             missed: AtomicBool::new(false),
@@ -295,6 +298,11 @@ impl Function {
     /// The deepest table that it can use.
     pub(crate) fn deepest(&self) -> Depth {
         self.deepest
+    }
+
+    /// Whether the machine lets it do DMA without translation.
+    pub(crate) fn may_skip_translation(&self) -> bool {
+        self.may_skip_translation
     }
 
     /// Whether new mappings need a refresh.
@@ -406,7 +414,7 @@ impl Function {
     }
 
     fn skip_translation(&self, state: &mut State, identity: *mut bindings::iommu_domain) -> Result {
-        if !self.zdev.may_skip_translation() {
+        if !self.may_skip_translation {
             return Err(EINVAL);
         }
         let before = state.machine;

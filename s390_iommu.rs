@@ -289,7 +289,7 @@ impl iommu::Driver for S390Iommu {
     }
 
     fn identity_domain(dev: &Device) -> Option<&'static StaticDomain> {
-        let may = function(dev).is_ok_and(|function| function.zdev().may_skip_translation());
+        let may = function(dev).is_ok_and(|function| function.may_skip_translation());
         may.then_some(&IDENTITY)
     }
 

@@ -71,9 +71,10 @@ pub(crate) fn function_of(dev: &Device) -> Option<ArcBorrow<'_, Function>> {
 ///
 /// `destroy` is not called for it before `'a` ends.
 unsafe fn find<'a>(zdev: Zdev) -> Option<ArcBorrow<'a, Function>> {
-    // SAFETY: Set by `init`, before anybody can ask; `destroy` is not called.
-    let data = unsafe { zdev.driver_data::<DriverData>().as_ref() };
-    data.map(|data| data.function.as_arc_borrow())
+    let data = NonNull::new(zdev.driver_data::<DriverData>())?;
+    // SAFETY: Set by `init`, before anybody can ask; `destroy` is not called. This
+    // field is constant, others may still be written.
+    Some(unsafe { &(*data.as_ptr()).function }.as_arc_borrow())
 }
 
 /// Takes a function over.

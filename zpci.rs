@@ -328,10 +328,10 @@ impl Zdev {
         unsafe { (*self.as_raw()).tlb_refresh != 0 }
     }
 
-    /// Whether the function may do DMA without translation.
+    /// Whether the function may do DMA without translation. To be asked when the
+    /// function is set up: later, C writes other bits of the same word.
     pub(crate) fn may_skip_translation(self) -> bool {
-        // SAFETY: By the invariant. The bit is constant; C writes others of the
-        // same word, so there is no reference to it.
+        // SAFETY: By the invariant; nobody writes the word yet.
         unsafe { bindings::zpci_dev::rtr_avail_raw(self.as_raw()) != 0 }
     }
 

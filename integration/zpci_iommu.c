@@ -158,6 +158,12 @@ void zpci_iommu_domain_free(struct iommu_domain *domain)
 }
 EXPORT_SYMBOL_GPL(zpci_iommu_domain_free);
 
+/* zpci_release_device() takes the lock that is held here. */
+static void zpci_iommu_last_reference(struct kref *kref)
+{
+	WARN(1, "a function that is known has no reference");
+}
+
 int zpci_init_iommu(struct zpci_dev *zdev)
 {
 	const struct zpci_iommu_ops *ops;
@@ -170,8 +176,7 @@ int zpci_init_iommu(struct zpci_dev *zdev)
 	 */
 	known = get_zdev_by_fid(zdev->fid);
 	if (known) {
-		/* Not the last reference: dropping that one takes a lock held here. */
-		WARN_ON(!refcount_dec_not_one(&known->kref.refcount));
+		kref_put(&known->kref, zpci_iommu_last_reference);
 		return -EEXIST;
 	}
 
@@ -287,6 +292,7 @@ EXPORT_SYMBOL_GPL(zpci_iommu_log_limit_init);
 void zpci_iommu_err(struct zpci_dev *zdev, struct ratelimit_state *limit,
 		    const char *text, const char *why)
 {
+	/* By its FID: the bus, which knows its name, may be gone already. */
 	if (__ratelimit(limit))
 		pr_err("function %08x: %s (%s)\n", zdev->fid, text, why);
 }

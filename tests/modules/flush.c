@@ -7,8 +7,10 @@
 #define pr_fmt(fmt) "flush: " fmt
 
 #include <linux/bitfield.h>
+#include <linux/kthread.h>
 #include <linux/module.h>
 #include <linux/sizes.h>
+#include <linux/smp.h>
 #include <asm/pci_dma.h>
 
 #include "iommu-pages.h"
@@ -120,10 +122,10 @@ static int expect_gone(dma_addr_t iova, const char *when)
  * many are refused for want of resources.
  */
 static int flush_scattered(unsigned int count, size_t stride, unsigned int refusals,
-			   unsigned int most)
+			   unsigned int most, struct inject_counts *counts)
 {
 	struct iommu_iotlb_gather gather;
-	unsigned int i, asked;
+	unsigned int i;
 	int ret = 0;
 
 	/* Off the pages of the device */
@@ -139,53 +141,105 @@ static int flush_scattered(unsigned int count, size_t stride, unsigned int refus
 		iommu_unmap_fast(dom->domain, corner + i * stride, PAGE_SIZE, &gather);
 	inject_refuse_refresh(fn, -ENOMEM, refusals);
 	flush(&gather);
-	asked = refreshes();
+	inject_counts(counts);
 	inject_reset();
 	/* What was refused is not left for the next test. */
 	iommu_flush_iotlb_all(dom->domain);
-	if (!ret && !asked)
+	if (!ret && !counts->refreshes)
 		ret = test_fail("the flush asked for nothing");
-	if (!ret && asked > most)
+	if (!ret && counts->refreshes > most)
 		ret = test_fail("the flush of %u pages took %u refreshes, not %u at most",
-				count, asked, most);
+				count, counts->refreshes, most);
 	return ret;
 }
 
 static int test_512(void)
 {
-	return flush_scattered(511, SZ_4M, 0, MOST_REFRESHES);
+	struct inject_counts counts;
+
+	return flush_scattered(511, SZ_4M, 0, MOST_REFRESHES, &counts);
 }
 
 static int test_1024(void)
 {
-	return flush_scattered(1023, SZ_2M, 0, MOST_REFRESHES);
+	struct inject_counts counts;
+
+	return flush_scattered(1023, SZ_2M, 0, MOST_REFRESHES, &counts);
 }
 
 static int test_512_no_resources(void)
 {
-	return flush_scattered(511, SZ_4M, ALL, 2);
+	struct inject_counts counts;
+
+	return flush_scattered(511, SZ_4M, ALL, 2, &counts);
 }
 
 static int test_no_resources_once(void)
 {
-	return flush_scattered(511, SZ_4M, 1, MOST_REFRESHES);
+	struct inject_counts counts;
+
+	return flush_scattered(511, SZ_4M, 1, MOST_REFRESHES, &counts);
 }
 
+/* How long an interrupt of the CPU that flushes has to wait, at most */
+struct patience {
+	struct task_struct *task;
+	int cpu;
+	u64 longest;
+};
+
+static void take_interrupt(void *unused)
+{
+}
+
+static int interrupt(void *data)
+{
+	struct patience *patience = data;
+
+	while (!kthread_should_stop()) {
+		u64 start = ktime_get_ns();
+
+		smp_call_function_single(patience->cpu, take_interrupt, NULL, true);
+		patience->longest = max(patience->longest, ktime_get_ns() - start);
+		cond_resched();
+	}
+	return 0;
+}
+
+static int patience_start(struct patience *patience)
+{
+	unsigned int there;
+
+	*patience = (struct patience) { .cpu = raw_smp_processor_id() };
+	there = cpumask_any_but(cpu_online_mask, patience->cpu);
+	if (there >= nr_cpu_ids)
+		return test_skip("there is one CPU only");
+	patience->task = kthread_create(interrupt, patience, "iommu_test");
+	if (IS_ERR(patience->task))
+		return test_fail("no thread");
+	kthread_bind(patience->task, there);
+	wake_up_process(patience->task);
+	return 0;
+}
+
+/* What is judged is a count; the time is for the reader, as the host is busy. */
 static int test_interrupts(void)
 {
-	struct iommu_iotlb_gather gather;
+	struct patience patience;
 	struct inject_counts counts;
-	int ret = map_at(data_iova(fn) + SZ_16M, PAGE_SIZE);
+	int ret;
 
-	if (!ret)
-		ret = unmap_later(data_iova(fn) + SZ_16M, PAGE_SIZE, &gather);
+	migrate_disable();
+	ret = patience_start(&patience);
+	if (!ret) {
+		ret = flush_scattered(1023, SZ_2M, 0, ALL, &counts);
+		kthread_stop(patience.task);
+	}
+	migrate_enable();
 	if (ret)
 		return ret;
-	inject_reset();
-	flush(&gather);
-	inject_counts(&counts);
-	if (!counts.refreshes)
-		return test_fail("the flush asked for nothing");
+	pr_info("an interrupt waited %llu us at most, %u refreshes\n",
+		div_u64(patience.longest, NSEC_PER_USEC), counts.refreshes);
 	if (counts.irqs_off)
 		return test_fail("%u of %u refreshes with interrupts off", counts.irqs_off,
 				 counts.refreshes);

@@ -3,6 +3,7 @@
 
 mod machine;
 mod module;
+mod peer;
 
 use crate::{
     deps,
@@ -126,6 +127,8 @@ pub enum Part {
     Checkpatch,
     /// everything in the guest
     Guest,
+    /// this driver and the one in C in the same suites
+    Peer,
     /// the guest on the emulator of `make machine`
     Machine,
     /// the driver as a module
@@ -136,7 +139,7 @@ pub enum Part {
     Readme,
 }
 
-const ALL: [Part; 17] = [
+const ALL: [Part; 18] = [
     Part::License,
     Part::Format,
     Part::Docs,
@@ -150,6 +153,7 @@ const ALL: [Part; 17] = [
     Part::Rustdoc,
     Part::Checkpatch,
     Part::Guest,
+    Part::Peer,
     Part::Machine,
     Part::Module,
     Part::Passthrough,
@@ -304,6 +308,7 @@ impl Suite<'_> {
                 lint::write_pages(project, step).map(Count::one)
             }),
             Part::Guest => self.guest(),
+            Part::Peer => self.peer(),
             Part::Machine => self.machine(),
             Part::Module => self.module(),
             Part::Passthrough => {
