@@ -13,8 +13,6 @@
 //! table (`dma_table.rs`) for a stretch of entries at a time; it takes no lock of
 //! the core, and nothing waits for a reader but the removal of what is read.
 
-use core::sync::atomic::Ordering;
-
 use kernel::{
     current,
     error::code::ERESTARTSYS,
@@ -29,13 +27,35 @@ use kernel::{
 };
 
 use crate::{
-    dma_table::{Access, Depth, LARGE_PAGE_SIZE},
-    domain::Space,
-    dump::{Dump, Run, Step},
-    function::Function,
-    seq_file::{Entry, FileOps, Folder, Pieces, Show},
+    address_space::members::Member,
+    atomic::Ordering,
+    dma_table::{
+        dump::{
+            Dump,
+            Run,
+            Step, //
+        },
+        Access,
+        Depth,
+        LARGE_PAGE_SIZE, //
+    },
+    function::{
+        Function,
+        Space, //
+    },
+    seq_file::{
+        Entry,
+        FileOps,
+        Folder,
+        Pieces,
+        Show, //
+    },
     trace::attached,
-    zpci::{Iota, Refusal, Registered}, //
+    zpci::{
+        Iota,
+        Refusal,
+        Registered, //
+    }, //
 };
 
 /// How many ranges a dump shows at most.

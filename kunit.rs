@@ -19,8 +19,23 @@ use kernel::{
 };
 
 use crate::{
-    aperture::{self, Range},
+    address_space::{
+        members::{
+            self,
+            Member, //
+        },
+        pending::{
+            Flushes,
+            Pending, //
+        }, //
+    },
     dma_table::{
+        dump::{
+            Dump,
+            Run,
+            Step, //
+        },
+        memory::TablePages,
         Access,
         DeferFree,
         Depth,
@@ -35,14 +50,23 @@ use crate::{
         LARGE_PAGE_SIZE,
         PAGE_SIZE, //
     },
-    domain::{Domain, Space},
-    dump::{Dump, Run, Step},
-    function::Function,
-    iommu::Gfp,
-    members,
-    memory::TablePages,
-    pending::{Flushes, Pending},
-    zpci::{Iota, Zdev}, //
+    domain::Domain,
+    function::{
+        Function,
+        Space, //
+    },
+    iommu::{
+        Gfp,
+        Prot, //
+    },
+    range::{
+        self,
+        Range, //
+    },
+    zpci::{
+        Iota,
+        Zdev, //
+    }, //
 };
 
 const GIB: u64 = 1 << 30;
@@ -74,14 +98,14 @@ fn vacant() -> Result<Vacant> {
     static VACANT: SetOnce<Vacant> = SetOnce::new();
 
     if VACANT.as_ref().is_none() {
-        VACANT.populate(Vacant::new(&TablePages::default(), Gfp::KERNEL)?);
+        VACANT.populate(Vacant::new(&TablePages::of_domain(0), Gfp::KERNEL)?);
     }
     VACANT.copy().ok_or(ENOMEM)
 }
 
 fn tree(depth: Depth) -> Result<DmaTable<TablePages>> {
     Ok(DmaTable::new(
-        TablePages::default(),
+        TablePages::of_domain(0),
         vacant()?,
         depth,
         Gfp::KERNEL,
@@ -122,8 +146,8 @@ mod apertures {
     use super::*;
 
     fn regions(start: u64, end: u64, limit: u64, reach: u64) -> [Option<(u64, u64)>; 2] {
-        match aperture::window(start, end, reach, limit) {
-            Some(window) => aperture::reserved(window, reach)
+        match range::window(start, end, reach, limit) {
+            Some(window) => range::reserved(window, reach)
                 .map(|region| region.map(|range| (range.start(), range.last()))),
             None => [None, None],
         }
@@ -148,9 +172,9 @@ mod apertures {
             regions(PAGE_SIZE, 0xffff, u64::MAX, u64::MAX),
             [Some((0, 0xfff)), Some((0x1_0000, u64::MAX))]
         );
-        assert!(aperture::window(2, 1, u64::MAX, u64::MAX).is_none());
-        assert!(aperture::window(0, 1, u64::MAX, 0).is_none());
-        assert!(aperture::window(1 << 42, u64::MAX, Depth::Third.reach(), GIB).is_none());
+        assert!(range::window(2, 1, u64::MAX, u64::MAX).is_none());
+        assert!(range::window(0, 1, u64::MAX, 0).is_none());
+        assert!(range::window(1 << 42, u64::MAX, Depth::Third.reach(), GIB).is_none());
     }
 
     #[test]
@@ -336,20 +360,25 @@ mod domains {
     }
 
     /// A member until this is dropped.
-    struct Member<'a>(Arc<Space>, &'a Function);
+    struct Attached<'a>(Arc<Space>, &'a Function);
 
-    impl<'a> Member<'a> {
+    impl<'a> Attached<'a> {
         fn of(domain: &Domain, bare: &'a Bare) -> Result<Self> {
-            domain.admit(bare.function.as_arc_borrow())?;
-            Ok(Member(domain.space().clone(), &bare.function))
+            admit(domain, &bare.function)?;
+            Ok(Attached(domain.space().clone(), &bare.function))
         }
     }
 
-    impl Drop for Member<'_> {
+    impl Drop for Attached<'_> {
         fn drop(&mut self) {
             self.0.remove(self.1);
             members::wait_for_readers();
         }
+    }
+
+    fn admit(domain: &Domain, function: &Arc<Function>) -> Result {
+        let widened = |last| domain.widen_aperture(last);
+        domain.space().admit(function.as_arc_borrow(), widened)
     }
 
     fn domain_for(bare: &Bare) -> Result<Pin<KBox<Domain>>> {
@@ -372,21 +401,21 @@ mod domains {
     fn a_domain_grows_for_a_new_member() -> Result {
         let near = Bare::at(4 * GIB, FIRST)?;
         let domain = domain_for(&near)?;
-        let tops = [domain.space().iota()];
-        let _near = Member::of(&domain, &near)?;
+        let tops = [domain.space().root()];
+        let _near = Attached::of(&domain, &near)?;
         assert_eq!(domain.aperture_last(), Depth::Third.reach());
-        assert!(domain.space().iota() == tops[0]);
+        assert!(domain.space().root() == tops[0]);
 
         let far = Bare::at(DEEP, SECOND)?;
         {
-            let _far = Member::of(&domain, &far)?;
+            let _far = Attached::of(&domain, &far)?;
             assert_eq!(domain.aperture_last(), Depth::Second.reach());
-            assert!(domain.space().iota() != tops[0]);
+            assert!(domain.space().root() != tops[0]);
         }
         // It stays so when the function has left.
         assert_eq!(domain.aperture_last(), Depth::Second.reach());
         let farthest = Bare::at(DEEPEST, FIRST)?;
-        let _farthest = Member::of(&domain, &farthest)?;
+        let _farthest = Attached::of(&domain, &farthest)?;
         assert_eq!(domain.aperture_last(), u64::MAX);
         Ok(())
     }
@@ -396,20 +425,20 @@ mod domains {
         let third = Bare::at(4 * GIB, THIRD)?;
         let far = Bare::at(DEEP, FIRST)?;
         let domain = domain_for(&third)?;
-        let top = domain.space().iota();
+        let top = domain.space().root();
         {
             // The member cannot use what the new one needs.
-            let _third = Member::of(&domain, &third)?;
-            assert_eq!(domain.admit(far.function.as_arc_borrow()), Err(EINVAL));
+            let _third = Attached::of(&domain, &third)?;
+            assert_eq!(admit(&domain, &far.function), Err(EINVAL));
             assert_eq!(domain.aperture_last(), Depth::Third.reach());
-            assert!(domain.space().iota() == top);
+            assert!(domain.space().root() == top);
             // Neither did the refused one become a member.
             let another = Bare::at(8 * GIB, THIRD)?;
-            let _another = Member::of(&domain, &another)?;
+            let _another = Attached::of(&domain, &another)?;
         }
-        let _far = Member::of(&domain, &far)?;
+        let _far = Attached::of(&domain, &far)?;
         // The new one cannot use what is there.
-        assert_eq!(domain.admit(third.function.as_arc_borrow()), Err(EINVAL));
+        assert_eq!(admit(&domain, &third.function), Err(EINVAL));
         assert_eq!(domain.aperture_last(), Depth::Second.reach());
         Ok(())
     }
@@ -419,22 +448,19 @@ mod domains {
         let near = Bare::at(4 * GIB, FIRST)?;
         let domain = domain_for(&near)?;
         let space = domain.space();
-        let low = Mapping {
-            large: false,
-            ..mapping(4 * GIB, 0x1000, 16 * PAGE_SIZE)
+        let map = |iova| {
+            let prot = Prot::from((bindings::IOMMU_READ | bindings::IOMMU_WRITE) as c_int);
+            // SAFETY: A test has its domain for itself.
+            let (bytes, result) =
+                unsafe { space.map(iova, 0x1000, PAGE_SIZE as usize, 16, prot, Gfp::KERNEL) };
+            result.map(|()| assert_eq!(bytes, 16 * 4096))
         };
-        let high = Mapping {
-            iova: Iova(DEEP),
-            ..mapping(4 * GIB, 0x1000, 16 * PAGE_SIZE)
-        };
-        // SAFETY: A test has its domain for itself.
+        // SAFETY: As above.
         let phys = |iova| unsafe { space.lookup(iova) }.map(|translation| translation.phys.0);
-        // SAFETY: As above.
-        assert_eq!(unsafe { space.map(low, Gfp::KERNEL) }.0, 16 * 4096);
+        map(4 * GIB)?;
         let far = Bare::at(DEEP, FIRST)?;
-        let _far = Member::of(&domain, &far)?;
-        // SAFETY: As above.
-        assert_eq!(unsafe { space.map(high, Gfp::KERNEL) }.0, 16 * 4096);
+        let _far = Attached::of(&domain, &far)?;
+        map(DEEP)?;
         assert_eq!(phys(4 * GIB + 0x2345), Some(0x3345));
         assert_eq!(phys(DEEP + 0x2345), Some(0x3345));
         assert_eq!(phys(DEEP + 4 * GIB + 0x2345), None);

@@ -2,31 +2,29 @@
 
 //! The IOMMU driver of the s390 PCI subsystem (zPCI).
 //!
-//! The operations: what the IOMMU core calls ([`iommu::Driver`] and
-//! [`iommu::PagingDomain`]), what the s390 PCI subsystem calls
-//! ([`zpci::SubsystemOps`]), and the module.
+//! The operations that the IOMMU core calls ([`iommu::Driver`] and
+//! [`iommu::PagingDomain`]), and the module.
 //!
-//! | file         | what it does                                                |
-//! |--------------|-------------------------------------------------------------|
-//! | `dma_table`  | translation tables: format, map, unmap, growth, reclaim     |
-//! | `memory`     | where tables live                                           |
-//! | `aperture`   | ranges of IOVAs: windows, reserved regions                  |
-//! | `pending`    | what a full flush has to refresh                            |
-//! | `members`    | the functions of a domain, read without a lock              |
-//! | `domain`     | an address space and its flushes                            |
-//! | `function`   | a function and the attach transaction                       |
-//! | `dump`       | what a table maps, merged into ranges                       |
-//! | `debugfs`    | what debugfs shows                                          |
-//! | `seq_file`   | files that show a value                                     |
-//! | `trace`      | tracepoints                                                 |
-//! | `subsystem`  | what the s390 PCI subsystem calls                           |
-//! | `zpci`       | the machine's instructions                                  |
-//! | `iommu`      | a safe abstraction of `<linux/iommu.h>`                     |
-
-use core::{
-    hint::cold_path,
-    sync::atomic::Ordering, //
-};
+//! | file              | what it does                                              |
+//! |-------------------|-----------------------------------------------------------|
+//! | `domain`          | a domain, as the core sees it                             |
+//! | `address_space`   | a table and the functions attached to it: map, unmap      |
+//! | `…/flush`         | flushes                                                   |
+//! | `…/members`       | the functions, read without a lock                        |
+//! | `…/pending`       | what a full flush has to refresh                          |
+//! | `dma_table`       | translation tables, and the protocol that keeps them right |
+//! | `…/format`        | levels and entries                                        |
+//! | `…/map`, `unmap`, `walk` | map, unmap and reclaim, lookup                     |
+//! | `…/table`, `memory` | tables in memory, and where that comes from             |
+//! | `…/walk_lock`     | who looks at tables while others unmap                    |
+//! | `…/dump`          | what a table maps, merged into ranges                     |
+//! | `function`        | a function and the attach transaction                     |
+//! | `…/registration`  | what the machine has registered for it                    |
+//! | `zpci`, `…/insn`  | `struct zpci_dev`; the machine's instructions             |
+//! | `subsystem`       | what the s390 PCI subsystem calls                         |
+//! | `debugfs`, `trace`| what the driver shows                                     |
+//! | `range`           | ranges of IOVAs: windows, reserved regions                |
+//! | `rust/`           | abstractions that are meant for `rust/kernel`             |
 
 use kernel::{
     bindings,
@@ -34,30 +32,43 @@ use kernel::{
     io::PhysAddr,
     prelude::*,
     sync::{
+        atomic::Relaxed,
         ArcBorrow,
         SetOnce, //
     }, //
 };
 
-mod aperture;
+mod address_space;
+#[path = "rust/atomic.rs"]
+mod atomic;
 mod debugfs;
 mod dma_table;
 mod domain;
-mod dump;
 mod function;
+#[path = "rust/iommu.rs"]
 mod iommu;
 #[cfg(CONFIG_S390_IOMMU_RUST_KUNIT_TEST)]
 mod kunit;
-mod members;
-mod memory;
-mod pending;
+mod range;
+#[path = "rust/seq_file.rs"]
 mod seq_file;
 mod subsystem;
 mod trace;
 mod zpci;
 
-use dma_table::{Depth, DmaTable, Vacant, LARGE_PAGE_SIZE, PAGE_SIZE};
-use domain::{Domain, Paging};
+use address_space::members::Member;
+use dma_table::{
+    memory::TablePages,
+    Depth,
+    DmaTable,
+    Vacant,
+    LARGE_PAGE_SIZE,
+    PAGE_SIZE, //
+};
+use domain::{
+    Domain,
+    Paging, //
+};
 use function::Function;
 use iommu::{
     Capability,
@@ -70,8 +81,14 @@ use iommu::{
     ResvRegions,
     StaticDomain, //
 };
-use memory::TablePages;
-use zpci::{Iota, Service, SubsystemOps, Zdev};
+use subsystem::{
+    Service,
+    SubsystemOps, //
+};
+use zpci::{
+    Iota,
+    Zdev, //
+};
 
 module! {
     type: S390Iommu,
@@ -108,7 +125,9 @@ static MODINFO_VERSION: [u8; MODINFO.len()] = *MODINFO.as_bytes().first_chunk().
 
 /// The domain that lets no DMA through.
 static BLOCKED: StaticDomain = Ops::<S390Iommu>::blocked();
+/// The domain that does not translate.
 static IDENTITY: StaticDomain = Ops::<S390Iommu>::identity();
+
 /// What is decided once, when the driver starts.
 struct Config {
     /// What the IOMMU core calls.
@@ -160,7 +179,7 @@ struct SharedTables {
 
 impl Drop for SharedTables {
     fn drop(&mut self) {
-        if function::EMPTY_IN_USE.load(Ordering::Relaxed) {
+        if function::EMPTY_IN_USE.load(Relaxed) {
             // A machine may go on reading it: it is lost rather than used.
             core::mem::forget(self.empty.take());
             return;
@@ -168,7 +187,7 @@ impl Drop for SharedTables {
         self.empty = None;
         // SAFETY: They came from such memory. The driver goes after all domains, and
         // the tree above was the last to know of them.
-        unsafe { self.vacant.free(&TablePages::default()) }
+        unsafe { self.vacant.free(&TablePages::of_domain(0)) }
     }
 }
 
@@ -223,12 +242,12 @@ fn uses_large_pages() -> Result<bool> {
 
 /// The tables that are shared, and a table of each depth that maps nothing.
 fn shared_tables() -> Result<(SharedTables, [Iota; 3])> {
-    let vacant = Vacant::new(&TablePages::default(), Gfp::KERNEL)?;
+    let vacant = Vacant::new(&TablePages::of_domain(0), Gfp::KERNEL)?;
     let mut tables = SharedTables {
         empty: None,
         vacant,
     };
-    let pages = TablePages::default();
+    let pages = TablePages::of_domain(0);
     let tree = tables.empty.insert(DmaTable::new(
         pages,
         vacant,
@@ -284,19 +303,19 @@ impl iommu::Driver for S390Iommu {
     fn domain_alloc_paging(dev: &Device) -> Result<Pin<KBox<Domain>>> {
         let config = config()?;
         let domain = Domain::for_function(&*function(dev)?, config.page_sizes, config.vacant)?;
-        zpci::domain_made();
+        subsystem::domain_made();
         Ok(domain)
     }
 
     fn identity_domain(dev: &Device) -> Option<&'static StaticDomain> {
-        let may = function(dev).is_ok_and(|function| function.may_skip_translation());
+        let may = function(dev).is_ok_and(|function| function.zdev().may_skip_translation());
         may.then_some(&IDENTITY)
     }
 
     fn resv_regions(dev: &Device, regions: &mut ResvRegions<'_>) -> Result {
         let function = function(dev)?;
         let reach = function.deepest().reach();
-        for region in aperture::reserved(function.window(), reach)
+        for region in range::reserved(function.window(), reach)
             .into_iter()
             .flatten()
         {
@@ -319,10 +338,11 @@ impl iommu::Driver for S390Iommu {
 impl iommu::PagingDomain for Paging {
     type Driver = S390Iommu;
 
-    const FREE: unsafe extern "C" fn(*mut bindings::iommu_domain) = zpci::zpci_iommu_domain_free;
+    const FREE: unsafe extern "C" fn(*mut bindings::iommu_domain) =
+        subsystem::zpci_iommu_domain_free;
 
     fn attach(domain: &Domain, dev: &Device) -> Result {
-        function(dev)?.attach(domain)
+        function(dev)?.attach(domain.space(), domain)
     }
 
     #[inline]
@@ -335,27 +355,15 @@ impl iommu::PagingDomain for Paging {
         prot: Prot,
         gfp: Gfp,
     ) -> (usize, Result) {
-        if page_size as u64 == PAGE_SIZE && count == 1 && prot.allows_access() {
-            let access = domain::access(prot);
-            // SAFETY: The caller's promise.
-            let mapped = unsafe { domain.space().map_page(iova, phys, access) };
-            if mapped {
-                return (page_size, Ok(()));
-            }
-        }
-        cold_path();
-        // SAFETY: As above.
-        unsafe { domain.map(iova, phys, page_size, count, prot, gfp) }
+        let space = domain.space();
+        // SAFETY: The caller's promise.
+        unsafe { space.map(iova, phys, page_size, count, prot, gfp) }
     }
 
     #[inline]
     unsafe fn unmap_pages(domain: &Domain, iova: u64, size: usize, gather: &mut Gather) -> usize {
         // SAFETY: The caller's promise.
-        if size as u64 == PAGE_SIZE && unsafe { domain.space().unmap_page(iova, gather) } {
-            return size;
-        }
-        // SAFETY: As above.
-        unsafe { domain.unmap(iova, size as u64, gather) }
+        unsafe { domain.space().unmap(iova, size as u64, gather) }
     }
 
     fn flush_all(domain: &Domain) {

@@ -8,7 +8,10 @@
 //!
 //! C header: `integration/zpci_iommu.h`.
 
-use core::ptr::{self, NonNull};
+use core::ptr::{
+    self,
+    NonNull, //
+};
 
 use kernel::{
     bindings,
@@ -30,10 +33,100 @@ use crate::{
         Registration, //
     },
     seq_file::Entry,
-    zpci::{Counters, SubsystemOps, Zdev},
+    zpci::{
+        Counters,
+        Zdev, //
+    },
     S390Iommu,
     BLOCKED, //
 };
+
+/// What the subsystem calls.
+///
+/// C: `struct zpci_iommu_ops` in `integration/zpci_iommu.h`.
+#[repr(C)]
+pub(crate) struct SubsystemOps {
+    /// The module that holds the operations; kept while the driver has functions.
+    pub(crate) owner: *mut bindings::module,
+    /// A function appears. It is not shown to anybody before this succeeded.
+    pub(crate) init: unsafe extern "C" fn(*mut bindings::zpci_dev) -> c_int,
+    /// A function goes. Nothing uses it any more.
+    pub(crate) destroy: unsafe extern "C" fn(*mut bindings::zpci_dev),
+    /// A function was disabled: what was registered is lost.
+    pub(crate) disabled: unsafe extern "C" fn(*mut bindings::zpci_dev),
+    /// A function was enabled: registers what is attached. Returns a condition
+    /// code.
+    pub(crate) register_ioat: unsafe extern "C" fn(*mut bindings::zpci_dev, *mut u8) -> c_int,
+    /// A function is about to leave the error state without a reset.
+    pub(crate) resume: unsafe extern "C" fn(*mut bindings::zpci_dev) -> c_int,
+    /// The counters of what is attached, or null. Called under the lock that
+    /// guards it.
+    pub(crate) counters: unsafe extern "C" fn(*mut bindings::zpci_dev) -> *mut Counters,
+    /// The last user of a domain is gone.
+    pub(crate) free_domain: unsafe extern "C" fn(*mut bindings::iommu_domain),
+}
+
+// SAFETY: Never written; the functions may be called from any thread.
+unsafe impl Sync for SubsystemOps {}
+
+// SAFETY: As above.
+unsafe impl Send for SubsystemOps {}
+
+/// The registration with the subsystem: the driver has functions while it lives.
+pub(crate) struct Service(&'static SubsystemOps);
+
+impl Service {
+    /// Registers the operations.
+    ///
+    /// # Errors
+    ///
+    /// `ENODEV` if the machine has no zPCI or it is off, `EBUSY` if there is
+    /// another driver.
+    pub(crate) fn register(ops: &'static SubsystemOps) -> Result<Self> {
+        // SAFETY: `ops` has the layout of the C structure and is static.
+        kernel::error::to_result(unsafe { zpci_iommu_driver_register(ops) })?;
+        Ok(Service(ops))
+    }
+
+    /// Has the subsystem look for the functions that it refused so far. Those
+    /// that it finds hold the driver's module, so the driver must not fail any
+    /// more when this has succeeded.
+    ///
+    /// # Errors
+    ///
+    /// What the search says; the driver has no function then.
+    pub(crate) fn start(&self) -> Result {
+        // SAFETY: The operations are registered.
+        kernel::error::to_result(unsafe { zpci_iommu_driver_start() })
+    }
+}
+
+impl Drop for Service {
+    fn drop(&mut self) {
+        // SAFETY: The operations were registered. The driver has no function: it would hold
+        // the module.
+        unsafe { zpci_iommu_driver_unregister(self.0) }
+    }
+}
+
+/// Says that there is a domain more, which may outlive all functions. Its `free`
+/// operation has to be [`zpci_iommu_domain_free`].
+pub(crate) fn domain_made() {
+    // SAFETY: No requirements.
+    unsafe { zpci_iommu_domain_made() }
+}
+
+// Without lock debugging a part of these structures is empty, which C accepts.
+#[allow(improper_ctypes)]
+extern "C" {
+    // integration/zpci_iommu.c
+    fn zpci_iommu_driver_register(ops: *const SubsystemOps) -> c_int;
+    fn zpci_iommu_driver_start() -> c_int;
+    fn zpci_iommu_driver_unregister(ops: *const SubsystemOps);
+    fn zpci_iommu_domain_made();
+    /// Frees a domain through the subsystem's operations.
+    pub(crate) fn zpci_iommu_domain_free(domain: *mut bindings::iommu_domain);
+}
 
 /// The table of what is called.
 pub(crate) const fn ops(owner: &ThisModule) -> SubsystemOps {

@@ -12,7 +12,7 @@
 
 use kernel::prelude::*;
 
-use crate::{aperture::Range, dma_table::Depth};
+use crate::range::Range;
 
 /// What is attached, in an event: a domain's number, or one of these.
 pub(crate) mod attached {
@@ -84,10 +84,10 @@ pub(crate) fn attach(fid: u32, from: u64, to: u64, result: Result) {
     point_attach(fid, from, to, errno(result));
 }
 
-/// A domain's table was made deeper, or there was no memory for it.
+/// A domain's table got more levels, or there was no memory for them.
 #[inline(always)]
-pub(crate) fn widen(domain: u64, from: Depth, to: Depth, result: Result) {
-    point_widen(domain, from.levels(), to.levels(), errno(result));
+pub(crate) fn widen(domain: u64, from: u32, to: u32, result: Result) {
+    point_widen(domain, from, to, errno(result));
 }
 
 /// A range of a function was refreshed. `retries`: how often that was tried again.

@@ -259,20 +259,6 @@ bool zpci_iommu_machine_takes_large_pages(void)
 EXPORT_SYMBOL_GPL(zpci_iommu_machine_takes_large_pages);
 
 /**
- * zpci_iommu_log_refusal() - write a refused instruction to the debug feature
- * @zdev: the function
- * @what: what was asked for
- * @cc: the condition code
- * @status: the status
- */
-void zpci_iommu_log_refusal(struct zpci_dev *zdev, const char *what, int cc,
-			    int status)
-{
-	zpci_dbg(3, "%s fid:%x, cc:%d, status:%d\n", what, zdev->fid, cc, status);
-}
-EXPORT_SYMBOL_GPL(zpci_iommu_log_refusal);
-
-/**
  * zpci_iommu_log_limit_init() - ratelimit_default_init() for the driver
  * @limit: the limit
  */

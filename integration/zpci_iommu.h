@@ -48,8 +48,6 @@ void zpci_iommu_domain_free(struct iommu_domain *domain);
 void zpci_iommu_set_domain(struct zpci_dev *zdev, struct iommu_domain *domain);
 u64 zpci_iommu_aperture(void);
 bool zpci_iommu_machine_takes_large_pages(void);
-void zpci_iommu_log_refusal(struct zpci_dev *zdev, const char *what, int cc,
-			    int status);
 void zpci_iommu_log_limit_init(struct ratelimit_state *limit);
 void zpci_iommu_err(struct zpci_dev *zdev, struct ratelimit_state *limit,
 		    const char *text, const char *why);

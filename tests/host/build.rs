@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Takes the driver's own implementation of a cell out of `dma_table.rs`, for the
+//! Takes the driver's own implementation of a cell out of `dma_table/table.rs`, for the
 //! model checks to build with the model checker's atomics: so the orders that they
 //! check are those of the driver.
 
 use std::{env, fs, path::Path};
 
-const SOURCE: &str = "../../dma_table.rs";
+const SOURCE: &str = "../../dma_table/table.rs";
 const START: &str = "\nimpl Cell for AtomicU64 {\n";
 const END: &str = "\n}\n";
 

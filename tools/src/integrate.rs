@@ -185,8 +185,12 @@ pub fn driver_files(root: &Path) -> Result<Vec<String>> {
     let mut list = Vec::new();
     for (folder, wanted) in [
         ("", &["rs", "c", "h", "Kbuild", "Kconfig"][..]),
-        ("integration", &["c", "h", "rs", "Kbuild"]),
-        ("tests/kunit", &["rs", "c", "h", "Kbuild"]),
+        ("address_space", &["rs"]),
+        ("dma_table", &["rs"]),
+        ("function", &["rs"]),
+        ("integration", &["c", "h"]),
+        ("rust", &["rs"]),
+        ("zpci", &["rs"]),
     ] {
         let Ok(entries) = fs::read_dir(root.join(folder)) else {
             continue;

@@ -27,6 +27,7 @@ pub fn crates(project: &Project) -> Vec<PathBuf> {
     [
         "tools",
         "tests/host",
+        "tests/host/kernel",
         "tests/guest",
         "samples/vfio_identify",
     ]

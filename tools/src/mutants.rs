@@ -17,6 +17,17 @@ use std::{
 
 /// A test that takes longer hangs, in seconds; it was passed in a few before.
 const LIMIT: &str = "120";
+/// What is copied: the files that the tests of the host are built from.
+const COPIED: [&str; 8] = [
+    "",
+    "address_space",
+    "dma_table",
+    "rust",
+    "tests/host",
+    "tests/host/kernel",
+    "tests/host/kernel/src",
+    "tests/host/src",
+];
 /// How the summary of a run begins in which all tests passed.
 const ALL_PASSED: &str = "test result: ok. ";
 
@@ -177,7 +188,7 @@ fn copy(project: &Project) -> Result<PathBuf> {
     let tree = project.build.join("mutants");
     // The seeds of what failed for one mutant are not for the next.
     let _ = fs::remove_dir_all(tree.join("tests/host/proptest-regressions"));
-    for folder in ["", "tests/host", "tests/host/src"] {
+    for folder in COPIED {
         fs::create_dir_all(tree.join(folder))?;
         for entry in fs::read_dir(project.root.join(folder))? {
             let from = entry?.path();

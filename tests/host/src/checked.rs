@@ -7,11 +7,11 @@ use std::collections::BTreeMap;
 use std::mem::ManuallyDrop;
 use std::sync::atomic::AtomicU64;
 
+use crate::dma_table::dump::{self, Dump, Step};
 use crate::dma_table::{
     Access, Depth, DmaTable, Iova, MapError, Mapping, Phys, Root, Translation, LARGE_PAGE_SIZE,
     PAGE_SIZE,
 };
-use crate::dump::{self, Dump, Step};
 use crate::memory::{HostMemory, Unlinked};
 use crate::walker::{self, Found, Leaf, Level};
 
@@ -118,7 +118,7 @@ impl<'m> Checked<'m> {
         let live = self.first_live(iova.0, size);
 
         self.memory.limit(budget);
-        let (bytes, result) = if self.map_in_leaf(mapping) {
+        let (bytes, result) = if self.map_present(mapping) {
             (size, Ok(()))
         } else {
             // SAFETY: There is one thread, and the range lies within reach.
@@ -149,22 +149,15 @@ impl<'m> Checked<'m> {
         (bytes, result)
     }
 
-    /// The short ways, every other time that they may be gone.
-    fn map_in_leaf(&self, mapping: Mapping) -> bool {
+    /// The short way, every other time that it may be gone.
+    fn map_present(&self, mapping: Mapping) -> bool {
         let Mapping {
             iova, phys, access, ..
         } = mapping;
         let count = (mapping.size / PAGE_SIZE) as usize;
-        if mapping.large || phys.0 & PAGE_SIZE != 0 {
-            return false;
-        }
+        let short = !mapping.large && phys.0 & PAGE_SIZE == 0;
         // SAFETY: There is one thread, and the range lies within reach.
-        unsafe {
-            match count == 1 && phys.0 & (2 * PAGE_SIZE) != 0 {
-                true => self.tree.map_page(iova, phys, access),
-                false => self.tree.map_in_leaf(iova, phys, count, access),
-            }
-        }
+        short && unsafe { self.tree.map_present(iova, phys, count, access) }
     }
 
     /// The short way, every other time that it may be gone.

@@ -8,10 +8,10 @@ use std::cell::Cell;
 use std::sync::atomic::AtomicU64;
 
 use crate::checked::Checked;
+use crate::dma_table::dump::{Dump, Step};
 use crate::dma_table::{
     Access, Depth, DmaTable, Iova, MapError, Mapping, Phys, Translation, LARGE_PAGE_SIZE, PAGE_SIZE,
 };
-use crate::dump::{Dump, Step};
 use crate::memory::HostMemory;
 
 const IOVA: u64 = LARGE_PAGE_SIZE;
@@ -53,7 +53,7 @@ fn a_misaligned_page_is_not_mapped() {
     beside_a_page(|tree| {
         for (iova, phys) in MISALIGNED {
             // SAFETY: There is one thread, and all lies within reach.
-            assert!(!unsafe { tree.map_page(iova, phys, Access::READ_WRITE) });
+            assert!(!unsafe { tree.map_present(iova, phys, 1, Access::READ_WRITE) });
         }
     });
 }
@@ -63,7 +63,7 @@ fn a_misaligned_run_is_not_mapped() {
     beside_a_page(|tree| {
         for (iova, phys) in MISALIGNED {
             // SAFETY: There is one thread, and all lies within reach.
-            assert!(!unsafe { tree.map_in_leaf(iova, phys, 1, Access::READ_WRITE) });
+            assert!(!unsafe { tree.map_present(iova, phys, 2, Access::READ_WRITE) });
         }
     });
 }

@@ -3,10 +3,10 @@
 //! Model checks of the flush protocol: no flush is missed, and none hits a
 //! function that is not registered.
 //!
-//! Marks and full flushes are the driver's own (`pending.rs`). The rest needs a kernel
-//! around it, so it is written down once more here, as small as it can be: two
-//! pages, two address spaces, one function. Each piece names the one that it mirrors. RCU is a lock that
-//! readers share and a grace period takes. What holds:
+//! Members, marks and flushes are the driver's own (`address_space/`), with their own
+//! orders; `tests/host/kernel` stands for the kernel around them. What `function.rs` does
+//! needs a machine, so its steps are written down once more here, as small as they can
+//! be: two pages, two address spaces, one function. What holds:
 //!
 //! - a page is given away when its unmap and flush are done: no machine has it
 //!   cached by then, and none is loading it (a data race, for the checker);
@@ -20,21 +20,24 @@ use std::collections::BTreeSet;
 use std::marker::PhantomData;
 use std::sync::{Arc, Mutex as Unseen};
 
+use kernel::sync::{rcu, Arc as Shared};
 use loom::cell::UnsafeCell;
 use loom::sync::atomic::{
-    fence, AtomicBool, AtomicUsize,
-    Ordering::{Acquire, Relaxed, Release, SeqCst},
+    fence, AtomicBool, AtomicU64, AtomicUsize,
+    Ordering::{Acquire, Relaxed, SeqCst},
 };
-use loom::sync::{Mutex, RwLock};
+use loom::sync::Mutex;
 use loom::thread;
 
-use crate::aperture::Range;
-use crate::pending::{Flushes, Pending};
+use crate::address_space::members::{Member, Members};
+use crate::address_space::pending::{Flushes, Pending};
+use crate::dma_table::Depth;
+use crate::range::Range;
+use crate::zpci::Refusal;
 
-/// What can be left out of the protocol, on purpose.
+/// What can be left out of an attach or a reset, on purpose. What flushes leave out is in
+/// `tests/mutations`.
 trait Protocol: Send + Sync + 'static {
-    /// The barrier between a flush's stores and its look for members.
-    const FENCE_IN_FLUSH: bool = true;
     /// The barrier between joining, or becoming live, and the registration.
     const FENCE_BEFORE_REGISTER: bool = true;
     /// The refresh of all that is mapped, after a registration.
@@ -45,10 +48,6 @@ trait Protocol: Send + Sync + 'static {
     const GRACE_PERIOD: bool = true;
     /// A function is disabled before flushes leave it alone.
     const DISABLE_FIRST: bool = true;
-    /// What a full flush took stays known to others until it ends.
-    const SHARED: bool = true;
-    /// A full flush looks for members after it took the marks.
-    const TAKE_FIRST: bool = true;
 }
 
 /// As in the driver.
@@ -84,78 +83,44 @@ struct Page {
     memory: UnsafeCell<()>,
 }
 
-/// `domain::Space`, with `Members` of one slot. Marks and full flushes are the
-/// driver's own.
-struct Space {
-    pages: [Page; 2],
-    count: AtomicUsize,
-    slot: AtomicBool,
-    pending: Pending,
-    flushes: Mutex<Flushes>,
-}
+// SAFETY: The checker looks for races.
+unsafe impl Sync for Page {}
 
-impl Space {
-    fn new(mapped: bool) -> Self {
-        let page = || Page {
-            entry: AtomicBool::new(mapped),
-            memory: UnsafeCell::new(()),
-        };
-        Space {
-            pages: [page(), page()],
-            count: AtomicUsize::new(0),
-            slot: AtomicBool::new(false),
-            pending: Pending::new(Range::sized(0, 1 << 30).expect("not empty")),
-            flushes: Mutex::new(Flushes::new()),
-        }
-    }
-
-    /// `Members::join`.
-    fn join(&self) {
-        self.count.fetch_add(1, SeqCst);
-        self.slot.store(true, SeqCst);
-        fence(SeqCst);
-    }
-
-    /// `Members::leave`.
-    fn leave(&self) {
-        self.slot.store(false, Release);
-        self.count.fetch_sub(1, Release);
-    }
-
-    /// Marks a page; each is in a chunk of its own.
-    fn mark(&self, page: usize) {
-        self.pending.mark_one((page as u64) << 20);
-    }
-
-    /// `Space::next_known`: whether there is anything to refresh.
-    fn is_known(&self) -> bool {
-        let mapped = |page: &Page| page.entry.load(Relaxed);
-        self.pages.iter().any(mapped) || self.pending.next_marked(0).is_some()
-    }
-}
-
-/// One function on its machine, and two address spaces.
-struct World<P> {
+/// A function on its machine, which reads the tables of both address spaces.
+struct Function {
     machine: Machine,
-    spaces: [Space; 2],
+    pages: [[Page; 2]; 2],
     /// `Function::live`.
     live: AtomicBool,
-    rcu: RwLock<()>,
     /// The machine does one instruction for a function at a time.
     instruction: Mutex<()>,
     registered: Unseen<Target>,
     cached: Unseen<BTreeSet<(usize, usize)>>,
-    protocol: PhantomData<P>,
 }
 
-/// The machine.
-impl<P: Protocol> World<P> {
+/// What the machine does.
+impl Function {
+    fn new(machine: Machine, mapped: bool) -> Self {
+        let page = || Page {
+            entry: AtomicBool::new(mapped),
+            memory: UnsafeCell::new(()),
+        };
+        Function {
+            machine,
+            pages: [[page(), page()], [page(), page()]],
+            live: AtomicBool::new(false),
+            instruction: Mutex::new(()),
+            registered: Unseen::new(Target::Nothing),
+            cached: Unseen::default(),
+        }
+    }
+
     /// Reads what is registered.
     fn walk(&self) {
         let Target::Space(space) = *self.registered.lock().unwrap() else {
             return;
         };
-        for (number, page) in self.spaces[space].pages.iter().enumerate() {
+        for (number, page) in self.pages[space].iter().enumerate() {
             if page.entry.load(Relaxed) {
                 page.memory.with(|_| ());
                 self.cached.lock().unwrap().insert((space, number));
@@ -201,103 +166,158 @@ impl<P: Protocol> World<P> {
     }
 }
 
+impl Member for Function {
+    fn window(&self) -> Range {
+        Range::ALL
+    }
+
+    fn deepest(&self) -> Depth {
+        Depth::First
+    }
+
+    fn needs_refresh_to_map(&self) -> bool {
+        self.machine == Machine::Shadows
+    }
+
+    fn refresh_all(&self, ranges: &[Range], _: &AtomicU64) -> Result<(), Refusal> {
+        if !ranges.is_empty() && self.live.load(Acquire) {
+            self.refresh();
+        }
+        Ok(())
+    }
+
+    fn log_refused_flush(&self, refusal: Refusal) {
+        unreachable!("{refusal:?}");
+    }
+}
+
+/// Of `AddressSpace`, what flushes are about.
+struct Space {
+    members: Members<Function>,
+    pending: Pending,
+    flushes: Mutex<Flushes>,
+    counter: AtomicU64,
+}
+
+impl Space {
+    fn new() -> Self {
+        Space {
+            members: Members::new(),
+            pending: Pending::new(Range::sized(0, 1 << 30).expect("not empty")),
+            flushes: Mutex::new(Flushes::new()),
+            counter: AtomicU64::new(0),
+        }
+    }
+
+    /// Marks a page; each is in a chunk of its own.
+    fn mark(&self, page: usize) {
+        self.pending.mark_one((page as u64) << 20);
+    }
+
+    /// `AddressSpace::flush_all`.
+    fn flush_all(&self) {
+        let begin = || self.flushes.lock().unwrap().begin(&self.pending, true);
+        self.members
+            .flush_all(&self.counter, begin, |ticket, done| {
+                self.flushes.lock().unwrap().end(ticket, done);
+            });
+    }
+}
+
+/// One function, and two address spaces.
+struct World<P> {
+    function: Shared<Function>,
+    spaces: [Space; 2],
+    protocol: PhantomData<P>,
+}
+
 /// The driver.
 impl<P: Protocol> World<P> {
     /// A function that was never attached, and two address spaces that map both
     /// pages, or none.
     fn new(machine: Machine, mapped: bool) -> Self {
         World {
-            machine,
-            spaces: [Space::new(mapped), Space::new(mapped)],
-            live: AtomicBool::new(false),
-            rcu: RwLock::new(()),
-            instruction: Mutex::new(()),
-            registered: Unseen::new(Target::Nothing),
-            cached: Unseen::default(),
+            function: Shared::new(Function::new(machine, mapped)),
+            spaces: [Space::new(), Space::new()],
             protocol: PhantomData,
         }
     }
 
-    /// `Members::nobody_sees_stores`.
-    fn nobody_sees_stores(&self, space: &Space) -> bool {
-        if P::FENCE_IN_FLUSH {
-            fence(SeqCst);
-        }
-        space.count.load(Relaxed) == 0
+    fn page(&self, space: usize, page: usize) -> &Page {
+        &self.function.pages[space][page]
     }
 
-    /// `Space::refresh_mapped` and `refresh_unmapped`.
-    fn refresh_members(&self, space: &Space) {
-        let _guard = self.rcu.read().unwrap();
-        if space.slot.load(Acquire) && self.live.load(Acquire) {
-            self.refresh();
-        }
+    fn has_cached(&self, space: usize, page: usize) -> bool {
+        self.function.has_cached(space, page)
     }
 
-    /// `Space::sync_map`, `Space::sync`.
-    fn sync(&self, space: &Space) {
-        if !self.nobody_sees_stores(space) {
-            self.refresh_members(space);
-        }
-    }
-
-    /// `Space::flush_all`.
-    fn flush_all(&self, space: &Space) {
-        let nobody = !P::TAKE_FIRST && self.nobody_sees_stores(space);
-        let mut alone = Flushes::new();
-        let begin = |flushes: &mut Flushes| flushes.begin(&space.pending, true);
-        let ticket = match P::SHARED {
-            true => begin(&mut space.flushes.lock().unwrap()),
-            false => begin(&mut alone),
-        };
-        if !ticket.ranges.as_slice().is_empty() && !nobody {
-            self.sync(space);
-        }
-        match P::SHARED {
-            true => space.flushes.lock().unwrap().end(&ticket, true),
-            false => alone.end(&ticket, true),
-        };
+    /// `AddressSpace::next_known`: whether there is anything to refresh.
+    fn is_known(&self, space: usize) -> bool {
+        let mapped = |page: &Page| page.entry.load(Relaxed);
+        let pages = &self.function.pages[space];
+        pages.iter().any(mapped) || self.spaces[space].pending.next_marked(0).is_some()
     }
 
     fn map(&self, space: usize, page: usize) {
-        let space = &self.spaces[space];
-        space.pages[page].entry.store(true, Relaxed);
-        self.sync(space);
+        self.page(space, page).entry.store(true, Relaxed);
+        let Space {
+            members, counter, ..
+        } = &self.spaces[space];
+        if members.needs_flush() {
+            members
+                .refresh_mapped(Range::ALL, false, counter)
+                .expect("refreshed");
+        }
     }
 
     /// The page belongs to somebody else from here on.
     fn give_away(&self, space: usize, page: usize) {
-        self.spaces[space].pages[page].memory.with_mut(|_| ());
-        let _between_instructions = self.instruction.lock().unwrap();
+        self.page(space, page).memory.with_mut(|_| ());
+        let _between_instructions = self.function.instruction.lock().unwrap();
         assert!(!self.has_cached(space, page), "the machine has it cached");
     }
 
     /// An unmap that is flushed at once.
     fn unmap(&self, space: usize, page: usize) {
-        self.spaces[space].pages[page].entry.store(false, Relaxed);
-        self.sync(&self.spaces[space]);
+        self.page(space, page).entry.store(false, Relaxed);
+        let Space {
+            members, counter, ..
+        } = &self.spaces[space];
+        if members.needs_flush() {
+            assert!(members.refresh_unmapped(&[Range::ALL], counter));
+        }
         self.give_away(space, page);
     }
 
     /// An unmap that a full flush follows.
     fn unmap_lazily(&self, space: usize, page: usize) {
-        self.spaces[space].pages[page].entry.store(false, Relaxed);
+        self.page(space, page).entry.store(false, Relaxed);
         self.spaces[space].mark(page);
-        self.flush_all(&self.spaces[space]);
+        self.spaces[space].flush_all();
         self.give_away(space, page);
     }
 
-    /// `Function::tell`. `old` is what was attached.
+    fn join(&self, space: usize) {
+        let function = self.function.as_arc_borrow();
+        // SAFETY: The function outlives the threads, and one of them joins.
+        unsafe { self.spaces[space].members.join(function) }.expect("memory");
+    }
+
+    fn leave(&self, space: usize) {
+        self.spaces[space].members.leave(&*self.function);
+    }
+
+    /// `Function::install`. `old` is what was attached.
     fn install(&self, target: Target, old: Option<usize>) {
-        let before = *self.registered.lock().unwrap();
+        let before = *self.function.registered.lock().unwrap();
         if matches!(before, Target::Nothing | Target::Identity) {
-            self.register(Target::Empty);
+            self.function.register(Target::Empty);
         }
-        self.live.store(true, Relaxed);
+        self.function.live.store(true, Relaxed);
         if P::FENCE_BEFORE_REGISTER {
             fence(SeqCst);
         }
-        self.register(target);
+        self.function.register(target);
         if P::REFRESH_AFTER_REGISTER {
             fence(SeqCst);
             let new = match target {
@@ -305,16 +325,16 @@ impl<P: Protocol> World<P> {
                 _ => None,
             };
             let mut spaces = [old, new].into_iter().flatten();
-            if spaces.any(|space| self.spaces[space].is_known()) {
-                self.refresh();
+            if spaces.any(|space| self.is_known(space)) {
+                self.function.refresh();
             }
         }
     }
 
     /// `Function::attach`.
     fn attach(&self, from: Option<usize>, to: usize) {
-        let leave = || from.into_iter().for_each(|from| self.spaces[from].leave());
-        self.spaces[to].join();
+        let leave = || from.into_iter().for_each(|from| self.leave(from));
+        self.join(to);
         if !P::LEAVE_LAST {
             leave();
         }
@@ -327,14 +347,14 @@ impl<P: Protocol> World<P> {
     /// `Function::block`.
     fn block(&self, from: usize) {
         self.install(Target::Empty, Some(from));
-        self.spaces[from].leave();
+        self.leave(from);
     }
 
     /// `Function::stop_refreshes`.
     fn stop_refreshes(&self) {
-        self.live.swap(false, Relaxed);
+        self.function.live.swap(false, Relaxed);
         if P::GRACE_PERIOD {
-            drop(self.rcu.write().unwrap());
+            rcu::synchronize_rcu();
         }
     }
 
@@ -342,20 +362,20 @@ impl<P: Protocol> World<P> {
     fn attach_identity(&self, from: usize) {
         self.install(Target::Empty, Some(from));
         self.stop_refreshes();
-        self.register(Target::Identity);
-        self.spaces[from].leave();
+        self.function.register(Target::Identity);
+        self.leave(from);
     }
 
     /// A reset: `Function::disabled` and `Function::register_recorded`.
     fn reset(&self, recorded: usize) {
         if P::DISABLE_FIRST {
-            self.enable(false);
+            self.function.enable(false);
             self.stop_refreshes();
         } else {
             self.stop_refreshes();
-            self.enable(false);
+            self.function.enable(false);
         }
-        self.enable(true);
+        self.function.enable(true);
         self.install(Target::Space(recorded), None);
     }
 }
@@ -513,7 +533,7 @@ fn full_flushes_beside_attach() {
         |_| (),
         &[
             |w| w.unmap_lazily(0, 0),
-            |w| w.flush_all(&w.spaces[0]),
+            |w| w.spaces[0].flush_all(),
             |w| w.attach(None, 0),
         ],
     );
@@ -525,7 +545,7 @@ fn full_flushes_beside_attach() {
 #[test]
 fn marks_beside_a_counted_flush() {
     loom::model(|| {
-        let space = Arc::new(Space::new(false));
+        let space = Arc::new(Space::new());
         let started = Arc::new(AtomicUsize::new(0));
         let flush = thread::spawn({
             let (space, started) = (space.clone(), started.clone());
@@ -561,14 +581,6 @@ mod weakened {
     }
 
     weakened! {
-        map_without_fence { const FENCE_IN_FLUSH: bool = false; }
-            map_beside(|_| (), [|w| w.map(0, 0), |w| w.attach(None, 0)])
-            panics "a mapping that is not seen";
-
-        unmap_without_fence { const FENCE_IN_FLUSH: bool = false; }
-            unmap_beside(|_| (), [|w| w.unmap(0, 0), |w| w.attach(None, 0)])
-            panics "";
-
         register_without_fence { const FENCE_BEFORE_REGISTER: bool = false; }
             unmap_beside(|_| (), [|w| w.unmap(0, 0), |w| w.attach(None, 0)])
             panics "";
@@ -609,22 +621,5 @@ mod weakened {
             unmap_beside(|w| w.attach(None, 0), [|w| w.unmap(0, 0), |w| w.attach_identity(0)])
             panics "refreshed while Identity is registered";
 
-        full_flushes_that_know_nothing_of_others { const SHARED: bool = false; }
-            unmap_beside(
-                |w| w.attach(None, 0),
-                [|w| w.unmap_lazily(0, 0), |w| w.unmap_lazily(0, 1)]
-            )
-            panics "";
-
-        look_for_members_before_the_marks { const TAKE_FIRST: bool = false; }
-            unmap_beside(
-                |_| (),
-                [
-                    |w| w.unmap_lazily(0, 0),
-                    |w| w.flush_all(&w.spaces[0]),
-                    |w| w.attach(None, 0)
-                ]
-            )
-            panics "";
     }
 }

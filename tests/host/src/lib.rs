@@ -18,18 +18,37 @@
 // The fuzzer uses only a part.
 #![cfg_attr(not(test), allow(dead_code))]
 
-#[allow(dead_code)]
-#[path = "../../../aperture.rs"]
-mod aperture;
-#[allow(dead_code)]
-#[path = "../../../dma_table.rs"]
-mod dma_table;
-#[allow(dead_code)]
-#[path = "../../../dump.rs"]
-mod dump;
-#[allow(dead_code)]
-#[path = "../../../pending.rs"]
-mod pending;
+/// The driver's own files.
+#[allow(dead_code, unused_imports)]
+#[path = "../../.."]
+mod driver {
+    /// Without the file `address_space.rs`, which needs a kernel.
+    pub mod address_space {
+        #[cfg(all(test, loom))]
+        pub mod flush;
+        #[cfg(all(test, loom))]
+        pub mod members;
+        pub mod pending;
+    }
+    #[path = "rust/atomic.rs"]
+    pub mod atomic;
+    pub mod dma_table;
+    pub mod range;
+}
+// Not all are used by every build.
+#[allow(unused_imports)]
+use driver::{address_space, atomic, dma_table, range};
+
+/// What `address_space/` imports of `zpci.rs`.
+#[cfg(all(test, loom))]
+mod zpci {
+    /// Why the machine refused an instruction.
+    #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+    pub(crate) enum Refusal {
+        /// The hypervisor has not enough resources.
+        Resources,
+    }
+}
 
 mod checked;
 mod memory;

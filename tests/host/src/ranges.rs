@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Apertures, windows and reserved regions (`aperture.rs`), and the marks of
-//! what was unmapped (`pending.rs`).
+//! Apertures, windows and reserved regions (`range.rs`), and the marks of
+//! what was unmapped (`address_space/pending.rs`).
 
 use proptest::prelude::*;
 
-use crate::aperture::{reserved, window, Range};
 use crate::dma_table::Depth;
+use crate::range::{reserved, window, Range};
 use crate::walker::Level;
 
 const GIB: u64 = 1 << 30;
@@ -145,7 +145,7 @@ proptest! {
 #[cfg(not(loom))]
 mod marks {
     use super::*;
-    use crate::pending::{Flushes, Pending, MAX_RANGES};
+    use crate::address_space::pending::{Flushes, Pending, MAX_RANGES};
     use proptest::collection::vec;
 
     proptest! {

@@ -9,7 +9,11 @@
 //!
 //! Pure; it knows nothing of who reads it.
 
-use crate::dma_table::{Access, Iova, Translation};
+use super::{
+    Access,
+    Iova,
+    Translation, //
+};
 
 /// IOVAs that follow each other, mapped to physical addresses that follow each
 /// other, by pages of one size, with the same access.

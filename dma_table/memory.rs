@@ -7,14 +7,26 @@
 //! after a flush. It gives whole pages, so a page table takes 4 KiB, of which it uses 2: the
 //! price of memory that the deferred flush queue can free.
 
-use core::{
-    ptr::NonNull,
-    sync::atomic::{AtomicU64, AtomicUsize, Ordering}, //
+use core::ptr::NonNull;
+
+use kernel::sync::atomic::{
+    Atomic,
+    Relaxed, //
 };
 
+use super::{
+    DeferFree,
+    Memory,
+    Phys,
+    Shape, //
+};
 use crate::{
-    dma_table::{DeferFree, Memory, Phys, Shape},
-    iommu::{self, Gather, Gfp},
+    atomic::AtomicU64,
+    iommu::{
+        self,
+        Gather,
+        Gfp, //
+    },
     trace, //
 };
 
@@ -37,9 +49,8 @@ fn identity_base() -> usize {
 }
 
 /// The table memory of one domain.
-#[derive(Default)]
 pub(crate) struct TablePages {
-    bytes: AtomicUsize,
+    bytes: Atomic<usize>,
     domain: u64,
 }
 
@@ -47,7 +58,7 @@ impl TablePages {
     /// The table memory of the domain of this number; 0 for the driver itself.
     pub(crate) fn of_domain(domain: u64) -> Self {
         TablePages {
-            bytes: AtomicUsize::new(0),
+            bytes: Atomic::new(0),
             domain,
         }
     }
@@ -55,7 +66,7 @@ impl TablePages {
     /// How much memory the tables take, in bytes, without those that wait for a
     /// flush to be freed.
     pub(crate) fn bytes(&self) -> usize {
-        self.bytes.load(Ordering::Relaxed)
+        self.bytes.load(Relaxed)
     }
 
     /// What a table of a shape takes, in bytes.
@@ -102,14 +113,14 @@ unsafe impl Memory for TablePages {
 
     fn alloc_unset(&self, shape: Shape, gfp: Gfp) -> Option<Phys> {
         let pages = iommu::alloc_pages(Self::taken(shape), gfp)?;
-        self.bytes.fetch_add(Self::taken(shape), Ordering::Relaxed);
+        self.bytes.add(Self::taken(shape), Relaxed);
         let phys = (pages.as_ptr() as usize).wrapping_sub(identity_base()) as u64;
         trace::table_alloc(self.domain, phys, Self::taken(shape));
         Some(Phys(phys))
     }
 
     unsafe fn free(&self, table: Phys, shape: Shape) {
-        self.bytes.fetch_sub(Self::taken(shape), Ordering::Relaxed);
+        self.bytes.fetch_sub(Self::taken(shape), Relaxed);
         trace::table_free(self.domain, table.0, Self::taken(shape), false);
         // SAFETY: The caller's promise.
         unsafe { iommu::free_pages(Self::pages(table)) }
@@ -134,7 +145,7 @@ impl DeferFree for Unlinked<'_> {
     fn defer_free(&mut self, table: Phys, shape: Shape) {
         self.pages
             .bytes
-            .fetch_sub(TablePages::taken(shape), Ordering::Relaxed);
+            .fetch_sub(TablePages::taken(shape), Relaxed);
         trace::table_free(self.pages.domain, table.0, TablePages::taken(shape), true);
         // SAFETY: The tree gives tables that came from its memory, and that
         // nobody but the machine can reach; the machine forgets them with the

@@ -29,12 +29,14 @@
 //! the flush queue of the core notes in a counter of its own that a flush began,
 //! which the unmapper reads after a barrier.
 
-#[cfg(not(loom))]
-use core::sync::atomic::{fence, AtomicU64, Ordering};
-#[cfg(loom)]
-use loom::sync::atomic::{fence, AtomicU64, Ordering};
-
-use crate::aperture::Range;
+use crate::{
+    atomic::{
+        fence,
+        AtomicU64,
+        Ordering, //
+    },
+    range::Range, //
+};
 
 /// The model checker explores one word: the protocol does not depend on how many.
 const MARK_WORDS: usize = if cfg!(loom) { 1 } else { 64 };

@@ -15,8 +15,10 @@
 
 use core::{
     marker::PhantomData,
-    ptr::{self, NonNull},
-    sync::atomic::{AtomicU64, Ordering}, //
+    ptr::{
+        self,
+        NonNull, //
+    }, //
 };
 
 use kernel::{
@@ -28,7 +30,16 @@ use kernel::{
     },
     io::PhysAddr,
     prelude::*,
-    types::Opaque, //
+    sync::atomic::{
+        atomic_load,
+        atomic_store,
+        Acquire,
+        Release, //
+    },
+    types::{
+        ForeignOwnable,
+        Opaque, //
+    }, //
 };
 
 /// How an allocation may be made. The core hands such flags through; they need
@@ -59,6 +70,12 @@ pub(crate) enum Capability {
 /// Protection of a mapping: `IOMMU_READ`, `IOMMU_WRITE` and others.
 #[derive(Clone, Copy)]
 pub(crate) struct Prot(c_int);
+
+impl From<c_int> for Prot {
+    fn from(prot: c_int) -> Self {
+        Prot(prot)
+    }
+}
 
 impl Prot {
     /// 1 if the device may not write, else 0: a number, so that the bit of an
@@ -494,15 +511,7 @@ impl<T: PagingDomain> Domain<T> {
         // SAFETY: The field is initialised, aligned, and written by
         // `widen_aperture` only. Acquire: whoever sees a wider aperture sees the
         // deeper table.
-        unsafe { AtomicU64::from_ptr(&raw mut (*self.as_raw()).geometry.aperture_end) }
-            .load(Ordering::Acquire)
-    }
-
-    /// The page sizes, as a bitmap.
-    #[inline]
-    pub(crate) fn page_sizes(&self) -> u64 {
-        // SAFETY: The field is initialised and never changes.
-        unsafe { (*self.as_raw()).pgsize_bitmap as u64 }
+        unsafe { atomic_load(&raw mut (*self.as_raw()).geometry.aperture_end, Acquire) }
     }
 
     /// Makes the aperture end at `last` (inclusive), unless it ends later
@@ -511,8 +520,13 @@ impl<T: PagingDomain> Domain<T> {
         if last > self.aperture_last() {
             // SAFETY: The field is valid and aligned. Callers are serialised by the
             // driver's attach lock; readers in the core read it in one piece.
-            unsafe { AtomicU64::from_ptr(&raw mut (*self.as_raw()).geometry.aperture_end) }
-                .store(last, Ordering::Release);
+            unsafe {
+                atomic_store(
+                    &raw mut (*self.as_raw()).geometry.aperture_end,
+                    last,
+                    Release,
+                )
+            }
         }
     }
 }
@@ -526,11 +540,11 @@ unsafe impl Sync for StaticDomain {}
 
 impl StaticDomain {
     const fn new(kind: u32, ops: &'static bindings::iommu_domain_ops) -> Self {
-        // SAFETY: All zeroes is a valid `struct iommu_domain`.
-        let mut raw: bindings::iommu_domain = unsafe { core::mem::zeroed() };
-        raw.type_ = kind;
-        raw.ops = ops;
-        StaticDomain(Opaque::new(raw))
+        StaticDomain(Opaque::new(bindings::iommu_domain {
+            type_: kind,
+            ops,
+            ..pin_init::zeroed()
+        }))
     }
 
     /// As the core sees it.
@@ -645,8 +659,8 @@ impl<D: Driver> Ops<D> {
     ) -> *mut bindings::iommu_domain {
         // SAFETY: The core passes a valid device.
         match D::domain_alloc_paging(unsafe { Device::from_raw(dev) }) {
-            // SAFETY: The domain stays pinned: `free` drops it in place.
-            Ok(domain) => KBox::into_raw(unsafe { Pin::into_inner_unchecked(domain) }).cast(),
+            // The core's part is the first field.
+            Ok(domain) => domain.into_foreign().cast(),
             Err(error) => error.to_ptr(),
         }
     }
@@ -867,7 +881,7 @@ impl<D: Driver> Ops<D> {
     pub(crate) unsafe extern "C" fn free(domain: *mut bindings::iommu_domain) {
         // SAFETY: The domain came from `domain_alloc_paging`, and the core does
         // not use it any more.
-        drop(unsafe { KBox::from_raw(domain.cast::<Domain<D::Domain>>()) });
+        drop(unsafe { Pin::<KBox<Domain<D::Domain>>>::from_foreign(domain.cast()) });
     }
 }
 
@@ -942,16 +956,10 @@ impl Drop for Registration {
 const PAGING: u32 = bindings::__IOMMU_DOMAIN_PAGING;
 
 /// No operation at all, to build tables from.
-const NO_DOMAIN_OPS: bindings::iommu_domain_ops = {
-    // SAFETY: All zeroes is no operation.
-    unsafe { core::mem::zeroed() }
-};
+const NO_DOMAIN_OPS: bindings::iommu_domain_ops = pin_init::zeroed();
 
 /// No operation at all, to build tables from.
-const NO_OPS: bindings::iommu_ops = {
-    // SAFETY: All zeroes is no operation.
-    unsafe { core::mem::zeroed() }
-};
+const NO_OPS: bindings::iommu_ops = pin_init::zeroed();
 
 extern "C" {
     // drivers/iommu/iommu-pages.h has no bindings.

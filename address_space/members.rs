@@ -17,33 +17,80 @@
 //! either the flush sees the member, or the member's first refresh sees the
 //! entries (the pattern of Dekker).
 
-use core::{
-    ptr,
-    sync::atomic::{fence, AtomicPtr, AtomicUsize, Ordering}, //
-};
+use core::ptr;
 
 use kernel::{
-    bindings,
     prelude::*,
     sync::{
+        atomic::{
+            Acquire,
+            Atomic,
+            Relaxed,
+            Release, //
+        },
+        barrier::{
+            smp_mb,
+            Full, //
+        },
         rcu,
         Arc,
         ArcBorrow, //
     }, //
 };
 
-const SLOTS: usize = 6;
+use crate::{
+    atomic::{
+        fence,
+        AtomicU64,
+        AtomicUsize,
+        Ordering, //
+    },
+    dma_table::Depth,
+    range::Range,
+    zpci::Refusal, //
+};
+
+/// What an address space knows of a function that is attached to it.
+pub(crate) trait Member: Send + Sync {
+    /// The IOVAs that it can use.
+    fn window(&self) -> Range;
+
+    /// The deepest table that it can use.
+    fn deepest(&self) -> Depth;
+
+    /// Whether new mappings need a refresh.
+    fn needs_refresh_to_map(&self) -> bool;
+
+    /// Refreshes what of some ranges is in the window, if that is legal, and counts the
+    /// refreshes. If the hypervisor has no resources, refreshes the window, so that it
+    /// finds all that was unmapped, and no more.
+    ///
+    /// # Errors
+    ///
+    /// The first refusal, if the function can do DMA.
+    ///
+    /// # Context
+    ///
+    /// Any; after a full barrier.
+    fn refresh_all(&self, ranges: &[Range], counter: &AtomicU64) -> Result<(), Refusal>;
+
+    /// Logs that the machine may go on using what was unmapped.
+    fn log_refused_flush(&self, refusal: Refusal);
+}
+
+/// The model checker explores one slot: the protocol does not depend on how many.
+const SLOTS: usize = if cfg!(loom) { 1 } else { 6 };
 
 struct Chunk<T> {
-    slots: [AtomicPtr<T>; SLOTS],
-    next: AtomicPtr<Chunk<T>>,
+    slots: [Atomic<*mut T>; SLOTS],
+    next: Atomic<*mut Chunk<T>>,
 }
 
 impl<T> Chunk<T> {
-    const fn new() -> Self {
+    fn new() -> Self {
         Chunk {
-            slots: [const { AtomicPtr::new(ptr::null_mut()) }; SLOTS],
-            next: AtomicPtr::new(ptr::null_mut()),
+            slots: core::array::from_fn(|_| Atomic::new(ptr::null_mut())),
+            next: Atomic::new(ptr::null_mut()),
         }
     }
 }
@@ -55,8 +102,7 @@ impl<T> Chunk<T> {
 ///
 /// Sleeps.
 pub(crate) fn wait_for_readers() {
-    // SAFETY: No requirements but that it may sleep.
-    unsafe { bindings::synchronize_rcu() }
+    rcu::synchronize_rcu();
 }
 
 /// The list.
@@ -78,19 +124,19 @@ unsafe impl<T: Sync> Sync for Members<T> {}
 
 impl<T> Members<T> {
     /// An empty list.
-    pub(crate) const fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Members {
             first: Chunk::new(),
             count: AtomicUsize::new(0),
         }
     }
 
-    /// Whether there is nobody to flush, after what was stored before. A full
-    /// barrier: also orders the stores before the instructions of the flush.
+    /// Whether any member needs a refresh after what was stored before. A full
+    /// barrier between the stores and what the answer leads to.
     #[inline]
-    pub(crate) fn nobody_sees_stores(&self) -> bool {
+    pub(crate) fn needs_flush(&self) -> bool {
         fence(Ordering::SeqCst);
-        self.count.load(Ordering::Acquire) == 0
+        self.count.load(Ordering::Acquire) != 0
     }
 
     /// Adds a member.
@@ -115,20 +161,20 @@ impl<T> Members<T> {
         let mut chunk = &self.first;
         loop {
             for slot in &chunk.slots {
-                if slot.load(Ordering::Relaxed).is_null() {
+                if slot.load(Relaxed).is_null() {
                     self.count.fetch_add(1, Ordering::SeqCst);
                     // INVARIANT: The caller's promise.
-                    slot.store(member.cast_mut(), Ordering::SeqCst);
-                    fence(Ordering::SeqCst);
+                    slot.store(member.cast_mut(), Release);
+                    smp_mb(Full);
                     return Ok(());
                 }
             }
-            if chunk.next.load(Ordering::Relaxed).is_null() {
+            if chunk.next.load(Relaxed).is_null() {
                 let next = KBox::new(Chunk::new(), GFP_KERNEL)?;
-                chunk.next.store(KBox::into_raw(next), Ordering::Release);
+                chunk.next.store(KBox::into_raw(next), Release);
             }
             // SAFETY: By the invariant; not null.
-            chunk = unsafe { &*chunk.next.load(Ordering::Relaxed) };
+            chunk = unsafe { &*chunk.next.load(Relaxed) };
         }
     }
 
@@ -136,8 +182,8 @@ impl<T> Members<T> {
     pub(crate) fn leave(&self, member: *const T) {
         let guard = rcu::read_lock();
         for slot in self.slots(&guard) {
-            if ptr::eq(slot.load(Ordering::Relaxed), member) {
-                slot.store(ptr::null_mut(), Ordering::Release);
+            if ptr::eq(slot.load(Relaxed), member) {
+                slot.store(ptr::null_mut(), Release);
                 self.count.fetch_sub(1, Ordering::Release);
                 return;
             }
@@ -147,7 +193,7 @@ impl<T> Members<T> {
     /// A reference to a member, if there is one.
     pub(crate) fn first(&self) -> Option<Arc<T>> {
         let guard = rcu::read_lock();
-        let mut slots = self.slots(&guard).map(|slot| slot.load(Ordering::Acquire));
+        let mut slots = self.slots(&guard).map(|slot| slot.load(Acquire));
         let first = slots.find(|member| !member.is_null())?;
         // SAFETY: By the invariant the pointer came from an `Arc` of which there is
         // a reference; the guard keeps it.
@@ -159,14 +205,17 @@ impl<T> Members<T> {
         self.slots(guard).filter_map(|slot| {
             // SAFETY: By the invariant the member lives until a grace period
             // after the slot was emptied; the guard holds that off.
-            unsafe { slot.load(Ordering::Acquire).as_ref() }
+            unsafe { slot.load(Acquire).as_ref() }
         })
     }
 
-    fn slots<'a>(&'a self, _guard: &'a rcu::Guard) -> impl Iterator<Item = &'a AtomicPtr<T>> + 'a {
+    fn slots<'a>(
+        &'a self,
+        _guard: &'a rcu::Guard,
+    ) -> impl Iterator<Item = &'a Atomic<*mut T>> + 'a {
         let chunks = core::iter::successors(Some(&self.first), |chunk| {
             // SAFETY: By the invariant; chunks live as long as the list.
-            unsafe { chunk.next.load(Ordering::Acquire).as_ref() }
+            unsafe { chunk.next.load(Acquire).as_ref() }
         });
         chunks.flat_map(|chunk| chunk.slots.iter())
     }
@@ -174,11 +223,11 @@ impl<T> Members<T> {
 
 impl<T> Drop for Members<T> {
     fn drop(&mut self) {
-        let mut next = *self.first.next.get_mut();
+        let mut next = self.first.next.load(Relaxed);
         while !next.is_null() {
             // SAFETY: By the invariant; nobody else sees the list any more.
-            let mut chunk = unsafe { KBox::from_raw(next) };
-            next = *chunk.next.get_mut();
+            let chunk = unsafe { KBox::from_raw(next) };
+            next = chunk.next.load(Relaxed);
         }
     }
 }

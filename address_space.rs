@@ -1,0 +1,657 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! An address space: its table, the functions attached to it, and the flushes
+//! that keep them in step. The core's part of a domain is in `domain.rs`.
+//!
+//! # No flush is missed, none hits a function that is not registered
+//!
+//! A map or an unmap stores entries, then runs a full barrier, then refreshes
+//! every member that it sees and that is *live*. An attach makes the function a
+//! member, then runs a full barrier, then registers the table, runs another full
+//! barrier, and refreshes all that the table maps (`function.rs`): it looks for the
+//! segment entries that are in use, and skips what has none. Whichever barrier
+//! comes first: either the flush sees the member, or the attach sees the entries. A
+//! flush that saw the member, but refreshed it before the table was registered, had
+//! stored its entries before that refresh, so the attach sees those as well.
+//!
+//! What the function leaves is refreshed too, as the machine may go on using what
+//! it knows of the old table: all that the old table maps, and all that was unmapped
+//! and waits for a full flush, which will not reach the function any more.
+//!
+//! A function is live while the machine has a table registered for it, whatever
+//! table that is: refreshing it is then legal. It stays registered from its
+//! first attach on; while blocked, with a table that maps nothing. So a flush
+//! that still sees a function which is just leaving does no harm, and an attach
+//! waits for no grace period.
+//!
+//! A function stops to be live where a refresh would be an error: before it
+//! stops translating (identity, by way of the empty table), and after it was
+//! disabled (to be reset), when it does no DMA and a refresh still finds an
+//! invalid handle. Flushes that may have found it live are waited for (RCU) before
+//! it can be enabled again. It becomes live again after the empty table was
+//! registered, then comes a full barrier, then the table that is attached and the
+//! refresh of what it maps: again Dekker's pattern.
+//!
+//! # What the machine refuses
+//!
+//! A refresh that is refused for want of resources is followed by one of the whole
+//! window, which lets a hypervisor find all that was unmapped, and by no more. If a
+//! device may still be using what was unmapped, nothing is lost or forgotten: the
+//! tables that were unlinked wait on a list of the domain's, and the next flush, of
+//! whichever kind, refreshes everything (`pending.rs`). Tables that a *queued* unmap
+//! unlinks go to that list at once: the core would free them after the full flush,
+//! whatever the machine said of it. They are there only after their range was marked,
+//! and a full flush takes them before it takes the marks.
+//!
+//! # Locks
+//!
+//! The core's group mutex or the subsystem's state lock, then a function's
+//! mutex, then the domain's attach lock. Flushes take none of these; they run
+//! in any context, under RCU. The flush lock is taken before and after a full flush
+//! asks the machine, never meanwhile.
+
+use core::hint::cold_path;
+
+use kernel::{
+    bindings,
+    current,
+    error::code::EINTR,
+    new_mutex,
+    new_spinlock_irq,
+    prelude::*,
+    sync::{
+        atomic::{
+            Atomic,
+            Relaxed, //
+        },
+        rcu,
+        Arc,
+        ArcBorrow,
+        Mutex,
+        SpinLockIrq, //
+    },
+    time::{
+        delay::fsleep,
+        Delta, //
+    }, //
+};
+
+use crate::{
+    atomic::Ordering,
+    dma_table::{
+        dump::{
+            Dump,
+            Step, //
+        },
+        memory::{
+            TablePages,
+            Unlinked, //
+        },
+        Access,
+        Depth,
+        DmaTable,
+        Iova,
+        MapError,
+        Mapping,
+        Phys,
+        Root,
+        Translation,
+        Vacant,
+        LARGE_PAGE_SHIFT,
+        LARGE_PAGE_SIZE,
+        PAGE_SHIFT,
+        PAGE_SIZE, //
+    },
+    iommu::{
+        Gather,
+        Gfp,
+        PagesList,
+        Prot, //
+    },
+    range::Range,
+    trace,
+    zpci::{
+        Counters,
+        Refusal, //
+    }, //
+};
+
+mod flush;
+pub(crate) mod members;
+pub(crate) mod pending;
+
+use members::{
+    Member,
+    Members, //
+};
+use pending::{
+    Flushes,
+    Pending,
+    Ticket, //
+};
+
+/// How many entries a dump looks at in one walk of a table. Unmaps give no tables
+/// back meanwhile, so it is to be short: some tens of microseconds.
+const STRETCH: usize = 1024;
+
+/// How far apart ranges are that are refreshed each by itself, in bytes: about
+/// what a hypervisor walks in the time that another instruction takes.
+const GAP: u64 = 16 << 20;
+
+/// An address space.
+#[pin_data(PinnedDrop)]
+pub(crate) struct AddressSpace<M: Member> {
+    /// The number by which it is traced and shown, from 1 on.
+    number: u64,
+    page_sizes: u64,
+    table: DmaTable<TablePages>,
+    members: Members<M>,
+    pending: Pending,
+    #[pin]
+    flushes: SpinLockIrq<Flushes>,
+    /// Tables that wait for a full flush; under the flush lock.
+    #[pin]
+    deferred: PagesList,
+    /// Whether a refused refresh is to be made up for; set under the flush lock.
+    is_behind: Atomic<bool>,
+    #[pin]
+    attach: Mutex<()>,
+    counters: Counters,
+}
+
+impl<M: Member> AddressSpace<M> {
+    /// An empty address space for IOVAs in `window`.
+    pub(crate) fn new(
+        depth: Depth,
+        window: Range,
+        page_sizes: u64,
+        vacant: Vacant,
+    ) -> impl PinInit<Self, Error> {
+        static LAST_NUMBER: Atomic<u64> = Atomic::new(0);
+
+        let number = LAST_NUMBER.fetch_add(1, Relaxed) + 1;
+        let pages = TablePages::of_domain(number);
+        try_pin_init!(Self {
+            number,
+            page_sizes,
+            table: DmaTable::new(pages, vacant, depth, Gfp::KERNEL_ACCOUNT, Into::into)?,
+            members: Members::new(),
+            pending: Pending::new(window),
+            flushes <- new_spinlock_irq!(Flushes::new(), "s390_iommu::flushes"),
+            deferred <- PagesList::new(),
+            is_behind: Atomic::new(false),
+            attach <- new_mutex!((), "s390_iommu::attach"),
+            counters: Counters::default(),
+        }? Error)
+    }
+
+    /// Makes a function a member: from here on flushes reach it, if it is live.
+    /// The table is widened before, if the function needs that; it stays so. Calls
+    /// `widened` with what the table reaches then.
+    ///
+    /// # Errors
+    ///
+    /// `EINVAL` if the function, or another member, cannot use a table as deep
+    /// as it would have to be; `ENOMEM`.
+    ///
+    /// # Context
+    ///
+    /// May sleep.
+    pub(crate) fn admit(&self, member: ArcBorrow<'_, M>, widened: impl FnOnce(u64)) -> Result {
+        let _attach = self.attach.lock();
+        let depth = self.depth_with(&member)?;
+        self.widen(depth)?;
+        self.adapt_to_shadow(&member)?;
+        // The core reads the aperture at any time, so the table comes first.
+        widened(depth.reach());
+        // SAFETY: A function leaves before it goes, and waits for a grace
+        // period then. The attach lock is held.
+        unsafe { self.members.join(member) }
+    }
+
+    /// Makes the table deep enough, if it is not.
+    fn widen(&self, depth: Depth) -> Result {
+        let before = self.table.root().depth;
+        if depth <= before {
+            return Ok(());
+        }
+        let result = self.table.widen(depth, Gfp::KERNEL_ACCOUNT);
+        let result = result.map_err(Error::from);
+        trace::widen(self.number, before.levels(), depth.levels(), result);
+        result
+    }
+
+    /// Makes unmaps such that a hypervisor which shadows the table of `member`
+    /// notices them.
+    pub(crate) fn adapt_to_shadow(&self, member: &M) -> Result {
+        if !member.needs_refresh_to_map() || self.table.keeps_entries_valid() {
+            return Ok(());
+        }
+        self.table.keep_entries_valid(Self::wait)
+    }
+
+    /// Lets unmaps end that are under way.
+    fn wait() -> Result {
+        fsleep(Delta::from_micros(10));
+        Ok(())
+    }
+
+    /// The number by which it is traced and shown, from 1 on.
+    pub(crate) fn number(&self) -> u64 {
+        self.number
+    }
+
+    /// How deep the table is now.
+    pub(crate) fn depth(&self) -> Depth {
+        self.table.root().depth
+    }
+
+    /// The page sizes, as a bitmap.
+    pub(crate) fn page_sizes(&self) -> u64 {
+        self.page_sizes
+    }
+
+    /// How much memory the tables take, in bytes, without those that wait for a
+    /// flush to be freed.
+    pub(crate) fn table_bytes(&self) -> usize {
+        self.table.memory().bytes()
+    }
+
+    /// Calls `work` for each function that is attached, or about to be.
+    pub(crate) fn for_each_member(&self, work: impl FnMut(&M)) {
+        let guard = rcu::read_lock();
+        self.members.iter(&guard).for_each(work);
+    }
+
+    /// Goes on with a dump, for a stretch of entries.
+    ///
+    /// # Errors
+    ///
+    /// `EINTR` if a signal came while the dump waited for unmaps.
+    ///
+    /// # Context
+    ///
+    /// May sleep.
+    pub(crate) fn dump(&self, dump: &mut Dump) -> Result<Step> {
+        let walk = self.table.walk(|| {
+            if current!().signal_pending() {
+                return Err(EINTR);
+            }
+            Self::wait()
+        })?;
+        Ok(dump.step(STRETCH, |iova| walk.find(iova)))
+    }
+
+    /// The next range at or after `iova` that a machine may know something of:
+    /// what segment entries map that are in use, and what was unmapped and waits
+    /// for a full flush. `None` if there is none.
+    ///
+    /// # Context
+    ///
+    /// May sleep.
+    fn next_known(&self, iova: u64) -> Option<Range> {
+        if self.is_behind() {
+            return Some(Range::ALL);
+        }
+        let walk = self.table.walk(Self::wait).ok()?;
+        let used = walk.next_used(Iova(iova));
+        let used = used.and_then(|(start, last)| Range::new(start.0, last.0));
+        let marked = self.pending.next_marked(iova);
+        let both = [used, marked];
+        both.into_iter().flatten().min_by_key(|range| range.start())
+    }
+
+    /// The next range at or after `iova` that a machine may know something of from
+    /// any of these address spaces. Ranges that are near each other are joined.
+    ///
+    /// # Context
+    ///
+    /// May sleep.
+    pub(crate) fn next_known_of(spaces: [Option<&AddressSpace<M>>; 2], iova: u64) -> Option<Range> {
+        let next = |iova| {
+            let spaces = spaces.into_iter().flatten();
+            spaces
+                .filter_map(|space| space.next_known(iova))
+                .min_by_key(|range| range.start())
+        };
+        let mut found = next(iova)?;
+        while let Some(after) = found.last().checked_add(1) {
+            match next(after) {
+                Some(more) if more.start() <= after.saturating_add(GAP) => {
+                    found = found.through(more);
+                }
+                _ => break,
+            }
+        }
+        Some(found)
+    }
+
+    /// Whether a refused refresh is to be made up for.
+    fn is_behind(&self) -> bool {
+        self.is_behind.load(Relaxed)
+    }
+
+    /// How deep the table has to be with `member` among the members.
+    fn depth_with(&self, member: &M) -> Result<Depth> {
+        let needed = Depth::for_reach(member.window().last());
+        let depth = core::cmp::max(needed, self.table.root().depth);
+        let guard = rcu::read_lock();
+        let reached = |member: &M| member.deepest() >= depth;
+        if reached(member) && self.members.iter(&guard).all(reached) {
+            Ok(depth)
+        } else {
+            Err(EINVAL)
+        }
+    }
+
+    /// Ends a membership.
+    pub(crate) fn remove(&self, member: &M) {
+        let _attach = self.attach.lock();
+        self.members.leave(member);
+    }
+
+    /// The counters.
+    pub(crate) fn counters(&self) -> &Counters {
+        &self.counters
+    }
+
+    /// The first member, if there is one.
+    pub(crate) fn first_member(&self) -> Option<Arc<M>> {
+        self.members.first()
+    }
+
+    /// The top of the table, as it is now.
+    pub(crate) fn root(&self) -> Root {
+        self.table.root()
+    }
+
+    /// The last IOVA (inclusive) that the table reaches.
+    fn reach(&self) -> u64 {
+        self.table.root().depth.reach()
+    }
+
+    /// Maps `count` pages of `page_size` bytes. Returns how many bytes were
+    /// mapped before an error.
+    ///
+    /// # Safety
+    ///
+    /// The caller owns the range (see the head of `dma_table.rs`).
+    ///
+    /// # Errors
+    ///
+    /// `EINVAL` for what cannot be mapped at all, `EADDRINUSE` if the range
+    /// holds a live mapping, `ENOMEM`.
+    #[inline]
+    pub(crate) unsafe fn map(
+        &self,
+        iova: u64,
+        phys: u64,
+        page_size: usize,
+        count: usize,
+        prot: Prot,
+        gfp: Gfp,
+    ) -> (usize, Result) {
+        if page_size as u64 == PAGE_SIZE && prot.allows_access() {
+            let (iova, phys) = (Iova(iova), Phys(phys));
+            // SAFETY: The caller's promise.
+            if unsafe { self.table.map_present(iova, phys, count, access(prot)) } {
+                self.counters
+                    .mapped_pages
+                    .fetch_add(count as u64, Ordering::Relaxed);
+                return (count << PAGE_SHIFT, Ok(()));
+            }
+        }
+        cold_path();
+        // SAFETY: As above.
+        unsafe { self.map_checked(iova, phys, page_size, count, prot, gfp) }
+    }
+
+    /// Maps, or says why not.
+    ///
+    /// # Safety
+    ///
+    /// The caller owns the range.
+    #[inline(never)]
+    unsafe fn map_checked(
+        &self,
+        iova: u64,
+        phys: u64,
+        page_size: usize,
+        count: usize,
+        prot: Prot,
+        gfp: Gfp,
+    ) -> (usize, Result) {
+        let mapping = match self.mapping(iova, phys, page_size, count, prot) {
+            Ok(mapping) => mapping,
+            Err(error) => return (0, Err(error)),
+        };
+        // SAFETY: The caller's promise; the mapping is in reach.
+        let (bytes, result) = unsafe { self.table.map(mapping, gfp) };
+        self.counters
+            .mapped_pages
+            .fetch_add(bytes >> PAGE_SHIFT, Ordering::Relaxed);
+        (bytes as usize, result.map_err(Error::from))
+    }
+
+    /// Checks a map of `count` pages of `page_size` bytes.
+    ///
+    /// # Errors
+    ///
+    /// `EINVAL` if it is empty, not aligned, beyond the reach of the table, or of a page
+    /// size that the address space does not have.
+    fn mapping(
+        &self,
+        iova: u64,
+        phys: u64,
+        page_size: usize,
+        count: usize,
+        prot: Prot,
+    ) -> Result<Mapping> {
+        let page_size = page_size as u64;
+        let large = page_size == LARGE_PAGE_SIZE;
+        let shift = if large { LARGE_PAGE_SHIFT } else { PAGE_SHIFT };
+        let known = if large {
+            self.page_sizes & LARGE_PAGE_SIZE != 0
+        } else {
+            page_size == PAGE_SIZE
+        };
+        // A table's reach ends where a page of any size ends, so that the pages
+        // after the first one can be counted; of none, the first one is short.
+        let (first, last) = (iova, self.reach());
+        let after_first = (count as u64).wrapping_sub(1);
+        let fits = first <= last && after_first <= (last - first) >> shift;
+        if !prot.allows_access() || !known || !fits || (iova | phys) & (page_size - 1) != 0 {
+            return Err(EINVAL);
+        }
+        Ok(Mapping {
+            iova: Iova(iova),
+            phys: Phys(phys),
+            size: (count as u64) << shift,
+            access: access(prot),
+            large,
+        })
+    }
+
+    /// Unmaps a range, up to the first hole. Returns how many bytes were unmapped:
+    /// none of what cannot have been mapped.
+    ///
+    /// # Safety
+    ///
+    /// The caller owns the range (see the head of `dma_table.rs`).
+    #[inline]
+    pub(crate) unsafe fn unmap(&self, iova: u64, size: u64, gather: &mut Gather) -> usize {
+        // SAFETY: The caller's promise.
+        if size == PAGE_SIZE && unsafe { self.table.unmap_page(Iova(iova)) } {
+            gather.add(iova, PAGE_SIZE);
+            self.pending.mark_one(iova);
+            self.counters.unmapped_pages.fetch_add(1, Ordering::Relaxed);
+            return size as usize;
+        }
+        // SAFETY: As above.
+        unsafe { self.unmap_range(iova, size, gather) }
+    }
+
+    /// Unmaps a range of any size.
+    ///
+    /// # Safety
+    ///
+    /// The caller owns the range.
+    #[inline(never)]
+    unsafe fn unmap_range(&self, iova: u64, size: u64, gather: &mut Gather) -> usize {
+        if !self.holds_pages(iova, size) {
+            return 0;
+        }
+        let mut unlinked = Unlinked {
+            gather,
+            pages: self.table.memory(),
+        };
+        // SAFETY: The caller's promise; the range is in reach.
+        let bytes = unsafe { self.table.unmap(Iova(iova), size, &mut unlinked) };
+        if bytes != 0 {
+            gather.add(iova, bytes);
+            self.pending
+                .mark(iova, iova.wrapping_add(bytes).wrapping_sub(1));
+            self.counters
+                .unmapped_pages
+                .fetch_add(bytes >> PAGE_SHIFT, Ordering::Relaxed);
+            if gather.is_queued() && gather.holds_pages() {
+                self.defer(gather);
+            }
+        }
+        bytes as usize
+    }
+
+    /// Whether a range is one of whole pages in reach.
+    fn holds_pages(&self, iova: u64, size: u64) -> bool {
+        (iova | size) & (PAGE_SIZE - 1) == 0 && self.holds(iova, size)
+    }
+
+    /// Whether a range is in reach, and not empty.
+    fn holds(&self, iova: u64, size: u64) -> bool {
+        let last = iova.wrapping_add(size).wrapping_sub(1);
+        iova <= last && last <= self.reach() && size != 0
+    }
+
+    /// Whether any device needs a refresh after what was stored. A full barrier between
+    /// the stores and what the answer leads to.
+    #[inline]
+    pub(crate) fn needs_flush(&self) -> bool {
+        self.members.needs_flush()
+    }
+
+    /// Makes members see what was mapped, after [`AddressSpace::needs_flush`].
+    ///
+    /// # Errors
+    ///
+    /// The first error of a member that can do DMA; `ENOMEM` if the hypervisor has
+    /// no resources left, as a caller may try again later.
+    pub(crate) fn sync_map(&self, iova: u64, size: u64) -> Result {
+        let range = Range::sized(iova, size).ok_or(EINVAL)?;
+        let all = self.table.keeps_entries_valid();
+        let counter = &self.counters.sync_map_rpcits;
+        let result = self.members.refresh_mapped(range, all, counter);
+        result.map_err(|refusal| match refusal {
+            Refusal::Resources => ENOMEM,
+            refusal => refusal.into(),
+        })
+    }
+
+    /// Makes members forget what is in the gather, then frees the tables that
+    /// it holds; after [`AddressSpace::needs_flush`].
+    pub(crate) fn sync(&self, gather: &mut Gather) {
+        let (start, last) = gather.range();
+        let counter = &self.counters.sync_rpcits;
+        let forgotten = Range::new(start, last)
+            .is_none_or(|range| self.members.refresh_unmapped(&[range], counter));
+        if !forgotten {
+            self.fall_behind(gather);
+            return;
+        }
+        if gather.holds_pages() {
+            // SAFETY: Every member forgot the range, or cannot do DMA.
+            unsafe { gather.free_flushed() }
+        }
+        if self.is_behind() {
+            self.flush_all();
+        }
+    }
+
+    /// Makes members forget all that was unmapped since the last time.
+    pub(crate) fn flush_all(&self) {
+        pin_init::stack_pin_init!(let unlinked = PagesList::new());
+        let begin = || {
+            let mut flushes = self.flushes.lock();
+            // SAFETY: The lock is held; `unlinked` is this call's. Tables come
+            // before the marks (see the head of this file).
+            unsafe { unlinked.take(&self.deferred) };
+            flushes.begin(&self.pending, self.table.keeps_entries_valid())
+        };
+        let end = |ticket: &Ticket, forgotten: bool| {
+            let mut flushes = self.flushes.lock();
+            if !forgotten {
+                // SAFETY: As above.
+                unsafe { self.deferred.take(&unlinked) };
+            }
+            let is_behind = flushes.end(ticket, forgotten);
+            self.is_behind.store(is_behind, Relaxed);
+        };
+        self.members
+            .flush_all(&self.counters.global_rpcits, begin, end);
+        // SAFETY: `unlinked` is this call's. What is on it was unlinked before the
+        // flush began, and every member forgot it, or cannot do DMA.
+        unsafe { unlinked.free() };
+    }
+
+    /// Keeps the tables in a gather until a full flush has succeeded.
+    #[cold]
+    fn defer(&self, gather: &mut Gather) {
+        let _flushes = self.flushes.lock();
+        // SAFETY: The lock is held.
+        unsafe { gather.defer(&self.deferred) };
+    }
+
+    /// The flush of a gather was refused: the next flush makes up for it.
+    #[cold]
+    fn fall_behind(&self, gather: &mut Gather) {
+        let mut flushes = self.flushes.lock();
+        flushes.refused();
+        self.is_behind.store(true, Relaxed);
+        // SAFETY: The lock is held.
+        unsafe { gather.defer(&self.deferred) };
+    }
+
+    /// Finds a translation.
+    ///
+    /// # Safety
+    ///
+    /// Nobody unmaps a range that holds `iova` meanwhile.
+    pub(crate) unsafe fn lookup(&self, iova: u64) -> Option<Translation> {
+        // SAFETY: The caller's promise.
+        unsafe { self.table.lookup(Iova(iova)) }
+    }
+}
+
+#[pinned_drop]
+impl<M: Member> PinnedDrop for AddressSpace<M> {
+    fn drop(self: Pin<&mut Self>) {
+        // SAFETY: Nobody else knows the space any more, and no function has its
+        // table.
+        unsafe { self.deferred.free() }
+    }
+}
+
+impl From<MapError> for Error {
+    fn from(error: MapError) -> Self {
+        match error {
+            MapError::InUse => Error::from_errno(-(bindings::EADDRINUSE as c_int)),
+            MapError::NoMemory => ENOMEM,
+        }
+    }
+}
+
+/// What a protection allows. The format cannot refuse reads, so a mapping to be
+/// written only can be read too.
+#[inline]
+fn access(prot: Prot) -> Access {
+    Access::denying_writes(prot.denies_writes())
+}

@@ -1,0 +1,367 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Mapping.
+
+use super::{
+    format::*,
+    table::{
+        all_empty,
+        fill,
+        part_in,
+        Cell,
+        Memory,
+        Table, //
+    },
+    DmaTable, //
+};
+
+/// Why a map stopped.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum MapError {
+    /// The range holds a live mapping (`EADDRINUSE`).
+    InUse,
+    /// No memory for a table (`ENOMEM`).
+    NoMemory,
+}
+
+/// A range to map: `size` bytes from `iova` on to `phys` on.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Mapping {
+    /// The first IOVA, aligned to the page size.
+    pub(crate) iova: Iova,
+    /// The first physical address, aligned to the page size.
+    pub(crate) phys: Phys,
+    /// Bytes, a multiple of the page size, not 0.
+    pub(crate) size: u64,
+    /// What the device may do.
+    pub(crate) access: Access,
+    /// Whether large pages may be used: `iova`, `phys` and `size` are then multiples
+    /// of [`LARGE_PAGE_SIZE`].
+    pub(crate) large: bool,
+}
+
+impl Mapping {
+    /// What is left after `bytes` were mapped.
+    #[inline]
+    fn advance(&mut self, bytes: u64) {
+        self.iova.0 = self.iova.0.wrapping_add(bytes);
+        self.phys.0 = self.phys.0.wrapping_add(bytes);
+        self.size = self.size.wrapping_sub(bytes);
+    }
+}
+
+/// The origin of a page table that stays for as long as the caller owns a part
+/// of what it spans. (An address rather than a [`Table`]: in an option that
+/// takes a test for null more.)
+///
+/// # Invariants
+///
+/// It is one.
+pub(super) struct Leaf(Phys);
+
+impl<M: Memory> DmaTable<M> {
+    /// Maps `count` pages if one page table holds them and is there, and their entries
+    /// are empty: what most maps are, in few instructions. If not, nothing has
+    /// changed, and [`DmaTable::map`] does it or says why not.
+    ///
+    /// # Safety
+    ///
+    /// The caller owns the range (see the head of `dma_table.rs`).
+    #[inline]
+    pub(crate) unsafe fn map_present(
+        &self,
+        iova: Iova,
+        phys: Phys,
+        count: usize,
+        access: Access,
+    ) -> bool {
+        if count == 1 {
+            // SAFETY: The caller's promise.
+            unsafe { self.map_page(iova, phys, access) }
+        } else {
+            // SAFETY: The caller's promise.
+            unsafe { self.map_in_leaf(iova, phys, count, access) }
+        }
+    }
+
+    /// As [`DmaTable::map_present`], one page.
+    ///
+    /// # Safety
+    ///
+    /// The caller owns the page.
+    #[inline]
+    unsafe fn map_page(&self, iova: Iova, phys: Phys, access: Access) -> bool {
+        match self.leaf(iova) {
+            Some(leaf) if (iova.0 | phys.0) & (PAGE_SIZE - 1) == 0 => {
+                let cell = self.pages(leaf).cell(iova);
+                // Not if it is that of a vacant table.
+                let empty = cell.load() == PAGE_INVALID;
+                if empty {
+                    cell.store(phys.0 | access.bits());
+                }
+                empty
+            }
+            _ => false,
+        }
+    }
+
+    /// As [`DmaTable::map_present`], any number of pages.
+    ///
+    /// # Safety
+    ///
+    /// The caller owns the range.
+    #[inline(never)]
+    unsafe fn map_in_leaf(&self, iova: Iova, phys: Phys, count: usize, access: Access) -> bool {
+        let aligned = (iova.0 | phys.0) & (PAGE_SIZE - 1) == 0;
+        match self.leaf_run(iova, count) {
+            Some(run) if aligned && all_empty(run) => {
+                fill(run, phys.0 | access.bits());
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// Maps a range. Returns how many bytes were mapped, from the start of the
+    /// range on, and why it stopped if that is not all. A run of entries is
+    /// written only after all of it was found empty; tables that were made stay
+    /// and are used later.
+    ///
+    /// # Safety
+    ///
+    /// The caller owns the range (see the head of `dma_table.rs`), which lies in the
+    /// reach of the tree.
+    #[inline(never)]
+    pub(crate) unsafe fn map(
+        &self,
+        mapping: Mapping,
+        flags: M::Flags,
+    ) -> (u64, Result<(), MapError>) {
+        let mut rest = mapping;
+        while rest.size != 0 {
+            let done = self
+                .segment_table(rest.iova, flags)
+                .and_then(|segments| self.map_in(&segments, rest, flags));
+            match done {
+                Ok(bytes) => rest.advance(bytes),
+                Err((bytes, error)) => {
+                    rest.advance(bytes);
+                    return (mapping.size.wrapping_sub(rest.size), Err(error));
+                }
+            }
+        }
+        (mapping.size, Ok(()))
+    }
+
+    /// Maps what of `mapping` lies in one segment table. On an error says how
+    /// many bytes were mapped before it.
+    #[inline]
+    fn map_in(
+        &self,
+        segments: &Table<'_, Segment, M>,
+        mapping: Mapping,
+        flags: M::Flags,
+    ) -> Result<u64, (u64, MapError)> {
+        let part = part_in::<Segment>(mapping.iova, mapping.size);
+        let mut rest = mapping;
+        rest.size = part;
+        while rest.size != 0 {
+            let done = if rest.large {
+                self.map_large(segments.run(rest.iova, rest.size), rest)
+            } else {
+                0
+            };
+            rest.advance(done);
+            if rest.size != 0 {
+                let bytes = self
+                    .map_pages(segments.cell(rest.iova), rest, flags)
+                    .map_err(|error| (part.wrapping_sub(rest.size), error))?;
+                rest.advance(bytes);
+            }
+        }
+        Ok(part)
+    }
+
+    /// Maps what of `mapping` lies in the page table below a segment entry.
+    /// Returns how many bytes that is.
+    #[inline]
+    fn map_pages(
+        &self,
+        segment: &M::Cell,
+        mapping: Mapping,
+        flags: M::Flags,
+    ) -> Result<u64, MapError> {
+        let entry = mapping.phys.0 | mapping.access.bits();
+        let before = segment.load();
+        if part_in::<Page>(mapping.iova, mapping.size) == LARGE_PAGE_SIZE
+            && self.is_empty::<Segment>(before)
+        {
+            return self.map_whole(segment, before, entry, flags);
+        }
+        let pages = self.below::<Segment>(segment, flags)?;
+        let run = pages.run(mapping.iova, mapping.size);
+        if !all_empty(run) {
+            return Err(MapError::InUse);
+        }
+        fill(run, entry);
+        Ok((run.len() as u64) << PAGE_SHIFT)
+    }
+
+    /// Maps all that an empty segment entry spans, which holds `before`, the first
+    /// page by `entry`. The caller owns all of it, so the page table is filled
+    /// before anybody can see it, and nobody else makes one.
+    #[inline]
+    fn map_whole(
+        &self,
+        segment: &M::Cell,
+        before: u64,
+        entry: u64,
+        flags: M::Flags,
+    ) -> Result<u64, MapError> {
+        let origin = self
+            .memory
+            .alloc_unset(Shape::Page, flags)
+            .ok_or(MapError::NoMemory)?;
+        // SAFETY: The table is new.
+        let pages: Table<'_, Page, M> = unsafe { Table::new(&self.memory, origin) };
+        fill(pages.cells(), entry);
+        // INVARIANT: Every entry of the new table maps memory.
+        match segment.install(before, Segment::entry(origin)) {
+            Ok(()) => Ok(LARGE_PAGE_SIZE),
+            Err(_) => {
+                // SAFETY: The table was not published.
+                unsafe { self.memory.free(origin, Shape::Page) };
+                Err(MapError::InUse)
+            }
+        }
+    }
+
+    /// Maps large pages into segment entries for as long as they are empty. Returns the
+    /// bytes that were mapped.
+    fn map_large(&self, run: &[M::Cell], mapping: Mapping) -> u64 {
+        let mut entry = mapping.phys.0 | LARGE | mapping.access.bits();
+        let mut bytes = 0u64;
+        for cell in run {
+            if !self.is_empty::<Segment>(cell.load()) {
+                break;
+            }
+            cell.store(entry);
+            entry = entry.wrapping_add(LARGE_PAGE_SIZE);
+            bytes = bytes.wrapping_add(LARGE_PAGE_SIZE);
+        }
+        bytes
+    }
+
+    /// The page table that translates `iova`, if it is there already and `iova`
+    /// is as low as most are.
+    #[inline]
+    pub(super) fn leaf(&self, iova: Iova) -> Option<Leaf> {
+        if iova.0 > Depth::Third.reach() {
+            return None;
+        }
+        // SAFETY: By the invariant of the tree `low` is a region-third table
+        // and stays, and an entry points to a table of the level below, which
+        // stays as well: the caller owns a part of what it spans.
+        unsafe {
+            let third: Table<'_, Third, M> = Table::new(&self.memory, self.low);
+            let origin = Third::origin(third.cell(iova).load_acquire())?;
+            let segments: Table<'_, Segment, M> = Table::new(&self.memory, origin);
+            let origin = Segment::origin(segments.cell(iova).load_acquire())?;
+            Some(Leaf(origin))
+        }
+    }
+
+    /// The entries of a page table.
+    #[inline]
+    pub(super) fn pages(&self, leaf: Leaf) -> Table<'_, Page, M> {
+        // SAFETY: By the invariant of `Leaf`.
+        unsafe { Table::new(&self.memory, leaf.0) }
+    }
+
+    /// The entries of `count` pages, if one page table holds all of them and it
+    /// is there already.
+    #[inline]
+    pub(super) fn leaf_run(&self, iova: Iova, count: usize) -> Option<&[M::Cell]> {
+        let pages = self.pages(self.leaf(iova)?);
+        pages.cells()[Page::index(iova)..].get(..count)
+    }
+
+    /// The segment table that translates `iova`, made if it is missing.
+    #[inline]
+    fn segment_table(
+        &self,
+        iova: Iova,
+        flags: M::Flags,
+    ) -> Result<Table<'_, Segment, M>, (u64, MapError)> {
+        let root = self.root();
+        let third = match root.depth {
+            // SAFETY: The root is a table of the level that its depth says.
+            Depth::Third => Ok(unsafe { Table::new(&self.memory, root.origin) }),
+            _ => self.make_third_table(root, iova, flags),
+        };
+        third
+            .and_then(|third: Table<'_, Third, M>| self.below::<Third>(third.cell(iova), flags))
+            .map_err(|error| (0, error))
+    }
+
+    /// The region-third table below a deeper root, made if it is missing.
+    fn make_third_table(
+        &self,
+        root: Root,
+        iova: Iova,
+        flags: M::Flags,
+    ) -> Result<Table<'_, Third, M>, MapError> {
+        // SAFETY: The root is a table of the level that its depth says.
+        let second: Table<'_, Second, M> = unsafe {
+            if root.depth == Depth::First {
+                let top: Table<'_, First, M> = Table::new(&self.memory, root.origin);
+                self.below::<First>(top.cell(iova), flags)?
+            } else {
+                Table::new(&self.memory, root.origin)
+            }
+        };
+        self.below::<Second>(second.cell(iova), flags)
+    }
+
+    /// The table that an entry of level `L` points to, made if it is missing.
+    #[inline]
+    fn below<L: Upper>(
+        &self,
+        cell: &M::Cell,
+        flags: M::Flags,
+    ) -> Result<Table<'_, L::Below, M>, MapError> {
+        match self.peek::<L>(cell) {
+            Some(table) => Ok(table),
+            None => self.install::<L>(cell, flags),
+        }
+    }
+
+    /// Puts a new table into an empty entry, or finds the one that somebody
+    /// else put there.
+    #[cold]
+    fn install<L: Upper>(
+        &self,
+        cell: &M::Cell,
+        flags: M::Flags,
+    ) -> Result<Table<'_, L::Below, M>, MapError> {
+        let before = cell.load();
+        if !self.is_empty::<L>(before) {
+            // A large page, or a table that has come meanwhile.
+            return self.peek::<L>(cell).ok_or(MapError::InUse);
+        }
+        let shape = L::Below::SHAPE;
+        let origin = self.memory.alloc(shape, flags).ok_or(MapError::NoMemory)?;
+        // INVARIANT: The new table is empty.
+        let origin = match cell.install(before, L::entry(origin)) {
+            Ok(()) => origin,
+            Err(winner) => {
+                // SAFETY: The table was not published.
+                unsafe { self.memory.free(origin, shape) };
+                L::origin(winner).ok_or(MapError::InUse)?
+            }
+        };
+        // SAFETY: By the invariant of the tree; it stays, as the caller owns a
+        // part of what it spans.
+        Ok(unsafe { Table::new(&self.memory, origin) })
+    }
+}

@@ -1,0 +1,163 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Looking: the translation of an IOVA, and what is in use.
+
+use super::{
+    format::*,
+    table::{
+        Cell,
+        Memory,
+        Table, //
+    },
+    walk_lock::WalkGuard,
+    DmaTable, //
+};
+
+/// Somebody who looks at a tree and owns nothing in it. As long as it is there,
+/// no table is unlinked, so that it should not stay for long.
+pub(crate) struct Walk<'t, M: Memory> {
+    tree: &'t DmaTable<M>,
+    _guard: WalkGuard<'t, M::Cell>,
+}
+
+impl<M: Memory> Walk<'_, M> {
+    /// What the tree says of `iova` now: a translation, or how large the empty
+    /// entry is that it ends in, in bytes (its span is aligned to that). `None`
+    /// above the reach of the tree.
+    pub(crate) fn find(&self, iova: Iova) -> Option<Result<Translation, u64>> {
+        // SAFETY: No table is unlinked while there is a reader.
+        unsafe { self.tree.find(iova) }
+    }
+
+    /// The next IOVAs, the first and the last one (inclusive), at or after `iova`
+    /// that segment entries translate which are not empty. Whole entries are
+    /// meant, of one segment table.
+    pub(crate) fn next_used(&self, iova: Iova) -> Option<(Iova, Iova)> {
+        let root = self.tree.root();
+        let mut at = iova.0;
+        loop {
+            if at > root.depth.reach() {
+                return None;
+            }
+            let empty = match self.tree.segments_of(root, Iova(at)) {
+                Ok(segments) => match self.tree.used_in(&segments, Iova(at)) {
+                    Some(used) => return Some(used),
+                    None => span::<Third>(),
+                },
+                Err(empty) => empty,
+            };
+            at = (at | (empty - 1)).checked_add(1)?;
+        }
+    }
+}
+
+impl<M: Memory> DmaTable<M> {
+    /// Lets a reader in. `wait` is called as long as unmaps are under way that
+    /// began before; it should let others run.
+    ///
+    /// # Errors
+    ///
+    /// That of `wait`.
+    pub(crate) fn walk<E>(&self, wait: impl FnMut() -> Result<(), E>) -> Result<Walk<'_, M>, E> {
+        Ok(Walk {
+            tree: self,
+            _guard: self.walk_lock.read(wait)?,
+        })
+    }
+
+    /// Finds the translation of `iova`.
+    ///
+    /// # Safety
+    ///
+    /// Nobody unmaps a range that holds `iova` meanwhile.
+    pub(crate) unsafe fn lookup(&self, iova: Iova) -> Option<Translation> {
+        // SAFETY: The caller's promise.
+        unsafe { self.find(iova) }?.ok()
+    }
+
+    /// The translation of `iova`, or how many bytes the empty entry spans that
+    /// it ends in. `None` above the reach.
+    ///
+    /// # Safety
+    ///
+    /// Nobody unlinks a table that holds `iova` meanwhile.
+    #[inline]
+    unsafe fn find(&self, iova: Iova) -> Option<Result<Translation, u64>> {
+        let root = self.root();
+        (iova.0 <= root.depth.reach()).then(|| self.find_below(root, iova))
+    }
+
+    #[inline]
+    fn find_below(&self, root: Root, iova: Iova) -> Result<Translation, u64> {
+        let segments = self.segments_of(root, iova)?;
+        let segment = segments.cell(iova).load_acquire();
+        if segment & (ENTRY_INVALID | LARGE) == LARGE {
+            return Ok(translation(segment, LARGE_PAGE_SIZE, iova));
+        }
+        let pages = self
+            .peek::<Segment>(segments.cell(iova))
+            .ok_or(span::<Segment>())?;
+        let page = pages.cell(iova).load();
+        if page & PAGE_INVALID == 0 {
+            Ok(translation(page, PAGE_SIZE, iova))
+        } else {
+            Err(span::<Page>())
+        }
+    }
+
+    /// The segment table that translates `iova`, or how many bytes the empty entry
+    /// spans that is there instead.
+    #[inline]
+    fn segments_of(&self, root: Root, iova: Iova) -> Result<Table<'_, Segment, M>, u64> {
+        let third = self.third_table(root, iova)?;
+        self.peek::<Third>(third.cell(iova)).ok_or(span::<Third>())
+    }
+
+    /// The region-third table that translates `iova`, or how many bytes the empty
+    /// entry spans that is there instead.
+    #[inline]
+    fn third_table(&self, root: Root, iova: Iova) -> Result<Table<'_, Third, M>, u64> {
+        // SAFETY: The root is a table of the level that its depth says.
+        let second: Table<'_, Second, M> = unsafe {
+            match root.depth {
+                Depth::Third => return Ok(Table::new(&self.memory, root.origin)),
+                Depth::Second => Table::new(&self.memory, root.origin),
+                Depth::First => {
+                    let top: Table<'_, First, M> = Table::new(&self.memory, root.origin);
+                    self.peek::<First>(top.cell(iova)).ok_or(span::<First>())?
+                }
+            }
+        };
+        self.peek::<Second>(second.cell(iova))
+            .ok_or(span::<Second>())
+    }
+
+    /// What the first run of entries at or after that of `iova` translates which
+    /// are not empty.
+    fn used_in(&self, segments: &Table<'_, Segment, M>, iova: Iova) -> Option<(Iova, Iova)> {
+        let rest = &segments.cells()[Segment::index(iova)..];
+        let used = |cell: &M::Cell| !self.is_empty::<Segment>(cell.load());
+        let first = rest.iter().position(used)? as u64;
+        let count = rest
+            .iter()
+            .skip(first as usize)
+            .take_while(|cell| used(cell))
+            .count() as u64;
+        let start = (iova.0 & !(LARGE_PAGE_SIZE - 1)).wrapping_add(first << LARGE_PAGE_SHIFT);
+        let last = start
+            .wrapping_add(count << LARGE_PAGE_SHIFT)
+            .wrapping_sub(1);
+        Some((Iova(start), Iova(last)))
+    }
+
+    /// The table that an entry of level `L` points to, if it points to one that is
+    /// not vacant.
+    #[inline]
+    pub(super) fn peek<L: Upper>(&self, cell: &M::Cell) -> Option<Table<'_, L::Below, M>> {
+        let origin = L::origin(cell.load_acquire())?;
+        // SAFETY: By the invariant of the tree the entry points to a table of
+        // the level below; it stays, because only an owner of all that it spans
+        // unlinks it, and the caller owns a part of that or is a reader.
+        (origin != L::vacant(&self.vacant)).then(|| unsafe { Table::new(&self.memory, origin) })
+    }
+}

@@ -1,0 +1,79 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The walk lock: keeps tables in the tree while somebody looks at it who owns no
+//! range.
+
+use super::table::Cell;
+
+/// Keeps tables in the tree while there are readers (see the head of `dma_table.rs`).
+/// One word counts, from its lowest bit on, unmaps that may unlink, unmaps that
+/// may not as there is a reader, and readers.
+pub(super) struct WalkLock<C: Cell>(pub(super) C);
+
+impl<C: Cell> WalkLock<C> {
+    const UNLINKER: u64 = 1;
+    const BESIDE: u64 = 1 << 16;
+    const READER: u64 = 1 << 32;
+
+    /// Lets an unmap in, and says whether it may unlink tables: not while there is
+    /// a reader. It looks before it counts itself, so unmaps that come later do
+    /// not keep a reader waiting.
+    #[inline]
+    pub(super) fn unmap(&self) -> (WalkGuard<'_, C>, bool) {
+        if self.0.load_acquire() < Self::READER {
+            let before = self.0.change(Self::UNLINKER);
+            let guard = self.guard(Self::UNLINKER);
+            if before < Self::READER {
+                return (guard, true);
+            }
+        }
+        self.0.change(Self::BESIDE);
+        (self.guard(Self::BESIDE), false)
+    }
+
+    /// Lets a reader in, after the last unmap that may unlink. `wait` may end
+    /// the wait with an error.
+    pub(super) fn read<E>(
+        &self,
+        wait: impl FnMut() -> Result<(), E>,
+    ) -> Result<WalkGuard<'_, C>, E> {
+        self.enter(Self::BESIDE, wait)
+    }
+
+    /// Waits until every unmap has ended that began before.
+    pub(super) fn wait_for_unmaps<E>(&self, wait: impl FnMut() -> Result<(), E>) -> Result<(), E> {
+        self.enter(Self::READER, wait).map(|_| ())
+    }
+
+    /// Counts a reader, and waits until nobody is counted below `limit`.
+    fn enter<E>(
+        &self,
+        limit: u64,
+        mut wait: impl FnMut() -> Result<(), E>,
+    ) -> Result<WalkGuard<'_, C>, E> {
+        let mut now = self.0.change(Self::READER).wrapping_add(Self::READER);
+        let guard = self.guard(Self::READER);
+        while now % limit != 0 {
+            wait()?;
+            now = self.0.load_acquire();
+        }
+        Ok(guard)
+    }
+
+    fn guard(&self, who: u64) -> WalkGuard<'_, C> {
+        WalkGuard { lock: self, who }
+    }
+}
+
+/// Somebody who holds the walk lock.
+pub(super) struct WalkGuard<'t, C: Cell> {
+    lock: &'t WalkLock<C>,
+    who: u64,
+}
+
+impl<C: Cell> Drop for WalkGuard<'_, C> {
+    #[inline]
+    fn drop(&mut self) {
+        self.lock.0.change(self.who.wrapping_neg());
+    }
+}

@@ -1,0 +1,27 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The atomics of the map and unmap paths.
+//!
+//! `kernel::sync::atomic` is what Rust code in the kernel is to use, and what the rest of
+//! the driver uses. On s390 each access through it calls a helper in C:
+//! `RUST_INLINE_HELPERS` is for arm64 and x86-64. The driver's part of a map or an unmap
+//! of a page is some 40 instructions that call nothing and need no stack; with a call
+//! for each of five accesses it would be neither. These compile to one instruction each.
+//! What they order is what the kernel's memory model orders by operations of the same
+//! names; a fence of all is `smp_mb()`. When helpers are inlined on s390, this file
+//! becomes a `use` of `kernel::sync::atomic`.
+
+#[cfg(not(loom))]
+pub(crate) use core::sync::atomic::{
+    fence,
+    AtomicU64,
+    AtomicUsize,
+    Ordering, //
+};
+#[cfg(loom)]
+pub(crate) use loom::sync::atomic::{
+    fence,
+    AtomicU64,
+    AtomicUsize,
+    Ordering, //
+};

@@ -1,0 +1,206 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! As much of the kernel crate as the driver's flush protocol needs, on the model
+//! checker's atomics: the driver's own files are compiled against it. Names and orders
+//! are those of `rust/kernel`; RCU is a lock that readers share and a grace period takes.
+
+#![cfg(loom)]
+
+/// `kernel::prelude`.
+pub mod prelude {
+    pub use crate::{Error, Flags, KBox, Result, GFP_KERNEL};
+}
+
+/// `kernel::error::Error`; memory does not run out here.
+#[derive(Debug)]
+pub struct Error;
+
+/// `kernel::error::Result`.
+pub type Result<T = (), E = Error> = core::result::Result<T, E>;
+
+/// `kernel::alloc::Flags`.
+pub struct Flags;
+
+/// May sleep.
+pub const GFP_KERNEL: Flags = Flags;
+
+/// `kernel::alloc::KBox`.
+pub struct KBox<T>(Box<T>);
+
+impl<T> KBox<T> {
+    /// As in the kernel.
+    pub fn new(value: T, _: Flags) -> Result<Self> {
+        Ok(KBox(Box::new(value)))
+    }
+
+    /// As in the kernel.
+    pub fn into_raw(this: Self) -> *mut T {
+        Box::into_raw(this.0)
+    }
+
+    /// # Safety
+    ///
+    /// `raw` came from [`KBox::into_raw`].
+    pub unsafe fn from_raw(raw: *mut T) -> Self {
+        // SAFETY: The caller's promise.
+        KBox(unsafe { Box::from_raw(raw) })
+    }
+}
+
+impl<T> core::ops::Deref for KBox<T> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        &self.0
+    }
+}
+
+/// `kernel::sync`.
+pub mod sync {
+    use std::{marker::PhantomData, ops::Deref};
+
+    /// `kernel::sync::Arc`.
+    pub struct Arc<T>(std::sync::Arc<T>);
+
+    impl<T> Arc<T> {
+        /// Without flags, unlike the kernel's.
+        pub fn new(value: T) -> Self {
+            Arc(std::sync::Arc::new(value))
+        }
+
+        /// As in the kernel.
+        pub fn into_raw(this: Self) -> *const T {
+            std::sync::Arc::into_raw(this.0)
+        }
+
+        /// # Safety
+        ///
+        /// `raw` came from [`Arc::into_raw`].
+        pub unsafe fn from_raw(raw: *const T) -> Self {
+            // SAFETY: The caller's promise.
+            Arc(unsafe { std::sync::Arc::from_raw(raw) })
+        }
+
+        /// As in the kernel.
+        pub fn as_arc_borrow(&self) -> ArcBorrow<'_, T> {
+            ArcBorrow(std::sync::Arc::as_ptr(&self.0), PhantomData)
+        }
+    }
+
+    impl<T> Deref for Arc<T> {
+        type Target = T;
+
+        fn deref(&self) -> &T {
+            &self.0
+        }
+    }
+
+    /// `kernel::sync::ArcBorrow`.
+    pub struct ArcBorrow<'a, T>(*const T, PhantomData<&'a T>);
+
+    impl<T> ArcBorrow<'_, T> {
+        /// # Safety
+        ///
+        /// `raw` came from [`Arc::into_raw`], and a reference to it outlives the result.
+        pub unsafe fn from_raw(raw: *const T) -> Self {
+            ArcBorrow(raw, PhantomData)
+        }
+    }
+
+    impl<T> From<ArcBorrow<'_, T>> for Arc<T> {
+        fn from(borrow: ArcBorrow<'_, T>) -> Self {
+            // SAFETY: It is that of an `Arc` that is alive.
+            unsafe {
+                std::sync::Arc::increment_strong_count(borrow.0);
+                Arc::from_raw(borrow.0)
+            }
+        }
+    }
+
+    /// `kernel::sync::atomic`, for pointers.
+    pub mod atomic {
+        use loom::sync::atomic::{AtomicPtr, Ordering};
+
+        /// What orders an access.
+        pub trait Order {
+            /// In the words of the core library.
+            const ORDER: Ordering;
+        }
+
+        macro_rules! orders {
+            ($($name:ident),*) => {$(
+                /// As in the kernel.
+                pub struct $name;
+
+                impl Order for $name {
+                    const ORDER: Ordering = Ordering::$name;
+                }
+            )*};
+        }
+
+        orders!(Acquire, Relaxed, Release);
+
+        /// A value that is read and written in one piece.
+        pub struct Atomic<P: Pointer>(AtomicPtr<P::To>);
+
+        /// A pointer.
+        pub trait Pointer {
+            /// What it points to.
+            type To;
+        }
+
+        impl<T> Pointer for *mut T {
+            type To = T;
+        }
+
+        impl<T> Atomic<*mut T> {
+            /// Not `const`, unlike the kernel's.
+            pub fn new(value: *mut T) -> Self {
+                Atomic(AtomicPtr::new(value))
+            }
+
+            /// As in the kernel.
+            pub fn load<O: Order>(&self, _: O) -> *mut T {
+                self.0.load(O::ORDER)
+            }
+
+            /// As in the kernel.
+            pub fn store<O: Order>(&self, value: *mut T, _: O) {
+                self.0.store(value, O::ORDER);
+            }
+        }
+    }
+
+    /// `kernel::sync::barrier`.
+    pub mod barrier {
+        /// Reads and writes.
+        pub struct Full;
+
+        /// A full barrier.
+        pub fn smp_mb(_: Full) {
+            loom::sync::atomic::fence(loom::sync::atomic::Ordering::SeqCst);
+        }
+    }
+
+    /// `kernel::sync::rcu`.
+    pub mod rcu {
+        use loom::sync::{RwLock, RwLockReadGuard};
+
+        loom::lazy_static! {
+            static ref RCU: RwLock<()> = RwLock::new(());
+        }
+
+        /// A read-side critical section.
+        pub struct Guard(#[allow(dead_code)] RwLockReadGuard<'static, ()>);
+
+        /// Begins one.
+        pub fn read_lock() -> Guard {
+            Guard(RCU.read().unwrap())
+        }
+
+        /// Waits for those that began before.
+        pub fn synchronize_rcu() {
+            drop(RCU.write().unwrap());
+        }
+    }
+}

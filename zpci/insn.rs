@@ -1,0 +1,262 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The instructions that concern translation, what they answer, and what that means.
+//!
+//! *Modify PCI Function Controls* registers, re-registers and deregisters a
+//! table; *Store PCI Function Controls* says what is registered; *Refresh PCI
+//! Translations* makes the machine forget what it knows of a range, and a
+//! hypervisor read it anew. Nothing here knows what is in a table.
+//!
+//! C headers: [`arch/s390/include/asm/pci.h`](srctree/arch/s390/include/asm/pci.h),
+//! [`arch/s390/include/asm/pci_insn.h`](srctree/arch/s390/include/asm/pci_insn.h).
+
+use kernel::{
+    bindings::{
+        self,
+        ZPCI_CC_ERR,
+        ZPCI_CC_INVAL_HANDLE,
+        ZPCI_CC_OK,
+        ZPCI_PCI_ST_2ND_OP_IN_INV_AS,
+        ZPCI_PCI_ST_ALREADY_IN_RQ_STATE,
+        ZPCI_PCI_ST_BLOCKED,
+        ZPCI_PCI_ST_DMA_AS_NOT_ENABLED,
+        ZPCI_PCI_ST_FUNC_ALREADY_ENABLED,
+        ZPCI_PCI_ST_FUNC_IN_ERR,
+        ZPCI_PCI_ST_FUNC_NOT_AVAIL,
+        ZPCI_PCI_ST_FUNC_NOT_ENABLED,
+        ZPCI_PCI_ST_INSUF_RES,
+        ZPCI_PCI_ST_INVAL_AS, //
+    },
+    prelude::*, //
+};
+
+use super::{
+    Iota,
+    Zdev, //
+};
+use crate::range::Range;
+
+/// Why the machine refused an instruction.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Refusal {
+    /// The function is gone, or disabled: its handle is not valid (any more).
+    Gone,
+    /// The function is in the error state, until it is reset or recovered.
+    InError,
+    /// The hypervisor has not enough resources to keep what is mapped.
+    Resources,
+    /// Anything else.
+    Other,
+}
+
+impl Refusal {
+    /// Whether the function cannot do any DMA, so that it does not matter what
+    /// it would translate with. Whoever brings it back registers its table.
+    pub(crate) fn is_harmless(self) -> bool {
+        matches!(self, Refusal::Gone | Refusal::InError)
+    }
+
+    /// For the log.
+    pub(crate) fn as_str(self) -> &'static CStr {
+        match self {
+            Refusal::Gone => c"it is gone",
+            Refusal::InError => c"it is in the error state",
+            Refusal::Resources => c"no resources",
+            Refusal::Other => c"no reason given",
+        }
+    }
+
+    /// The condition code that stands behind it.
+    pub(crate) fn condition_code(self) -> u8 {
+        match self {
+            Refusal::Gone => 3,
+            Refusal::InError | Refusal::Resources | Refusal::Other => 1,
+        }
+    }
+}
+
+impl From<Refusal> for Error {
+    fn from(refusal: Refusal) -> Self {
+        match refusal {
+            Refusal::Gone => ENODEV,
+            Refusal::Resources => ENOSPC,
+            Refusal::InError | Refusal::Other => EIO,
+        }
+    }
+}
+
+/// A condition code and a status, as an instruction left them.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Outcome {
+    /// The condition code: 0 done, 1 refused, 3 handle not valid.
+    pub(crate) cc: u8,
+    /// Why, if the condition code is 1.
+    pub(crate) status: u8,
+}
+
+impl Outcome {
+    /// Done.
+    pub(crate) const DONE: Outcome = Outcome { cc: 0, status: 0 };
+
+    /// What a function of `arch/s390/pci` returned, and the status that it left.
+    fn new(cc: c_int, status: u8) -> Self {
+        Outcome {
+            cc: cc as u8,
+            status,
+        }
+    }
+
+    /// Whether it was refused for want of resources.
+    pub(crate) fn lacks_resources(status: u8) -> bool {
+        u32::from(status) == ZPCI_PCI_ST_INSUF_RES
+    }
+
+    /// Why it was refused, for the log.
+    pub(crate) fn as_str(self) -> &'static CStr {
+        if u32::from(self.cc) == ZPCI_CC_INVAL_HANDLE {
+            return c"it is gone";
+        }
+        match u32::from(self.status) {
+            ZPCI_PCI_ST_FUNC_NOT_ENABLED => c"it is not enabled",
+            ZPCI_PCI_ST_FUNC_IN_ERR => c"it is in the error state",
+            ZPCI_PCI_ST_BLOCKED => c"its DMA is blocked after an error",
+            ZPCI_PCI_ST_INSUF_RES => c"the machine has not enough resources",
+            ZPCI_PCI_ST_INVAL_AS
+            | ZPCI_PCI_ST_DMA_AS_NOT_ENABLED
+            | ZPCI_PCI_ST_2ND_OP_IN_INV_AS => c"the machine does not know the address space",
+            ZPCI_PCI_ST_FUNC_NOT_AVAIL => c"it is not available",
+            ZPCI_PCI_ST_FUNC_ALREADY_ENABLED => {
+                c"it is out of sequence: something is registered, or nothing is"
+            }
+            ZPCI_PCI_ST_ALREADY_IN_RQ_STATE => c"the machine says that it is in that state already",
+            _ => c"no reason given",
+        }
+    }
+
+    /// As a result.
+    pub(crate) fn check(self) -> Result<(), Refusal> {
+        match (self.cc.into(), self.status.into()) {
+            (ZPCI_CC_OK, _) => Ok(()),
+            (ZPCI_CC_INVAL_HANDLE, _) | (ZPCI_CC_ERR, ZPCI_PCI_ST_FUNC_NOT_ENABLED) => {
+                Err(Refusal::Gone)
+            }
+            (
+                ZPCI_CC_ERR,
+                ZPCI_PCI_ST_FUNC_IN_ERR | ZPCI_PCI_ST_BLOCKED | ZPCI_PCI_ST_FUNC_NOT_AVAIL,
+            ) => Err(Refusal::InError),
+            _ => Err(Refusal::Other),
+        }
+    }
+}
+
+/// What the machine says of a function's translation.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Registered {
+    /// No table: DMA is blocked.
+    Nothing,
+    /// This table, or identity.
+    This(Iota),
+}
+
+impl Zdev {
+    /// Registers a table for IOVAs in `window`. Nothing may be registered.
+    ///
+    /// # Context
+    ///
+    /// May sleep.
+    pub(crate) fn register(self, window: Range, table: Iota) -> Outcome {
+        let mut status = 0;
+        // SAFETY: By the invariant. The core knows how each function wants it.
+        let cc = unsafe {
+            bindings::zpci_register_ioat(
+                self.as_raw(),
+                0,
+                window.start(),
+                window.last(),
+                table.0,
+                &mut status,
+            )
+        };
+        Outcome::new(cc, status)
+    }
+
+    /// Registers a table in place of the one that is registered, without a
+    /// moment between.
+    ///
+    /// # Context
+    ///
+    /// May sleep.
+    pub(crate) fn reregister(self, window: Range, table: Iota) -> Outcome {
+        let mut status = 0;
+        // SAFETY: By the invariant. The core knows how each function wants it.
+        let cc = unsafe {
+            bindings::zpci_reregister_ioat(
+                self.as_raw(),
+                0,
+                window.start(),
+                window.last(),
+                table.0,
+                &mut status,
+            )
+        };
+        Outcome::new(cc, status)
+    }
+
+    /// Takes the table away: DMA is blocked.
+    ///
+    /// # Context
+    ///
+    /// May sleep.
+    pub(crate) fn deregister(self) -> Outcome {
+        let mut status = 0;
+        // SAFETY: By the invariant.
+        let cc = unsafe { bindings::zpci_unregister_ioat(self.as_raw(), 0, &mut status) };
+        Outcome::new(cc, status)
+    }
+
+    /// Asks the machine what is registered.
+    ///
+    /// # Errors
+    ///
+    /// [`Refusal::Gone`] mostly: a function in the error state answers.
+    ///
+    /// # Context
+    ///
+    /// May sleep.
+    pub(crate) fn registered(self) -> Result<Registered, Refusal> {
+        let (mut registered, mut iota, mut status) = (false, 0, 0);
+        // SAFETY: By the invariant.
+        let cc = unsafe {
+            bindings::zpci_query_ioat(self.as_raw(), &mut registered, &mut iota, &mut status)
+        };
+        Outcome::new(cc, status).check()?;
+        Ok(if registered {
+            Registered::This(Iota(iota))
+        } else {
+            Registered::Nothing
+        })
+    }
+
+    /// Makes the machine forget a range, which must lie in the registered
+    /// window, and a hypervisor read it anew.
+    ///
+    /// # Context
+    ///
+    /// Any.
+    pub(crate) fn refresh(self, range: Range) -> Result<(), Refusal> {
+        if range == Range::ALL {
+            // More than the instruction can be given.
+            let [low, high] = Range::HALVES;
+            return self.refresh(low).and_then(|()| self.refresh(high));
+        }
+        let function = u64::from(self.handle()) << 32;
+        // SAFETY: No requirements.
+        match unsafe { bindings::zpci_refresh_trans(function, range.start(), range.size()) } {
+            0 => Ok(()),
+            error if error == ENOMEM.to_errno() => Err(Refusal::Resources),
+            error if error == ENODEV.to_errno() => Err(Refusal::Gone),
+            error if error == -(bindings::ESHUTDOWN as c_int) => Err(Refusal::InError),
+            _ => Err(Refusal::Other),
+        }
+    }
+}
