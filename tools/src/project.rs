@@ -15,6 +15,7 @@ use std::{
 pub const LLVM: &str = "-22";
 
 /// The folders of this checkout and the caller's settings.
+#[derive(Clone)]
 pub struct Project {
     /// The checkout.
     pub root: PathBuf,
