@@ -34,7 +34,7 @@ static int check_mapping(dma_addr_t iova)
 	return 0;
 }
 
-/* Returns how many mappings there was room for, or a failed test. */
+/* Returns how many mappings the window took, or a failed test. */
 static int fill(void)
 {
 	struct device *dev = &fn->pdev->dev;
@@ -75,10 +75,10 @@ static bool is_small(void)
 /* A few large pieces of the window may be lost to what is mapped anyway. */
 static int expect_full(int count)
 {
-	int room = (fn->last - fn->first + 1) / BUFFER;
+	int most = (fn->last - fn->first + 1) / BUFFER;
 
-	if (count < room - 8)
-		return test_fail("room for %d mappings, %d were made", room, count);
+	if (count < most - 8)
+		return test_fail("%d mappings fit, %d were made", most, count);
 	return 0;
 }
 

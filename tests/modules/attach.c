@@ -110,7 +110,7 @@ static int check_counts(void)
 	if (ret)
 		return ret;
 	if (!counts.refreshes)
-		return test_fail("no refresh was seen: is the probe in the right place?");
+		return test_fail("no refresh came: is the probe in the right place?");
 	return 0;
 }
 
@@ -325,7 +325,7 @@ static int test_window_constant(void)
 	if (start != fn->first || last != fn->last)
 		return test_fail("the window ends at %#llx, what is not reserved at %pad",
 				 last, &fn->last);
-	/* A change shows where the window has room to be cut: lend it some. */
+	/* A change shows where the window can be cut: make it longer for a while. */
 	zdev->end_dma = last + SZ_1M;
 	ret = begin();
 	if (!ret)

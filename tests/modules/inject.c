@@ -46,7 +46,7 @@ MODULE_PARM_DESC(refuse_status, "status of refuse_table");
 #define REFUSED_CC	1
 #define REFUSED_STATUS	16
 
-/* What is refused, and what was seen */
+/* What is refused, and what came */
 static struct {
 	raw_spinlock_t lock; /* protects all of it */
 	struct test_function *fn;
@@ -410,7 +410,7 @@ EXPORT_SYMBOL_GPL(inject_record);
 
 /**
  * inject_steps() - what was asked for since inject_record()
- * @steps: room for INJECT_STEPS; what comes later is not recorded
+ * @steps: an array of INJECT_STEPS; what comes later is not recorded
  *
  * Returns: how many there are
  */
@@ -615,7 +615,7 @@ int inject_hide_disable(bool hide)
 EXPORT_SYMBOL_GPL(inject_hide_disable);
 
 /**
- * inject_disabled() - tell the driver that a function was disabled
+ * inject_disabled() - notify the driver that a function was disabled
  * @fn: the function
  *
  * Returns: 0, or an error: this driver does not learn of it

@@ -61,7 +61,7 @@ void admin_stop(struct test_function *fn)
 	fn->sq = NULL;
 	fn->cq = NULL;
 	writel(0, fn->bar + NVME_REG_CC);
-	/* Whether it does is seen at the next start. */
+	/* The next start shows whether it does. */
 	wait_ready(fn, 0);
 }
 EXPORT_SYMBOL_GPL(admin_stop);

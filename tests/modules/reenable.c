@@ -186,19 +186,19 @@ static int test_changed(void)
 static int expect_named(const char *what, unsigned int operations)
 {
 	struct inject_counts counts;
-	unsigned int seen = 0;
+	unsigned int count = 0;
 	unsigned int i;
 
 	inject_counts(&counts);
 	for (i = 0; i < ARRAY_SIZE(counts.operations); i++) {
 		if (!(operations & BIT(i)) || !counts.operations[i])
 			continue;
-		seen++;
+		count++;
 		if (counts.gisas[i] != GISA)
 			return test_fail("%s: operation %u with GISA %#x",
 					 what, i, counts.gisas[i]);
 	}
-	return seen ? 0 : test_fail("%s: the machine was asked for nothing", what);
+	return count ? 0 : test_fail("%s: the machine was asked for nothing", what);
 }
 
 /* Replace and block, as iommufd does while the guest has the function */

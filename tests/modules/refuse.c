@@ -584,14 +584,14 @@ static int test_unmap_error(void)
 	return ret;
 }
 
-/* A domain has room for a few functions; for the next one it needs memory. The
+/* A domain takes a few functions; for the next one it needs memory. The
  * others are functions that do no DMA through the IOMMU: random number
  * generators of the virtual machine's own.
  */
 
-#define ROOM 6
+#define INLINE_MEMBERS 6
 
-static struct iommu_group *others[ROOM];
+static struct iommu_group *others[INLINE_MEMBERS];
 static unsigned int other_count;
 
 static int find_others(void)
@@ -599,15 +599,15 @@ static int find_others(void)
 	struct pci_dev *pdev = NULL;
 
 	other_count = 0;
-	while (other_count < ROOM &&
+	while (other_count < INLINE_MEMBERS &&
 	       (pdev = pci_get_device(PCI_VENDOR_ID_REDHAT_QUMRANET, PCI_ANY_ID, pdev)))
 		others[other_count++] = iommu_group_get(&pdev->dev);
 	pci_dev_put(pdev);
-	if (other_count == ROOM)
+	if (other_count == INLINE_MEMBERS)
 		return 0;
 	while (other_count)
 		iommu_group_put(others[--other_count]);
-	return test_skip("there are no %u other functions", ROOM);
+	return test_skip("there are no %u other functions", INLINE_MEMBERS);
 }
 
 static void release_others(void)
@@ -645,7 +645,7 @@ static int test_no_memory(void)
 	unsigned int i;
 	int failed, ret = 0;
 
-	for (i = 0; !ret && i < ROOM; i++)
+	for (i = 0; !ret && i < INLINE_MEMBERS; i++)
 		ret = iommu_attach_group(pair[1].domain, others[i]);
 	if (ret)
 		return test_fail("attach of another function: error %d", ret);

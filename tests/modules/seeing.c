@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
  * Suite "seeing", the part in the kernel: attaches that are refused or not. What
- * is to be seen of them the guest's suite of the same name looks for.
+ * can be observed of them the guest's suite of the same name looks for.
  */
 #define pr_fmt(fmt) "seeing: " fmt
 

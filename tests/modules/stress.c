@@ -455,7 +455,7 @@ static int test_recoveries(void)
 
 /* The same beside recoveries. Where the function happens to be blocked, the
  * device cannot even fetch the command: an error event all the same, unless
- * nothing is registered. Whether one came is seen at the end.
+ * nothing is registered. The end shows whether one came.
  */
 static int recover_beside_attaches(void)
 {

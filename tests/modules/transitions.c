@@ -460,7 +460,7 @@ static int expect_resets(int expected)
 	return 0;
 }
 
-/* What the recovery asks for, if it is told, and where the function is then */
+/* What the recovery asks for, if there is one, and where the function is then */
 static int check_recovery(bool keeps_state, int (*meanwhile)(void), const char *asked,
 			  enum state state)
 {
@@ -840,7 +840,7 @@ static int expect_mapped_now(void)
 	return ret;
 }
 
-/* As long as the machine has A's table, an unmap on A has to tell it. */
+/* As long as the machine has A's table, an unmap on A has to refresh it. */
 static int expect_flushed_then(void)
 {
 	if (job_result)

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
  * Suite "windows": one domain, and two functions whose windows begin and end
- * elsewhere. For an emulator that was told to make such.
+ * elsewhere. For an emulator that was started with such.
  */
 #define pr_fmt(fmt) "windows: " fmt
 

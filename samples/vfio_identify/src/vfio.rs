@@ -131,7 +131,7 @@ impl Device {
         Ok(Bar { base, size: size.get() })
     }
 
-    /// Asks to be told of errors.
+    /// Asks for a notice of errors.
     pub fn error_events(&self) -> Result<ErrorEvents> {
         let eventfd = EventFd::new().context("make an eventfd")?;
         let mut set = IrqSet {

@@ -44,7 +44,7 @@ trait Protocol: Send + Sync + 'static {
     const REFRESH_AFTER_REGISTER: bool = true;
     /// The old address space is left last.
     const LEAVE_LAST: bool = true;
-    /// The wait for flushes that may have seen the function live.
+    /// The wait for flushes that may have found the function live.
     const GRACE_PERIOD: bool = true;
     /// A function is disabled before flushes leave it alone.
     const DISABLE_FIRST: bool = true;
@@ -423,8 +423,8 @@ fn check<P: Protocol>(
 
 /// A map, beside something that ends with the function attached to space 0.
 fn map_beside<P: Protocol>(prepare: Job<P>, jobs: &'static [Job<P>]) {
-    let seen: Job<P> = |w| assert!(w.has_cached(0, 0), "a mapping that is not seen");
-    check(Machine::Shadows, false, prepare, jobs, seen);
+    let visible: Job<P> = |w| assert!(w.has_cached(0, 0), "a mapping that is not visible");
+    check(Machine::Shadows, false, prepare, jobs, visible);
 }
 
 /// An unmap of page 0 of space 0, beside something.
@@ -594,7 +594,7 @@ mod weakened {
 
         attach_without_refresh { const REFRESH_AFTER_REGISTER: bool = false; }
             map_beside(|_| (), [|w| w.map(0, 0), |w| w.attach(None, 0)])
-            panics "a mapping that is not seen";
+            panics "a mapping that is not visible";
 
         leave_first { const LEAVE_LAST: bool = false; }
             unmap_beside(

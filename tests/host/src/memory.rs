@@ -22,7 +22,7 @@ const POISON: u64 = 0xdead_dead_dead_d000;
 enum Life {
     /// In the tree, or about to be.
     Live,
-    /// Unlinked; a machine that was not told may still read it.
+    /// Unlinked; a machine that was not refreshed may still read it.
     Unlinked,
     /// Given back.
     Freed,
@@ -206,7 +206,7 @@ unsafe impl Memory for &HostMemory {
     }
 }
 
-/// What a machine finds that was told of every unlinked table: only live ones.
+/// What a machine finds that was refreshed after every unlink: only live ones.
 impl Storage for HostMemory {
     fn table(&self, origin: u64, entries: usize) -> Option<impl Fn(usize) -> u64> {
         let mut state = self.state();
@@ -237,7 +237,7 @@ impl<'m> Unlinked<'m> {
         self.tables.len()
     }
 
-    /// The machine was told: gives all of them back.
+    /// The machine was refreshed: gives all of them back.
     pub(crate) fn refresh(&mut self) {
         for (origin, shape) in self.tables.drain(..) {
             // SAFETY: It is unlinked, this test has no other thread, and the

@@ -134,9 +134,9 @@ impl Range {
     /// What of `size` bytes, rounded to a unit, lies within reach.
     fn fit(start: u64, size: u64, unit: u64, reach: u64) -> Self {
         let start = start & reach & !(unit - 1);
-        let room = reach - start;
+        let most = reach - start;
         let size = size.max(unit) & !(unit - 1);
-        let size = if size - 1 > room { room + 1 } else { size };
+        let size = if size - 1 > most { most + 1 } else { size };
         Range { start, size }
     }
 }

@@ -374,7 +374,7 @@ impl<O: Orders> Tree<O> {
         unlinked.tables
     }
 
-    /// After the threads are gone: the machine was told to forget `unlinked`,
+    /// After the threads are gone: the machine was made to forget `unlinked`,
     /// just `pages` are mapped, and every table is given back once.
     fn finish(self, unlinked: Vec<(Phys, Shape)>, pages: &[u64]) {
         let memory = self.tree.memory();
