@@ -67,6 +67,8 @@ mod properties;
 mod ranges;
 #[cfg(test)]
 mod reclaim;
+#[cfg(all(test, not(loom)))]
+mod stress;
 #[cfg(all(test, loom))]
 mod threads;
 #[cfg(all(test, not(loom)))]
