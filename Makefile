@@ -11,6 +11,8 @@
 ## make mutants   break the code on purpose: do the tests notice?
 ##                (ONLY= takes those with this in their names)
 ## make kernel    build the kernel only; ends with image=, source=, objects=
+## make matrix  build the kernel in other configurations: a table of what builds
+##                (ONLY= takes those with this in their names)
 ## make machine   build an emulator that can do what Debian's cannot; ends with machine=
 ## make guest     boot to a shell (APPEND= adds to the kernel's command line)
 ## make modules   KDIR=<prepared tree>: build the driver as an external module
@@ -36,7 +38,7 @@ CARGO ?= /usr/bin/cargo
 RUSTC ?= /usr/bin/rustc
 export CARGO RUSTC
 
-COMMANDS := run test kselftest bench passthrough mutants kernel machine guest integrate series modules modules_install fmt clippy checkpatch rustdoc htmldocs bare clean
+COMMANDS := run test kselftest bench passthrough mutants kernel matrix machine guest integrate series modules modules_install fmt clippy checkpatch rustdoc htmldocs bare clean
 .PHONY: help $(COMMANDS)
 
 help:

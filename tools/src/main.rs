@@ -18,6 +18,7 @@ mod kselftest;
 mod ktap;
 mod lint;
 mod machine;
+mod matrix;
 mod modules;
 mod mutants;
 mod passthrough;
@@ -59,6 +60,8 @@ enum Command {
     Mutants,
     /// Builds the kernel only and says where it is
     Kernel,
+    /// Builds the kernel in configurations that somebody may choose
+    Matrix,
     /// Builds an emulator whose functions are as real machines have them
     Machine,
     /// Boots to a shell
@@ -115,6 +118,7 @@ fn run(command: &Command) -> Result<()> {
             kernel::print_places(&kernel);
             Ok(())
         }
+        Command::Matrix => matrix::run(&project),
         Command::Machine => machine::run(&project),
         Command::Guest => guest::shell(&project, &flavour),
         Command::Integrate => kernel::integrate_only(&project),
