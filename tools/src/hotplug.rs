@@ -6,12 +6,13 @@
 //! unplug NAME` or `guest: want fault NAME OP:SKIP:COUNT:CC:STATUS`
 //! (`integration/qemu`), and reads a line there when it was done. The answer to
 //! `guest: want left NAME` is what is left of a fault. The name is a device of
-//! [`DEVICES`]. QEMU is told over QMP, on a socket that it inherits:
+//! [`DEVICES`]. `guest: want memory BYTES` is how much memory it wants to have beside what
+//! it was started with, of a `virtio-mem` that is called [`MEMORY`]. QEMU is told over QMP, on a socket that it inherits:
 //! no path that could be too long or left behind.
 
 use crate::qemu::{Device, DEVICES};
 use anyhow::{bail, Context, Result};
-use qapi::{qmp, Dictionary, Qmp, Stream};
+use qapi::{qmp, Any, Dictionary, Qmp, Stream};
 use std::{
     io::{BufReader, Write},
     os::{
@@ -32,6 +33,7 @@ enum Wish<'a> {
     Unplug(&'a str),
     Fault(&'a str, &'a str),
     Left(&'a str),
+    Memory(u64),
 }
 
 impl<'a> Wish<'a> {
@@ -41,6 +43,7 @@ impl<'a> Wish<'a> {
             "plug" => Some(Self::Plug(name)),
             "unplug" => Some(Self::Unplug(name)),
             "left" => Some(Self::Left(name)),
+            "memory" => name.parse().ok().map(Self::Memory),
             "fault" => name
                 .split_once(' ')
                 .map(|(name, what)| Self::Fault(name, what)),
@@ -82,17 +85,17 @@ impl Hotplug {
             self.qmp.handshake()?;
             self.is_greeted = true;
         }
-        let (Wish::Plug(name) | Wish::Unplug(name) | Wish::Fault(name, _) | Wish::Left(name)) =
-            wish;
-        let Some(device) = DEVICES.iter().find(|device| device.id == name) else {
-            bail!("the guest wants {wish:?}, there is no such device");
-        };
         let done = |()| "done".to_owned();
         let answer = match wish {
-            Wish::Plug(_) => self.plug(device).map(done),
-            Wish::Unplug(_) => self.unplug(device).map(done),
-            Wish::Fault(_, what) => self.fault(device, what).map(done),
-            Wish::Left(_) => self.left(device),
+            Wish::Plug(name) => self.plug(device(name)?).map(done),
+            Wish::Unplug(name) => self.unplug(device(name)?).map(done),
+            Wish::Fault(name, what) => self
+                .set(zpci_path(device(name)?), FAULT, what.into())
+                .map(done),
+            Wish::Left(name) => self.left(device(name)?),
+            Wish::Memory(bytes) => self
+                .set(MEMORY.to_owned(), "requested-size", bytes.into())
+                .map(done),
         }
         .with_context(|| format!("QEMU does not do what the guest wants, {wish:?}"))?;
         writeln!(keyboard, "{answer}").context("the guest does not listen")
@@ -133,13 +136,12 @@ impl Hotplug {
         Ok(())
     }
 
-    /// What is refused is a property of the device's zPCI function, which has to
-    /// have a name for this: that of the device behind `zpci-`.
-    fn fault(&mut self, device: &Device, what: &str) -> Result<()> {
+    fn set(&mut self, path: String, property: &str, value: Any) -> Result<()> {
+        let property = property.to_owned();
         self.qmp.execute(&qmp::qom_set {
-            path: zpci_path(device),
-            property: FAULT.to_owned(),
-            value: what.into(),
+            path,
+            property,
+            value,
         })?;
         Ok(())
     }
@@ -163,7 +165,16 @@ impl Hotplug {
 
 /// The property of a zPCI function that has its instructions refused.
 const FAULT: &str = "x-fault";
+/// What memory that comes later is a device of.
+const MEMORY: &str = "/machine/peripheral/memory-later";
 
+fn device(name: &str) -> Result<&'static Device> {
+    let device = DEVICES.iter().find(|device| device.id == name);
+    device.with_context(|| format!("there is no device {name}"))
+}
+
+/// What is refused is a property of the device's zPCI function, which has to have a name
+/// for this: that of the device behind `zpci-`.
 fn zpci_path(device: &Device) -> String {
     format!("/machine/peripheral/zpci-{}", device.id)
 }
@@ -182,6 +193,8 @@ mod tests {
             Some(Wish::Fault("nvme", "6:0:1:1:16"))
         );
         assert_eq!(parse("guest: want fault nvme"), None);
+        assert_eq!(parse("guest: want memory 4096"), Some(Wish::Memory(4096)));
+        assert_eq!(parse("guest: want memory all"), None);
         assert_eq!(parse("guest: want sleep 5"), None);
         assert_eq!(parse("guest: start"), None);
         assert_eq!(parse("[ 1.0] guest: want plug nvme"), None);

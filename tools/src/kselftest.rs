@@ -4,7 +4,8 @@
 
 use crate::{
     guest::Machine,
-    kernel::{self, Flavour},
+    initramfs::Extra,
+    kernel::{self, Flavour, Kernel},
     ktap::{Outcome, Point, Report},
     project::{variable, Project},
     qemu::Boot,
@@ -23,11 +24,11 @@ pub const FRAGMENT: &str = "kselftest";
 /// A boot takes a fraction of this, on a machine that has to share.
 const LIMIT: Duration = Duration::from_secs(3600);
 /// Room for what the tests map, in GiB.
-const MEMORY: u32 = 4;
+pub const MEMORY: u32 = 4;
 /// And twice as much of IOVA space.
 const WORDS: &str = "guest.mode=kselftest s390_iommu_aperture=2";
 /// What the tests are run on, beside NVMe, igb and e1000e.
-const DEVICES: [&str; 3] = [
+pub const DEVICES: [&str; 3] = [
     // A legacy device of virtio's does no DMA through the IOMMU.
     "virtio-rng-pci,disable-legacy=on,iommu_platform=on",
     "qemu-xhci",
@@ -87,9 +88,7 @@ fn suites(flavour: &Flavour) -> Vec<&'static str> {
 fn test(project: &Project, title: &'static str, flavour: &Flavour) -> Result<Results> {
     let machine = {
         let kernel = kernel::build(project, flavour)?;
-        let programs = selftests::build(project, &kernel)?;
-        let in_guest = |(name, path)| (format!("kselftest/{name}"), path);
-        let programs: Vec<_> = programs.into_iter().map(in_guest).collect();
+        let programs = programs(project, &kernel)?;
         // The cache is free for others after this.
         Machine::with_files(project, &kernel, &programs)?
     };
@@ -109,6 +108,15 @@ fn test(project: &Project, title: &'static str, flavour: &Flavour) -> Result<Res
         results.points.extend(report.points);
     }
     Ok(results)
+}
+
+/// Builds the programs, as files of the guest's root.
+pub fn programs(project: &Project, kernel: &Kernel) -> Result<Vec<Extra>> {
+    let in_guest = |(name, path)| (format!("kselftest/{name}"), path);
+    Ok(selftests::build(project, kernel)?
+        .into_iter()
+        .map(in_guest)
+        .collect())
 }
 
 fn boot(project: &Project, machine: &Machine, name: &str, suite: &str) -> Result<Report> {

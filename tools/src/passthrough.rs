@@ -27,8 +27,8 @@ use xxhash_rust::xxh64::xxh64;
 const LIMIT: Duration = Duration::from_secs(20 * 60);
 /// How long one L2 may take, in seconds.
 const INNER_LIMIT: u64 = 10 * 60;
-/// The suites that L2 can run.
-const SUITES: [&str; 2] = ["remap", "dma"];
+/// The suites that L2 can run, and what it needs for large requests.
+const MODULES: [&str; 3] = ["remap", "dma", "mapping_size"];
 /// How long nothing is shown of what the guests print.
 const SILENCE: Duration = Duration::from_secs(15);
 
@@ -97,6 +97,8 @@ fn boot(project: &Project, machine: &Machine, words: &str) -> Result<Outcomes> {
     );
     let boot = Boot {
         plugged: &["nvme", "igb", "e1000e", "nvme1"],
+        // Requests of 4 MiB at most, not of 512 KiB
+        arguments: &["-global", "nvme.mdts=10"],
         ..machine.boot("passthrough", append, LIMIT)
     };
     let mut claims = Vec::new();
@@ -155,7 +157,7 @@ fn inner_guest(project: &Project) -> Result<Vec<PathBuf>> {
         let kernel = kernel::build(project, &flavour)?;
         fs::copy(&kernel.image, &image)
             .with_context(|| format!("cannot copy {}", kernel.image.display()))?;
-        initramfs::build_small(project, &kernel, &SUITES, &root)?;
+        initramfs::build_small(project, &kernel, &MODULES, &root)?;
     }
     let guest = project.build.join("l2.cpio");
     initramfs::pack_files(&guest, inner::FOLDER, &[image, root])?;

@@ -37,7 +37,8 @@ impl Cmdline {
         Self::parse(&text)
     }
 
-    fn parse(text: &str) -> Result<Self> {
+    /// What such a text asks for.
+    pub fn parse(text: &str) -> Result<Self> {
         let mut cmdline = Self {
             mode: Mode::Shell,
             phase: String::new(),

@@ -3,6 +3,7 @@
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
@@ -13,6 +14,19 @@ const DEVICES: &str = "/sys/bus/pci/devices";
 
 /// How long a device and its driver may take to come up on an emulated machine.
 pub const COME_UP: Duration = Duration::from_secs(30);
+
+/// The functions that are there for this program, if not all.
+static ONLY: OnceLock<Vec<String>> = OnceLock::new();
+
+/// Lets this program find no others from now on.
+pub fn restrict_to(addresses: Vec<String>) {
+    ONLY.get_or_init(|| addresses);
+}
+
+/// Whether there may be others.
+pub fn is_restricted() -> bool {
+    ONLY.get().is_some()
+}
 
 /// One PCI function.
 #[derive(Clone)]
@@ -28,11 +42,13 @@ pub struct Region {
 }
 
 impl Function {
-    /// All functions, by address.
+    /// All functions that are there for this program, by address.
     pub fn all() -> Vec<Self> {
         let paths = sysfs::list(DEVICES);
         let address = |path: &PathBuf| sysfs::name(path);
-        paths.iter().map(address).map(|address| Self { address }).collect()
+        let addresses = paths.iter().map(address);
+        let is_ours = |address: &String| ONLY.get().is_none_or(|only| only.contains(address));
+        addresses.filter(is_ours).map(|address| Self { address }).collect()
     }
 
     /// The functions that a driver of this name is bound to.
@@ -132,6 +148,13 @@ impl Function {
     /// Names the one driver that the function may have; none means any.
     pub fn set_override(&self, driver: &str) -> Result<()> {
         sysfs::write(self.path().join("driver_override"), &format!("{driver}\n"))
+    }
+
+    /// Hands the function to this driver, or to its own if none is named.
+    pub fn hand_to(&self, driver: &str) -> Result<()> {
+        self.unbind()?;
+        self.set_override(driver)?;
+        self.probe()
     }
 
     /// How the function is reset: "flr" by itself, "bus" by the platform,

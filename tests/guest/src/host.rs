@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-//! What only the owner of the machine can do: plug and unplug devices, have their
+//! What only the owner of the machine can do: plug and unplug devices and memory, have
 //! instructions refused.
 //!
 //! A wish is a line on the console, which the program that started the machine
@@ -20,6 +20,12 @@ pub fn plug(device: &str) -> Result<()> {
 /// that tells of its end may come later.
 pub fn unplug(device: &str) -> Result<()> {
     ask("unplug", device).map(drop)
+}
+
+/// Has this much memory offered beside what the machine was started with; its driver
+/// takes and gives it back after this returns.
+pub fn memory(bytes: u64) -> Result<()> {
+    ask("memory", &bytes.to_string()).map(drop)
 }
 
 /// Has instructions for a device's function refused, `OP:SKIP:COUNT:CC:STATUS`, as

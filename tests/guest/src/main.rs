@@ -4,7 +4,8 @@
 //! Mounts what it needs, reads on the kernel command line what to do
 //! (`guest.mode=run|test|kselftest|bench|passthrough|l2|shell`), does it, prints
 //! `guest: done status=N` as the last line and powers the machine off. Its first line is
-//! `guest: start`.
+//! `guest: start`. Where it is not the first process it is a program for real machines
+//! (`hardware.rs`).
 
 mod bench;
 mod block;
@@ -12,7 +13,10 @@ mod cmdline;
 mod console;
 mod counters;
 mod function;
+mod hardware;
 mod host;
+mod igbvf;
+mod iommufd;
 mod kmsg;
 mod kselftest;
 mod ktap;
@@ -35,6 +39,9 @@ use cmdline::{Cmdline, Mode};
 use console::say;
 
 fn main() {
+    if std::process::id() != 1 {
+        return on_running_system();
+    }
     // Whatever stands above this line is the kernel's, also what looks like
     // test results: KUnit prints those while the machine boots.
     say!("guest: start");
@@ -48,6 +55,19 @@ fn main() {
     };
     say!("guest: done status={status}");
     setup::power_off();
+}
+
+/// Of a process among others, that ends as they do.
+fn on_running_system() {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    match hardware::run(&arguments) {
+        Ok(true) => (),
+        Ok(false) => std::process::exit(1),
+        Err(error) => {
+            say!("guest: {error:#}");
+            std::process::exit(2);
+        }
+    }
 }
 
 /// Prepares the machine and runs what was asked for; says whether it was good.

@@ -4,6 +4,7 @@
 use std::ffi::CString;
 use std::fs::File;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use anyhow::{Context, Result, ensure};
 use nix::errno::Errno;
@@ -67,8 +68,22 @@ pub fn refused(load: impl FnOnce() -> nix::Result<()>, error: Errno, text: &str)
     before.ensure_unchanged()
 }
 
+/// Where modules are, if not in the initramfs.
+static FOLDER: OnceLock<PathBuf> = OnceLock::new();
+
+/// Takes modules from the program's own folder `modules` from now on.
+pub fn look_beside_program() -> Result<()> {
+    let program = std::env::current_exe()?;
+    let beside = program.parent().map(|folder| folder.join("modules"));
+    if let Some(folder) = beside.filter(|folder| folder.is_dir()) {
+        FOLDER.get_or_init(|| folder);
+    }
+    Ok(())
+}
+
 fn path(name: &str) -> PathBuf {
-    PathBuf::from(format!("/lib/modules/{name}.ko"))
+    let folder = FOLDER.get().map_or(Path::new("/lib/modules"), PathBuf::as_path);
+    folder.join(format!("{name}.ko"))
 }
 
 impl Module {

@@ -76,7 +76,12 @@ pub fn functions() -> Result<[Function; 2]> {
 impl Pair {
     /// Configures both cards.
     pub fn connect() -> Result<Self> {
-        let [near, far] = functions()?;
+        Self::connect_from(&functions()?[0])
+    }
+
+    /// Another function in place of the near card's.
+    pub fn connect_from(near: &Function) -> Result<Self> {
+        let [_, far] = functions()?;
         let (near, far) = (near.interface()?, far.interface()?);
         let far = FarSide::start(&far)?;
         netlink::address(&near, NEAR)?;

@@ -3,7 +3,7 @@
 //! have them: the suites of the usual boots, and those that only it can run.
 
 use super::{Suite, Variant};
-use crate::{guest, machine, project::variable};
+use crate::{guest, kselftest, machine, project::variable, qemu::USUAL};
 use anyhow::{anyhow, Result};
 
 /// A boot on this emulator.
@@ -40,11 +40,21 @@ const NOT_SHADOWED: &[&str] = &[
     "zpci.x-rereg-keeps=on",
 ];
 
-const BOOTS: [Special; 7] = [
+const BOOTS: [Special; 9] = [
     special(
         "identity",
-        "iommu.passthrough=1 guest.type=identity guest.suite=boot,nvme,nic,dma,hotplug",
-        &["-global", "zpci.relaxed-translation=on"],
+        "iommu.passthrough=1 guest.type=identity memhp_default_state=online_movable \
+            s390_iommu_aperture=0 guest.suite=boot,nvme,nic,dma,hotplug,memory",
+        &[
+            "-global",
+            "zpci.relaxed-translation=on",
+            "-m",
+            "maxmem=3G",
+            "-object",
+            "memory-backend-ram,id=later,size=1G,reserve=off",
+            "-device",
+            "virtio-mem-ccw,id=memory-later,memdev=later",
+        ],
     ),
     // The DMA API translates, the tests attach identity and leave it.
     special(
@@ -92,9 +102,26 @@ const BOOTS: [Special; 7] = [
             STALE,
         ],
     ),
+    special(
+        "vfs",
+        "guest.suite=boot,vfs,nic",
+        &["-global", "s390-pcihost.extended-config=on"],
+    ),
+    // What is run on real machines, beside a drive that is used
+    special("hardware", "guest.suite=hardware", NOT_SHADOWED),
     // Until the refresh after a re-registration a function may hit the old table.
     special("replace", "guest.suite=gapless", NOT_SHADOWED),
 ];
+
+/// The kernel's selftests of VFIO, and ours, that other boots have to skip: VFs made by
+/// vfio-pci, and huge pages. vfio-pci cannot claim the VFs of its PF on s390, where they
+/// become VFs after its notifier was called: it has their identity, and igbvf is a module.
+const SELFTESTS: Special = special(
+    "selftests",
+    "guest.mode=kselftest guest.suite=vfio,s390_iommu guest.only=sriov,dma_mapping_test,hugetlb \
+        vfio_pci.enable_sriov=1 vfio_pci.ids=8086:10ca hugepagesz=1M hugepages=16",
+    &["-global", "s390-pcihost.extended-config=on"],
+);
 
 /// The guest names the functions whose instructions are refused.
 const FAULTS: Special = special(
@@ -106,28 +133,38 @@ const FAULTS: Special = special(
 impl Suite<'_> {
     /// All boots on this emulator, or that of `BOOT=`; it is built if there is none.
     pub(super) fn machine(&mut self) {
-        match self.special_machine() {
-            Ok(machine) => {
-                let named = variable("BOOT");
-                for special in BOOTS.iter().chain([&FAULTS]) {
-                    if named
-                        .as_ref()
-                        .is_none_or(|name| name == special.variant.name)
-                    {
+        let named = variable("BOOT");
+        let is_wanted = |special: &&Special| {
+            let name = special.variant.name;
+            named.as_ref().is_none_or(|named| named == name)
+        };
+        let suites: Vec<&Special> = BOOTS.iter().chain([&FAULTS]).collect();
+        for (boots, has_programs) in [(suites, false), (vec![&SELFTESTS], true)] {
+            let boots: Vec<_> = boots.into_iter().filter(is_wanted).collect();
+            if boots.is_empty() {
+                continue;
+            }
+            match self.special_machine(has_programs) {
+                Ok(machine) => {
+                    for special in boots {
                         self.special_boot(&machine, special);
                     }
                 }
+                Err(error) => self.keep("machine", Err(error)),
             }
-            Err(error) => self.keep("machine", Err(error)),
         }
     }
 
-    fn special_machine(&mut self) -> Result<guest::Machine> {
+    fn special_machine(&mut self, has_programs: bool) -> Result<guest::Machine> {
         let qemu = machine::build(self.project)?;
         let kernel = self
             .kernel()
             .ok_or_else(|| anyhow!("machine: there is no kernel to boot"))?;
-        let mut machine = guest::Machine::of_kernel(self.project, kernel)?;
+        let programs = match has_programs {
+            true => kselftest::programs(self.project, &kernel)?,
+            false => Vec::new(),
+        };
+        let mut machine = guest::Machine::with_files(self.project, &kernel, &programs)?;
         machine.qemu = qemu;
         Ok(machine)
     }
@@ -136,6 +173,11 @@ impl Suite<'_> {
         let name = format!("machine-{}", special.variant.name);
         let mut boot = Self::boot_of(machine, &name, &special.variant);
         boot.arguments = special.arguments;
+        if name.ends_with(SELFTESTS.variant.name) {
+            boot.devices = &kselftest::DEVICES;
+            boot.plugged = USUAL;
+            boot.generators = 0;
+        }
         if let Some(words) = variable("APPEND") {
             boot.append += &format!(" {}", words.to_string_lossy());
         }

@@ -1,10 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0
-//! This project's selftests, `tests/selftests`. Nothing in them is skipped.
+//! This project's selftests, `tests/selftests`. Nothing in them is skipped, but for huge
+//! pages that the machine has none of.
 
 use anyhow::Result;
 
 use super::devices::Devices;
-use super::run::{Run, is_chosen};
+use super::run::{Expected, Run, is_chosen};
+use super::vfio::{NO_EDAT, has_no_pages};
+use crate::block::MIB;
 use crate::cmdline::Cmdline;
 use crate::ktap::Suite;
 
@@ -13,13 +16,25 @@ const FOLDER: &str = "s390_iommu";
 
 /// A program, what it is run on, and how many accesses must be refused in it.
 /// The programs count those themselves, test by test.
-const TESTS: [(&str, &[&str], usize); 5] = [
+const TESTS: [(&str, &[&str], usize); 6] = [
     ("bad_input_test", &["nvme"], 0),
     ("bad_input_test", &["igb"], 0),
     ("translation_test", &["igb", "second igb"], 5 * 8),
     ("lifetime_test", &["igb"], 0),
     ("mapping_test", &["igb"], 0),
+    // One in each of five modes
+    (HUGE, &["igb"], 5),
 ];
+const HUGE: &str = "hugetlb_test";
+
+const EXPECTED: [Expected; 1] = [Expected {
+    program: HUGE,
+    test: "",
+    only: &[],
+    says: "mmap() failed",
+    why: NO_EDAT,
+    is_lacking: |_, _| Ok(has_no_pages(MIB)),
+}];
 
 /// Runs them; `guest.only=` is a part of the names of the programs to run.
 pub fn run(suite: &mut Suite, cmdline: &Cmdline) -> Result<()> {
@@ -33,7 +48,9 @@ pub fn run(suite: &mut Suite, cmdline: &Cmdline) -> Result<()> {
             addresses.push(devices.get(kind)?.function.address.as_str());
         }
         let on = kinds[0];
-        let run = Run { folder: FOLDER, program, on, devices: &devices, expected: &[], known: &[] };
+        let refused = if program == HUGE && has_no_pages(MIB) { 0 } else { refused };
+        let expected = &EXPECTED;
+        let run = Run { folder: FOLDER, program, on, devices: &devices, expected, known: &[] };
         run.run(suite, &addresses, refused);
     }
     suite.test("the disk works afterwards", || devices.give_back());

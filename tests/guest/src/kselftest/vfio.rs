@@ -3,13 +3,15 @@
 //! backend: each program goes through type1 and type1v2 of VFIO's own
 //! container, the same two of iommufd's, and a device of iommufd.
 
+use std::path::Path;
+
 use anyhow::Result;
 
 use super::devices::Devices;
 use super::run::{Expected, Run, is_chosen, is_for};
+use crate::block::{KIB, MIB};
 use crate::cmdline::Cmdline;
 use crate::ktap::Suite;
-use crate::sysfs;
 
 /// How many backends there are.
 const BACKENDS: usize = 5;
@@ -42,14 +44,24 @@ const MSI: u8 = 5;
 /// Runs on all functions at once.
 const PARALLEL: &str = "vfio_pci_device_init_perf_test";
 
-const EXPECTED: [Expected; 3] = [
+pub const NO_EDAT: &str = "no huge pages: the emulated CPU has no EDAT";
+
+const EXPECTED: [Expected; 4] = [
     Expected {
         program: "vfio_dma_mapping_test",
-        test: "_hugetlb_",
+        test: "_hugetlb_1mb",
         only: &[],
         says: "mmap() failed",
-        why: "no huge pages: the emulated CPU has no EDAT",
-        is_lacking: |_, _| Ok(!has_edat(&sysfs::read("/proc/cpuinfo")?)),
+        why: NO_EDAT,
+        is_lacking: |_, _| Ok(has_no_pages(MIB)),
+    },
+    Expected {
+        program: "vfio_dma_mapping_test",
+        test: "_hugetlb_2gb",
+        only: &[],
+        says: "mmap() failed",
+        why: "no huge pages of 2 GiB: the emulated CPU has no EDAT 2",
+        is_lacking: |_, _| Ok(has_no_pages(2048 * MIB)),
     },
     Expected {
         program: "vfio_pci_device_test",
@@ -91,10 +103,9 @@ pub fn run(suite: &mut Suite, cmdline: &Cmdline) -> Result<()> {
     Ok(())
 }
 
-/// The facility for pages of 1 MiB and 2 GiB, by the features of the CPU.
-fn has_edat(cpuinfo: &str) -> bool {
-    let features = cpuinfo.lines().filter(|line| line.starts_with("features"));
-    features.flat_map(str::split_whitespace).any(|word| word.starts_with("edat"))
+/// Whether the kernel knows no huge pages of this size.
+pub fn has_no_pages(size: usize) -> bool {
+    !Path::new(&format!("/sys/kernel/mm/hugepages/hugepages-{}kB", size / KIB)).exists()
 }
 
 fn new_run<'a>(devices: &'a Devices, on: &'a str, program: &'a str) -> Run<'a> {

@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 
-use super::qemu::Qemu;
+use super::qemu::{Qemu, Stopped};
 use super::{Drive, MOVED};
-use crate::block::Transfer;
+use crate::block::{KIB, MIB, Transfer};
 use crate::cmdline::Cmdline;
 use crate::console::say;
 use crate::counters::Counters;
@@ -26,38 +26,62 @@ struct Round {
     name: &'static str,
     iommufd: bool,
     drives: usize,
+    /// How much L2 writes at once.
+    request: usize,
     /// Words for L2's kernel.
     words: &'static str,
+    /// L2 reaches for memory that it unmapped, which is its end.
+    is_stopped: bool,
 }
 
-const ROUNDS: [Round; 5] = [
+/// What most rounds are.
+const USUAL: Round =
+    Round { name: "", iommufd: false, drives: 1, request: 128 * KIB, words: "", is_stopped: false };
+
+const ROUNDS: [Round; 8] = [
     Round {
         name: "legacy",
-        iommufd: false,
-        drives: 1,
         words: "s390_iommu.large_pages=1 guest.large=1 guest.suite=remap,dma",
+        ..USUAL
     },
     Round {
         name: "legacy-small",
-        iommufd: false,
-        drives: 1,
         words: "s390_iommu.large_pages=0 guest.large=0 guest.suite=remap iommu.strict=1",
+        ..USUAL
     },
     Round {
         name: "iommufd",
         iommufd: true,
-        drives: 1,
         // Where L2 flushes every unmap, L1 unmaps every page right away.
         words: "s390_iommu.large_pages=1 guest.large=1 guest.suite=remap,dma iommu.strict=1",
+        ..USUAL
     },
     Round {
         name: "iommufd-small",
         iommufd: true,
-        drives: 1,
         words: "s390_iommu.large_pages=0 guest.large=0 guest.suite=remap",
+        ..USUAL
     },
-    Round { name: "two", iommufd: true, drives: 2, words: "" },
+    Round { name: "two", iommufd: true, drives: 2, ..USUAL },
+    // Each of these unmaps covers a page table, which a hypervisor may overlook.
+    Round {
+        name: "requests",
+        request: MIB,
+        words: "s390_iommu.large_pages=0 iommu.strict=1",
+        ..USUAL
+    },
+    Round {
+        name: "stopped",
+        words: "guest.suite=remap guest.only=1M iommu.strict=1",
+        is_stopped: true,
+        ..USUAL
+    },
+    Round { name: IDENTITY, words: "iommu.passthrough=1 guest.type=identity", ..USUAL },
 ];
+
+/// What L2 has as memory is mapped at once, and nothing afterwards. This one runs only if
+/// it is named: QEMU offers it where L1's kernel has `CONFIG_VFIO_PCI_ZDEV_KVM`.
+const IDENTITY: &str = "identity";
 
 /// What L2 is told as L1 was.
 const FORWARDED: [&str; 3] = ["guest.suite", "guest.only", "guest.inner"];
@@ -75,17 +99,20 @@ pub fn run(cmdline: &Cmdline) -> Result<bool> {
         .filter_map(|key| Some(format!(" {key}={}", cmdline.value(key)?)))
         .collect();
     let mut report = Report::start();
+    let mut stopped = 0;
     for (number, round) in ROUNDS.iter().enumerate() {
-        if names.as_ref().is_some_and(|names| !names.contains(&round.name)) {
+        let is_usual = round.name != IDENTITY;
+        if !names.as_ref().map_or(is_usual, |names| names.contains(&round.name)) {
             continue;
         }
+        stopped += usize::from(round.is_stopped);
         let mut suite = report.suite(round.name);
         if let Err(error) = round.run(&mut suite, number as u64, &forwarded, limit) {
             suite.result("the round can run", Err(error));
         }
     }
     let mut suite = report.suite("L1");
-    suite.test("no function reported an error", no_events);
+    suite.test("no function reported an error but where L2 was stopped", || events(stopped));
     dmesg::run(&mut report.suite("dmesg"));
     Ok(report.finish())
 }
@@ -95,18 +122,26 @@ impl Round {
         let mut functions = Function::of_driver("nvme");
         ensure!(functions.len() >= self.drives, "{} drives are too few", functions.len());
         functions.truncate(self.drives);
-        let drives = functions.into_iter().map(|function| Drive::of(function, number));
+        let drives =
+            functions.into_iter().map(|function| Drive::of(function, number, self.request));
         let drives: Vec<Drive> = drives.collect::<Result<_>>()?;
         for drive in &drives {
             let name = format!("drive {}: L1 writes", drive.serial);
             suite.test(&name, || write(drive, &drive.before()));
         }
         let words = format!(
-            "guest.drives={} guest.round={number} guest.calm=1 {}{forwarded}",
-            self.drives, self.words
+            "guest.drives={} guest.round={number} guest.request={} guest.calm={} {}{forwarded}",
+            self.drives,
+            self.request,
+            u8::from(!self.is_stopped),
+            self.words
         );
         let given = give(&drives).and_then(|()| self.guest(suite, &drives, &words, limit));
-        suite.result("L2 came to its end by itself", given);
+        if self.is_stopped {
+            suite.result("an access after an unmap stopped L2", expect_stopped(given));
+        } else {
+            suite.result("L2 came to its end by itself", given);
+        }
         take_back(&drives)?;
         for drive in &drives {
             let name = |what: &str| format!("drive {}: {what}", drive.serial);
@@ -129,8 +164,11 @@ impl Round {
         let mut heard = Heard::default();
         while let Some(line) = qemu.line()? {
             // The words alone: the line may follow on one of the kernel's.
-            if line.contains(MOVED) {
+            if let Some((_, live)) = line.split_once(MOVED) {
                 look_at_domains(suite, drives);
+                if self.words.contains("strict=1") {
+                    suite.test("L1 has mapped what L2 has, no more", || expect_live(drives, live));
+                }
                 qemu.answer("")?;
             } else if line.contains(QUESTION) {
                 let counters = Counters::read(&drives[0].function)?;
@@ -162,6 +200,26 @@ fn look_at_domains(suite: &mut Suite, drives: &[Drive]) {
             ensure!(counters.sync_map > 0, "no mapping was made visible: {counters}");
             Ok(())
         });
+    }
+}
+
+/// Every unmap of L2's was one in L1.
+fn expect_live(drives: &[Drive], live: &str) -> Result<()> {
+    let live: u64 = live.trim().parse().context("how many pages L2 has mapped")?;
+    let mut outside = 0;
+    for drive in drives {
+        let counters = Counters::read(&drive.function)?;
+        outside += counters.mapped - counters.unmapped;
+    }
+    ensure!(live > 0 && live == outside, "{outside} pages in L1, {live} in L2");
+    Ok(())
+}
+
+fn expect_stopped(given: Result<()>) -> Result<()> {
+    match given {
+        Err(error) if error.is::<Stopped>() => Ok(()),
+        Err(error) => Err(error),
+        Ok(()) => bail!("L2 came to its end"),
     }
 }
 
@@ -242,10 +300,10 @@ fn change_driver(function: &Function, only: &str, wanted: &str) -> Result<()> {
 
 /// A function that does DMA where nothing is mapped is put into the error
 /// state, which the PCI subsystem tells.
-fn no_events() -> Result<()> {
+fn events(wanted: usize) -> Result<()> {
     let messages = kmsg::messages()?;
     let events = messages.iter().filter(|m| m.contains("reports an error for PCI function"));
     let events: Vec<_> = events.collect();
-    ensure!(events.is_empty(), "{} of them, the first: {}", events.len(), events[0]);
+    ensure!(events.len() == wanted, "{} of them, {wanted} wanted: {events:?}", events.len());
     Ok(())
 }

@@ -18,7 +18,7 @@ use crate::console::say;
 use crate::function::Function;
 use crate::sysfs;
 
-/// What L2 prints when it has moved its data.
+/// What L2 prints when it has moved its data; behind it, how many pages its domains map.
 const MOVED: &str = "L2: moved";
 
 /// Each round has its own part of a drive, so that all that was written is
@@ -31,17 +31,19 @@ struct Drive {
     /// Who it is, whatever its address: the host gives each drive another.
     serial: String,
     round: u64,
+    /// How much L2 writes at once.
+    request: usize,
 }
 
 impl Drive {
-    fn of(function: Function, round: u64) -> Result<Self> {
+    fn of(function: Function, round: u64, request: usize) -> Result<Self> {
         // Before its disk is there, nothing in sysfs is.
         function.disk()?;
         let controllers = sysfs::list(function.path().join("nvme"));
         let controller = controllers.first();
         let controller = controller.with_context(|| format!("{}: no nvme", function.address))?;
         let serial = sysfs::read(controller.join("serial"))?.trim().to_owned();
-        Ok(Self { function, serial, round })
+        Ok(Self { function, serial, round, request })
     }
 
     /// The transfer with this number of the round. Seeds are those of no other
@@ -65,7 +67,7 @@ impl Drive {
     /// What L2 writes: in large requests, and in small ones out of the middle
     /// of a page.
     fn by_l2(&self) -> [Transfer; 2] {
-        [self.transfer(1, MIB, 128 * KIB, 0), self.transfer(2, 64 * KIB, 4 * KIB, 512)]
+        [self.transfer(1, 2 * MIB, self.request, 0), self.transfer(2, 64 * KIB, 4 * KIB, 512)]
     }
 
     /// What L1 writes when it has the drive back.

@@ -25,6 +25,18 @@ const SHOWN: usize = 10;
 /// What it says when it stops its guest for good.
 const STOPPED: &str = "Unrecoverable error detected";
 
+/// That it said so.
+#[derive(Debug)]
+pub struct Stopped(String);
+
+impl std::fmt::Display for Stopped {
+    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+        write!(f, "an error event stopped L2: {}", self.0)
+    }
+}
+
+impl std::error::Error for Stopped {}
+
 /// A running QEMU; stopped when dropped.
 pub struct Qemu {
     child: Child,
@@ -82,7 +94,9 @@ impl Qemu {
                     if self.complaints <= SHOWN {
                         say!("l2| {line}");
                     }
-                    ensure!(!line.contains(STOPPED), "an error event stopped L2: {line}");
+                    if line.contains(STOPPED) {
+                        bail!(Stopped(line));
+                    }
                 }
                 Ok(line) => {
                     say!("l2| {line}");

@@ -7,9 +7,11 @@ mod counters;
 pub mod dmesg;
 mod elsewhere;
 mod faults;
+mod hardware;
 mod hotplug;
 mod kunit;
 mod kvm;
+mod memory;
 mod module;
 pub mod modules;
 mod nic;
@@ -18,6 +20,7 @@ mod pressure;
 mod root;
 mod samples;
 mod seeing;
+mod vfs;
 mod windows;
 
 use anyhow::{Result, bail};
@@ -56,10 +59,13 @@ const SUITES: &[Entry] = &[
 ];
 
 /// Suites that need a machine of their own, and run only if they are named.
-const SPECIAL: [Entry; 7] = [
+const SPECIAL: [Entry; 10] = [
     ("faults", faults::run),
     ("gapless", |suite, cmdline| modules::run(suite, cmdline, "gapless")),
     ("windows", windows::run),
+    ("vfs", vfs::run),
+    ("memory", memory::run),
+    ("hardware", hardware::run),
     ("module", module::run),
     ("root", root::run),
     ("absent", elsewhere::absent),

@@ -2,35 +2,24 @@
 //! Two drives whose windows differ, on one domain: a test module's, and those that
 //! user space gets from iommufd and from VFIO's container.
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::os::fd::{AsRawFd, FromRawFd, RawFd};
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
-use nix::errno::Errno;
-use nix::libc::{c_ulong, ioctl};
+use nix::libc::c_ulong;
 
 use super::modules;
 use crate::block::{MIB, Transfer};
 use crate::cmdline::Cmdline;
 use crate::function::Function;
+use crate::iommufd::{Range, Space, TYPE, call, call_with, open};
 use crate::ktap::Suite;
-use crate::sysfs;
 
-/// A range of IOVAs; both ends are inside.
-type Range = (u64, u64);
-
-/// The numbers of ioctls are `_IO(';', n)`, those of VFIO from 100 on.
-const TYPE: c_ulong = 0x3b00;
 const SET_IOMMU: c_ulong = TYPE + 102;
 const GROUP_SET_CONTAINER: c_ulong = TYPE + 104;
 const GROUP_GET_DEVICE_FD: c_ulong = TYPE + 106;
 const IOMMU_GET_INFO: c_ulong = TYPE + 112;
-const BIND_IOMMUFD: c_ulong = TYPE + 118;
-const ATTACH_IOMMUFD_PT: c_ulong = TYPE + 119;
-const IOAS_ALLOC: c_ulong = TYPE + 0x81;
-const IOAS_IOVA_RANGES: c_ulong = TYPE + 0x84;
-const IOAS_MAP: c_ulong = TYPE + 0x85;
 
 pub fn run(suite: &mut Suite, cmdline: &Cmdline) -> Result<()> {
     let drives = Function::of_driver("nvme");
@@ -63,26 +52,6 @@ pub fn run(suite: &mut Suite, cmdline: &Cmdline) -> Result<()> {
     Ok(())
 }
 
-/// An ioctl that takes a pointer to its structure.
-fn call<T: ?Sized>(file: &impl AsRawFd, number: c_ulong, argument: *mut T) -> Result<i32> {
-    // SAFETY: each caller hands the structure over that the number is for.
-    let result = unsafe { ioctl(file.as_raw_fd(), number, argument) };
-    Errno::result(result).with_context(|| format!("ioctl {number:#x}"))
-}
-
-/// An ioctl that takes a number.
-fn call_with(file: &impl AsRawFd, number: c_ulong, argument: c_ulong) -> Result<i32> {
-    // SAFETY: the kernel does not take it for a pointer.
-    let result = unsafe { ioctl(file.as_raw_fd(), number, argument) };
-    Errno::result(result).with_context(|| format!("ioctl {number:#x}"))
-}
-
-fn open(path: impl AsRef<Path>) -> Result<File> {
-    let path = path.as_ref();
-    let file = OpenOptions::new().read(true).write(true).open(path);
-    file.with_context(|| format!("open {}", path.display()))
-}
-
 fn expect(what: &str, found: &[Range], expected: Range) -> Result<()> {
     ensure!(found == [expected], "{what}: {found:x?}, not {expected:x?}");
     Ok(())
@@ -91,82 +60,19 @@ fn expect(what: &str, found: &[Range], expected: Range) -> Result<()> {
 /// The first alone has its window, both together have what they share, and a map
 /// outside of that is refused.
 fn iommufd(drives: &[Function], windows: [Range; 2], common: Range) -> Result<()> {
-    let iommufd = open("/dev/iommu")?;
-    // size, flags, the id that is the answer
-    let mut alloc = [12_u32, 0, 0];
-    call(&iommufd, IOAS_ALLOC, &mut alloc)?;
-    let space = alloc[2];
+    let space = Space::new()?;
     let mut devices = Vec::new();
     for (drive, expected) in drives.iter().zip([windows[0], common]) {
-        devices.push(attach(drive, &iommufd, space)?);
-        expect("iommufd", &ranges(&iommufd, space)?, expected)?;
+        devices.push(space.attach(drive)?);
+        expect("iommufd", &space.ranges()?, expected)?;
     }
     let page = crate::block::Buffer::new(4096, 0);
-    map(&iommufd, space, &page, common.0)?;
-    map(&iommufd, space, &page, common.1 - 4095)?;
+    space.map(&page, common.0)?;
+    space.map(&page, common.1 - 4095)?;
     for iova in [common.0 - 4096, common.1 + 1] {
-        ensure!(map(&iommufd, space, &page, iova).is_err(), "a map at {iova:#x} is not refused");
+        ensure!(space.map(&page, iova).is_err(), "a map at {iova:#x} is not refused");
     }
     Ok(())
-}
-
-fn attach(drive: &Function, iommufd: &File, space: u32) -> Result<File> {
-    let folders = sysfs::list(drive.path().join("vfio-dev"));
-    let name = sysfs::name(folders.first().context("no character device")?);
-    let device = open(Path::new("/dev/vfio/devices").join(name))?;
-    // size, flags, iommufd, the id that is an answer
-    let mut bind = [16, 0, iommufd.as_raw_fd() as u32, 0];
-    call(&device, BIND_IOMMUFD, &mut bind)?;
-    let mut attach = [12, 0, space];
-    call(&device, ATTACH_IOMMUFD_PT, &mut attach)?;
-    Ok(device)
-}
-
-fn ranges(iommufd: &File, space: u32) -> Result<Vec<Range>> {
-    #[repr(C)]
-    struct Ranges {
-        size: u32,
-        space: u32,
-        count: u32,
-        reserved: u32,
-        list: u64,
-        alignment: u64,
-    }
-    let mut list = [[0_u64; 2]; 16];
-    let mut ranges = Ranges {
-        size: size_of::<Ranges>() as u32,
-        space,
-        count: list.len() as u32,
-        reserved: 0,
-        list: list.as_mut_ptr().addr() as u64,
-        alignment: 0,
-    };
-    call(iommufd, IOAS_IOVA_RANGES, &mut ranges)?;
-    Ok(list[..ranges.count as usize].iter().map(|range| (range[0], range[1])).collect())
-}
-
-/// Fixed at this IOVA, to be read and written.
-fn map(iommufd: &File, space: u32, page: &[u8], iova: u64) -> Result<()> {
-    #[repr(C)]
-    struct Map {
-        size: u32,
-        flags: u32,
-        space: u32,
-        reserved: u32,
-        memory: u64,
-        length: u64,
-        iova: u64,
-    }
-    let mut map = Map {
-        size: size_of::<Map>() as u32,
-        flags: 7,
-        space,
-        reserved: 0,
-        memory: page.as_ptr().addr() as u64,
-        length: page.len() as u64,
-        iova,
-    };
-    call(iommufd, IOAS_MAP, &mut map).map(drop)
 }
 
 fn container(drives: &[Function], windows: [Range; 2], common: Range) -> Result<()> {

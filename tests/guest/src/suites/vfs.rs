@@ -1,0 +1,186 @@
+// SPDX-License-Identifier: GPL-2.0
+//! Virtual functions of a network card: made, used for DMA by their driver and by
+//! this program through VFIO, removed while they are used, made again.
+
+use std::os::fd::{AsRawFd, OwnedFd};
+
+use anyhow::{Context, Result, ensure};
+use nix::errno::Errno;
+use nix::libc;
+use nix::net::if_::if_nametoindex;
+use nix::sys::socket::sockopt::ReceiveTimeout;
+use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType};
+use nix::sys::socket::{recv, send, setsockopt, socket};
+use nix::sys::time::{TimeVal, TimeValLike};
+
+use crate::block::MIB;
+use crate::cmdline::Cmdline;
+use crate::counters::Counters;
+use crate::function::{COME_UP, Function};
+use crate::igbvf::Vf;
+use crate::kmsg;
+use crate::ktap::Suite;
+use crate::module;
+use crate::netlink;
+use crate::nic::{self, Direction, Pair};
+use crate::pattern::Stream;
+use crate::sysfs;
+
+const VFS: usize = 2;
+const BYTES: usize = 2 * MIB;
+/// What a transfer maps at least: its buffers are mapped once and used again.
+const MAPPED: u64 = 100;
+/// An EtherType for experiments.
+const ETHERTYPE: u16 = 0x88b5;
+const PACKET: usize = 1024;
+
+pub fn run(suite: &mut Suite, _: &Cmdline) -> Result<()> {
+    let [card, far] = nic::functions()?;
+    // A module, so that it is not in the way where VFs are vfio-pci's.
+    module::load("igbvf", "")?;
+    // Each reset of the card, and each time that it goes down, takes the queues from its
+    // VFs, whose driver notices after 10 seconds.
+    netlink::up(&card.interface()?)?;
+    // The card must not answer for the address of a VF, and receive in its place.
+    sysfs::write("/proc/sys/net/ipv4/conf/all/arp_ignore", "1")?;
+    for (round, seed) in ["made", "made again"].into_iter().zip([840, 860]) {
+        let mut vfs = Vec::new();
+        suite.test(&format!("VFs are {round}, in groups of their own"), || {
+            vfs = make(&card)?;
+            Ok(())
+        });
+        for (vf, seed) in vfs.iter().zip(seed..) {
+            suite.test(&format!("DMA by {}", vf.address), || transfer(vf, seed));
+        }
+        let [first, second] = &vfs[..] else { continue };
+        suite.test(&format!("{} over VFIO: DMA, and none after an unmap", second.address), || {
+            second.hand_to("vfio-pci")?;
+            by_vfio(second, &far.interface()?, seed + 5)
+        });
+        suite.test(&format!("DMA by {} goes on", first.address), || transfer(first, seed + 6));
+        suite.test("VFs are removed", || remove(&card, &vfs));
+    }
+    netlink::down(&card.interface()?)?;
+    suite.test("the card works afterwards", || {
+        Pair::connect()?.transfer(880, BYTES, Direction::ToFar).map(drop)
+    });
+    Ok(())
+}
+
+fn make(card: &Function) -> Result<Vec<Function>> {
+    sysfs::write(card.path().join("sriov_numvfs"), &VFS.to_string())?;
+    let find = |i| {
+        let link = card.path().join(format!("virtfn{i}"));
+        let address = sysfs::wait_for("a VF", COME_UP, || sysfs::link_name(&link))?;
+        let vf = Function { address };
+        let driver = sysfs::wait_for("the VF's driver", COME_UP, || vf.driver())?;
+        ensure!(driver == "igbvf", "{}: the driver is {driver}", vf.address);
+        // Or it takes the name of a card that is in another namespace.
+        vf.interface()?;
+        Ok(vf)
+    };
+    let vfs: Vec<_> = (0..VFS).map(find).collect::<Result<_>>()?;
+    for vf in &vfs {
+        let group = vf.group().context("a VF has no group")?;
+        let members = sysfs::list(vf.path().join("iommu_group/devices")).len();
+        ensure!(members == 1, "group {group} of {} has {members} members", vf.address);
+        ensure!(vf.reserved()? == card.reserved()?, "{}: another window", vf.address);
+    }
+    Ok(vfs)
+}
+
+fn transfer(vf: &Function, seed: u64) -> Result<()> {
+    let before = Counters::read(vf)?;
+    let pair = Pair::connect_from(vf)?;
+    pair.transfer(seed, BYTES, Direction::ToFar)?;
+    pair.transfer(seed + 10, BYTES, Direction::FromFar)?;
+    let moved = Counters::read(vf)? - before;
+    ensure!(moved.mapped >= MAPPED, "{}: {moved}", vf.address);
+    Ok(())
+}
+
+/// Packets from mapped memory and into it, then one from memory that is unmapped.
+fn by_vfio(function: &Function, interface: &str, seed: u64) -> Result<()> {
+    let wire = Wire::on(interface)?;
+    let mut vf = Vf::start(function)?;
+    let sent = packet(seed);
+    let received = sysfs::wait_for("a packet of the VF's", COME_UP, || {
+        vf.send(&sent).ok()?;
+        wire.receive()
+    })?;
+    ensure!(received == sent, "the VF sent something else");
+    let sent = packet(seed + 100);
+    let received = vf.receive(|| wire.send(&sent))?;
+    ensure!(received.starts_with(&sent), "the VF received something else");
+    vf.unmap_packets()?;
+    while wire.receive().is_some() {}
+    let unmapped = packet(seed + 200);
+    kmsg::wait_for("reports an error for PCI function", || vf.put(&unmapped).map(drop))?;
+    ensure!(wire.receive().as_ref() != Some(&unmapped), "the VF read what is unmapped");
+    Ok(())
+}
+
+/// To everyone, from a made-up address.
+fn packet(seed: u64) -> Vec<u8> {
+    let mut packet = vec![0; PACKET];
+    packet[..6].fill(0xff);
+    packet[6..12].copy_from_slice(&[2, 0, 0, 0, 0, 1]);
+    packet[12..14].copy_from_slice(&ETHERTYPE.to_be_bytes());
+    Stream::new(seed).fill(&mut packet[16..]);
+    packet
+}
+
+fn remove(card: &Function, vfs: &[Function]) -> Result<()> {
+    sysfs::write(card.path().join("sriov_numvfs"), "0")?;
+    for vf in vfs {
+        ensure!(!vf.path().exists(), "{} is still there", vf.address);
+    }
+    Ok(())
+}
+
+/// Raw packets over another card.
+struct Wire {
+    socket: OwnedFd,
+    interface: String,
+}
+
+impl Wire {
+    fn on(interface: &str) -> Result<Self> {
+        netlink::up(interface)?;
+        let flags = SockFlag::SOCK_CLOEXEC;
+        let socket = socket(AddressFamily::Packet, SockType::Raw, flags, None)?;
+        let mut address = libc::sockaddr_ll {
+            sll_family: libc::AF_PACKET as u16,
+            sll_protocol: ETHERTYPE.to_be(),
+            sll_ifindex: if_nametoindex(interface)?.cast_signed(),
+            // SAFETY: numbers.
+            ..unsafe { std::mem::zeroed() }
+        };
+        let length = size_of_val(&address) as u32;
+        // SAFETY: an address of the socket's family.
+        let result = unsafe { libc::bind(socket.as_raw_fd(), (&raw mut address).cast(), length) };
+        Errno::result(result).context("bind to a card")?;
+        setsockopt(&socket, ReceiveTimeout, &TimeVal::milliseconds(200))?;
+        Ok(Self { socket, interface: interface.to_owned() })
+    }
+
+    fn send(&self, packet: &[u8]) -> Result<()> {
+        send(self.socket.as_raw_fd(), packet, MsgFlags::empty())?;
+        Ok(())
+    }
+
+    /// One of our kind, if there is one soon.
+    fn receive(&self) -> Option<Vec<u8>> {
+        let mut packet = vec![0; 2 * PACKET];
+        let length = recv(self.socket.as_raw_fd(), &mut packet, MsgFlags::empty()).ok()?;
+        packet.truncate(length);
+        Some(packet)
+    }
+}
+
+impl Drop for Wire {
+    fn drop(&mut self) {
+        // Best effort: a card that is left up bothers no later test.
+        let _ = netlink::down(&self.interface);
+    }
+}
