@@ -78,15 +78,10 @@ impl Hotplug {
         let Some(wish) = Wish::parse(line) else {
             return Ok(());
         };
-        if !self.is_greeted {
-            self.qmp.handshake()?;
-            self.is_greeted = true;
-        }
+        self.greet()?;
         let (Wish::Plug(name) | Wish::Unplug(name) | Wish::Fault(name, _) | Wish::Left(name)) =
             wish;
-        let Some(device) = DEVICES.iter().find(|device| device.id == name) else {
-            bail!("the guest wants {wish:?}, there is no such device");
-        };
+        let device = find(name).with_context(|| format!("the guest wants {wish:?}"))?;
         let done = |()| "done".to_owned();
         let answer = match wish {
             Wish::Plug(_) => self.plug(device).map(done),
@@ -96,6 +91,37 @@ impl Hotplug {
         }
         .with_context(|| format!("QEMU does not do what the guest wants, {wish:?}"))?;
         writeln!(keyboard, "{answer}").context("the guest does not listen")
+    }
+
+    fn greet(&mut self) -> Result<()> {
+        if !self.is_greeted {
+            self.qmp.handshake()?;
+            self.is_greeted = true;
+        }
+        Ok(())
+    }
+
+    /// Takes a device away if it is there, plugs it otherwise. A guest that has not
+    /// let it go yet is no error.
+    pub fn storm(&mut self, id: &str) -> Result<()> {
+        self.greet()?;
+        if self.has(id)? {
+            let id = id.to_owned();
+            drop(self.qmp.execute(&qmp::device_del { id }));
+        } else {
+            self.plug(find(id)?)?;
+        }
+        Ok(())
+    }
+
+    /// Ends that, with the device plugged.
+    pub fn end_storm(&mut self, id: &str) -> Result<()> {
+        self.greet()?;
+        let device = find(id)?;
+        if self.has(id)? {
+            self.unplug(device)?;
+        }
+        self.plug(device)
     }
 
     fn plug(&mut self, device: &Device) -> Result<()> {
@@ -159,6 +185,11 @@ impl Hotplug {
         let children = self.qmp.execute(&qmp::qom_list { path })?;
         Ok(children.iter().any(|child| child.name == id))
     }
+}
+
+fn find(id: &str) -> Result<&'static Device> {
+    let device = DEVICES.iter().find(|device| device.id == id);
+    device.with_context(|| format!("there is no device {id}"))
 }
 
 /// The property of a zPCI function that has its instructions refused.

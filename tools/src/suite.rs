@@ -3,6 +3,7 @@
 
 mod machine;
 mod module;
+pub mod torture;
 
 use crate::{
     deps,
@@ -130,13 +131,15 @@ pub enum Part {
     Machine,
     /// the driver as a module
     Module,
+    /// functions that come and go, hostile calls: the short form of `make torture`
+    Torture,
     /// a guest inside the guest, on a function that is passed through
     Passthrough,
     /// `make run`, and that the README shows what is printed
     Readme,
 }
 
-const ALL: [Part; 17] = [
+const ALL: [Part; 18] = [
     Part::License,
     Part::Format,
     Part::Docs,
@@ -151,6 +154,7 @@ const ALL: [Part; 17] = [
     Part::Checkpatch,
     Part::Guest,
     Part::Machine,
+    Part::Torture,
     Part::Module,
     Part::Passthrough,
     // Looks at the results of all others.
@@ -306,6 +310,7 @@ impl Suite<'_> {
             Part::Guest => self.guest(),
             Part::Machine => self.machine(),
             Part::Module => self.module(),
+            Part::Torture => self.torture(),
             Part::Passthrough => {
                 // Its two kernels want the cache, one after the other.
                 self.kernel = None;

@@ -29,6 +29,7 @@ mod state;
 mod suites;
 mod switch_root;
 mod sysfs;
+mod torture;
 mod tracing;
 
 use cmdline::{Cmdline, Mode};

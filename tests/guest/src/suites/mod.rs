@@ -24,6 +24,7 @@ use anyhow::{Result, bail};
 
 use crate::cmdline::Cmdline;
 use crate::ktap::{Report, Suite};
+use crate::torture;
 
 /// A suite: its name and what runs it.
 type Entry = (&'static str, fn(&mut Suite, &Cmdline) -> Result<()>);
@@ -56,7 +57,7 @@ const SUITES: &[Entry] = &[
 ];
 
 /// Suites that need a machine of their own, and run only if they are named.
-const SPECIAL: [Entry; 7] = [
+const SPECIAL: [Entry; 16] = [
     ("faults", faults::run),
     ("gapless", |suite, cmdline| modules::run(suite, cmdline, "gapless")),
     ("windows", windows::run),
@@ -64,6 +65,15 @@ const SPECIAL: [Entry; 7] = [
     ("root", root::run),
     ("absent", elsewhere::absent),
     ("beside", elsewhere::beside),
+    ("storms", torture::storms::run),
+    ("killed", torture::killed::run),
+    ("processors", torture::processors::run),
+    ("failing", torture::failing),
+    ("allocations", torture::allocations::run),
+    ("oracle", torture::oracle),
+    ("hostile", torture::hostile::run),
+    ("reloads", torture::reloads::run),
+    ("kexec", torture::kexec::run),
 ];
 
 /// Runs the suites that the command line names, or all, then looks at the log.
@@ -75,6 +85,9 @@ pub fn run(cmdline: &Cmdline) -> Result<bool> {
         if let Err(error) = suite(&mut points, cmdline) {
             points.result("the suite can run", Err(error));
         }
+    }
+    if cmdline.value("guest.leaks").is_some() {
+        torture::leaks::run(&mut report.suite("leaks"));
     }
     // The last, whatever was chosen: a kernel that complained did not pass.
     dmesg::run(&mut report.suite("dmesg"));
