@@ -103,7 +103,7 @@ static unsigned int choose(struct oracle *oracle, unsigned int *count)
 }
 
 /* A map over something live must be refused, and change nothing. */
-static void map(struct oracle *oracle)
+static void map_run(struct oracle *oracle)
 {
 	unsigned int count, i, first = choose(oracle, &count);
 	phys_addr_t phys = PHYS + (phys_addr_t)below(oracle, 0x10000) * SZ_4K;
@@ -176,7 +176,7 @@ static void one_call(struct oracle *oracle)
 	if (!kind)
 		unmap_all(oracle);
 	else if (kind < 400)
-		map(oracle);
+		map_run(oracle);
 	else if (kind < 650)
 		unmap_run(oracle, NULL);
 	else if (kind < 700)

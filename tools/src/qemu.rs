@@ -49,8 +49,8 @@ pub const DEVICES: [Device; 5] = [
     // Its DMA goes through the IOMMU, other than that of the generators.
     Device {
         id: "virtio",
-        model: "virtio-rng-pci",
-        properties: &[("disable-legacy", "on"), ("iommu_platform", "on")],
+        model: "virtio-rng-pci-non-transitional",
+        properties: &[("iommu_platform", "on")],
     },
     Device {
         id: "nvme1",

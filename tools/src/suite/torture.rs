@@ -36,7 +36,9 @@ enum Devices {
     Usual,
     /// One of each kind that comes and goes.
     Storm,
-    /// The same, and they come and go while the kernel starts.
+    /// The same, on a kernel that is fast enough for many rounds.
+    FastStorm,
+    /// As for a storm, and one comes and goes while the kernel starts.
     BootStorm,
     /// None; the kernel has the driver as a module.
     None,
@@ -55,16 +57,6 @@ enum Needs {
     Module,
 }
 
-impl Devices {
-    fn needs(self) -> Needs {
-        match self {
-            Self::Usual | Self::Storm | Self::BootStorm => Needs::This,
-            Self::Kernels => Needs::Fast,
-            Self::None => Needs::Module,
-        }
-    }
-}
-
 /// A boot of the campaign.
 struct Campaign {
     name: &'static str,
@@ -74,7 +66,7 @@ struct Campaign {
     is_short: bool,
 }
 
-const BOOTS: [Campaign; 7] = [
+const BOOTS: [Campaign; 8] = [
     Campaign {
         name: "suites",
         words: "iommu.strict=1",
@@ -83,9 +75,9 @@ const BOOTS: [Campaign; 7] = [
     },
     Campaign {
         name: "storms",
-        words: "guest.suite=storms,killed,processors",
+        words: "guest.suite=storms,killed,processors guest.rounds=6",
         devices: Devices::Storm,
-        is_short: true,
+        is_short: false,
     },
     Campaign {
         name: "oracle",
@@ -110,6 +102,12 @@ const BOOTS: [Campaign; 7] = [
         words: "guest.suite=reloads guest.driver=later slab_debug=U,kmalloc-*",
         devices: Devices::None,
         is_short: false,
+    },
+    Campaign {
+        name: "fast",
+        words: "guest.suite=storms,killed,processors",
+        devices: Devices::FastStorm,
+        is_short: true,
     },
     Campaign {
         name: "kexec",
@@ -177,7 +175,7 @@ impl Suite<'_> {
         // As long as a kernel is the same, so is what it is booted with.
         let mut machine: Option<(Needs, Machine)> = None;
         for campaign in boots {
-            let needs = campaign.devices.needs();
+            let needs = self.needs(campaign.devices);
             let machine = match machine.take() {
                 Some(same) if same.0 == needs => machine.insert(same),
                 _ => machine.insert((needs, self.torture_machine(needs)?)),
@@ -196,6 +194,15 @@ impl Suite<'_> {
             self.run_boot(&name, &boot, NOTHING);
         }
         Ok(())
+    }
+
+    fn needs(&self, devices: Devices) -> Needs {
+        let finds_mistakes = self.flavour.iter().any(|name| name == DEBUG[0]);
+        match devices {
+            Devices::None => Needs::Module,
+            Devices::FastStorm | Devices::Kernels if finds_mistakes => Needs::Fast,
+            _ => Needs::This,
+        }
     }
 
     fn torture_machine(&mut self, needs: Needs) -> Result<Machine> {
@@ -253,7 +260,9 @@ fn boot_of<'a>(machine: &'a Machine, name: &'a str, campaign: &Campaign) -> Boot
             boot.plugged = &["nvme", "igb", "e1000e", "nvme1"];
             boot.generators = GENERATORS;
         }
-        Devices::Storm => boot.plugged = &["nvme", "igb", "e1000e", "virtio", "nvme1"],
+        Devices::Storm | Devices::FastStorm => {
+            boot.plugged = &["nvme", "igb", "e1000e", "virtio", "nvme1"]
+        }
         Devices::BootStorm => {
             boot.plugged = &["nvme", "e1000e", "nvme1"];
             boot.storm = Some("igb");

@@ -24,7 +24,7 @@ use anyhow::{Result, bail};
 
 use crate::cmdline::Cmdline;
 use crate::ktap::{Report, Suite};
-use crate::torture;
+use crate::torture::{self, leaks::Leaks};
 
 /// A suite: its name and what runs it.
 type Entry = (&'static str, fn(&mut Suite, &Cmdline) -> Result<()>);
@@ -79,6 +79,7 @@ const SPECIAL: [Entry; 16] = [
 /// Runs the suites that the command line names, or all, then looks at the log.
 pub fn run(cmdline: &Cmdline) -> Result<bool> {
     let chosen = choose(cmdline)?;
+    let leaks = cmdline.value("guest.leaks").map(|_| Leaks::before()).transpose()?;
     let mut report = Report::start();
     for (name, suite) in chosen {
         let mut points = report.suite(name);
@@ -86,8 +87,8 @@ pub fn run(cmdline: &Cmdline) -> Result<bool> {
             points.result("the suite can run", Err(error));
         }
     }
-    if cmdline.value("guest.leaks").is_some() {
-        torture::leaks::run(&mut report.suite("leaks"));
+    if let Some(leaks) = leaks {
+        leaks.run(&mut report.suite("leaks"));
     }
     // The last, whatever was chosen: a kernel that complained did not pass.
     dmesg::run(&mut report.suite("dmesg"));

@@ -30,8 +30,10 @@ pub fn run(suite: &mut Suite, cmdline: &Cmdline) -> Result<()> {
     let mut campaign = Campaign::new(cmdline, "allocations", 40);
     let_any_fail()?;
     let nvme = Function::first_of("nvme")?;
+    let_the_driver_fail()?;
     suite.test("a slot is switched on", || slot(&mut campaign, &nvme));
     suite.test("a driver is bound", || bind(&mut campaign, &nvme));
+    let_all_fail()?;
     suite.test("an address space of iommufd, a function in it, maps", || {
         iommufd(&mut campaign, &nvme)
     });
@@ -70,6 +72,40 @@ fn with_failure<T>(nth: u64, call: impl FnOnce() -> T) -> Result<(T, bool)> {
         sysfs::write(NTH, "0")?;
     }
     Ok((result, left == 0))
+}
+
+/// Only what is allocated for the driver is to fail: what it allocates itself, and what
+/// it is called for. The PCI core does not expect that it cannot name a device.
+fn let_the_driver_fail() -> Result<()> {
+    let (start, end) = code_of_driver()?;
+    for kind in KINDS.map(Path::new) {
+        sysfs::write(kind.join("require-start"), &format!("{start:#x}"))?;
+        sysfs::write(kind.join("require-end"), &format!("{end:#x}"))?;
+        sysfs::write(kind.join("stacktrace-depth"), "32")?;
+    }
+    Ok(())
+}
+
+fn let_all_fail() -> Result<()> {
+    for kind in KINDS.map(Path::new) {
+        sysfs::write(kind.join("require-start"), "0")?;
+        sysfs::write(kind.join("require-end"), &u64::MAX.to_string())?;
+    }
+    Ok(())
+}
+
+/// Where its functions are: its symbols, without the few that lie elsewhere.
+fn code_of_driver() -> Result<(u64, u64)> {
+    const APART: u64 = 1 << 20;
+    let symbols = sysfs::read("/proc/kallsyms")?;
+    let of_driver = symbols.lines().filter(|line| line.contains("s390_iommu"));
+    let addresses =
+        of_driver.filter_map(|line| u64::from_str_radix(line.split_once(' ')?.0, 16).ok());
+    let mut addresses: Vec<_> = addresses.collect();
+    addresses.sort_unstable();
+    let together = addresses.chunk_by(|a, b| b - a < APART).max_by_key(|group| group.len());
+    let together = together.context("no symbol of the driver's")?;
+    Ok((together[0], together[together.len() - 1]))
 }
 
 /// One allocation after the other fails. Of a call that makes very many, it is each

@@ -14,27 +14,57 @@ use crate::{state, sysfs};
 const KMEMLEAK: &str = "/sys/kernel/debug/kmemleak";
 /// It names no object that is younger.
 const AGE: Duration = Duration::from_secs(6);
+const SETTLE: Duration = Duration::from_secs(1);
 
-/// The last of a boot's suites, if `guest.leaks=` asks for it: it ends without functions.
-pub fn run(suite: &mut Suite) {
-    suite.test("all functions go", || {
-        for function in Function::all() {
-            sysfs::write(function.slot()?, "0")?;
-        }
-        ensure!(Function::all().is_empty(), "all slots are off and there are functions");
-        Ok(())
-    });
-    suite.test("without functions there are no tables", no_tables);
-    suite.test("kmemleak finds nothing", no_leaks);
+/// What the driver holds without functions, before and after a boot's suites, if
+/// `guest.leaks=` asks for it.
+pub struct Leaks {
+    pages: u64,
+    kibibytes: u64,
 }
 
-/// The last function gives back what all share. The kernel frees some of it later.
-fn no_tables() -> Result<()> {
-    let none = || (state::table_pages().ok()? == 0).then_some(());
-    let done = sysfs::wait_for("end of tables", COME_UP, none);
-    ensure!(done.is_ok(), "{} pages are left", state::table_pages()?);
-    let kibibytes = state::meminfo("SecPageTables")?;
-    ensure!(kibibytes == 0, "SecPageTables: {kibibytes} kB");
+impl Leaks {
+    /// All functions go and come back.
+    pub fn before() -> Result<Self> {
+        let functions = Function::all();
+        let slots: Result<Vec<_>> = functions.iter().map(Function::slot).collect();
+        let slots = slots?;
+        all_off()?;
+        // What waits in a queue of unmaps is freed a moment later.
+        std::thread::sleep(SETTLE);
+        let leaks =
+            Self { pages: state::table_pages()?, kibibytes: state::meminfo("SecPageTables")? };
+        for slot in &slots {
+            sysfs::write(slot, "1")?;
+        }
+        for function in &functions {
+            sysfs::wait_for("driver", COME_UP, || function.driver())?;
+        }
+        Ok(leaks)
+    }
+
+    /// The last of a boot's suites: it ends without functions.
+    pub fn run(&self, suite: &mut Suite) {
+        suite.test("all functions go", all_off);
+        suite.test("as many tables are left as before", || self.no_more_tables());
+        suite.test("kmemleak finds nothing", no_leaks);
+    }
+
+    fn no_more_tables(&self) -> Result<()> {
+        let same = || (state::table_pages().ok()? == self.pages).then_some(());
+        let done = sysfs::wait_for("end of tables", COME_UP, same);
+        ensure!(done.is_ok(), "{} pages were left, now {}", self.pages, state::table_pages()?);
+        let now = state::meminfo("SecPageTables")?;
+        ensure!(now == self.kibibytes, "SecPageTables: {} kB, now {now}", self.kibibytes);
+        Ok(())
+    }
+}
+
+fn all_off() -> Result<()> {
+    for function in Function::all() {
+        sysfs::write(function.slot()?, "0")?;
+    }
+    ensure!(Function::all().is_empty(), "all slots are off and there are functions");
     Ok(())
 }
 

@@ -18,6 +18,9 @@ use crate::{netlink, nic};
 const ADDRESS: [u8; 4] = [10, 98, 0, 1];
 const BROADCAST: Ipv4Addr = Ipv4Addr::new(10, 98, 0, 255);
 const PORT: u16 = 7001;
+/// Always something in flight, and time for others on an emulated machine.
+const BURST: u32 = 16;
+const GAP: Duration = Duration::from_millis(2);
 
 /// The disk of the machine's last drive, which stays when the first one goes.
 pub fn other_disk() -> Result<PathBuf> {
@@ -29,7 +32,7 @@ pub fn other_disk() -> Result<PathBuf> {
 /// Writes and reads back while something is done, again and again: every byte must
 /// be right, whatever is done.
 pub fn beside_transfers<T>(disk: &Path, seed: u64, work: impl FnOnce() -> Result<T>) -> Result<T> {
-    let transfer = |round| Transfer::new(seed + round, 2 * MIB).verify(disk).map(drop);
+    let transfer = |round| Transfer::new(seed + round, MIB).verify(disk).map(drop);
     beside(transfer, work)
 }
 
@@ -96,7 +99,10 @@ fn send_for_a_while(is_over: &AtomicBool) -> Result<()> {
     socket.set_broadcast(true)?;
     let packet = [0x5a; 1400];
     while !is_over.load(Ordering::Relaxed) {
-        socket.send_to(&packet, (BROADCAST, PORT))?;
+        for _ in 0..BURST {
+            socket.send_to(&packet, (BROADCAST, PORT))?;
+        }
+        std::thread::sleep(GAP);
     }
     Ok(())
 }
