@@ -27,14 +27,14 @@ static struct test_domain pair[2];
  * struct failing_call - a call that allocates
  * @prepare: before each call: 0 or a failed test
  * @run: makes the call; 0, or what it returned
- * @undo: undoes one that succeeded
+ * @undo: undoes one that succeeded: 0 or a failed test, if it did not do all
  * @check: after one that failed: 0 or a failed test
  * @may_need_none: whether it may do without any allocation
  */
 struct failing_call {
 	int (*prepare)(void);
 	int (*run)(void);
-	void (*undo)(void);
+	int (*undo)(void);
 	int (*check)(void);
 	bool may_need_none;
 };
@@ -75,12 +75,12 @@ static int fail_each(const struct failing_call *call)
 			return ret;
 		if (!run_failing(call, nth, &ret))
 			break;
-		if (!ret) {
-			call->undo();
-			continue;
+		if (ret) {
+			failed++;
+			ret = check_failed(call, nth, ret);
+		} else {
+			ret = call->undo();
 		}
-		failed++;
-		ret = check_failed(call, nth, ret);
 		if (ret)
 			return ret;
 	}
@@ -88,7 +88,9 @@ static int fail_each(const struct failing_call *call)
 		return test_fail("there is no end of allocations");
 	if (ret)
 		return test_fail("no allocation failed any more: error %d", ret);
-	call->undo();
+	ret = call->undo();
+	if (ret)
+		return ret;
 	pr_info("%u allocations, the call failed with %u of them\n", nth - 1, failed);
 	if (!failed && !call->may_need_none)
 		return test_fail("the call never failed");
@@ -119,9 +121,10 @@ static int alloc_domain(void)
 	return PTR_ERR_OR_ZERO(domain);
 }
 
-static void free_domain(void)
+static int free_domain(void)
 {
 	iommu_domain_free(domain);
+	return 0;
 }
 
 static int test_domains(void)
@@ -142,10 +145,18 @@ static int map(void)
 	return iommu_map(domain, fn->first, PHYS, size, RW, GFP_KERNEL);
 }
 
-static void unmap(void)
+static int unmap_at(dma_addr_t iova)
 {
-	iommu_unmap(domain, fn->first, size);
-	free_domain();
+	size_t done = iommu_unmap(domain, iova, size);
+
+	if (done != size)
+		return test_fail("%zu bytes were mapped, not %zu", done, size);
+	return free_domain();
+}
+
+static int unmap(void)
+{
+	return unmap_at(fn->first);
 }
 
 static int new_domain(void)
@@ -165,8 +176,7 @@ static int check_nothing(void)
 	ret = map();
 	if (ret)
 		return test_fail("a map after one that failed: error %d", ret);
-	unmap();
-	return 0;
+	return unmap();
 }
 
 static int fail_maps(size_t bytes)
@@ -200,10 +210,9 @@ static int map_segments(void)
 	return done == size ? 0 : -EIO;
 }
 
-static void unmap_segments(void)
+static int unmap_segments(void)
 {
-	iommu_unmap(domain, fn->first + SZ_2G - SZ_1M, size);
-	free_domain();
+	return unmap_at(fn->first + SZ_2G - SZ_1M);
 }
 
 static int check_no_segments(void)
@@ -214,8 +223,7 @@ static int check_no_segments(void)
 	for (at = 0; at < size; at += SZ_4K)
 		if (iommu_iova_to_phys(domain, iova + at))
 			return test_fail("segments are mapped after the map failed");
-	free_domain();
-	return 0;
+	return free_domain();
 }
 
 static int test_segments(void)
@@ -251,9 +259,9 @@ static int attach(void)
 	return test_replace(&pair[1]);
 }
 
-static void attach_back(void)
+static int attach_back(void)
 {
-	test_replace(&pair[0]);
+	return test_replace(&pair[0]) ? test_fail("attach failed") : 0;
 }
 
 static int check_stays(void)
@@ -274,9 +282,10 @@ static int test_replaces(void)
 	return ret ? ret : fail_each(&call);
 }
 
-static void detach(void)
+static int detach(void)
 {
 	test_detach(&pair[1]);
+	return 0;
 }
 
 static int check_blocked(void)
@@ -302,9 +311,10 @@ static int attach_deep(void)
 	return iommu_replace_group_handle(deep->group, pair[0].domain, &pair[1].handle);
 }
 
-static void detach_deep(void)
+static int detach_deep(void)
 {
 	iommu_detach_group_handle(pair[0].domain, deep->group);
+	return 0;
 }
 
 static int test_widen(void)
