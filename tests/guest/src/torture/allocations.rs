@@ -11,6 +11,7 @@ use super::ioctl::AddressSpace;
 use super::{Campaign, work};
 use crate::block::{KIB, MIB, Transfer};
 use crate::cmdline::Cmdline;
+use crate::console::say;
 use crate::function::{COME_UP, Function};
 use crate::kmsg;
 use crate::ktap::{Suite, skip};
@@ -119,6 +120,7 @@ fn each<T>(
     loop {
         let (result, has_failed) = with_failure(nth, &mut call)?;
         if !has_failed {
+            say!("# allocations: {tried} of {} have failed, one after the other", nth - 1);
             // Nothing failed: neither may the call.
             return check(Ok(result.with_context(|| format!("after {nth} allocations"))?));
         }
