@@ -39,7 +39,10 @@ pub fn run(suite: &mut Suite, cmdline: &Cmdline) -> Result<()> {
     });
     let_fail(0, u64::MAX)?;
     suite.test("at random, a disk is at work", || at_random(|| busy_disk(&nvme)));
-    suite.test("at random, network cards are at work", || at_random(busy_network));
+    suite.test("at random, network cards are at work", || {
+        let pair = Pair::connect()?;
+        at_random(|| busy_network(&pair))
+    });
     suite.test("the disk works afterwards", || {
         Transfer::new(1400, 4 * MIB).verify(&nvme.disk()?).map(drop)
     });
@@ -209,8 +212,7 @@ fn busy_disk(nvme: &Function) -> Result<()> {
     Ok(())
 }
 
-fn busy_network() -> Result<()> {
-    let pair = Pair::connect()?;
+fn busy_network(pair: &Pair) -> Result<()> {
     let end = Instant::now() + LONG;
     let disk = work::other_disk()?;
     work::beside_transfers(&disk, 1450, || {
