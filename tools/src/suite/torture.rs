@@ -264,8 +264,9 @@ fn boot_of<'a>(machine: &'a Machine, name: &'a str, campaign: &Campaign) -> Boot
             boot.plugged = &["nvme", "igb", "e1000e", "virtio", "nvme1"]
         }
         Devices::BootStorm => {
-            boot.plugged = &["nvme", "e1000e", "nvme1"];
-            boot.storm = Some("igb");
+            // QEMU itself does not survive this with igb.
+            boot.plugged = &["nvme", "igb", "e1000e", "nvme1"];
+            boot.storm = Some("virtio");
         }
         Devices::None => boot.plugged = &[],
         Devices::Kernels => boot.plugged = &["nvme", "igb", "e1000e", "nvme1"],

@@ -99,9 +99,12 @@ fn let_fail(start: u64, end: u64) -> Result<()> {
 fn code_of_driver() -> Result<(u64, u64)> {
     const APART: u64 = 1 << 20;
     let symbols = sysfs::read("/proc/kallsyms")?;
-    let of_driver = symbols.lines().filter(|line| line.contains("s390_iommu"));
-    let addresses =
-        of_driver.filter_map(|line| u64::from_str_radix(line.split_once(' ')?.0, 16).ok());
+    let addresses = symbols.lines().filter_map(|line| {
+        let mut words = line.split(' ');
+        let (address, kind, name) = (words.next()?, words.next()?, words.next()?);
+        let is_code = kind.eq_ignore_ascii_case("t") && name.contains("s390_iommu");
+        is_code.then(|| u64::from_str_radix(address, 16).ok())?
+    });
     let mut addresses: Vec<_> = addresses.collect();
     addresses.sort_unstable();
     let together = addresses.chunk_by(|a, b| b - a < APART).max_by_key(|group| group.len());
@@ -121,6 +124,7 @@ fn each<T>(
         let (result, has_failed) = with_failure(nth, &mut call)?;
         if !has_failed {
             say!("# allocations: {tried} of {} have failed, one after the other", nth - 1);
+            ensure!(tried > 0, "no allocation is made for the driver");
             // Nothing failed: neither may the call.
             return check(Ok(result.with_context(|| format!("after {nth} allocations"))?));
         }
