@@ -113,7 +113,7 @@ const BOOTS: [Campaign; 8] = [
         name: "kexec",
         words: "guest.suite=kexec",
         devices: Devices::Kernels,
-        is_short: true,
+        is_short: false,
     },
 ];
 
