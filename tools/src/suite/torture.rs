@@ -95,7 +95,7 @@ const BOOTS: [Campaign; 8] = [
         name: "start",
         words: "driver_async_probe=* guest.suite=boot,nvme,nic",
         devices: Devices::BootStorm,
-        is_short: true,
+        is_short: false,
     },
     Campaign {
         name: "reloads",
@@ -264,7 +264,6 @@ fn boot_of<'a>(machine: &'a Machine, name: &'a str, campaign: &Campaign) -> Boot
             boot.plugged = &["nvme", "igb", "e1000e", "virtio", "nvme1"]
         }
         Devices::BootStorm => {
-            // QEMU itself does not survive this with igb.
             boot.plugged = &["nvme", "igb", "e1000e", "nvme1"];
             boot.storm = Some("virtio");
         }

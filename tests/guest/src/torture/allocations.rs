@@ -23,7 +23,7 @@ const KINDS: [&str; 2] = ["/sys/kernel/debug/failslab", "/sys/kernel/debug/fail_
 const NTH: &str = "/proc/thread-self/fail-nth";
 /// How many allocations of a call that makes very many are tried, one after the other,
 /// before some are left out.
-const EACH: u64 = 60;
+const EACH: u64 = 24;
 /// How long the data moves while allocations fail at random.
 const LONG: Duration = Duration::from_secs(30);
 
