@@ -8,6 +8,8 @@
 ##                (COMPARE=1: also with the C driver, side by side)
 ## make bench     what map, unmap and flush cost, beside the C driver
 ## make passthrough  give drives to a guest inside the guest, over VFIO and iommufd
+## make torture   all suites on a kernel that finds mistakes, and what may happen to a
+##                machine many times (ONLY= one of its boots, SEED= does it again)
 ## make mutants   break the code on purpose: do the tests notice?
 ##                (ONLY= takes those with this in their names)
 ## make kernel    build the kernel only; ends with image=, source=, objects=
@@ -38,7 +40,7 @@ CARGO ?= /usr/bin/cargo
 RUSTC ?= /usr/bin/rustc
 export CARGO RUSTC
 
-COMMANDS := run test kselftest bench passthrough mutants kernel matrix machine guest integrate series modules modules_install fmt clippy checkpatch rustdoc htmldocs bare clean
+COMMANDS := run test kselftest bench passthrough torture mutants kernel matrix machine guest integrate series modules modules_install fmt clippy checkpatch rustdoc htmldocs bare clean
 .PHONY: help $(COMMANDS)
 
 help:

@@ -68,6 +68,7 @@ impl Machine {
             append,
             limit,
             plugged: USUAL,
+            storm: None,
             generators: 0,
             root: None,
             cpu: "max",

@@ -81,24 +81,52 @@ impl Hotplug {
         let Some(wish) = Wish::parse(line) else {
             return Ok(());
         };
-        if !self.is_greeted {
-            self.qmp.handshake()?;
-            self.is_greeted = true;
-        }
+        self.greet()?;
         let done = |()| "done".to_owned();
         let answer = match wish {
-            Wish::Plug(name) => self.plug(device(name)?).map(done),
-            Wish::Unplug(name) => self.unplug(device(name)?).map(done),
+            Wish::Plug(name) => self.plug(find(name)?).map(done),
+            Wish::Unplug(name) => self.unplug(find(name)?).map(done),
             Wish::Fault(name, what) => self
-                .set(zpci_path(device(name)?), FAULT, what.into())
+                .set(zpci_path(find(name)?), FAULT, what.into())
                 .map(done),
-            Wish::Left(name) => self.left(device(name)?),
+            Wish::Left(name) => self.left(find(name)?),
             Wish::Memory(bytes) => self
                 .set(MEMORY.to_owned(), "requested-size", bytes.into())
                 .map(done),
         }
         .with_context(|| format!("QEMU does not do what the guest wants, {wish:?}"))?;
         writeln!(keyboard, "{answer}").context("the guest does not listen")
+    }
+
+    fn greet(&mut self) -> Result<()> {
+        if !self.is_greeted {
+            self.qmp.handshake()?;
+            self.is_greeted = true;
+        }
+        Ok(())
+    }
+
+    /// Takes a device away if it is there, plugs it otherwise. A guest that has not
+    /// let it go yet is no error.
+    pub fn storm(&mut self, id: &str) -> Result<()> {
+        self.greet()?;
+        if self.has(id)? {
+            let id = id.to_owned();
+            drop(self.qmp.execute(&qmp::device_del { id }));
+        } else {
+            self.plug(find(id)?)?;
+        }
+        Ok(())
+    }
+
+    /// Ends that, with the device plugged.
+    pub fn end_storm(&mut self, id: &str) -> Result<()> {
+        self.greet()?;
+        let device = find(id)?;
+        if self.has(id)? {
+            self.unplug(device)?;
+        }
+        self.plug(device)
     }
 
     fn plug(&mut self, device: &Device) -> Result<()> {
@@ -163,15 +191,15 @@ impl Hotplug {
     }
 }
 
+fn find(id: &str) -> Result<&'static Device> {
+    let device = DEVICES.iter().find(|device| device.id == id);
+    device.with_context(|| format!("there is no device {id}"))
+}
+
 /// The property of a zPCI function that has its instructions refused.
 const FAULT: &str = "x-fault";
 /// What memory that comes later is a device of.
 const MEMORY: &str = "/machine/peripheral/memory-later";
-
-fn device(name: &str) -> Result<&'static Device> {
-    let device = DEVICES.iter().find(|device| device.id == name);
-    device.with_context(|| format!("there is no device {name}"))
-}
 
 /// What is refused is a property of the device's zPCI function, which has to have a name
 /// for this: that of the device behind `zpci-`.

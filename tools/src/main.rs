@@ -56,6 +56,8 @@ enum Command {
     Bench,
     /// Gives drives to a guest inside the guest
     Passthrough,
+    /// The suites on a kernel that finds mistakes, storms, failing allocations
+    Torture,
     /// Breaks the code on purpose and sees whether the tests notice
     Mutants,
     /// Builds the kernel only and says where it is
@@ -112,6 +114,7 @@ fn run(command: &Command) -> Result<()> {
         Command::Kselftest => kselftest::run(&project, &flavour),
         Command::Bench => bench::run(&project),
         Command::Passthrough => passthrough::run(&project, &flavour),
+        Command::Torture => suite::torture::run(&project, &flavour),
         Command::Mutants => mutants::run(&project),
         Command::Kernel => {
             let kernel = kernel::build(&project, &flavour)?;

@@ -30,7 +30,7 @@ pub struct Device {
 const SHARED: (&str, &str) = ("share-rw", "on");
 
 /// All of them. The boot ROMs of the two cards are not in the package.
-pub const DEVICES: [Device; 4] = [
+pub const DEVICES: [Device; 5] = [
     Device {
         id: "nvme",
         model: "nvme",
@@ -45,6 +45,12 @@ pub const DEVICES: [Device; 4] = [
         id: "e1000e",
         model: "e1000e",
         properties: &[("romfile", ""), ("netdev", "n1")],
+    },
+    // Its DMA goes through the IOMMU, other than that of the generators.
+    Device {
+        id: "virtio",
+        model: "virtio-rng-pci-non-transitional",
+        properties: &[("iommu_platform", "on")],
     },
     Device {
         id: "nvme1",
@@ -82,6 +88,11 @@ const COUNTING: &[&str] = &[
     "1",
 ];
 
+/// How often a device comes or goes while the kernel starts.
+const STORM: Duration = Duration::from_millis(50);
+/// The first line of the guest's program.
+const START: &str = "guest: start";
+
 /// One boot.
 pub struct Boot<'a> {
     /// For the names of its files.
@@ -99,6 +110,9 @@ pub struct Boot<'a> {
     /// The devices that are there from the start, by their ids, in the order of
     /// [`DEVICES`]. The guest may have all of them plugged and unplugged.
     pub plugged: &'static [&'static str],
+    /// A device that comes and goes while the kernel starts; the guest's program
+    /// finds it plugged.
+    pub storm: Option<&'static str>,
     /// What is on the first NVMe drive; nothing by default.
     pub root: Option<&'a Path>,
     /// QEMU's model of the processor.
@@ -159,15 +173,23 @@ impl Boot<'_> {
         let lines = read_lines(&mut child.0)?;
         let end = Instant::now() + self.limit;
         let mut console = Vec::new();
+        let mut storm = self.storm;
         loop {
-            match lines.recv_timeout(end.saturating_duration_since(Instant::now())) {
+            let left = end.saturating_duration_since(Instant::now());
+            match lines.recv_timeout(if storm.is_some() { STORM } else { left }) {
                 Ok(line) => {
                     writeln!(log, "{line}")?;
                     see(&line);
+                    if line.starts_with(START) {
+                        storm.take().map_or(Ok(()), |id| hotplug.end_storm(id))?;
+                    }
                     hotplug.obey(&line, &mut keyboard)?;
                     console.push(line);
                 }
                 Err(RecvTimeoutError::Disconnected) => break,
+                Err(RecvTimeoutError::Timeout) if !left.is_zero() => {
+                    storm.map_or(Ok(()), |id| hotplug.storm(id))?;
+                }
                 Err(RecvTimeoutError::Timeout) => bail!(
                     "{}: the guest did not end within {} s and was stopped; its console is in {}",
                     self.name,

@@ -4,6 +4,7 @@
 mod machine;
 mod module;
 mod peer;
+pub mod torture;
 
 use crate::{
     deps,
@@ -133,13 +134,15 @@ pub enum Part {
     Machine,
     /// the driver as a module
     Module,
+    /// functions that come and go, hostile calls: two boots of `make torture`
+    Torture,
     /// a guest inside the guest, on a function that is passed through
     Passthrough,
     /// `make run`, and that the README shows what is printed
     Readme,
 }
 
-const ALL: [Part; 18] = [
+const ALL: [Part; 19] = [
     Part::License,
     Part::Format,
     Part::Docs,
@@ -155,6 +158,7 @@ const ALL: [Part; 18] = [
     Part::Guest,
     Part::Peer,
     Part::Machine,
+    Part::Torture,
     Part::Module,
     Part::Passthrough,
     // Looks at the results of all others.
@@ -193,12 +197,10 @@ impl Count {
 pub fn run(project: &Project, flavour: &Flavour) -> Result<()> {
     match variable("PART") {
         Some(names) => only(project, flavour, &parts(&names.to_string_lossy())?),
-        // A guest inside a guest takes minutes on two processors: by name only.
+        // What takes long on two processors: by name only.
         None => {
-            let default: Vec<_> = ALL
-                .into_iter()
-                .filter(|p| *p != Part::Passthrough)
-                .collect();
+            let long = [Part::Passthrough, Part::Torture];
+            let default: Vec<_> = ALL.into_iter().filter(|p| !long.contains(p)).collect();
             only(project, flavour, &default)
         }
     }
@@ -311,6 +313,7 @@ impl Suite<'_> {
             Part::Peer => self.peer(),
             Part::Machine => self.machine(),
             Part::Module => self.module(),
+            Part::Torture => self.torture(),
             Part::Passthrough => {
                 // Its two kernels want the cache, one after the other.
                 self.kernel = None;

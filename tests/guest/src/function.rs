@@ -194,9 +194,12 @@ impl Function {
     /// The network interface of a NIC.
     pub fn interface(&self) -> Result<String> {
         let what = format!("network interface of {}", self.address);
-        sysfs::wait_for(&what, COME_UP, || {
-            sysfs::list(self.path().join("net")).first().map(|path| sysfs::name(path))
-        })
+        sysfs::wait_for(&what, COME_UP, || self.find_interface())
+    }
+
+    /// That interface, if there is one by now.
+    pub fn find_interface(&self) -> Option<String> {
+        sysfs::list(self.path().join("net")).first().map(|path| sysfs::name(path))
     }
 
     /// The hotplug slot's power switch.

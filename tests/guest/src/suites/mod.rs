@@ -27,6 +27,7 @@ use anyhow::{Result, bail};
 
 use crate::cmdline::Cmdline;
 use crate::ktap::{Report, Suite};
+use crate::torture::{self, leaks::Leaks};
 
 /// A suite: its name and what runs it.
 type Entry = (&'static str, fn(&mut Suite, &Cmdline) -> Result<()>);
@@ -59,7 +60,7 @@ const SUITES: &[Entry] = &[
 ];
 
 /// Suites that need a machine of their own, and run only if they are named.
-const SPECIAL: [Entry; 10] = [
+const SPECIAL: [Entry; 19] = [
     ("faults", faults::run),
     ("gapless", |suite, cmdline| modules::run(suite, cmdline, "gapless")),
     ("windows", windows::run),
@@ -70,17 +71,30 @@ const SPECIAL: [Entry; 10] = [
     ("root", root::run),
     ("absent", elsewhere::absent),
     ("beside", elsewhere::beside),
+    ("storms", torture::storms::run),
+    ("killed", torture::killed::run),
+    ("processors", torture::processors::run),
+    ("failing", torture::failing),
+    ("allocations", torture::allocations::run),
+    ("oracle", torture::oracle),
+    ("hostile", torture::hostile::run),
+    ("reloads", torture::reloads::run),
+    ("kexec", torture::kexec::run),
 ];
 
 /// Runs the suites that the command line names, or all, then looks at the log.
 pub fn run(cmdline: &Cmdline) -> Result<bool> {
     let chosen = choose(cmdline)?;
+    let leaks = cmdline.value("guest.leaks").map(|_| Leaks::before()).transpose()?;
     let mut report = Report::start();
     for (name, suite) in chosen {
         let mut points = report.suite(name);
         if let Err(error) = suite(&mut points, cmdline) {
             points.result("the suite can run", Err(error));
         }
+    }
+    if let Some(leaks) = leaks {
+        leaks.run(&mut report.suite("leaks"));
     }
     // The last, whatever was chosen: a kernel that complained did not pass.
     dmesg::run(&mut report.suite("dmesg"));

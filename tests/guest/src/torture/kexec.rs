@@ -1,0 +1,136 @@
+// SPDX-License-Identifier: GPL-2.0
+//! From one kernel to another one under I/O, without the machine being reset: the next
+//! one finds functions as the last one left them. The kernels are files of the first
+//! drive (`tools/src/suite/torture.rs`).
+
+use std::convert::Infallible;
+use std::ffi::CString;
+use std::fs::File;
+use std::io::{Read, Write};
+use std::os::fd::AsRawFd;
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use nix::errno::Errno;
+use nix::libc;
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::sys::reboot::{RebootMode, reboot};
+
+use super::{Campaign, work};
+use crate::block::{MIB, Transfer};
+use crate::cmdline::Cmdline;
+use crate::console::say;
+use crate::function::Function;
+use crate::kmsg;
+use crate::ktap::Suite;
+use crate::pattern::Stream;
+use crate::sysfs;
+
+/// `kexec_file_load` on s390, which the crate libc does not have there.
+const SYS_KEXEC_FILE_LOAD: libc::c_long = 381;
+const MOUNT: &str = "/mnt";
+/// The kernels, in the order in which they follow each other.
+const KERNELS: [&str; 3] = ["rust", "c", "rust"];
+const FILE_BYTES: usize = 4 * MIB;
+/// Where nobody writes while the kernel changes.
+const QUIET: u64 = 128 * MIB as u64;
+
+pub fn run(suite: &mut Suite, cmdline: &Cmdline) -> Result<()> {
+    let mut campaign = Campaign::new(cmdline, "kexec", 10);
+    let hop = cmdline.number("guest.hop").unwrap_or(0);
+    let mut result = arrive(hop);
+    if result.is_ok() && hop < campaign.rounds {
+        let Err(error) = leave(&mut campaign, hop + 1);
+        result = Err(error);
+    }
+    let name = format!("from kernel to kernel under I/O, {} times", campaign.rounds);
+    suite.test(&name, || result.with_context(|| format!("kernel {hop}")));
+    Ok(())
+}
+
+/// What the last kernel wrote is there, and this one has nothing to complain about.
+fn arrive(hop: u64) -> Result<()> {
+    let drives = Function::of_driver("nvme");
+    ensure!(drives.len() == 2, "{} drives", drives.len());
+    if hop > 0 {
+        quiet(hop).read(&drives[1].disk()?)?;
+        with_files(&drives[0], || check_file(hop))?;
+    }
+    let messages = kmsg::messages()?;
+    let bad = kmsg::bad(&messages);
+    ensure!(bad.is_empty(), "the kernel says {}", bad[0]);
+    Ok(())
+}
+
+fn quiet(hop: u64) -> Transfer {
+    Transfer { start: QUIET, ..Transfer::new(1800 + hop, 2 * MIB) }
+}
+
+fn with_files<T>(drive: &Function, work: impl FnOnce() -> Result<T>) -> Result<T> {
+    let disk = drive.disk()?;
+    let none = None::<&str>;
+    mount(Some(&disk), MOUNT, Some("ext2"), MsFlags::empty(), none)
+        .with_context(|| format!("mount {}", disk.display()))?;
+    let result = work();
+    umount2(MOUNT, MntFlags::empty()).context("unmount")?;
+    result
+}
+
+fn file_data(hop: u64) -> Vec<u8> {
+    let mut data = vec![0; FILE_BYTES];
+    Stream::new(1900 + hop).fill(&mut data);
+    data
+}
+
+fn check_file(hop: u64) -> Result<()> {
+    let mut data = Vec::new();
+    File::open(Path::new(MOUNT).join("data"))?.read_to_end(&mut data)?;
+    ensure!(data == file_data(hop), "the file of kernel {hop} is not what was written");
+    Ok(())
+}
+
+/// Returns only if it cannot be done.
+fn leave(campaign: &mut Campaign, next: u64) -> Result<Infallible> {
+    let drives = Function::of_driver("nvme");
+    quiet(next).verify(&drives[1].disk()?)?;
+    with_files(&drives[0], || {
+        let mut file = File::create(Path::new(MOUNT).join("data"))?;
+        file.write_all(&file_data(next))?;
+        file.sync_all()?;
+        load(KERNELS[(next as usize - 1) % KERNELS.len()], next)
+    })?;
+    let (files, other) = (drives[0].disk()?, drives[1].disk()?);
+    let pause = Duration::from_millis(campaign.rng.u64(0..300));
+    say!("# kexec: kernel {next}: {}", KERNELS[(next as usize - 1) % KERNELS.len()]);
+    let over = Default::default();
+    work::beside_packets(|| {
+        std::thread::scope(|scope| {
+            scope.spawn(|| work::read_to_its_end(&files, &over));
+            work::beside_transfers(&other, 2000 + 100 * next, || {
+                std::thread::sleep(pause);
+                let done = reboot(RebootMode::RB_KEXEC);
+                over.store(true, std::sync::atomic::Ordering::Relaxed);
+                bail!("kexec: {done:?}")
+            })
+        })
+    })
+}
+
+/// Has a kernel wait to be started, with this one's command line.
+fn load(kernel: &str, hop: u64) -> Result<()> {
+    let open = |name: &str| {
+        let path = Path::new(MOUNT).join(name);
+        File::open(&path).with_context(|| format!("open {}", path.display()))
+    };
+    let (image, initrd) = (open(kernel)?, open("initrd")?);
+    let words = sysfs::read("/proc/cmdline")?;
+    let words = CString::new(format!("{words} guest.hop={hop}"))?;
+    let length = words.as_bytes_with_nul().len();
+    // SAFETY: two files, a text that ends with a zero, and its length with that.
+    let done = unsafe {
+        let (image, initrd) = (image.as_raw_fd(), initrd.as_raw_fd());
+        libc::syscall(SYS_KEXEC_FILE_LOAD, image, initrd, length, words.as_ptr(), 0)
+    };
+    Errno::result(done).map(drop).context("kexec_file_load")
+}

@@ -1,0 +1,357 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * Suite "failing": every allocation of a call fails in turn, the first, the
+ * second, and so on, until the call needs no more. What fails must say -ENOMEM
+ * and leave everything as it was before.
+ */
+#define pr_fmt(fmt) "failing: " fmt
+
+#include <linux/module.h>
+#include <linux/scatterlist.h>
+#include <linux/sizes.h>
+
+#include "iommu-priv.h"
+#include "iommu_test.h"
+
+#define RW	(IOMMU_READ | IOMMU_WRITE)
+/* No memory is touched, so that any address does; no large page fits it. */
+#define PHYS	(SZ_256M + SZ_4K)
+/* No call here allocates more often. */
+#define MOST	2000
+
+static struct test_function *fn;
+static struct test_queue queue;
+static struct test_domain pair[2];
+
+/**
+ * struct failing_call - a call that allocates
+ * @prepare: before each call: 0 or a failed test
+ * @run: makes the call; 0, or what it returned
+ * @undo: undoes one that succeeded: 0 or a failed test, if it did not do all
+ * @check: after one that failed: 0 or a failed test
+ * @may_need_none: whether it may do without any allocation
+ */
+struct failing_call {
+	int (*prepare)(void);
+	int (*run)(void);
+	int (*undo)(void);
+	int (*check)(void);
+	bool may_need_none;
+};
+
+#ifdef CONFIG_FAULT_INJECTION
+
+/* Whether the allocation was reached; then it has failed. */
+static bool run_failing(const struct failing_call *call, unsigned int nth, int *ret)
+{
+	unsigned int left;
+
+	current->fail_nth = nth;
+	*ret = call->run();
+	left = current->fail_nth;
+	current->fail_nth = 0;
+	return !left;
+}
+
+static int check_failed(const struct failing_call *call, unsigned int nth, int ret)
+{
+	if (ret != -ENOMEM)
+		return test_fail("allocation %u failed: error %d, not %d", nth, ret, -ENOMEM);
+	ret = call->check();
+	if (ret)
+		pr_info("this was after allocation %u failed\n", nth);
+	return ret;
+}
+
+/* A call may do without what it did not get, but not without everything. */
+static int fail_each(const struct failing_call *call)
+{
+	unsigned int nth, failed = 0;
+	int ret;
+
+	for (nth = 1; nth < MOST; nth++) {
+		ret = call->prepare();
+		if (ret)
+			return ret;
+		if (!run_failing(call, nth, &ret))
+			break;
+		if (ret) {
+			failed++;
+			ret = check_failed(call, nth, ret);
+		} else {
+			ret = call->undo();
+		}
+		if (ret)
+			return ret;
+	}
+	if (nth == MOST)
+		return test_fail("there is no end of allocations");
+	if (ret)
+		return test_fail("no allocation failed any more: error %d", ret);
+	ret = call->undo();
+	if (ret)
+		return ret;
+	pr_info("%u allocations, the call failed with %u of them\n", nth - 1, failed);
+	if (!failed && !call->may_need_none)
+		return test_fail("the call never failed");
+	return 0;
+}
+
+#else
+
+static int fail_each(const struct failing_call *call)
+{
+	return test_skip("the kernel has no CONFIG_FAULT_INJECTION");
+}
+
+#endif
+
+static int nothing(void)
+{
+	return 0;
+}
+
+/* Making a domain */
+
+static struct iommu_domain *domain;
+
+static int alloc_domain(void)
+{
+	domain = iommu_paging_domain_alloc(&fn->pdev->dev);
+	return PTR_ERR_OR_ZERO(domain);
+}
+
+static int free_domain(void)
+{
+	iommu_domain_free(domain);
+	return 0;
+}
+
+static int test_domains(void)
+{
+	static const struct failing_call call = {
+		nothing, alloc_domain, free_domain, nothing
+	};
+
+	return fail_each(&call);
+}
+
+/* Maps on a domain without anything in it, not even a table that was emptied */
+
+static size_t size;
+
+static int map(void)
+{
+	return iommu_map(domain, fn->first, PHYS, size, RW, GFP_KERNEL);
+}
+
+static int unmap_at(dma_addr_t iova)
+{
+	size_t done = iommu_unmap(domain, iova, size);
+
+	if (done != size)
+		return test_fail("%zu bytes were mapped, not %zu", done, size);
+	return free_domain();
+}
+
+static int unmap(void)
+{
+	return unmap_at(fn->first);
+}
+
+static int new_domain(void)
+{
+	return alloc_domain() ? test_fail("no domain") : 0;
+}
+
+/* Neither is there anything, nor does anything keep a map from succeeding. */
+static int check_nothing(void)
+{
+	dma_addr_t iova;
+	int ret;
+
+	for (iova = fn->first; iova < fn->first + size; iova += SZ_4K)
+		if (iommu_iova_to_phys(domain, iova))
+			return test_fail("%pad is mapped after the map failed", &iova);
+	ret = map();
+	if (ret)
+		return test_fail("a map after one that failed: error %d", ret);
+	return unmap();
+}
+
+static int fail_maps(size_t bytes)
+{
+	static const struct failing_call call = { new_domain, map, unmap, check_nothing };
+
+	size = bytes;
+	return fail_each(&call);
+}
+
+static int test_page(void)
+{
+	return fail_maps(SZ_4K);
+}
+
+static int test_run_of_pages(void)
+{
+	return fail_maps(SZ_16M + SZ_64K);
+}
+
+/* Segments that lie far apart in memory, and a region of IOVAs next to another */
+static struct scatterlist segments[3];
+
+static int map_segments(void)
+{
+	ssize_t done = iommu_map_sg(domain, fn->first + SZ_2G - SZ_1M, segments,
+				    ARRAY_SIZE(segments), RW, GFP_KERNEL);
+
+	if (done < 0)
+		return done;
+	return done == size ? 0 : -EIO;
+}
+
+static int unmap_segments(void)
+{
+	return unmap_at(fn->first + SZ_2G - SZ_1M);
+}
+
+static int check_no_segments(void)
+{
+	dma_addr_t iova = fn->first + SZ_2G - SZ_1M;
+	size_t at;
+
+	for (at = 0; at < size; at += SZ_4K)
+		if (iommu_iova_to_phys(domain, iova + at))
+			return test_fail("segments are mapped after the map failed");
+	return free_domain();
+}
+
+static int test_segments(void)
+{
+	static const struct failing_call call = {
+		new_domain, map_segments, unmap_segments, check_no_segments
+	};
+	unsigned int i;
+
+	sg_init_table(segments, ARRAY_SIZE(segments));
+	for (i = 0; i < ARRAY_SIZE(segments); i++)
+		sg_set_page(&segments[i], pfn_to_page(PHYS_PFN(SZ_64M * (i + 1))), SZ_1M, 0);
+	size = ARRAY_SIZE(segments) * SZ_1M;
+	return fail_each(&call);
+}
+
+/* Attaching: the function stays where it was, and at work */
+
+static int begin(void)
+{
+	return test_pair_claim_mapped(pair, fn, &queue);
+}
+
+static void end(void)
+{
+	test_pair_release(pair);
+}
+
+static const struct test_setup two_domains = { begin, end };
+
+static int attach(void)
+{
+	return test_replace(&pair[1]);
+}
+
+static int attach_back(void)
+{
+	return test_replace(&pair[0]) ? test_fail("attach failed") : 0;
+}
+
+static int check_stays(void)
+{
+	return test_expect_running(&pair[0]);
+}
+
+static int test_replaces(void)
+{
+	static const struct failing_call call = {
+		nothing, attach, attach_back, check_stays, true
+	};
+	int ret = test_replace(&pair[0]);
+
+	if (ret)
+		return test_fail("attach: error %d", ret);
+	ret = test_domain_start(&pair[0], &queue);
+	return ret ? ret : fail_each(&call);
+}
+
+static int detach(void)
+{
+	test_detach(&pair[1]);
+	return 0;
+}
+
+static int check_blocked(void)
+{
+	return test_expect_blocked(&pair[1], &queue, pair[1].data);
+}
+
+static int test_first_attach(void)
+{
+	static const struct failing_call call = {
+		nothing, attach, detach, check_blocked, true
+	};
+
+	return fail_each(&call);
+}
+
+/* A domain that another function's deeper window makes deeper */
+
+static struct test_function *deep;
+
+static int attach_deep(void)
+{
+	return iommu_replace_group_handle(deep->group, pair[0].domain, &pair[1].handle);
+}
+
+static int detach_deep(void)
+{
+	iommu_detach_group_handle(pair[0].domain, deep->group);
+	return 0;
+}
+
+static int test_widen(void)
+{
+	static const struct failing_call call = {
+		nothing, attach_deep, detach_deep, check_stays
+	};
+	int ret;
+
+	deep = test_function(1);
+	if (!deep || deep->last <= pair[0].domain->geometry.aperture_end)
+		return test_skip("no function has a deeper window than the first");
+	ret = test_replace(&pair[0]);
+	if (ret)
+		return test_fail("attach: error %d", ret);
+	ret = test_domain_start(&pair[0], &queue);
+	if (!ret)
+		ret = test_claim(deep);
+	if (ret)
+		return ret;
+	ret = fail_each(&call);
+	test_release(deep);
+	return ret;
+}
+
+static const struct test_case cases[] = {
+	{ "making a domain", test_domains },
+	{ "map of a page", test_page },
+	{ "map of many pages", test_run_of_pages },
+	{ "map of segments, over the end of a region", test_segments },
+	{ "the first attach", test_first_attach, &two_domains },
+	{ "replacing a domain that is in use", test_replaces, &two_domains },
+	{ "widening a domain that is in use", test_widen, &two_domains },
+	{}
+};
+
+TEST_SUITE(failing, cases, &fn, &queue);
+MODULE_IMPORT_NS("IOMMUFD_INTERNAL");
+MODULE_DESCRIPTION("Every allocation of a call fails in turn");
+MODULE_LICENSE("GPL");
