@@ -480,9 +480,30 @@ impl<M: Member> AddressSpace<M> {
     /// The caller owns the range (see the head of `dma_table.rs`).
     #[inline]
     pub(crate) unsafe fn unmap(&self, iova: u64, size: u64, gather: &mut Gather) -> usize {
-        // SAFETY: The caller's promise.
+        if gather.is_queued() {
+            // A call that ends with another one needs no stack.
+            // SAFETY: The caller's promise.
+            return unsafe { self.unmap_queued(iova, size, gather) };
+        }
+        // SAFETY: As above.
         if size == PAGE_SIZE && unsafe { self.table.unmap_page(Iova(iova)) } {
             gather.add(iova, PAGE_SIZE);
+            self.counters.unmapped_pages.fetch_add(1, Ordering::Relaxed);
+            return size as usize;
+        }
+        // SAFETY: As above.
+        unsafe { self.unmap_range(iova, size, gather) }
+    }
+
+    /// Unmaps a range, for a full flush that follows.
+    ///
+    /// # Safety
+    ///
+    /// The caller owns the range.
+    #[inline(never)]
+    unsafe fn unmap_queued(&self, iova: u64, size: u64, gather: &mut Gather) -> usize {
+        // SAFETY: The caller's promise.
+        if size == PAGE_SIZE && unsafe { self.table.unmap_page(Iova(iova)) } {
             self.pending.mark_one(iova);
             self.counters.unmapped_pages.fetch_add(1, Ordering::Relaxed);
             return size as usize;
@@ -508,13 +529,20 @@ impl<M: Member> AddressSpace<M> {
         // SAFETY: The caller's promise; the range is in reach.
         let bytes = unsafe { self.table.unmap(Iova(iova), size, &mut unlinked) };
         if bytes != 0 {
-            gather.add(iova, bytes);
-            self.pending
-                .mark(iova, iova.wrapping_add(bytes).wrapping_sub(1));
+            let queued = gather.is_queued();
+            if !queued {
+                gather.add(iova, bytes);
+            }
+            // An attach refreshes what segment entries map that are in use; a shorter
+            // range empties none.
+            if queued || bytes >= LARGE_PAGE_SIZE {
+                self.pending
+                    .mark(iova, iova.wrapping_add(bytes).wrapping_sub(1));
+            }
             self.counters
                 .unmapped_pages
                 .fetch_add(bytes >> PAGE_SHIFT, Ordering::Relaxed);
-            if gather.is_queued() && gather.holds_pages() {
+            if queued && gather.holds_pages() {
                 self.defer(gather);
             }
         }

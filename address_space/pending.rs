@@ -5,9 +5,10 @@
 //! `flush_iotlb_all` names no range, and a refresh of a whole window is the most
 //! expensive instruction that a hypervisor has to emulate. So unmaps mark which
 //! of 4096 equal chunks of the window they touched, and a full flush refreshes
-//! these only, in at most [`MAX_RANGES`] ranges. All unmaps do, also those that
-//! are flushed by range: a caller of a full flush may mean them. Marking takes no
-//! lock: it is on the unmap path.
+//! these only, in at most [`MAX_RANGES`] ranges. Only *queued* unmaps do, which a
+//! full flush is for: others are refreshed by range before their caller goes on.
+//! (Long ones mark as well, for an attach that comes before that refresh, see
+//! [`Pending::next_marked`].) Marking takes no lock: it is on the unmap path.
 //!
 //! # The protocol
 //!
