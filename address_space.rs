@@ -370,7 +370,7 @@ impl<M: Member> AddressSpace<M> {
         self.table.root().depth.reach()
     }
 
-    /// Maps `count` pages of `page_size` bytes. Returns how many bytes were
+    /// Maps `count` pages of `page_size` bytes, and sets `mapped` to how many bytes were
     /// mapped before an error.
     ///
     /// # Safety
@@ -382,6 +382,8 @@ impl<M: Member> AddressSpace<M> {
     /// `EINVAL` for what cannot be mapped at all, `EADDRINUSE` if the range
     /// holds a live mapping, `ENOMEM`.
     #[inline]
+    // Those of the core's call.
+    #[allow(clippy::too_many_arguments)]
     pub(crate) unsafe fn map(
         &self,
         iova: u64,
@@ -390,29 +392,39 @@ impl<M: Member> AddressSpace<M> {
         count: usize,
         prot: Prot,
         gfp: Gfp,
-    ) -> (usize, Result) {
-        if page_size as u64 == PAGE_SIZE && prot.allows_access() {
+        mapped: &mut usize,
+    ) -> Result {
+        if page_size as u64 == PAGE_SIZE && count == 1 {
             let (iova, phys) = (Iova(iova), Phys(phys));
+            // A branch takes less than making the bit out of the protection.
             // SAFETY: The caller's promise.
-            if unsafe { self.table.map_present(iova, phys, count, access(prot)) } {
-                self.counters
-                    .mapped_pages
-                    .fetch_add(count as u64, Ordering::Relaxed);
-                return (count << PAGE_SHIFT, Ok(()));
+            let done = unsafe {
+                if prot.allows_writes() {
+                    self.table.map_present(iova, phys, 1, Access::READ_WRITE)
+                } else {
+                    prot.allows_access()
+                        && self.table.map_present(iova, phys, 1, Access::READ_ONLY)
+                }
+            };
+            if done {
+                self.counters.mapped_pages.fetch_add(1, Ordering::Relaxed);
+                *mapped = page_size;
+                return Ok(());
             }
         }
         cold_path();
         // SAFETY: As above.
-        unsafe { self.map_checked(iova, phys, page_size, count, prot, gfp) }
+        unsafe { self.map_range(iova, phys, page_size, count, prot, gfp, mapped) }
     }
 
-    /// Maps, or says why not.
+    /// Maps any range, or says why not.
     ///
     /// # Safety
     ///
     /// The caller owns the range.
     #[inline(never)]
-    unsafe fn map_checked(
+    #[allow(clippy::too_many_arguments)]
+    unsafe fn map_range(
         &self,
         iova: u64,
         phys: u64,
@@ -420,17 +432,27 @@ impl<M: Member> AddressSpace<M> {
         count: usize,
         prot: Prot,
         gfp: Gfp,
-    ) -> (usize, Result) {
-        let mapping = match self.mapping(iova, phys, page_size, count, prot) {
-            Ok(mapping) => mapping,
-            Err(error) => return (0, Err(error)),
-        };
+        mapped: &mut usize,
+    ) -> Result {
+        if page_size as u64 == PAGE_SIZE && prot.allows_access() {
+            let (iova, phys) = (Iova(iova), Phys(phys));
+            // SAFETY: The caller's promise.
+            if unsafe { self.table.map_present(iova, phys, count, access(prot)) } {
+                self.counters
+                    .mapped_pages
+                    .fetch_add(count as u64, Ordering::Relaxed);
+                *mapped = count << PAGE_SHIFT;
+                return Ok(());
+            }
+        }
+        let mapping = self.mapping(iova, phys, page_size, count, prot)?;
         // SAFETY: The caller's promise; the mapping is in reach.
         let (bytes, result) = unsafe { self.table.map(mapping, gfp) };
         self.counters
             .mapped_pages
             .fetch_add(bytes >> PAGE_SHIFT, Ordering::Relaxed);
-        (bytes as usize, result.map_err(Error::from))
+        *mapped = bytes as usize;
+        result.map_err(Error::from)
     }
 
     /// Checks a map of `count` pages of `page_size` bytes.
@@ -681,5 +703,9 @@ impl From<MapError> for Error {
 /// written only can be read too.
 #[inline]
 fn access(prot: Prot) -> Access {
-    Access::denying_writes(prot.denies_writes())
+    if prot.allows_writes() {
+        Access::READ_WRITE
+    } else {
+        Access::READ_ONLY
+    }
 }

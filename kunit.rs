@@ -451,8 +451,9 @@ mod domains {
         let map = |iova| {
             let prot = Prot::from((bindings::IOMMU_READ | bindings::IOMMU_WRITE) as c_int);
             // SAFETY: A test has its domain for itself.
-            let (bytes, result) =
-                unsafe { space.map(iova, 0x1000, PAGE_SIZE as usize, 16, prot, Gfp::KERNEL) };
+            let mut bytes = 0;
+            let result =
+                unsafe { space.map(iova, 0x1000, PAGE_SIZE as usize, 16, prot, Gfp::KERNEL, &mut bytes) };
             result.map(|()| assert_eq!(bytes, 16 * 4096))
         };
         // SAFETY: As above.

@@ -354,10 +354,11 @@ impl iommu::PagingDomain for Paging {
         count: usize,
         prot: Prot,
         gfp: Gfp,
-    ) -> (usize, Result) {
+        mapped: &mut usize,
+    ) -> Result {
         let space = domain.space();
         // SAFETY: The caller's promise.
-        unsafe { space.map(iova, phys, page_size, count, prot, gfp) }
+        unsafe { space.map(iova, phys, page_size, count, prot, gfp, mapped) }
     }
 
     #[inline]

@@ -56,12 +56,6 @@ impl Access {
     /// Devices may read and write.
     pub(crate) const READ_WRITE: Self = Access(0);
 
-    /// Reads, and writes if the lowest bit of `denied` is clear.
-    #[inline]
-    pub(crate) const fn denying_writes(denied: u64) -> Self {
-        Access((denied & 1) << PROTECTED.trailing_zeros())
-    }
-
     pub(super) const fn bits(self) -> u64 {
         self.0
     }

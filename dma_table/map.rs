@@ -110,7 +110,7 @@ impl<M: Memory> DmaTable<M> {
     /// # Safety
     ///
     /// The caller owns the range.
-    #[inline(never)]
+    #[inline]
     unsafe fn map_in_leaf(&self, iova: Iova, phys: Phys, count: usize, access: Access) -> bool {
         let aligned = (iova.0 | phys.0) & (PAGE_SIZE - 1) == 0;
         match self.leaf_run(iova, count) {

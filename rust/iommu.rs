@@ -78,11 +78,10 @@ impl From<c_int> for Prot {
 }
 
 impl Prot {
-    /// 1 if the device may not write, else 0: a number, so that the bit of an
-    /// entry is made from it without a branch.
+    /// Whether the device may write.
     #[inline]
-    pub(crate) fn denies_writes(self) -> u64 {
-        u64::from(!self.0 as u32 & bindings::IOMMU_WRITE) / u64::from(bindings::IOMMU_WRITE)
+    pub(crate) fn allows_writes(self) -> bool {
+        self.0 as u32 & bindings::IOMMU_WRITE != 0
     }
 
     /// Whether the device may do anything at all.
@@ -353,9 +352,8 @@ pub(crate) trait PagingDomain: Sized + Send + Sync + 'static {
     /// May sleep; the group's mutex is held.
     fn attach(domain: &Domain<Self>, dev: &Device) -> Result;
 
-    /// Maps `count` pages of `page_size` bytes. Returns how many bytes were
-    /// mapped, from the start on, beside the result: the core unmaps those
-    /// after an error.
+    /// Maps `count` pages of `page_size` bytes, and sets `mapped` to how many bytes
+    /// were mapped, from the start on: the core unmaps those after an error.
     ///
     /// # Safety
     ///
@@ -364,6 +362,8 @@ pub(crate) trait PagingDomain: Sized + Send + Sync + 'static {
     /// # Context
     ///
     /// As `gfp` says; may be atomic.
+    // Those of the C function.
+    #[allow(clippy::too_many_arguments)]
     unsafe fn map_pages(
         domain: &Domain<Self>,
         iova: u64,
@@ -372,7 +372,8 @@ pub(crate) trait PagingDomain: Sized + Send + Sync + 'static {
         count: usize,
         prot: Prot,
         gfp: Gfp,
-    ) -> (usize, Result);
+        mapped: &mut usize,
+    ) -> Result;
 
     /// Unmaps `size` bytes, up to the first address that is not mapped. Returns
     /// how many bytes were unmapped.
@@ -752,12 +753,13 @@ impl<D: Driver> Ops<D> {
         // SAFETY: The core passes one of this driver's domains.
         let domain = unsafe { Domain::<D::Domain>::from_raw(domain) };
         let (iova, prot, gfp) = (iova as u64, Prot(prot), Gfp(gfp));
+        // SAFETY: The core passes a place for the result, of nobody else's.
+        let mapped = unsafe { &mut *mapped };
         // SAFETY: The users of the IOMMU API give each range one owner at a
         // time.
-        let (bytes, result) =
-            unsafe { D::Domain::map_pages(domain, iova, phys, page_size, count, prot, gfp) };
-        // SAFETY: The core passes a place for the result.
-        unsafe { *mapped = bytes };
+        let result = unsafe {
+            D::Domain::map_pages(domain, iova, phys, page_size, count, prot, gfp, mapped)
+        };
         match result {
             Ok(()) => 0,
             Err(error) => error.to_errno(),
