@@ -66,7 +66,8 @@ impl<M: Memory> DmaTable<M> {
     ///
     /// # Safety
     ///
-    /// The caller owns the range (see the head of `dma_table.rs`).
+    /// The caller owns the range (see the head of `dma_table.rs`); both addresses are
+    /// aligned to a page, which the core sees to for every map.
     #[inline]
     pub(crate) unsafe fn map_present(
         &self,
@@ -75,6 +76,7 @@ impl<M: Memory> DmaTable<M> {
         count: usize,
         access: Access,
     ) -> bool {
+        debug_assert!((iova.0 | phys.0) & (PAGE_SIZE - 1) == 0);
         if count == 1 {
             // SAFETY: The caller's promise.
             unsafe { self.map_page(iova, phys, access) }
@@ -91,18 +93,16 @@ impl<M: Memory> DmaTable<M> {
     /// The caller owns the page.
     #[inline]
     unsafe fn map_page(&self, iova: Iova, phys: Phys, access: Access) -> bool {
-        match self.leaf(iova) {
-            Some(leaf) if (iova.0 | phys.0) & (PAGE_SIZE - 1) == 0 => {
-                let cell = self.pages(leaf).cell(iova);
-                // Not if it is that of a vacant table.
-                let empty = cell.load() == PAGE_INVALID;
-                if empty {
-                    cell.store(phys.0 | access.bits());
-                }
-                empty
-            }
-            _ => false,
+        let Some(leaf) = self.leaf(iova) else {
+            return false;
+        };
+        let cell = self.pages(leaf).cell(iova);
+        // Not if it is that of a vacant table.
+        let empty = cell.load() == PAGE_INVALID;
+        if empty {
+            cell.store(phys.0 | access.bits());
         }
+        empty
     }
 
     /// As [`DmaTable::map_present`], any number of pages.
@@ -112,9 +112,8 @@ impl<M: Memory> DmaTable<M> {
     /// The caller owns the range.
     #[inline]
     unsafe fn map_in_leaf(&self, iova: Iova, phys: Phys, count: usize, access: Access) -> bool {
-        let aligned = (iova.0 | phys.0) & (PAGE_SIZE - 1) == 0;
         match self.leaf_run(iova, count) {
-            Some(run) if aligned && all_empty(run) => {
+            Some(run) if all_empty(run) => {
                 fill(run, phys.0 | access.bits());
                 true
             }
