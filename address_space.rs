@@ -50,8 +50,6 @@
 //! in any context, under RCU. The flush lock is taken before and after a full flush
 //! asks the machine, never meanwhile.
 
-use core::hint::cold_path;
-
 use kernel::{
     bindings,
     current,
@@ -119,6 +117,9 @@ use crate::{
 mod flush;
 pub(crate) mod members;
 pub(crate) mod pending;
+mod share;
+
+pub(crate) use share::Share;
 
 use members::{
     Member,
@@ -370,61 +371,15 @@ impl<M: Member> AddressSpace<M> {
         self.table.root().depth.reach()
     }
 
-    /// Maps `count` pages of `page_size` bytes, and sets `mapped` to how many bytes were
-    /// mapped before an error.
-    ///
-    /// # Safety
-    ///
-    /// The caller owns the range (see the head of `dma_table.rs`).
-    ///
-    /// # Errors
-    ///
-    /// `EINVAL` for what cannot be mapped at all, `EADDRINUSE` if the range
-    /// holds a live mapping, `ENOMEM`.
-    #[inline]
-    // Those of the core's call.
-    #[allow(clippy::too_many_arguments)]
-    pub(crate) unsafe fn map(
-        &self,
-        iova: u64,
-        phys: u64,
-        page_size: usize,
-        count: usize,
-        prot: Prot,
-        gfp: Gfp,
-        mapped: &mut usize,
-    ) -> Result {
-        if page_size as u64 == PAGE_SIZE && count == 1 {
-            let (iova, phys) = (Iova(iova), Phys(phys));
-            // A branch takes less than making the bit out of the protection.
-            // SAFETY: The caller's promise.
-            let done = unsafe {
-                if prot.allows_writes() {
-                    self.table.map_present(iova, phys, 1, Access::READ_WRITE)
-                } else {
-                    prot.allows_access()
-                        && self.table.map_present(iova, phys, 1, Access::READ_ONLY)
-                }
-            };
-            if done {
-                self.counters.mapped_pages.fetch_add(1, Ordering::Relaxed);
-                *mapped = page_size;
-                return Ok(());
-            }
-        }
-        cold_path();
-        // SAFETY: As above.
-        unsafe { self.map_range(iova, phys, page_size, count, prot, gfp, mapped) }
-    }
-
-    /// Maps any range, or says why not.
+    /// Maps any range, or says why not; sets `mapped` to how many bytes were mapped.
     ///
     /// # Safety
     ///
     /// The caller owns the range.
     #[inline(never)]
+    // Those of the core's call.
     #[allow(clippy::too_many_arguments)]
-    unsafe fn map_range(
+    unsafe fn map_checked(
         &self,
         iova: u64,
         phys: u64,
@@ -434,17 +389,6 @@ impl<M: Member> AddressSpace<M> {
         gfp: Gfp,
         mapped: &mut usize,
     ) -> Result {
-        if page_size as u64 == PAGE_SIZE && prot.allows_access() {
-            let (iova, phys) = (Iova(iova), Phys(phys));
-            // SAFETY: The caller's promise.
-            if unsafe { self.table.map_present(iova, phys, count, access(prot)) } {
-                self.counters
-                    .mapped_pages
-                    .fetch_add(count as u64, Ordering::Relaxed);
-                *mapped = count << PAGE_SHIFT;
-                return Ok(());
-            }
-        }
         let mapping = self.mapping(iova, phys, page_size, count, prot)?;
         // SAFETY: The caller's promise; the mapping is in reach.
         let (bytes, result) = unsafe { self.table.map(mapping, gfp) };
@@ -492,46 +436,6 @@ impl<M: Member> AddressSpace<M> {
             access: access(prot),
             large,
         })
-    }
-
-    /// Unmaps a range, up to the first hole. Returns how many bytes were unmapped:
-    /// none of what cannot have been mapped.
-    ///
-    /// # Safety
-    ///
-    /// The caller owns the range (see the head of `dma_table.rs`).
-    #[inline]
-    pub(crate) unsafe fn unmap(&self, iova: u64, size: u64, gather: &mut Gather) -> usize {
-        if gather.is_queued() {
-            // A call that ends with another one needs no stack.
-            // SAFETY: The caller's promise.
-            return unsafe { self.unmap_queued(iova, size, gather) };
-        }
-        // SAFETY: As above.
-        if size == PAGE_SIZE && unsafe { self.table.unmap_page(Iova(iova)) } {
-            gather.add(iova, PAGE_SIZE);
-            self.counters.unmapped_pages.fetch_add(1, Ordering::Relaxed);
-            return size as usize;
-        }
-        // SAFETY: As above.
-        unsafe { self.unmap_range(iova, size, gather) }
-    }
-
-    /// Unmaps a range, for a full flush that follows.
-    ///
-    /// # Safety
-    ///
-    /// The caller owns the range.
-    #[inline(never)]
-    unsafe fn unmap_queued(&self, iova: u64, size: u64, gather: &mut Gather) -> usize {
-        // SAFETY: The caller's promise.
-        if size == PAGE_SIZE && unsafe { self.table.unmap_page(Iova(iova)) } {
-            self.pending.mark_one(iova);
-            self.counters.unmapped_pages.fetch_add(1, Ordering::Relaxed);
-            return size as usize;
-        }
-        // SAFETY: As above.
-        unsafe { self.unmap_range(iova, size, gather) }
     }
 
     /// Unmaps a range of any size.

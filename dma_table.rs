@@ -107,6 +107,7 @@ pub(crate) use format::{
     PAGE_SIZE, //
 };
 pub(crate) use map::{
+    Low,
     MapError,
     Mapping, //
 };
@@ -139,7 +140,7 @@ pub(crate) struct DmaTable<M: Memory> {
     root: M::Cell,
     /// The region-third table that begins at IOVA 0. It was the first top, so it
     /// stays.
-    low: Phys,
+    low: Low,
     walk_lock: WalkLock<M::Cell>,
     vacant: Vacant,
     /// Whether emptied entries stay valid: 0 or 1.
@@ -172,7 +173,7 @@ impl<M: Memory> DmaTable<M> {
         let tree = DmaTable {
             memory,
             root: cell(top.pack()),
-            low: origin,
+            low: Low(origin),
             walk_lock: WalkLock(cell(0)),
             vacant,
             keeps_valid: cell(0),
@@ -184,6 +185,11 @@ impl<M: Memory> DmaTable<M> {
     /// The allocator.
     pub(crate) fn memory(&self) -> &M {
         &self.memory
+    }
+
+    /// Where the short ways begin.
+    pub(crate) fn low(&self) -> Low {
+        self.low
     }
 
     /// The top table as it is now. A later one reaches further and finds all

@@ -12,7 +12,8 @@ use kernel::{
 use crate::{
     address_space::{
         members::Member,
-        AddressSpace, //
+        AddressSpace,
+        Share, //
     },
     debugfs,
     dma_table::{
@@ -34,7 +35,7 @@ pub(crate) type Domain = iommu::Domain<Paging>;
 pub(crate) struct Paging {
     /// Its folder in debugfs.
     _shown: Option<Entry<Arc<Space>>>,
-    space: Arc<Space>,
+    share: Share<Function>,
 }
 
 impl Domain {
@@ -60,7 +61,7 @@ impl Domain {
         space.adapt_to_shadow(function)?;
         let paging = Paging {
             _shown: debugfs::show_domain(&space),
-            space,
+            share: Share::new(space),
         };
         Domain::new(paging, page_sizes, depth.reach())
     }
@@ -68,7 +69,13 @@ impl Domain {
     /// The address space.
     #[inline]
     pub(crate) fn space(&self) -> &Arc<Space> {
-        &self.data().space
+        self.share().space()
+    }
+
+    /// The share in it.
+    #[inline]
+    pub(crate) fn share(&self) -> &Share<Function> {
+        &self.data().share
     }
 }
 
@@ -76,12 +83,13 @@ impl Drop for Paging {
     /// The core frees a domain although functions are attached when it could not
     /// attach them to anything else. They are blocked, which cannot fail.
     fn drop(&mut self) {
-        while let Some(function) = self.space.first_member() {
+        let space = self.share.space();
+        while let Some(function) = space.first_member() {
             pr_warn!(
                 "function {:08x}: its domain is freed, and it is blocked\n",
                 function.zdev().fid()
             );
-            function.block_from(&self.space);
+            function.block_from(space);
         }
     }
 }

@@ -453,7 +453,7 @@ mod domains {
             // SAFETY: A test has its domain for itself.
             let mut bytes = 0;
             let result =
-                unsafe { space.map(iova, 0x1000, PAGE_SIZE as usize, 16, prot, Gfp::KERNEL, &mut bytes) };
+                unsafe { domain.share().map(iova, 0x1000, PAGE_SIZE as usize, 16, prot, Gfp::KERNEL, &mut bytes) };
             result.map(|()| assert_eq!(bytes, 16 * 4096))
         };
         // SAFETY: As above.

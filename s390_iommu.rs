@@ -8,10 +8,11 @@
 //! | file              | what it does                                              |
 //! |-------------------|-----------------------------------------------------------|
 //! | `domain`          | a domain, as the core sees it                             |
-//! | `address_space`   | a table and the functions attached to it: map, unmap      |
+//! | `address_space`   | a table and the functions attached to it                  |
 //! | `…/flush`         | flushes                                                   |
 //! | `…/members`       | the functions, read without a lock                        |
 //! | `…/pending`       | what a full flush has to refresh                          |
+//! | `…/share`         | a share in an address space: map, unmap                   |
 //! | `dma_table`       | translation tables, and the protocol that keeps them right |
 //! | `…/format`        | levels and entries                                        |
 //! | `…/map`, `unmap`, `walk` | map, unmap and reclaim, lookup                     |
@@ -356,15 +357,15 @@ impl iommu::PagingDomain for Paging {
         gfp: Gfp,
         mapped: &mut usize,
     ) -> Result {
-        let space = domain.space();
+        let share = domain.share();
         // SAFETY: The caller's promise.
-        unsafe { space.map(iova, phys, page_size, count, prot, gfp, mapped) }
+        unsafe { share.map(iova, phys, page_size, count, prot, gfp, mapped) }
     }
 
     #[inline]
     unsafe fn unmap_pages(domain: &Domain, iova: u64, size: usize, gather: &mut Gather) -> usize {
         // SAFETY: The caller's promise.
-        unsafe { domain.space().unmap(iova, size as u64, gather) }
+        unsafe { domain.share().unmap(iova, size as u64, gather) }
     }
 
     fn flush_all(domain: &Domain) {

@@ -50,6 +50,11 @@ impl Mapping {
     }
 }
 
+/// The region-third table that begins at IOVA 0: where the short ways begin. It never
+/// changes, so whoever has it need not look for the tree.
+#[derive(Clone, Copy)]
+pub(crate) struct Low(pub(super) Phys);
+
 /// The origin of a page table that stays for as long as the caller owns a part
 /// of what it spans. (An address rather than a [`Table`]: in an option that
 /// takes a test for null more.)
@@ -67,10 +72,11 @@ impl<M: Memory> DmaTable<M> {
     /// # Safety
     ///
     /// The caller owns the range (see the head of `dma_table.rs`); both addresses are
-    /// aligned to a page, which the core sees to for every map.
+    /// aligned to a page, which the core sees to for every map. `low` is this tree's.
     #[inline]
     pub(crate) unsafe fn map_present(
         &self,
+        low: Low,
         iova: Iova,
         phys: Phys,
         count: usize,
@@ -79,10 +85,10 @@ impl<M: Memory> DmaTable<M> {
         debug_assert!((iova.0 | phys.0) & (PAGE_SIZE - 1) == 0);
         if count == 1 {
             // SAFETY: The caller's promise.
-            unsafe { self.map_page(iova, phys, access) }
+            unsafe { self.map_page(low, iova, phys, access) }
         } else {
             // SAFETY: The caller's promise.
-            unsafe { self.map_in_leaf(iova, phys, count, access) }
+            unsafe { self.map_in_leaf(low, iova, phys, count, access) }
         }
     }
 
@@ -92,8 +98,8 @@ impl<M: Memory> DmaTable<M> {
     ///
     /// The caller owns the page.
     #[inline]
-    unsafe fn map_page(&self, iova: Iova, phys: Phys, access: Access) -> bool {
-        let Some(leaf) = self.leaf(iova) else {
+    unsafe fn map_page(&self, low: Low, iova: Iova, phys: Phys, access: Access) -> bool {
+        let Some(leaf) = self.leaf(low, iova) else {
             return false;
         };
         let cell = self.pages(leaf).cell(iova);
@@ -111,8 +117,8 @@ impl<M: Memory> DmaTable<M> {
     ///
     /// The caller owns the range.
     #[inline]
-    unsafe fn map_in_leaf(&self, iova: Iova, phys: Phys, count: usize, access: Access) -> bool {
-        match self.leaf_run(iova, count) {
+    unsafe fn map_in_leaf(&self, low: Low, iova: Iova, phys: Phys, count: usize, access: Access) -> bool {
+        match self.leaf_run(low, iova, count) {
             Some(run) if all_empty(run) => {
                 fill(run, phys.0 | access.bits());
                 true
@@ -254,7 +260,7 @@ impl<M: Memory> DmaTable<M> {
     /// The page table that translates `iova`, if it is there already and `iova`
     /// is as low as most are.
     #[inline]
-    pub(super) fn leaf(&self, iova: Iova) -> Option<Leaf> {
+    pub(super) fn leaf(&self, low: Low, iova: Iova) -> Option<Leaf> {
         if iova.0 > Depth::Third.reach() {
             return None;
         }
@@ -262,7 +268,7 @@ impl<M: Memory> DmaTable<M> {
         // and stays, and an entry points to a table of the level below, which
         // stays as well: the caller owns a part of what it spans.
         unsafe {
-            let third: Table<'_, Third, M> = Table::new(&self.memory, self.low);
+            let third: Table<'_, Third, M> = Table::new(&self.memory, low.0);
             let origin = Third::origin(third.cell(iova).load_acquire())?;
             let segments: Table<'_, Segment, M> = Table::new(&self.memory, origin);
             let origin = Segment::origin(segments.cell(iova).load_acquire())?;
@@ -280,8 +286,8 @@ impl<M: Memory> DmaTable<M> {
     /// The entries of `count` pages, if one page table holds all of them and it
     /// is there already.
     #[inline]
-    pub(super) fn leaf_run(&self, iova: Iova, count: usize) -> Option<&[M::Cell]> {
-        let pages = self.pages(self.leaf(iova)?);
+    pub(super) fn leaf_run(&self, low: Low, iova: Iova, count: usize) -> Option<&[M::Cell]> {
+        let pages = self.pages(self.leaf(low, iova)?);
         pages.cells()[Page::index(iova)..].get(..count)
     }
 

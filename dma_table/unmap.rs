@@ -4,6 +4,7 @@
 
 use super::{
     format::*,
+    map::Low,
     table::{
         all_live,
         clear,
@@ -41,11 +42,11 @@ impl<M: Memory> DmaTable<M> {
     /// # Safety
     ///
     /// The caller owns the page (see the head of `dma_table.rs`); the address is aligned
-    /// to it, which the core sees to for every unmap.
+    /// to it, which the core sees to for every unmap. `low` is this tree's.
     #[inline]
-    pub(crate) unsafe fn unmap_page(&self, iova: Iova) -> bool {
+    pub(crate) unsafe fn unmap_page(&self, low: Low, iova: Iova) -> bool {
         debug_assert!(iova.0 & (PAGE_SIZE - 1) == 0);
-        let Some(leaf) = self.leaf(iova) else {
+        let Some(leaf) = self.leaf(low, iova) else {
             return false;
         };
         let cell = self.pages(leaf).cell(iova);
@@ -69,7 +70,7 @@ impl<M: Memory> DmaTable<M> {
     /// and lies in the reach of the tree.
     #[inline]
     pub(crate) unsafe fn unmap(&self, iova: Iova, size: u64, unlinked: &mut impl DeferFree) -> u64 {
-        match self.leaf_run(iova, (size >> PAGE_SHIFT) as usize) {
+        match self.leaf_run(self.low, iova, (size >> PAGE_SHIFT) as usize) {
             // A page table that is covered whole goes as it is.
             Some(run) if run.len() < Shape::Page.entries() && all_live(run) => {
                 clear(run);

@@ -54,7 +54,7 @@ fn a_misaligned_page_is_not_mapped() {
     beside_a_page(|tree| {
         for (iova, phys) in MISALIGNED {
             // SAFETY: The assertion ends it before it writes.
-            let map = || unsafe { tree.map_present(iova, phys, 1, Access::READ_WRITE) };
+            let map = || unsafe { tree.map_present(tree.low(), iova, phys, 1, Access::READ_WRITE) };
             assert!(catch_unwind(AssertUnwindSafe(map)).is_err());
         }
     });
@@ -65,7 +65,7 @@ fn a_misaligned_run_is_not_mapped() {
     beside_a_page(|tree| {
         for (iova, phys) in MISALIGNED {
             // SAFETY: The assertion ends it before it writes.
-            let map = || unsafe { tree.map_present(iova, phys, 2, Access::READ_WRITE) };
+            let map = || unsafe { tree.map_present(tree.low(), iova, phys, 2, Access::READ_WRITE) };
             assert!(catch_unwind(AssertUnwindSafe(map)).is_err());
         }
     });
@@ -75,7 +75,7 @@ fn a_misaligned_run_is_not_mapped() {
 fn a_misaligned_page_is_not_unmapped() {
     beside_a_page(|tree| {
         // SAFETY: The assertion ends it before it writes.
-        let unmap = || unsafe { tree.unmap_page(Iova(IOVA + 0x10)) };
+        let unmap = || unsafe { tree.unmap_page(tree.low(), Iova(IOVA + 0x10)) };
         assert!(catch_unwind(AssertUnwindSafe(unmap)).is_err());
     });
 }

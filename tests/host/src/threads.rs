@@ -301,7 +301,7 @@ impl<O: Orders> Tree<O> {
         let (iova, phys) = (Iova(page * PAGE_SIZE), Phys(phys(page)));
         // SAFETY: As for `map_as`.
         let mapped =
-            pages == 1 && unsafe { self.tree.map_present(iova, phys, 1, Access::READ_WRITE) };
+            pages == 1 && unsafe { self.tree.map_present(self.tree.low(), iova, phys, 1, Access::READ_WRITE) };
         if !mapped {
             self.map_as(page, pages, false);
         }
@@ -315,7 +315,7 @@ impl<O: Orders> Tree<O> {
     fn unmap(&self, page: u64, pages: u64, unlinked: &mut Unlinked<'_, O>) {
         let (iova, size) = (Iova(page * PAGE_SIZE), pages * PAGE_SIZE);
         // SAFETY: As for `map_as`.
-        if pages == 1 && unsafe { self.tree.unmap_page(iova) } {
+        if pages == 1 && unsafe { self.tree.unmap_page(self.tree.low(), iova) } {
             return;
         }
         // SAFETY: As for `map_as`.
