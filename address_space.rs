@@ -75,7 +75,6 @@ use kernel::{
 };
 
 use crate::{
-    atomic::Ordering,
     dma_table::{
         dump::{
             Dump,
@@ -116,6 +115,7 @@ use crate::{
 
 mod flush;
 pub(crate) mod members;
+mod page_counts;
 pub(crate) mod pending;
 mod share;
 
@@ -125,6 +125,7 @@ use members::{
     Member,
     Members, //
 };
+use page_counts::PageCounts;
 use pending::{
     Flushes,
     Pending,
@@ -157,6 +158,7 @@ pub(crate) struct AddressSpace<M: Member> {
     is_behind: Atomic<bool>,
     #[pin]
     attach: Mutex<()>,
+    page_counts: PageCounts,
     counters: Counters,
 }
 
@@ -182,6 +184,7 @@ impl<M: Member> AddressSpace<M> {
             deferred <- PagesList::new(),
             is_behind: Atomic::new(false),
             attach <- new_mutex!((), "s390_iommu::attach"),
+            page_counts: PageCounts::new()?,
             counters: Counters::default(),
         }? Error)
     }
@@ -351,8 +354,9 @@ impl<M: Member> AddressSpace<M> {
         self.members.leave(member);
     }
 
-    /// The counters.
+    /// The counters, as they are now.
     pub(crate) fn counters(&self) -> &Counters {
+        self.page_counts.move_to(&self.counters);
         &self.counters
     }
 
@@ -392,9 +396,7 @@ impl<M: Member> AddressSpace<M> {
         let mapping = self.mapping(iova, phys, page_size, count, prot)?;
         // SAFETY: The caller's promise; the mapping is in reach.
         let (bytes, result) = unsafe { self.table.map(mapping, gfp) };
-        self.counters
-            .mapped_pages
-            .fetch_add(bytes >> PAGE_SHIFT, Ordering::Relaxed);
+        self.page_counts.mapped(bytes >> PAGE_SHIFT);
         *mapped = bytes as usize;
         result.map_err(Error::from)
     }
@@ -465,9 +467,7 @@ impl<M: Member> AddressSpace<M> {
                 self.pending
                     .mark(iova, iova.wrapping_add(bytes).wrapping_sub(1));
             }
-            self.counters
-                .unmapped_pages
-                .fetch_add(bytes >> PAGE_SHIFT, Ordering::Relaxed);
+            self.page_counts.unmapped(bytes >> PAGE_SHIFT);
             if queued && gather.holds_pages() {
                 self.defer(gather);
             }

@@ -11,6 +11,7 @@
 //! | `address_space`   | a table and the functions attached to it                  |
 //! | `…/flush`         | flushes                                                   |
 //! | `…/members`       | the functions, read without a lock                        |
+//! | `…/page_counts`   | pages mapped and unmapped, counted per CPU                |
 //! | `…/pending`       | what a full flush has to refresh                          |
 //! | `…/share`         | a share in an address space: map, unmap                   |
 //! | `dma_table`       | translation tables, and the protocol that keeps them right |

@@ -12,10 +12,10 @@ use kernel::{
 use super::{
     access,
     members::Member,
+    page_counts::View,
     AddressSpace, //
 };
 use crate::{
-    atomic::Ordering,
     dma_table::{
         Access,
         Iova,
@@ -31,10 +31,11 @@ use crate::{
     }, //
 };
 
-/// A share in an address space. Beside it lies a copy of what never changes in that: the
+/// A share in an address space. Beside it lie copies of what never changes in that: the
 /// shortest ways need no look at the space itself.
 pub(crate) struct Share<M: Member> {
     low: Low,
+    counts: View,
     space: Arc<AddressSpace<M>>,
 }
 
@@ -43,6 +44,7 @@ impl<M: Member> Share<M> {
     pub(crate) fn new(space: Arc<AddressSpace<M>>) -> Self {
         Share {
             low: space.table.low(),
+            counts: space.page_counts.view(),
             space,
         }
     }
@@ -78,27 +80,16 @@ impl<M: Member> Share<M> {
         mapped: &mut usize,
     ) -> Result {
         if page_size as u64 == PAGE_SIZE && count == 1 {
-            let (iova, phys) = (Iova(iova), Phys(phys));
             // A branch takes less than making the bit out of the protection.
             // SAFETY: The caller's promise.
             let done = unsafe {
                 if prot.allows_writes() {
-                    self.space
-                        .table
-                        .map_present(self.low, iova, phys, 1, Access::READ_WRITE)
+                    self.map_present(iova, phys, 1, Access::READ_WRITE)
                 } else {
-                    prot.allows_access()
-                        && self
-                            .space
-                            .table
-                            .map_present(self.low, iova, phys, 1, Access::READ_ONLY)
+                    prot.allows_access() && self.map_present(iova, phys, 1, Access::READ_ONLY)
                 }
             };
             if done {
-                self.space
-                    .counters
-                    .mapped_pages
-                    .fetch_add(1, Ordering::Relaxed);
                 *mapped = page_size;
                 return Ok(());
             }
@@ -125,26 +116,54 @@ impl<M: Member> Share<M> {
         gfp: Gfp,
         mapped: &mut usize,
     ) -> Result {
-        if page_size as u64 == PAGE_SIZE && prot.allows_access() {
-            let (iova, phys) = (Iova(iova), Phys(phys));
-            // SAFETY: The caller's promise.
-            if unsafe {
-                self.space
-                    .table
-                    .map_present(self.low, iova, phys, count, access(prot))
-            } {
-                self.space
-                    .counters
-                    .mapped_pages
-                    .fetch_add(count as u64, Ordering::Relaxed);
-                *mapped = count << PAGE_SHIFT;
-                return Ok(());
-            }
+        // SAFETY: The caller's promise.
+        if page_size as u64 == PAGE_SIZE
+            && prot.allows_access()
+            && unsafe { self.map_present(iova, phys, count, access(prot)) }
+        {
+            *mapped = count << PAGE_SHIFT;
+            return Ok(());
         }
         // SAFETY: As above.
         unsafe {
             self.space
                 .map_checked(iova, phys, page_size, count, prot, gfp, mapped)
+        }
+    }
+
+    /// Maps pages if that needs no more than to fill their entries, and counts.
+    ///
+    /// # Safety
+    ///
+    /// The caller owns the range.
+    #[inline(always)]
+    unsafe fn map_present(&self, iova: u64, phys: u64, count: usize, access: Access) -> bool {
+        let (table, iova, phys) = (&self.space.table, Iova(iova), Phys(phys));
+        // SAFETY: The caller's promise; the address space is there.
+        unsafe {
+            let mapped = table.map_present(self.low, iova, phys, count, access);
+            if mapped {
+                self.counts.mapped(count as u64);
+            }
+            mapped
+        }
+    }
+
+    /// Unmaps a page if that needs no more than to empty its entry, and counts.
+    ///
+    /// # Safety
+    ///
+    /// The caller owns the range.
+    #[inline(always)]
+    unsafe fn unmap_page(&self, iova: u64, size: u64) -> bool {
+        // SAFETY: The caller's promise; the address space is there.
+        unsafe {
+            let unmapped =
+                size == PAGE_SIZE && self.space.table.unmap_page(self.low, Iova(iova));
+            if unmapped {
+                self.counts.unmapped(1);
+            }
+            unmapped
         }
     }
 
@@ -162,12 +181,8 @@ impl<M: Member> Share<M> {
             return unsafe { self.unmap_queued(iova, size, gather) };
         }
         // SAFETY: As above.
-        if size == PAGE_SIZE && unsafe { self.space.table.unmap_page(self.low, Iova(iova)) } {
+        if unsafe { self.unmap_page(iova, size) } {
             gather.add(iova, PAGE_SIZE);
-            self.space
-                .counters
-                .unmapped_pages
-                .fetch_add(1, Ordering::Relaxed);
             return size as usize;
         }
         // SAFETY: As above.
@@ -182,12 +197,8 @@ impl<M: Member> Share<M> {
     #[inline(never)]
     unsafe fn unmap_queued(&self, iova: u64, size: u64, gather: &mut Gather) -> usize {
         // SAFETY: The caller's promise.
-        if size == PAGE_SIZE && unsafe { self.space.table.unmap_page(self.low, Iova(iova)) } {
+        if unsafe { self.unmap_page(iova, size) } {
             self.space.pending.mark_one(iova);
-            self.space
-                .counters
-                .unmapped_pages
-                .fetch_add(1, Ordering::Relaxed);
             return size as usize;
         }
         // SAFETY: As above.

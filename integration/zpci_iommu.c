@@ -12,6 +12,7 @@
 
 #define pr_fmt(fmt) "s390_iommu: " fmt
 
+#include <linux/cpumask.h>
 #include <linux/export.h>
 #include <linux/init.h>
 #include <linux/io.h>
@@ -21,8 +22,10 @@
 #include <linux/mutex.h>
 #include <linux/overflow.h>
 #include <linux/pci.h>
+#include <linux/percpu.h>
 #include <linux/ratelimit.h>
 
+#include <asm/lowcore.h>
 #include <asm/machine.h>
 #include <asm/pci_debug.h>
 #include <asm/pci_dma.h>
@@ -307,6 +310,34 @@ void zpci_iommu_pages_list_move(struct iommu_pages_list *from,
 	INIT_LIST_HEAD(&from->pages);
 }
 EXPORT_SYMBOL_GPL(zpci_iommu_pages_list_move);
+
+/**
+ * zpci_iommu_percpu_offset() - where a CPU finds the offset of its per-CPU memory
+ *
+ * Return: an address that means another place on each CPU, as the lowcore does.
+ */
+unsigned long *zpci_iommu_percpu_offset(void)
+{
+	return (unsigned long *)&get_lowcore()->percpu_offset;
+}
+EXPORT_SYMBOL_GPL(zpci_iommu_percpu_offset);
+
+/**
+ * zpci_iommu_percpu_take() - take what all CPUs have in a word, and leave 0 there
+ * @word: the word
+ *
+ * Return: the sum.
+ */
+u64 zpci_iommu_percpu_take(u64 __percpu *word)
+{
+	u64 sum = 0;
+	int cpu;
+
+	for_each_possible_cpu(cpu)
+		sum += xchg(per_cpu_ptr(word, cpu), 0);
+	return sum;
+}
+EXPORT_SYMBOL_GPL(zpci_iommu_percpu_take);
 
 static int __init s390_iommu_setup(char *str)
 {

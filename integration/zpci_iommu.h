@@ -55,4 +55,7 @@ void zpci_iommu_pages_list_add(struct iommu_pages_list *list, void *virt);
 void zpci_iommu_pages_list_move(struct iommu_pages_list *from,
 				struct iommu_pages_list *to);
 
+unsigned long *zpci_iommu_percpu_offset(void);
+u64 zpci_iommu_percpu_take(u64 __percpu *word);
+
 #endif /* _ZPCI_IOMMU_H */
