@@ -140,25 +140,29 @@ const STRETCH: usize = 1024;
 /// what a hypervisor walks in the time that another instruction takes.
 const GAP: u64 = 16 << 20;
 
-/// An address space.
+/// An address space. What is written and what every call reads lie on cache lines of
+/// their own.
 #[pin_data(PinnedDrop)]
+#[repr(C)]
 pub(crate) struct AddressSpace<M: Member> {
+    // Ends a line.
+    table: DmaTable<TablePages>,
+    members: Members<M>,
     /// The number by which it is traced and shown, from 1 on.
     number: u64,
     page_sizes: u64,
-    table: DmaTable<TablePages>,
-    members: Members<M>,
+    /// Whether a refused refresh is to be made up for; set under the flush lock.
+    is_behind: Atomic<bool>,
+    page_counts: PageCounts,
+    // Ends a line, and begins the one of its marks.
     pending: Pending,
     #[pin]
     flushes: SpinLockIrq<Flushes>,
     /// Tables that wait for a full flush; under the flush lock.
     #[pin]
     deferred: PagesList,
-    /// Whether a refused refresh is to be made up for; set under the flush lock.
-    is_behind: Atomic<bool>,
     #[pin]
     attach: Mutex<()>,
-    page_counts: PageCounts,
     counters: Counters,
 }
 
@@ -175,16 +179,16 @@ impl<M: Member> AddressSpace<M> {
         let number = LAST_NUMBER.fetch_add(1, Relaxed) + 1;
         let pages = TablePages::of_domain(number);
         try_pin_init!(Self {
-            number,
-            page_sizes,
             table: DmaTable::new(pages, vacant, depth, Gfp::KERNEL_ACCOUNT, Into::into)?,
             members: Members::new(),
+            number,
+            page_sizes,
+            is_behind: Atomic::new(false),
+            page_counts: PageCounts::new()?,
             pending: Pending::new(window),
             flushes <- new_spinlock_irq!(Flushes::new(), "s390_iommu::flushes"),
             deferred <- PagesList::new(),
-            is_behind: Atomic::new(false),
             attach <- new_mutex!((), "s390_iommu::attach"),
-            page_counts: PageCounts::new()?,
             counters: Counters::default(),
         }? Error)
     }

@@ -127,6 +127,11 @@ use format::{
 use table::Table;
 use walk_lock::WalkLock;
 
+/// What comes after this in a structure begins a cache line of s390: CPUs that write on one
+/// side of it take nothing from those that read on the other.
+#[repr(align(256))]
+pub(crate) struct NewLine;
+
 /// A tree of translation tables.
 ///
 /// # Invariants
@@ -135,13 +140,16 @@ use walk_lock::WalkLock;
 /// region-third table on the way from there to IOVA 0. Every entry of a
 /// table in the tree is empty, or points to a table of the level below that
 /// came from `memory`, or (page and segment entries) maps memory.
+#[repr(C)]
 pub(crate) struct DmaTable<M: Memory> {
+    // These two are written when tables come and go, the others hardly ever.
     memory: M,
+    walk_lock: WalkLock<M::Cell>,
+    _read: NewLine,
     root: M::Cell,
     /// The region-third table that begins at IOVA 0. It was the first top, so it
     /// stays.
     low: Low,
-    walk_lock: WalkLock<M::Cell>,
     vacant: Vacant,
     /// Whether emptied entries stay valid: 0 or 1.
     keeps_valid: M::Cell,
@@ -172,9 +180,10 @@ impl<M: Memory> DmaTable<M> {
         // INVARIANT: The only table is new and empty.
         let tree = DmaTable {
             memory,
+            walk_lock: WalkLock(cell(0)),
+            _read: NewLine,
             root: cell(top.pack()),
             low: Low(origin),
-            walk_lock: WalkLock(cell(0)),
             vacant,
             keeps_valid: cell(0),
         };

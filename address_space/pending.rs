@@ -36,12 +36,15 @@ use crate::{
         AtomicU64,
         Ordering, //
     },
+    dma_table::NewLine,
     range::Range, //
 };
 
 /// The model checker explores one word: the protocol does not depend on how many.
 const MARK_WORDS: usize = if cfg!(loom) { 1 } else { 64 };
 const WORD_BITS: u32 = u64::BITS;
+// Nothing is on the lines of the marks but marks.
+const _: () = assert!(cfg!(loom) || MARK_WORDS * size_of::<AtomicU64>() % align_of::<NewLine>() == 0);
 /// The last chunk. It stands for all that is outside of the window.
 const OUTSIDE: u64 = MARK_WORDS as u64 * 64 - 1;
 /// log2 of the least size of a chunk, in bytes: what one segment entry spans.
@@ -52,10 +55,12 @@ const MIN_SHIFT: u32 = 20;
 pub(crate) const MAX_RANGES: usize = 8;
 
 /// The marks.
+#[repr(C)]
 pub(crate) struct Pending {
     /// The number of the window's first chunk, counted from IOVA 0.
     first: u64,
     shift: u32,
+    _written: NewLine,
     marks: [AtomicU64; MARK_WORDS],
 }
 
@@ -70,6 +75,7 @@ impl Pending {
         Pending {
             first: window.start() >> shift,
             shift,
+            _written: NewLine,
             marks: core::array::from_fn(|_| AtomicU64::new(0)),
         }
     }
