@@ -117,6 +117,7 @@ mod flush;
 pub(crate) mod members;
 mod page_counts;
 pub(crate) mod pending;
+pub(crate) mod readers;
 mod share;
 
 pub(crate) use share::Share;

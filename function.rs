@@ -58,9 +58,10 @@ use kernel::{
 
 use crate::{
     address_space::{
-        members::{
+        members::Member,
+        readers::{
             self,
-            Member, //
+            Moment, //
         },
         AddressSpace, //
     },
@@ -147,6 +148,9 @@ struct State {
     retained: KVec<Arc<Space>>,
     /// Whether the machine cannot be using anything but what is registered.
     settled: bool,
+    /// When it last left an address space; flushes that saw it there are waited for
+    /// before it goes.
+    passed: Option<Moment>,
     /// The last instruction on a table, and its outcome.
     last: Option<(Operation, Outcome)>,
     /// Whether re-registration was refused where a registration was not, and the
@@ -163,6 +167,13 @@ impl State {
         }
         if self.retained.push(space.clone(), GFP_KERNEL).is_err() {
             core::mem::forget(space.clone());
+        }
+    }
+
+    /// Waits for flushes that do not pass the function by yet.
+    fn wait_for_flushes(&mut self) {
+        if let Some(passed) = self.passed.take() {
+            passed.wait_for_readers();
         }
     }
 
@@ -247,6 +258,7 @@ impl Function {
                 machine: Machine::Nothing,
                 retained: KVec::new(),
                 settled: true,
+                passed: None,
                 last: None,
                 refuses_reregister: None,
             }, "s390_iommu::function"),
@@ -298,14 +310,14 @@ impl Function {
                 state.keep(space);
             }
             if !again {
-                space.remove(self);
+                self.leave_space(state, space);
             }
             return Err(refusal.into());
         }
         self.zdev.set_domain(domain);
         let old = core::mem::replace(&mut state.attached, Attached::Space(space.clone()));
         if !again {
-            self.leave(old);
+            self.leave(state, old);
         }
         Ok(())
     }
@@ -329,7 +341,7 @@ impl Function {
         if matches!(&state.attached, Attached::Space(now) if Arc::ptr_eq(now, space)) {
             self.block_locked(&mut state);
         } else {
-            space.remove(self);
+            self.leave_space(&mut state, space);
         }
     }
 
@@ -351,7 +363,7 @@ impl Function {
         self.zdev.set_domain(self.blocked.as_raw());
         let old = core::mem::replace(&mut state.attached, Attached::Blocked);
         let from = old.number();
-        self.leave(old);
+        self.leave(state, old);
         trace::attach(self.zdev.fid(), from, trace::attached::BLOCKED, Ok(()));
     }
 
@@ -391,7 +403,7 @@ impl Function {
         }
         self.zdev.set_domain(identity);
         let old = core::mem::replace(&mut state.attached, Attached::Identity);
-        self.leave(old);
+        self.leave(state, old);
         Ok(())
     }
 
@@ -462,7 +474,7 @@ impl Function {
     pub(crate) fn resume(&self) -> Result {
         let mut state = self.state.lock();
         // Flushes that were refused have noted it by then.
-        members::wait_for_readers();
+        readers::wait_for_readers();
         if !self.missed.load(Relaxed) && state.machine != Machine::Unknown {
             return Ok(());
         }
@@ -504,9 +516,10 @@ impl Function {
             }
         }
         let old = core::mem::replace(&mut state.attached, Attached::Blocked);
-        self.leave(old);
-        // For flushes that saw it as a member.
-        members::wait_for_readers();
+        self.leave(&mut state, old);
+        // For flushes that saw it as a member. Mostly it left before it was disabled, and
+        // has waited then.
+        state.wait_for_flushes();
     }
 
     /// Logs that the machine refused what it must not refuse, and what follows; not
@@ -546,10 +559,15 @@ impl Function {
     }
 
     /// Step 3: leaves what was attached.
-    fn leave(&self, old: Attached) {
+    fn leave(&self, state: &mut State, old: Attached) {
         if let Attached::Space(space) = old {
-            space.remove(self);
+            self.leave_space(state, &space);
         }
+    }
+
+    fn leave_space(&self, state: &mut State, space: &Space) {
+        space.remove(self);
+        state.passed = Some(Moment::now());
     }
 }
 

@@ -20,14 +20,12 @@ use kernel::{
 
 use crate::{
     address_space::{
-        members::{
-            self,
-            Member, //
-        },
+        members::Member,
         pending::{
             Flushes,
             Pending, //
-        }, //
+        },
+        readers, //
     },
     dma_table::{
         dump::{
@@ -372,7 +370,7 @@ mod domains {
     impl Drop for Attached<'_> {
         fn drop(&mut self) {
             self.0.remove(self.1);
-            members::wait_for_readers();
+            readers::wait_for_readers();
         }
     }
 

@@ -13,6 +13,7 @@
 //! | `…/members`       | the functions, read without a lock                        |
 //! | `…/page_counts`   | pages mapped and unmapped, counted per CPU                |
 //! | `…/pending`       | what a full flush has to refresh                          |
+//! | `…/readers`       | waiting for flushes under way                             |
 //! | `…/share`         | a share in an address space: map, unmap                   |
 //! | `dma_table`       | translation tables, and the protocol that keeps them right |
 //! | `…/format`        | levels and entries                                        |

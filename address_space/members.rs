@@ -95,16 +95,6 @@ impl<T> Chunk<T> {
     }
 }
 
-/// Waits until nobody sees a member any more that left, or was made to be passed
-/// by, before.
-///
-/// # Context
-///
-/// Sleeps.
-pub(crate) fn wait_for_readers() {
-    rcu::synchronize_rcu();
-}
-
 /// The list.
 ///
 /// # Invariants

@@ -22,7 +22,7 @@ use super::{
     State, //
 };
 use crate::{
-    address_space::members,
+    address_space::readers,
     range::Range,
     trace,
     zpci::{
@@ -252,7 +252,7 @@ impl Function {
     /// those that began before something else made the function not live.
     pub(super) fn stop_refreshes(&self) {
         self.live.store(false, Relaxed);
-        members::wait_for_readers();
+        readers::wait_for_readers();
     }
 
     /// After a registration: refreshes what the machine may know or has to know,
