@@ -4,8 +4,7 @@
 
 use kernel::{
     bindings,
-    prelude::*,
-    sync::rcu, //
+    prelude::*, //
 };
 
 /// Waits until nobody sees a member any more that left, or was made to be passed
@@ -15,17 +14,20 @@ use kernel::{
 ///
 /// Sleeps.
 pub(crate) fn wait_for_readers() {
-    rcu::synchronize_rcu();
+    // Readers are short, and a function waits for this with locks held; so it is not left
+    // to the next tick of every CPU.
+    // SAFETY: No requirements but that it may sleep.
+    unsafe { bindings::synchronize_rcu_expedited() }
 }
 
 /// A moment; readers that began before it are waited for later.
 pub(crate) struct Moment(c_ulong);
 
 impl Moment {
-    /// Now. The grace period that it takes begins.
+    /// Now.
     pub(crate) fn now() -> Self {
         // SAFETY: No requirements.
-        Moment(unsafe { bindings::start_poll_synchronize_rcu() })
+        Moment(unsafe { bindings::get_state_synchronize_rcu() })
     }
 
     /// Waits as [`wait_for_readers`] does at that moment. Mostly there is nothing to wait
@@ -36,6 +38,6 @@ impl Moment {
     /// May sleep.
     pub(crate) fn wait_for_readers(self) {
         // SAFETY: No requirements but that it may sleep.
-        unsafe { bindings::cond_synchronize_rcu(self.0) }
+        unsafe { bindings::cond_synchronize_rcu_expedited(self.0) }
     }
 }
