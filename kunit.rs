@@ -450,8 +450,17 @@ mod domains {
             let prot = Prot::from((bindings::IOMMU_READ | bindings::IOMMU_WRITE) as c_int);
             // SAFETY: A test has its domain for itself.
             let mut bytes = 0;
-            let result =
-                unsafe { domain.share().map(iova, 0x1000, PAGE_SIZE as usize, 16, prot, Gfp::KERNEL, &mut bytes) };
+            let result = unsafe {
+                domain.share().map(
+                    iova,
+                    0x1000,
+                    PAGE_SIZE as usize,
+                    16,
+                    prot,
+                    Gfp::KERNEL,
+                    &mut bytes,
+                )
+            };
             result.map(|()| assert_eq!(bytes, 16 * 4096))
         };
         // SAFETY: As above.

@@ -148,7 +148,9 @@ impl PageCounts {
             )
         };
         counters.mapped_pages.fetch_add(mapped, Ordering::Relaxed);
-        counters.unmapped_pages.fetch_add(unmapped, Ordering::Relaxed);
+        counters
+            .unmapped_pages
+            .fetch_add(unmapped, Ordering::Relaxed);
     }
 }
 

@@ -158,8 +158,7 @@ impl<M: Member> Share<M> {
     unsafe fn unmap_page(&self, iova: u64, size: u64) -> bool {
         // SAFETY: The caller's promise; the address space is there.
         unsafe {
-            let unmapped =
-                size == PAGE_SIZE && self.space.table.unmap_page(self.low, Iova(iova));
+            let unmapped = size == PAGE_SIZE && self.space.table.unmap_page(self.low, Iova(iova));
             if unmapped {
                 self.counts.unmapped(1);
             }

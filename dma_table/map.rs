@@ -117,7 +117,14 @@ impl<M: Memory> DmaTable<M> {
     ///
     /// The caller owns the range.
     #[inline]
-    unsafe fn map_in_leaf(&self, low: Low, iova: Iova, phys: Phys, count: usize, access: Access) -> bool {
+    unsafe fn map_in_leaf(
+        &self,
+        low: Low,
+        iova: Iova,
+        phys: Phys,
+        count: usize,
+        access: Access,
+    ) -> bool {
         match self.leaf_run(low, iova, count) {
             Some(run) if all_empty(run) => {
                 fill(run, phys.0 | access.bits());

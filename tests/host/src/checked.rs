@@ -157,13 +157,19 @@ impl<'m> Checked<'m> {
         let count = (mapping.size / PAGE_SIZE) as usize;
         let short = !mapping.large && phys.0 & PAGE_SIZE == 0;
         // SAFETY: There is one thread, and the range lies within reach.
-        short && unsafe { self.tree.map_present(self.tree.low(), iova, phys, count, access) }
+        short
+            && unsafe {
+                self.tree
+                    .map_present(self.tree.low(), iova, phys, count, access)
+            }
     }
 
     /// The short way, every other time that it may be gone.
     fn unmap_page(&self, iova: u64, size: u64) -> bool {
         // SAFETY: There is one thread, and the page lies within reach.
-        size == PAGE_SIZE && iova & PAGE_SIZE != 0 && unsafe { self.tree.unmap_page(self.tree.low(), Iova(iova)) }
+        size == PAGE_SIZE
+            && iova & PAGE_SIZE != 0
+            && unsafe { self.tree.unmap_page(self.tree.low(), Iova(iova)) }
     }
 
     /// Unmaps a range, up to the first hole. Returns the bytes.

@@ -300,8 +300,11 @@ impl<O: Orders> Tree<O> {
     fn map(&self, page: u64, pages: u64) {
         let (iova, phys) = (Iova(page * PAGE_SIZE), Phys(phys(page)));
         // SAFETY: As for `map_as`.
-        let mapped =
-            pages == 1 && unsafe { self.tree.map_present(self.tree.low(), iova, phys, 1, Access::READ_WRITE) };
+        let mapped = pages == 1
+            && unsafe {
+                self.tree
+                    .map_present(self.tree.low(), iova, phys, 1, Access::READ_WRITE)
+            };
         if !mapped {
             self.map_as(page, pages, false);
         }

@@ -57,8 +57,20 @@ fn replace(depth: Depth, size: u64, large: [bool; 2], between: impl Fn(&HostMemo
             let used = tree.walk(|| Err(())).expect("nobody").next_used(Iova(0));
             assert_eq!(used, None, "a vacant entry counts as used");
             // The fast paths leave vacant tables alone.
-            assert!(!tree.map_present(tree.low(), Iova(iova), Phys(PAGE_SIZE), 1, Access::READ_WRITE));
-            assert!(!tree.map_present(tree.low(), Iova(iova), Phys(PAGE_SIZE), 16, Access::READ_WRITE));
+            assert!(!tree.map_present(
+                tree.low(),
+                Iova(iova),
+                Phys(PAGE_SIZE),
+                1,
+                Access::READ_WRITE
+            ));
+            assert!(!tree.map_present(
+                tree.low(),
+                Iova(iova),
+                Phys(PAGE_SIZE),
+                16,
+                Access::READ_WRITE
+            ));
             assert!(!tree.unmap_page(tree.low(), Iova(iova)));
         }
         let one = mapping(iova + 0x3000, 0x5000, PAGE_SIZE, false);
