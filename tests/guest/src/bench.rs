@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0
-//! Mode "bench": has the module `iommu_bench` measure, and prints its figures.
+//! Mode "bench": has a module measure, and prints its figures.
 //!
 //! `guest.bench=map` is what map and unmap cost, `guest.bench=flush` what a full
-//! flush costs. A figure is a line `bench: ...`.
+//! flush costs (`iommu_bench`), `guest.bench=scale` how they scale with the CPUs and
+//! what tables take (`iommu_scale`). A figure is a line `bench: ...`.
 
-use anyhow::{Result, bail};
+use anyhow::{bail, Result};
 
 use crate::cmdline::Cmdline;
 use crate::console::say;
@@ -12,23 +13,24 @@ use crate::function::Function;
 use crate::kmsg;
 use crate::module::Module;
 
-const MODULE: &str = "iommu_bench";
-
 /// Measures; an error is one of the module's, or a log that is not clean.
 pub fn run(cmdline: &Cmdline) -> Result<bool> {
     let nvme = Function::first_of("nvme")?;
-    let flush = match cmdline.value("guest.bench") {
-        None | Some("map") => 0,
+    let (module, parameters) = match cmdline.value("guest.bench") {
+        None | Some("map") => ("iommu_bench", "flush=0"),
         Some("flush") => {
             // The domain under test takes the function from the DMA API.
             nvme.unbind()?;
-            1
+            ("iommu_bench", "flush=1")
         }
-        Some(other) => bail!("guest.bench={other} is not known; use map or flush"),
+        Some("scale") => ("iommu_scale", ""),
+        Some(other) => bail!("guest.bench={other} is not known; use map, flush or scale"),
     };
-    let loaded = Module::load(MODULE, &format!("bdf={} flush={flush}", nvme.address));
+    let loaded = Module::load(module, &format!("bdf={} {parameters}", nvme.address));
     let messages = kmsg::messages()?;
-    for line in messages.iter().filter_map(|message| message.strip_prefix("iommu_bench: ")) {
+    for line in
+        messages.iter().filter_map(|message| message.strip_prefix(module)?.strip_prefix(": "))
+    {
         say!("bench: {line}");
     }
     loaded?.unload()?;

@@ -61,6 +61,8 @@ mod edges;
 mod failures;
 #[cfg(all(test, loom))]
 mod flush;
+#[cfg(all(test, not(loom)))]
+mod lines;
 #[cfg(test)]
 mod properties;
 #[cfg(test)]

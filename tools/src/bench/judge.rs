@@ -46,7 +46,7 @@ pub struct Bound {
 }
 
 impl Bound {
-    fn new(
+    pub fn new(
         case: &'static str,
         call: &'static str,
         what: &'static str,
@@ -98,6 +98,7 @@ impl Bench {
         ] {
             bounds.push(Bound::new("flush", "flush", what, figure, limit));
         }
+        bounds.extend(self.judge_scale()?);
         Ok(Verdict { bounds })
     }
 

@@ -74,7 +74,7 @@ fn row(bench: &Bench, case: &Case, call: &'static str, pick: fn(Cost) -> u64) ->
     })
 }
 
-fn ratio(theirs: u64, ours: u64) -> f64 {
+pub fn ratio(theirs: u64, ours: u64) -> f64 {
     theirs as f64 / ours.max(1) as f64
 }
 
@@ -114,6 +114,11 @@ pub fn of(bench: &Bench, verdict: &Verdict) -> Result<String> {
     let ours = bench.flush_of("rust")?;
     text += &flush(ours, bench.flush_of("c")?);
     for bound in verdict.bounds.iter().filter(|bound| bound.case == "flush") {
+        writeln!(text, "{}", describe(bound))?;
+    }
+    text += &bench.scale_table()?;
+    let others = verdict.bounds.iter();
+    for bound in others.filter(|bound| matches!(bound.case, "scale" | "memory")) {
         writeln!(text, "{}", describe(bound))?;
     }
     let same = match bench.differences.len() {
@@ -179,7 +184,7 @@ fn describe(bound: &Bound) -> String {
 }
 
 /// A number with its thousands apart.
-fn digits(number: u64) -> String {
+pub fn digits(number: u64) -> String {
     let plain = number.to_string();
     let mut text = String::new();
     for (index, digit) in plain.chars().enumerate() {

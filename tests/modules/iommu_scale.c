@@ -1,0 +1,375 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * How maps and unmaps of 4 KiB scale with the number of CPUs that do them, and
+ * how much memory tables take, through the public IOMMU API. It runs when it is
+ * loaded and leaves its figures in the kernel log.
+ *
+ * No device is attached. Pairs of a map and an unmap are counted for a while, on
+ * 1, 2, 4 and 8 CPUs: each in a range of its own, and all in one page table. The
+ * same is done with generic_pt's x86-64 format. Subjects and numbers of CPUs take
+ * turns in every round, so that a machine that is busy for a while disturbs all.
+ */
+#define pr_fmt(fmt) "iommu_scale: " fmt
+
+#include <linux/delay.h>
+#include <linux/generic_pt/iommu.h>
+#include <linux/iommu.h>
+#include <linux/kthread.h>
+#include <linux/math64.h>
+#include <linux/mm.h>
+#include <linux/module.h>
+#include <linux/pci.h>
+#include <linux/sizes.h>
+#include <linux/vmstat.h>
+
+#include "iommu-pages.h"
+
+static char *bdf = "0000:00:00.0";
+module_param(bdf, charp, 0444);
+MODULE_PARM_DESC(bdf, "PCI function whose IOMMU is measured");
+
+static unsigned int rounds = 5;
+module_param(rounds, uint, 0444);
+MODULE_PARM_DESC(rounds, "how often each figure is taken");
+
+static unsigned int window = 60;
+module_param(window, uint, 0444);
+MODULE_PARM_DESC(window, "milliseconds that a figure takes");
+
+#define RW	(IOMMU_READ | IOMMU_WRITE)
+
+/* No memory is touched, so that any address does. */
+#define IOVA	0x200000000UL
+#define PHYS	0x40000000UL
+
+#define MOST	8
+
+static const struct {
+	const char *name;
+	/* How far the pages of two CPUs are apart */
+	unsigned long stride;
+} layouts[] = {
+	{ "apart", SZ_64M },
+	/* 16 pages: no entry of one is on the cache line of another. */
+	{ "leaf", 32 * SZ_4K },
+};
+
+/**
+ * struct worker - a CPU that maps and unmaps
+ * @domain: where
+ * @iova: its page
+ * @pairs: how often it did
+ * @error: what went wrong
+ */
+struct worker {
+	struct iommu_domain *domain;
+	unsigned long iova;
+	u64 pairs;
+	int error;
+} ____cacheline_aligned;
+
+static struct worker workers[MOST];
+static bool go;
+static atomic_t ready;
+
+static int work(void *data)
+{
+	struct worker *worker = data;
+
+	atomic_inc(&ready);
+	while (!READ_ONCE(go) && !kthread_should_stop())
+		cpu_relax();
+	while (READ_ONCE(go) && !worker->error) {
+		worker->error = iommu_map(worker->domain, worker->iova, PHYS, SZ_4K, RW,
+					  GFP_KERNEL);
+		if (!worker->error &&
+		    iommu_unmap(worker->domain, worker->iova, SZ_4K) != SZ_4K)
+			worker->error = -EIO;
+		worker->pairs++;
+		cond_resched();
+	}
+	while (!kthread_should_stop())
+		schedule_timeout_interruptible(1);
+	return worker->error;
+}
+
+/* Pairs a second of @count CPUs, or an error */
+static s64 measure(struct iommu_domain *domain, unsigned long stride, unsigned int count)
+{
+	struct task_struct *tasks[MOST];
+	unsigned int i, started = 0;
+	ktime_t start, end;
+	u64 pairs = 0;
+	int ret = 0;
+
+	go = false;
+	atomic_set(&ready, 0);
+	for (i = 0; i < count; i++) {
+		workers[i] = (struct worker){ .domain = domain, .iova = IOVA + i * stride };
+		tasks[i] = kthread_create_on_cpu(work, &workers[i], i, "iommu_scale/%u");
+		if (IS_ERR(tasks[i])) {
+			ret = PTR_ERR(tasks[i]);
+			break;
+		}
+		started++;
+		wake_up_process(tasks[i]);
+	}
+	/* A thread that is stopped before it ran says so, which is no error of a map. */
+	while (atomic_read(&ready) < started)
+		schedule_timeout_uninterruptible(1);
+	start = ktime_get();
+	if (!ret) {
+		WRITE_ONCE(go, true);
+		msleep(window);
+	}
+	WRITE_ONCE(go, false);
+	end = ktime_get();
+	for (i = 0; i < started; i++) {
+		int error = kthread_stop(tasks[i]);
+
+		pairs += workers[i].pairs;
+		ret = ret ?: error;
+	}
+	return ret ?: (s64)div64_u64(pairs * NSEC_PER_SEC, end - start);
+}
+
+static int measure_all(const char *subject, struct iommu_domain *domain, unsigned int round)
+{
+	unsigned int count, layout;
+
+	for (layout = 0; layout < ARRAY_SIZE(layouts); layout++) {
+		for (count = 1; count <= MOST && count <= num_online_cpus(); count *= 2) {
+			s64 rate = measure(domain, layouts[layout].stride, count);
+
+			if (rate < 0) {
+				pr_err("%s %s %u: error %lld\n", subject, layouts[layout].name,
+				       count, rate);
+				return rate;
+			}
+			/* Round 0 makes the tables and warms the emulator. */
+			if (round)
+				pr_info("scale %s %s %u %lld\n", subject, layouts[layout].name,
+					count, rate);
+		}
+	}
+	return 0;
+}
+
+/* Memory of tables */
+
+/* A counter of pages, with what CPUs have not added to it yet */
+static long exact(enum node_stat_item item)
+{
+	long pages = atomic_long_read(&vm_node_stat[item]);
+	unsigned int cpu;
+
+	for_each_online_cpu(cpu)
+		pages += per_cpu_ptr(NODE_DATA(0)->per_cpu_nodestats, cpu)->vm_node_stat_diff[item];
+	return pages;
+}
+
+/* The driver in C has its tables from slabs, all others from pages of page tables. */
+static long table_pages(void)
+{
+	return exact(NR_SECONDARY_PAGETABLE) + exact(NR_SLAB_UNRECLAIMABLE_B);
+}
+
+static int unmap_pieces(struct iommu_domain *domain, unsigned long bytes, unsigned long piece,
+			unsigned long stride)
+{
+	unsigned long at;
+
+	for (at = 0; at < bytes; at += stride) {
+		if (iommu_unmap(domain, IOVA + at, piece) != piece)
+			return -EIO;
+		cond_resched();
+	}
+	return 0;
+}
+
+static int map_pieces(struct iommu_domain *domain, unsigned long bytes, unsigned long piece,
+		      unsigned long stride)
+{
+	unsigned long at;
+	int ret = 0;
+
+	for (at = 0; at < bytes && !ret; at += stride) {
+		/* One address is aligned to less, so that no large page fits. */
+		ret = iommu_map(domain, IOVA + at, PHYS + SZ_4K, piece, RW, GFP_KERNEL);
+		cond_resched();
+	}
+	return ret;
+}
+
+/*
+ * How many bytes of tables a GiB takes that is mapped in pieces, and what is left when it
+ * was unmapped in pieces.
+ */
+static int measure_memory(const char *subject, struct iommu_domain *domain, const char *name,
+			  unsigned long piece, unsigned long stride, unsigned long unmap)
+{
+	long before = table_pages(), full, left;
+	int ret = map_pieces(domain, SZ_1G, piece, stride);
+
+	if (ret)
+		return ret;
+	full = table_pages();
+	ret = unmap_pieces(domain, SZ_1G, unmap, unmap < stride ? stride : unmap);
+	left = table_pages();
+	if (!ret)
+		pr_info("memory %s %s %lu %ld %ld\n", subject, name, SZ_1G / stride * piece,
+			(full - before) * PAGE_SIZE, (left - before) * PAGE_SIZE);
+	return ret;
+}
+
+static const struct {
+	const char *name;
+	/* What is mapped, how far apart, and what is unmapped at once */
+	unsigned long piece;
+	unsigned long stride;
+	unsigned long unmap;
+} patterns[] = {
+	{ "dense", SZ_1G, SZ_1G, SZ_1G },
+	{ "pieces", SZ_1M, SZ_1M, SZ_1M },
+	{ "pages", SZ_64K, SZ_64K, SZ_64K },
+	{ "scattered", SZ_4K, SZ_1M, SZ_4K },
+};
+
+/**
+ * struct subject - a page table to be measured
+ * @name: what it is called in the log
+ * @make: makes an empty one
+ * @free: frees it
+ */
+struct subject {
+	const char *name;
+	struct iommu_domain *(*make)(struct pci_dev *pdev, unsigned int index);
+	void (*free)(struct iommu_domain *domain);
+};
+
+static struct iommu_domain *make_driver(struct pci_dev *pdev, unsigned int index)
+{
+	return iommu_paging_domain_alloc(&pdev->dev);
+}
+
+static void x86_64_sync(struct iommu_domain *domain, struct iommu_iotlb_gather *gather)
+{
+	iommu_put_pages_list(&gather->freelist);
+}
+
+static const struct iommu_domain_ops x86_64_ops = {
+	IOMMU_PT_DOMAIN_OPS(x86_64),
+	.iotlb_sync = x86_64_sync,
+};
+
+static struct pt_iommu_x86_64 x86_64s[ARRAY_SIZE(patterns)];
+
+static struct iommu_domain *make_x86_64(struct pci_dev *pdev, unsigned int index)
+{
+	struct pt_iommu_x86_64 *table = &x86_64s[index];
+	static const struct pt_iommu_x86_64_cfg cfg = {
+		.common.features = BIT(PT_FEAT_FLUSH_RANGE),
+		.common.hw_max_vasz_lg2 = 47,
+		.common.hw_max_oasz_lg2 = 52,
+		.top_level = 3,
+	};
+	int ret;
+
+	memset(table, 0, sizeof(*table));
+	table->iommu.nid = NUMA_NO_NODE;
+	table->iommu.domain.type = IOMMU_DOMAIN_UNMANAGED;
+	table->iommu.domain.ops = &x86_64_ops;
+	ret = pt_iommu_x86_64_init(table, &cfg, GFP_KERNEL);
+	return ret ? ERR_PTR(ret) : &table->iommu.domain;
+}
+
+static void free_x86_64(struct iommu_domain *domain)
+{
+	pt_iommu_deinit(container_of(domain, struct pt_iommu, domain));
+}
+
+static const struct subject subjects[] = {
+	{ "driver", make_driver, iommu_domain_free },
+	{ "x86-64", make_x86_64, free_x86_64 },
+};
+
+static int scale(struct pci_dev *pdev)
+{
+	struct iommu_domain *domains[ARRAY_SIZE(subjects)];
+	unsigned int i, made, round;
+	int ret = 0;
+
+	for (made = 0; made < ARRAY_SIZE(subjects); made++) {
+		domains[made] = subjects[made].make(pdev, 0);
+		ret = PTR_ERR_OR_ZERO(domains[made]);
+		if (ret)
+			break;
+	}
+	for (round = 0; round <= rounds && !ret; round++)
+		for (i = 0; i < made && !ret; i++)
+			ret = measure_all(subjects[i].name, domains[i], round);
+	while (made--)
+		subjects[made].free(domains[made]);
+	return ret;
+}
+
+/* No domain is freed before all were measured: slabs would be used again. */
+static int memory_of(struct pci_dev *pdev, const struct subject *subject)
+{
+	struct iommu_domain *domains[ARRAY_SIZE(patterns)];
+	unsigned int made;
+	int ret = 0;
+
+	for (made = 0; made < ARRAY_SIZE(patterns) && !ret; made++) {
+		domains[made] = subject->make(pdev, made);
+		if (IS_ERR(domains[made])) {
+			ret = PTR_ERR(domains[made]);
+			break;
+		}
+		ret = measure_memory(subject->name, domains[made], patterns[made].name,
+				     patterns[made].piece, patterns[made].stride,
+				     patterns[made].unmap);
+	}
+	while (made--)
+		subject->free(domains[made]);
+	return ret;
+}
+
+static int memory(struct pci_dev *pdev)
+{
+	unsigned int i;
+	int ret = 0;
+
+	for (i = 0; i < ARRAY_SIZE(subjects) && !ret; i++)
+		ret = memory_of(pdev, &subjects[i]);
+	return ret;
+}
+
+static int __init iommu_scale_init(void)
+{
+	unsigned int seg, bus, slot, function;
+	struct pci_dev *pdev;
+	int ret;
+
+	if (sscanf(bdf, "%x:%x:%x.%x", &seg, &bus, &slot, &function) != 4)
+		return -EINVAL;
+	pdev = pci_get_domain_bus_and_slot(seg, bus, PCI_DEVFN(slot, function));
+	if (!pdev)
+		return -ENODEV;
+	pr_info("cpus %u rounds %u window %u\n", num_online_cpus(), rounds, window);
+	ret = scale(pdev);
+	if (!ret)
+		ret = memory(pdev);
+	pci_dev_put(pdev);
+	return ret;
+}
+
+static void __exit iommu_scale_exit(void)
+{
+}
+
+module_init(iommu_scale_init);
+module_exit(iommu_scale_exit);
+MODULE_IMPORT_NS("GENERIC_PT_IOMMU");
+MODULE_DESCRIPTION("Measures how maps and unmaps scale, and the memory of tables");
+MODULE_LICENSE("GPL");
