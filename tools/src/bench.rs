@@ -3,12 +3,14 @@
 //! beside the bounds that this project has set itself.
 
 mod chart;
+mod functions;
 mod judge;
 mod scale;
 mod table;
 
 use crate::{guest::Machine, kernel::Flavour, project::Project, qemu::Boot, steps::Step};
 use anyhow::{bail, Context, Result};
+use functions::Functions;
 use scale::Scale;
 use serde::Serialize;
 use std::{
@@ -130,6 +132,8 @@ struct Bench {
     flush: BTreeMap<&'static str, Flush>,
     /// By flavour.
     scale: BTreeMap<&'static str, Scale>,
+    /// By flavour: a machine with few functions, and one with many.
+    functions: BTreeMap<&'static str, Vec<Functions>>,
 }
 
 /// `make bench`.
@@ -144,6 +148,7 @@ pub fn run(project: &Project) -> Result<()> {
         guests: BTreeMap::new(),
         flush: BTreeMap::new(),
         scale: BTreeMap::new(),
+        functions: BTreeMap::new(),
     };
     for plan in &PLANS {
         bench.measure(project, plan)?;
@@ -175,7 +180,14 @@ impl Bench {
             let mut first: Option<Figures> = None;
             for run in 1..=RUNS {
                 let log = format!("bench-{}-{run}", name.replace(' ', "-").to_lowercase());
-                let lines = boot(project, &machine, &log, append.clone(), Clock::Instructions)?;
+                let lines = boot(
+                    project,
+                    &machine,
+                    &log,
+                    append.clone(),
+                    Clock::Instructions,
+                    &[],
+                )?;
                 let figures = figures(&lines)?;
                 match &first {
                     None => first = Some(figures),
@@ -185,13 +197,32 @@ impl Bench {
             self.guests.insert(name, first.unwrap_or_default());
         }
         let log = format!("bench-flush-{}", plan.flavour);
-        let lines = boot(project, &machine, &log, WIDE.to_owned(), Clock::Time(2))?;
+        let lines = boot(
+            project,
+            &machine,
+            &log,
+            WIDE.to_owned(),
+            Clock::Time(2),
+            &[],
+        )?;
         self.flush.insert(plan.flavour, flush(&lines)?);
         let log = format!("bench-scale-{}", plan.flavour);
         let append = "guest.mode=bench guest.bench=scale".to_owned();
         let clock = Clock::Time(scale::CPUS[scale::CPUS.len() - 1]);
-        let lines = boot(project, &machine, &log, append, clock)?;
+        let lines = boot(project, &machine, &log, append, clock, &[])?;
         self.scale.insert(plan.flavour, Scale::read(&lines)?);
+        for count in functions::MACHINES {
+            let log = format!("bench-functions-{count}-{}", plan.flavour);
+            let append = "guest.mode=bench guest.bench=functions".to_owned();
+            let devices = functions::devices(count);
+            let devices: Vec<&str> = devices.iter().map(String::as_str).collect();
+            let lines = boot(project, &machine, &log, append, Clock::Time(2), &devices)?;
+            let figures = Functions::read(&lines)?;
+            self.functions
+                .entry(plan.flavour)
+                .or_default()
+                .push(figures);
+        }
         Ok(())
     }
 
@@ -210,6 +241,7 @@ fn boot(
     name: &str,
     append: String,
     clock: Clock,
+    devices: &[&str],
 ) -> Result<Vec<String>> {
     let step = Step::start(project, name, "measuring in the guest")?;
     let boot = Boot {
@@ -218,6 +250,7 @@ fn boot(
             Clock::Instructions => 1,
             Clock::Time(processors) => processors,
         },
+        devices,
         ..machine.boot(name, append, LIMIT)
     };
     let mut lines = Vec::new();
@@ -318,6 +351,7 @@ mod tests {
             guests: [OFF, ON, C].map(|guest| (guest, figures.clone())).into(),
             flush: ["rust", "c"].map(|name| (name, Flush::default())).into(),
             scale: ["rust", "c"].map(|name| (name, scale(100))).into(),
+            functions: BTreeMap::new(),
         }
     }
 

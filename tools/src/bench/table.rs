@@ -121,6 +121,7 @@ pub fn of(bench: &Bench, verdict: &Verdict) -> Result<String> {
     for bound in others.filter(|bound| matches!(bound.case, "scale" | "memory")) {
         writeln!(text, "{}", describe(bound))?;
     }
+    text += &bench.functions_table()?;
     let same = match bench.differences.len() {
         0 => "identical".to_owned(),
         count => format!("NOT IDENTICAL in {count} figures"),

@@ -1,0 +1,159 @@
+// SPDX-License-Identifier: GPL-2.0
+//! What many functions cost: on a machine, and on one domain.
+
+use super::{
+    table::{digits, ratio},
+    Bench,
+};
+use anyhow::{Context, Result};
+use serde::Serialize;
+use std::fmt::Write;
+
+/// How many random number generators the machines of a comparison have.
+pub const MACHINES: [usize; 2] = [0, 128];
+/// How many fit behind a bridge.
+const BEHIND: usize = 30;
+
+/// The figures of one boot.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize)]
+pub struct Functions {
+    /// All functions of the machine.
+    count: u64,
+    /// When user space began, in milliseconds.
+    booted: u64,
+    /// KiB of slabs and per-CPU memory, and of tables, by then.
+    kernel: u64,
+    tables: u64,
+    /// On one domain: functions, nanoseconds of all attaches, and of a full flush.
+    shared: Vec<(u64, u64, u64)>,
+    /// How many were unplugged; microseconds of all, and of the median.
+    unplugged: Option<(u64, u64, u64)>,
+}
+
+impl Functions {
+    /// Reads `booted`, `shared` and `unplugged`.
+    pub fn read(lines: &[String]) -> Result<Self> {
+        let mut read = Functions::default();
+        for line in lines {
+            let words: Vec<&str> = line.split_whitespace().collect();
+            match words[..] {
+                ["booted", count, booted, kernel, tables] => {
+                    read.count = count.parse()?;
+                    read.booted = booted.parse()?;
+                    read.kernel = kernel.parse()?;
+                    read.tables = tables.parse()?;
+                }
+                ["shared", count, "attach", attach, "flush", flush] => {
+                    let figures = (count.parse()?, attach.parse()?, flush.parse()?);
+                    read.shared.push(figures);
+                }
+                ["unplugged", count, total, median] => {
+                    read.unplugged = Some((count.parse()?, total.parse()?, median.parse()?));
+                }
+                _ => (),
+            }
+        }
+        Ok(read)
+    }
+}
+
+/// `count` generators behind bridges, as arguments of `-device`.
+pub fn devices(count: usize) -> Vec<String> {
+    let mut devices = Vec::new();
+    for index in 0..count {
+        let bridge = index / BEHIND;
+        if index % BEHIND == 0 {
+            devices.push(format!("pci-bridge,id=b{bridge},chassis_nr={}", bridge + 1));
+        }
+        devices.push(format!("virtio-rng-pci,disable-legacy=on,bus=b{bridge}"));
+    }
+    devices
+}
+
+impl Bench {
+    fn functions_of(&self, flavour: &str) -> Result<(&Functions, &Functions)> {
+        let all = self.functions.get(flavour);
+        match all.map(Vec::as_slice) {
+            Some([few, many]) => Ok((few, many)),
+            _ => None.with_context(|| format!("bench: {flavour}: no figures of many functions")),
+        }
+    }
+
+    /// What many functions cost.
+    pub fn functions_table(&self) -> Result<String> {
+        let ((few, ours), (c_few, theirs)) = (self.functions_of("rust")?, self.functions_of("c")?);
+        let mut text = format!(
+            "\nMany functions:\n\n{:<48}{:>14}{:>14}{:>9}\n",
+            "", "this driver", "C driver", "C/ours"
+        );
+        let mut line = |what: &str, a: u64, b: u64| {
+            writeln!(
+                text,
+                "{what:<48}{:>14}{:>14}{:>9.2}",
+                digits(a),
+                digits(b),
+                ratio(b, a)
+            )
+        };
+        let more = |few: &Functions, many: &Functions, pick: fn(&Functions) -> u64| {
+            let count = many.count.saturating_sub(few.count).max(1);
+            pick(many).saturating_sub(pick(few)) * 1024 / count
+        };
+        for (few, c_few) in [(few, c_few), (ours, theirs)] {
+            let what = format!("{} functions: ms to user space", few.count);
+            line(&what, few.booted, c_few.booted)?;
+        }
+        let kernel: fn(&Functions) -> u64 = |boot| boot.kernel;
+        let tables: fn(&Functions) -> u64 = |boot| boot.tables;
+        line(
+            "bytes of slabs and per-CPU memory a function",
+            more(few, ours, kernel),
+            more(c_few, theirs, kernel),
+        )?;
+        line(
+            "bytes of tables a function",
+            more(few, ours, tables),
+            more(c_few, theirs, tables),
+        )?;
+        for (a, b) in ours.shared.iter().zip(&theirs.shared) {
+            line(
+                &format!("{} on a domain: ns an attach", a.0),
+                a.1 / a.0,
+                b.1 / b.0,
+            )?;
+            line(&format!("{} on a domain: ns a full flush", a.0), a.2, b.2)?;
+        }
+        if let (Some(a), Some(b)) = (ours.unplugged, theirs.unplugged) {
+            line(&format!("{} unplugged: microseconds, all", a.0), a.1, b.1)?;
+            line("microseconds, the median", a.2, b.2)?;
+        }
+        Ok(text)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn figures_are_read() {
+        let lines = [
+            "booted 4 1000 10 20",
+            "shared 4 attach 8 flush 9",
+            "unplugged 2 7 3",
+        ];
+        let read = Functions::read(&lines.map(str::to_owned)).unwrap();
+        assert_eq!((read.count, read.booted, read.tables), (4, 1000, 20));
+        assert_eq!(
+            (read.shared, read.unplugged),
+            (vec![(4, 8, 9)], Some((2, 7, 3)))
+        );
+    }
+
+    #[test]
+    fn every_generator_is_behind_a_bridge() {
+        let devices = devices(2 * BEHIND);
+        assert_eq!(devices.len(), 2 * BEHIND + 2);
+        assert!(devices[BEHIND + 2].ends_with("bus=b1"));
+    }
+}
