@@ -293,13 +293,13 @@ fn transfers(around: Around, queued: bool, job: impl Fn(usize) -> Job) -> f64 {
         (0..CPUS).for_each(|cpu| counted(round, cpu, &|job| space.map(cpu, job)));
         (0..CPUS).for_each(|cpu| counted(round, cpu, &|job| space.unmap(cpu, job, queued)));
     }
+    let transfers = CACHES.with_borrow(|caches| caches.transfers);
     let Space { tree, vacant, .. } = space;
     let memory = *tree.memory();
     drop(tree);
     // SAFETY: They came from there; the tree is gone.
     unsafe { vacant.free(&memory) };
-    let pairs = steps / 2;
-    CACHES.with_borrow(|caches| caches.transfers as f64 / pairs as f64)
+    transfers as f64 * 2.0 / steps as f64
 }
 
 fn page(iova: u64) -> Job {
