@@ -65,7 +65,8 @@ pub fn devices(count: usize) -> Vec<String> {
         if index % BEHIND == 0 {
             devices.push(format!("pci-bridge,id=b{bridge},chassis_nr={}", bridge + 1));
         }
-        devices.push(format!("virtio-rng-pci,disable-legacy=on,bus=b{bridge}"));
+        // The emulator knows functions by these; a name of its own lacks the bridge.
+        devices.push(format!("virtio-rng-pci,disable-legacy=on,id=r{index},bus=b{bridge}"));
     }
     devices
 }
