@@ -66,7 +66,9 @@ pub fn devices(count: usize) -> Vec<String> {
             devices.push(format!("pci-bridge,id=b{bridge},chassis_nr={}", bridge + 1));
         }
         // The emulator knows functions by these; a name of its own lacks the bridge.
-        devices.push(format!("virtio-rng-pci,disable-legacy=on,id=r{index},bus=b{bridge}"));
+        devices.push(format!(
+            "virtio-rng-pci,disable-legacy=on,id=r{index},bus=b{bridge}"
+        ));
     }
     devices
 }
