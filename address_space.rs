@@ -62,6 +62,10 @@ use kernel::{
             Atomic,
             Relaxed, //
         },
+        barrier::{
+            smp_mb,
+            Write, //
+        },
         rcu,
         Arc,
         ArcBorrow,
@@ -455,6 +459,13 @@ impl<M: Member> AddressSpace<M> {
         if !self.holds_pages(iova, size) {
             return 0;
         }
+        // An attach refreshes what segment entries map that are in use, and what is
+        // marked. A range that may empty segment entries is marked before as well, so
+        // that an attach which comes meanwhile finds one or the other.
+        if size >= LARGE_PAGE_SIZE {
+            self.mark(iova, size);
+            smp_mb(Write);
+        }
         let mut unlinked = Unlinked {
             gather,
             pages: self.table.memory(),
@@ -466,11 +477,9 @@ impl<M: Member> AddressSpace<M> {
             if !queued {
                 gather.add(iova, bytes);
             }
-            // An attach refreshes what segment entries map that are in use; a shorter
-            // range empties none.
+            // A full flush takes marks that came after the entries were emptied.
             if queued || bytes >= LARGE_PAGE_SIZE {
-                self.pending
-                    .mark(iova, iova.wrapping_add(bytes).wrapping_sub(1));
+                self.mark(iova, bytes);
             }
             self.page_counts.unmapped(bytes >> PAGE_SHIFT);
             if queued && gather.holds_pages() {
@@ -478,6 +487,12 @@ impl<M: Member> AddressSpace<M> {
             }
         }
         bytes as usize
+    }
+
+    /// Marks a range of some bytes.
+    fn mark(&self, iova: u64, size: u64) {
+        self.pending
+            .mark(iova, iova.wrapping_add(size).wrapping_sub(1));
     }
 
     /// Whether a range is one of whole pages in reach.
