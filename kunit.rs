@@ -448,8 +448,8 @@ mod domains {
         let space = domain.space();
         let map = |iova| {
             let prot = Prot::from((bindings::IOMMU_READ | bindings::IOMMU_WRITE) as c_int);
-            // SAFETY: A test has its domain for itself.
             let mut bytes = 0;
+            // SAFETY: A test has its domain for itself.
             let result = unsafe {
                 domain.share().map(
                     iova,

@@ -116,13 +116,12 @@ impl<M: Member> Share<M> {
         gfp: Gfp,
         mapped: &mut usize,
     ) -> Result {
-        // SAFETY: The caller's promise.
-        if page_size as u64 == PAGE_SIZE
-            && prot.allows_access()
-            && unsafe { self.map_present(iova, phys, count, access(prot)) }
-        {
-            *mapped = count << PAGE_SHIFT;
-            return Ok(());
+        if page_size as u64 == PAGE_SIZE && prot.allows_access() {
+            // SAFETY: The caller's promise.
+            if unsafe { self.map_present(iova, phys, count, access(prot)) } {
+                *mapped = count << PAGE_SHIFT;
+                return Ok(());
+            }
         }
         // SAFETY: As above.
         unsafe {
