@@ -238,7 +238,7 @@ impl Space {
         self.look();
         // SAFETY: There is one thread, and the range lies within reach.
         unsafe {
-            if !(single && self.tree.map_page(self.low, iova, phys, access_of)) {
+            if !(single && self.tree.map_present(self.low, iova, phys, 1, access_of)) {
                 let mapping = Mapping {
                     iova,
                     phys,

@@ -163,7 +163,7 @@ fn use_range(tree: &DmaTable<&Raw>, raw: &Raw, numbers: &mut Numbers, range: (u6
     let access = Access::READ_WRITE;
     let (iova, count) = (Iova(start), (size / PAGE_SIZE) as usize);
     // SAFETY: As above; it is in reach.
-    let quick = !large && unsafe { tree.map_present(iova, Phys(phys), count, access) };
+    let quick = !large && unsafe { tree.map_present(tree.low(), iova, Phys(phys), count, access) };
     if !quick {
         let mapping = Mapping {
             iova,
@@ -190,7 +190,7 @@ fn use_range(tree: &DmaTable<&Raw>, raw: &Raw, numbers: &mut Numbers, range: (u6
         let at = Iova(start + done);
         // SAFETY: As above.
         let bytes = unsafe {
-            match part == PAGE_SIZE && tree.unmap_page(at) {
+            match part == PAGE_SIZE && tree.unmap_page(tree.low(), at) {
                 true => part,
                 false => tree.unmap(at, part, &mut AtOnce(raw)),
             }
