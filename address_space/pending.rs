@@ -44,8 +44,10 @@ use crate::{
 const MARK_WORDS: usize = if cfg!(loom) { 1 } else { 64 };
 const WORD_BITS: u32 = u64::BITS;
 // Nothing is on the lines of the marks but marks.
-const _: () =
-    assert!(cfg!(loom) || MARK_WORDS * size_of::<AtomicU64>() % align_of::<NewLine>() == 0);
+const _: () = {
+    let bytes = MARK_WORDS * size_of::<AtomicU64>();
+    assert!(cfg!(loom) || bytes.is_multiple_of(align_of::<NewLine>()));
+};
 /// The last chunk. It stands for all that is outside of the window.
 const OUTSIDE: u64 = MARK_WORDS as u64 * 64 - 1;
 /// log2 of the least size of a chunk, in bytes: what one segment entry spans.
