@@ -48,8 +48,8 @@
 //! in use by such a function ([`DmaTable::keep_entries_valid`]) therefore lets an
 //! entry that it empties point to a *vacant* table ([`Vacant`]), which all trees
 //! share and which maps nothing. Its page entries differ from those of an empty
-//! page table in one more bit ([`PAGE_VACANT`]), so that the fast paths, which
-//! write only over [`PAGE_INVALID`], pass it by. All other walks take an entry
+//! page table in one more bit (`format::PAGE_VACANT`), so that the fast paths, which
+//! write only over `PAGE_INVALID`, pass it by. All other walks take an entry
 //! that points to a vacant table for empty. An entry that goes from a vacant
 //! table to a mapping goes from valid to valid, so it needs a refresh:
 //! in such a domain every device is refreshed after a map.

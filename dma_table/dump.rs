@@ -79,7 +79,7 @@ impl Dump {
     /// `find` says what is at an IOVA as [`Walk::find`] does; it may be that of
     /// another walk each time.
     ///
-    /// [`Walk::find`]: crate::dma_table::Walk::find
+    /// [`Walk::find`]: super::walk::Walk::find
     pub(crate) fn step(
         &mut self,
         budget: usize,
