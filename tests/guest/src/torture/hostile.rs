@@ -201,7 +201,7 @@ impl<'a> Fuzz<'a> {
         let end = iova.checked_add(length - 1).context("it goes over the end")?;
         let is_inside = self.ranges.iter().any(|(first, last)| *first <= iova && end <= *last);
         ensure!(is_inside, "{what} of {length:#x} bytes at {iova:#x} is out of reach");
-        ensure!((iova | length) % PAGE == 0, "{what} of {length:#x} bytes at {iova:#x}");
+        ensure!((iova | length).is_multiple_of(PAGE), "{what} of {length:#x} bytes at {iova:#x}");
         self.model.insert(iova, length);
         Ok(())
     }
