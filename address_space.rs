@@ -100,6 +100,7 @@ use crate::{
         Vacant,
         LARGE_PAGE_SHIFT,
         LARGE_PAGE_SIZE,
+        LINE,
         PAGE_SHIFT,
         PAGE_SIZE, //
     },
@@ -145,12 +146,11 @@ const STRETCH: usize = 1024;
 /// what a hypervisor walks in the time that another instruction takes.
 const GAP: u64 = 16 << 20;
 
-/// An address space. What is written and what every call reads lie on cache lines of
-/// their own.
+/// An address space. What is written and what every call reads do not share cache
+/// lines.
 #[pin_data(PinnedDrop)]
 #[repr(C)]
 pub(crate) struct AddressSpace<M: Member> {
-    // Ends a line.
     table: DmaTable<TablePages>,
     members: Members<M>,
     /// The number by which it is traced and shown, from 1 on.
@@ -159,8 +159,9 @@ pub(crate) struct AddressSpace<M: Member> {
     /// Whether a refused refresh is to be made up for; set under the flush lock.
     is_behind: Atomic<bool>,
     page_counts: PageCounts,
-    // Ends a line, and begins the one of its marks.
+    // Its marks have lines of their own.
     pending: Pending,
+    _apart: [u64; LINE / 8],
     #[pin]
     flushes: SpinLockIrq<Flushes>,
     /// Tables that wait for a full flush; under the flush lock.
@@ -191,6 +192,7 @@ impl<M: Member> AddressSpace<M> {
             is_behind: Atomic::new(false),
             page_counts: PageCounts::new()?,
             pending: Pending::new(window),
+            _apart: [0; LINE / 8],
             flushes <- new_spinlock_irq!(Flushes::new(), "s390_iommu::flushes"),
             deferred <- PagesList::new(),
             attach <- new_mutex!((), "s390_iommu::attach"),

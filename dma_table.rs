@@ -127,10 +127,8 @@ use format::{
 use table::Table;
 use walk_lock::WalkLock;
 
-/// What comes after this in a structure begins a cache line of s390: CPUs that write on one
-/// side of it take nothing from those that read on the other.
-#[repr(align(256))]
-pub(crate) struct NewLine;
+/// The bytes of a cache line.
+pub(crate) const LINE: usize = 256;
 
 /// A tree of translation tables.
 ///
@@ -142,10 +140,12 @@ pub(crate) struct NewLine;
 /// came from `memory`, or (page and segment entries) maps memory.
 #[repr(C)]
 pub(crate) struct DmaTable<M: Memory> {
-    // These two are written when tables come and go, the others hardly ever.
+    // These two are written when tables come and go, the others hardly ever: the array
+    // puts a cache line between them. (A type with an alignment would have the compiler
+    // realign the stack of whoever makes a table.)
     memory: M,
     walk_lock: WalkLock<M::Cell>,
-    _read: NewLine,
+    _apart: [u64; LINE / 8],
     root: M::Cell,
     /// The region-third table that begins at IOVA 0. It was the first top, so it
     /// stays.
@@ -181,7 +181,7 @@ impl<M: Memory> DmaTable<M> {
         let tree = DmaTable {
             memory,
             walk_lock: WalkLock(cell(0)),
-            _read: NewLine,
+            _apart: [0; LINE / 8],
             root: cell(top.pack()),
             low: Low(origin),
             vacant,

@@ -36,18 +36,13 @@ use crate::{
         AtomicU64,
         Ordering, //
     },
-    dma_table::NewLine,
+    dma_table::LINE,
     range::Range, //
 };
 
 /// The model checker explores one word: the protocol does not depend on how many.
 const MARK_WORDS: usize = if cfg!(loom) { 1 } else { 64 };
 const WORD_BITS: u32 = u64::BITS;
-// Nothing is on the lines of the marks but marks.
-const _: () = {
-    let bytes = MARK_WORDS * size_of::<AtomicU64>();
-    assert!(cfg!(loom) || bytes.is_multiple_of(align_of::<NewLine>()));
-};
 /// The last chunk. It stands for all that is outside of the window.
 const OUTSIDE: u64 = MARK_WORDS as u64 * 64 - 1;
 /// log2 of the least size of a chunk, in bytes: what one segment entry spans.
@@ -63,7 +58,8 @@ pub(crate) struct Pending {
     /// The number of the window's first chunk, counted from IOVA 0.
     first: u64,
     shift: u32,
-    _written: NewLine,
+    /// Parts what is read from what is written.
+    _apart: [u64; LINE / 8],
     marks: [AtomicU64; MARK_WORDS],
 }
 
@@ -78,7 +74,7 @@ impl Pending {
         Pending {
             first: window.start() >> shift,
             shift,
-            _written: NewLine,
+            _apart: [0; LINE / 8],
             marks: core::array::from_fn(|_| AtomicU64::new(0)),
         }
     }
