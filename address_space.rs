@@ -505,7 +505,9 @@ impl<M: Member> AddressSpace<M> {
     /// Whether a range is in reach, and not empty.
     fn holds(&self, iova: u64, size: u64) -> bool {
         let last = iova.wrapping_add(size).wrapping_sub(1);
-        iova <= last && last <= self.reach() && size != 0
+        // Most ranges are as low as any table reaches.
+        let in_reach = last <= Depth::Third.reach() || last <= self.reach();
+        iova <= last && in_reach && size != 0
     }
 
     /// Whether any device needs a refresh after what was stored. A full barrier between
