@@ -106,16 +106,15 @@ impl PageCounts {
     /// May sleep.
     pub(super) fn new() -> Result<Self> {
         let (size, align) = (size_of::<Words>(), align_of::<Words>());
+        // Before the memory is there, which an error here would lose.
+        // SAFETY: No requirements.
+        let offset = NonNull::new(unsafe { zpci_iommu_percpu_offset() }).ok_or(ENODEV)?;
         // SAFETY: No requirements; the memory is zeroed.
         let words =
             unsafe { bindings::pcpu_alloc_noprof(size, align, false, bindings::GFP_KERNEL) };
-        // SAFETY: No requirements.
-        let offset = unsafe { zpci_iommu_percpu_offset() };
+        let words = NonNull::new(words.cast()).ok_or(ENOMEM)?;
         // INVARIANT: Just allocated.
-        Ok(PageCounts(View {
-            words: NonNull::new(words.cast()).ok_or(ENOMEM)?,
-            offset: NonNull::new(offset).ok_or(ENODEV)?,
-        }))
+        Ok(PageCounts(View { words, offset }))
     }
 
     /// Where the words are.

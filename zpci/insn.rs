@@ -158,6 +158,9 @@ pub(crate) enum Registered {
     This(Iota),
 }
 
+/// `zpci_register_ioat()` or `zpci_reregister_ioat()`.
+type Issue = unsafe extern "C" fn(*mut bindings::zpci_dev, u8, u64, u64, u64, *mut u8) -> c_int;
+
 impl Zdev {
     /// Registers a table for IOVAs in `window`. Nothing may be registered.
     ///
@@ -165,19 +168,7 @@ impl Zdev {
     ///
     /// May sleep.
     pub(crate) fn register(self, window: Range, table: Iota) -> Outcome {
-        let mut status = 0;
-        // SAFETY: By the invariant. The core knows how each function wants it.
-        let cc = unsafe {
-            bindings::zpci_register_ioat(
-                self.as_raw(),
-                0,
-                window.start(),
-                window.last(),
-                table.0,
-                &mut status,
-            )
-        };
-        Outcome::new(cc, status)
+        self.put(bindings::zpci_register_ioat, window, table)
     }
 
     /// Registers a table in place of the one that is registered, without a
@@ -187,18 +178,15 @@ impl Zdev {
     ///
     /// May sleep.
     pub(crate) fn reregister(self, window: Range, table: Iota) -> Outcome {
+        self.put(bindings::zpci_reregister_ioat, window, table)
+    }
+
+    /// Has one of the two instructions above issued.
+    fn put(self, issue: Issue, window: Range, table: Iota) -> Outcome {
+        let (start, last) = (window.start(), window.last());
         let mut status = 0;
         // SAFETY: By the invariant. The core knows how each function wants it.
-        let cc = unsafe {
-            bindings::zpci_reregister_ioat(
-                self.as_raw(),
-                0,
-                window.start(),
-                window.last(),
-                table.0,
-                &mut status,
-            )
-        };
+        let cc = unsafe { issue(self.as_raw(), 0, start, last, table.0, &mut status) };
         Outcome::new(cc, status)
     }
 
