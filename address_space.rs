@@ -407,7 +407,7 @@ impl<M: Member> AddressSpace<M> {
         let mapping = self.mapping(iova, phys, page_size, count, prot)?;
         // SAFETY: The caller's promise; the mapping is in reach.
         let (bytes, result) = unsafe { self.table.map(mapping, gfp) };
-        self.page_counts.mapped(bytes >> PAGE_SHIFT);
+        self.page_counts.mapped(bytes);
         *mapped = bytes as usize;
         result.map_err(Error::from)
     }
@@ -483,7 +483,7 @@ impl<M: Member> AddressSpace<M> {
             if queued || bytes >= LARGE_PAGE_SIZE {
                 self.mark(iova, bytes);
             }
-            self.page_counts.unmapped(bytes >> PAGE_SHIFT);
+            self.page_counts.unmapped(bytes);
             if queued && gather.holds_pages() {
                 self.defer(gather);
             }

@@ -42,19 +42,18 @@ use kernel::{
 };
 
 mod address_space;
-#[path = "rust/atomic.rs"]
-mod atomic;
 mod debugfs;
 mod dma_table;
 mod domain;
 mod function;
-#[path = "rust/iommu.rs"]
-mod iommu;
 #[cfg(CONFIG_S390_IOMMU_RUST_KUNIT_TEST)]
 mod kunit;
 mod range;
-#[path = "rust/seq_file.rs"]
-mod seq_file;
+mod rust {
+    pub(crate) mod atomic;
+    pub(crate) mod iommu;
+    pub(crate) mod seq_file;
+}
 mod subsystem;
 mod trace;
 mod zpci;
@@ -83,6 +82,11 @@ use iommu::{
     Prot,
     ResvRegions,
     StaticDomain, //
+};
+use rust::{
+    atomic,
+    iommu,
+    seq_file, //
 };
 use subsystem::{
     Service,

@@ -6,9 +6,12 @@
 //! C headers: [`arch/s390/include/asm/pci.h`](srctree/arch/s390/include/asm/pci.h),
 //! `integration/zpci_iommu.h`.
 
-use core::ptr::{
-    self,
-    NonNull, //
+use core::{
+    mem::offset_of,
+    ptr::{
+        self,
+        NonNull, //
+    }, //
 };
 
 use kernel::{
@@ -49,9 +52,8 @@ impl Iota {
     /// No translation: an IOVA is a physical address plus `start_dma`.
     pub(crate) const IDENTITY: Iota = Iota(0);
 
-    /// Translation is on (`ZPCI_IOTA_IOT_ENABLED`). The storage key is 0, as
-    /// `PAGE_DEFAULT_KEY`.
-    const TRANSLATE: u64 = 0x800;
+    /// Translation is on. The storage key is 0, as `PAGE_DEFAULT_KEY`.
+    const TRANSLATE: u64 = bindings::ZPCI_IOTA_IOT_ENABLED as u64;
 
     /// The designation type, as it stands in the anchor.
     const fn kind(depth: Depth) -> u64 {
@@ -95,6 +97,11 @@ pub(crate) struct Counters {
     /// Refreshes that ended mappings.
     pub(crate) sync_rpcits: AtomicU64,
 }
+
+static_assert!(size_of::<Counters>() == size_of::<bindings::zpci_iommu_ctrs>());
+static_assert!(
+    offset_of!(Counters, sync_rpcits) == offset_of!(bindings::zpci_iommu_ctrs, sync_rpcits)
+);
 
 /// A function of the s390 PCI subsystem.
 ///

@@ -10,6 +10,9 @@
 //! the addition is interlocked, and nothing is lost; the word is then another CPU's
 //! for this once.
 //!
+//! The words count bytes: those are in a register at every map and unmap, a number of
+//! pages is not.
+//!
 //! The kernel crate has no per-CPU variables yet.
 
 use core::ptr::NonNull;
@@ -24,10 +27,11 @@ use crate::{
         AtomicU64,
         Ordering, //
     },
+    dma_table::PAGE_SHIFT,
     zpci::Counters, //
 };
 
-/// What one CPU counted.
+/// What one CPU counted, in bytes.
 #[repr(C)]
 struct Words {
     mapped: AtomicU64,
@@ -66,28 +70,28 @@ impl View {
         }
     }
 
-    /// Counts pages that were mapped.
+    /// Counts `size` bytes of pages that were mapped.
     ///
     /// # Safety
     ///
     /// As for [`View::words`].
     #[inline(always)]
-    pub(super) unsafe fn mapped(&self, pages: u64) {
+    pub(super) unsafe fn mapped(&self, size: u64) {
         // SAFETY: The caller's promise.
         let words = unsafe { self.words() };
-        words.mapped.fetch_add(pages, Ordering::Relaxed);
+        words.mapped.fetch_add(size, Ordering::Relaxed);
     }
 
-    /// Counts pages that were unmapped.
+    /// Counts `size` bytes of pages that were unmapped.
     ///
     /// # Safety
     ///
     /// As for [`View::words`].
     #[inline(always)]
-    pub(super) unsafe fn unmapped(&self, pages: u64) {
+    pub(super) unsafe fn unmapped(&self, size: u64) {
         // SAFETY: The caller's promise.
         let words = unsafe { self.words() };
-        words.unmapped.fetch_add(pages, Ordering::Relaxed);
+        words.unmapped.fetch_add(size, Ordering::Relaxed);
     }
 }
 
@@ -122,18 +126,18 @@ impl PageCounts {
         self.0
     }
 
-    /// Counts pages that were mapped.
+    /// Counts `size` bytes of pages that were mapped.
     #[inline]
-    pub(super) fn mapped(&self, pages: u64) {
+    pub(super) fn mapped(&self, size: u64) {
         // SAFETY: They are there.
-        unsafe { self.0.mapped(pages) }
+        unsafe { self.0.mapped(size) }
     }
 
-    /// Counts pages that were unmapped.
+    /// Counts `size` bytes of pages that were unmapped.
     #[inline]
-    pub(super) fn unmapped(&self, pages: u64) {
+    pub(super) fn unmapped(&self, size: u64) {
         // SAFETY: They are there.
-        unsafe { self.0.unmapped(pages) }
+        unsafe { self.0.unmapped(size) }
     }
 
     /// Moves what was counted into `counters`.
@@ -146,6 +150,7 @@ impl PageCounts {
                 zpci_iommu_percpu_take(&raw const (*words).unmapped),
             )
         };
+        let (mapped, unmapped) = (mapped >> PAGE_SHIFT, unmapped >> PAGE_SHIFT);
         counters.mapped_pages.fetch_add(mapped, Ordering::Relaxed);
         counters
             .unmapped_pages

@@ -90,6 +90,8 @@ impl<M: Member> Share<M> {
                 }
             };
             if done {
+                // SAFETY: The address space is there.
+                unsafe { self.counts.mapped(page_size as u64) };
                 *mapped = page_size;
                 return Ok(());
             }
@@ -119,7 +121,10 @@ impl<M: Member> Share<M> {
         if page_size as u64 == PAGE_SIZE && prot.allows_access() {
             // SAFETY: The caller's promise.
             if unsafe { self.map_present(iova, phys, count, access(prot)) } {
-                *mapped = count << PAGE_SHIFT;
+                let size = count << PAGE_SHIFT;
+                // SAFETY: The address space is there.
+                unsafe { self.counts.mapped(size as u64) };
+                *mapped = size;
                 return Ok(());
             }
         }
@@ -130,7 +135,7 @@ impl<M: Member> Share<M> {
         }
     }
 
-    /// Maps pages if that needs no more than to fill their entries, and counts.
+    /// Maps pages if that needs no more than to fill their entries.
     ///
     /// # Safety
     ///
@@ -138,14 +143,8 @@ impl<M: Member> Share<M> {
     #[inline(always)]
     unsafe fn map_present(&self, iova: u64, phys: u64, count: usize, access: Access) -> bool {
         let (table, iova, phys) = (&self.space.table, Iova(iova), Phys(phys));
-        // SAFETY: The caller's promise; the address space is there.
-        unsafe {
-            let mapped = table.map_present(self.low, iova, phys, count, access);
-            if mapped {
-                self.counts.mapped(count as u64);
-            }
-            mapped
-        }
+        // SAFETY: The caller's promise.
+        unsafe { table.map_present(self.low, iova, phys, count, access) }
     }
 
     /// Unmaps a page if that needs no more than to empty its entry, and counts.
@@ -159,7 +158,7 @@ impl<M: Member> Share<M> {
         unsafe {
             let unmapped = size == PAGE_SIZE && self.space.table.unmap_page(self.low, Iova(iova));
             if unmapped {
-                self.counts.unmapped(1);
+                self.counts.unmapped(size);
             }
             unmapped
         }

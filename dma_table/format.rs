@@ -36,6 +36,29 @@ pub(super) const LARGE: u64 = 0x400;
 /// Table length of a region entry: all 2048 entries are there.
 pub(super) const FULL_LENGTH: u64 = 0x3;
 
+/// The formats are those that C has.
+#[cfg(CONFIG_S390)]
+mod as_in_c {
+    use super::*;
+    use kernel::{
+        bindings::*,
+        prelude::*, //
+    };
+
+    static_assert!(PAGE_TABLE_BITS == ZPCI_PT_BITS);
+    static_assert!(UPPER_TABLE_BITS == ZPCI_TABLE_BITS);
+    static_assert!(ENTRY_INVALID == ZPCI_TABLE_INVALID as u64);
+    static_assert!(PAGE_INVALID == ZPCI_PTE_INVALID as u64);
+    static_assert!(PROTECTED == ZPCI_TABLE_PROTECTED as u64);
+    static_assert!(Segment::TYPE == ZPCI_TABLE_TYPE_SX as u64);
+    static_assert!(Third::TYPE == (ZPCI_TABLE_TYPE_RTX | ZPCI_TABLE_LEN_RTX) as u64);
+    static_assert!(Second::TYPE == (ZPCI_TABLE_TYPE_RSX | ZPCI_TABLE_LEN_RSX) as u64);
+    static_assert!(First::TYPE == (ZPCI_TABLE_TYPE_RFX | ZPCI_TABLE_LEN_RFX) as u64);
+    static_assert!(Depth::Third as u32 == zpci_ioat_dtype_ZPCI_IOTA_RTTO);
+    static_assert!(Depth::Second as u32 == zpci_ioat_dtype_ZPCI_IOTA_RSTO);
+    static_assert!(Depth::First as u32 == zpci_ioat_dtype_ZPCI_IOTA_RFTO);
+}
+
 /// An I/O virtual address, in bytes.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub(crate) struct Iova(pub(crate) u64);

@@ -22,6 +22,9 @@ const BINDGEN_BUILT: &str = "0.72.1";
 /// The first QEMU with an `igb`.
 const QEMU_MINIMUM: Version = Version(8, 0, 0);
 
+/// The gcc for s390x.
+pub const GCC: &str = "s390x-linux-gnu-gcc";
+
 /// The oldest meson that QEMU takes.
 const MESON_MINIMUM: Version = Version(1, 5, 0);
 

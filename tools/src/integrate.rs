@@ -190,6 +190,7 @@ pub fn driver_files(root: &Path) -> Result<Vec<String>> {
         ("function", &["rs"]),
         ("integration", &["c", "h"]),
         ("rust", &["rs"]),
+        ("rust/iommu", &["rs"]),
         ("zpci", &["rs"]),
     ] {
         let Ok(entries) = fs::read_dir(root.join(folder)) else {

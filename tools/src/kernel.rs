@@ -234,10 +234,16 @@ pub fn kernel_make(project: &Project, bindgen: &Path) -> Command {
     if find_program(Path::new("ccache")).is_some() {
         cc.push("ccache ");
     }
-    cc.push(&clang);
     let mut command = project.command("make");
+    command.arg("ARCH=s390");
+    if project.gcc {
+        cc.push(deps::GCC);
+        command.arg(variable("CROSS_COMPILE", deps::GCC.trim_end_matches("gcc")));
+    } else {
+        cc.push(&clang);
+        command.arg(format!("LLVM={}", project.llvm));
+    }
     command
-        .args(["ARCH=s390", &format!("LLVM={}", project.llvm)])
         .arg(variable("CC", cc))
         // One word: rust/Makefile hands it on unquoted.
         .arg(variable("HOSTCC", clang))

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 //! `make matrix`: does the kernel build, without a warning of the driver's, in the
-//! configurations that somebody may choose?
+//! configurations that somebody may choose, and by another compiler?
 
 use crate::{
     deps,
@@ -15,40 +15,33 @@ use std::{fs, time::Instant};
 struct Row {
     name: &'static str,
     fragments: &'static [&'static str],
+    /// Whether gcc compiles the C.
+    gcc: bool,
 }
 
-const ROWS: [Row; 8] = [
+impl Row {
+    const fn new(name: &'static str, fragments: &'static [&'static str]) -> Self {
+        Row {
+            name,
+            fragments,
+            gcc: false,
+        }
+    }
+}
+
+const ROWS: [Row; 9] = [
+    Row::new("built in", &["rust"]),
+    Row::new("a module", &["module"]),
+    Row::new("off: the driver in C", &["c"]),
+    Row::new("no debugfs, tracepoints, KUnit", &["bare"]),
+    Row::new("a module of these", &["bare", "module"]),
+    Row::new("KVM, VFIO_PCI_ZDEV_KVM", &["rust", "kvm"]),
+    Row::new("MODVERSIONS", &["module", "modversions"]),
+    Row::new("RANDOMIZE_IDENTITY_BASE", &["rust", "identity-base"]),
     Row {
-        name: "built in",
+        name: "C by gcc",
         fragments: &["rust"],
-    },
-    Row {
-        name: "a module",
-        fragments: &["module"],
-    },
-    Row {
-        name: "off: the driver in C",
-        fragments: &["c"],
-    },
-    Row {
-        name: "no debugfs, tracepoints, KUnit",
-        fragments: &["bare"],
-    },
-    Row {
-        name: "a module of these",
-        fragments: &["bare", "module"],
-    },
-    Row {
-        name: "KVM, VFIO_PCI_ZDEV_KVM",
-        fragments: &["rust", "kvm"],
-    },
-    Row {
-        name: "MODVERSIONS",
-        fragments: &["module", "modversions"],
-    },
-    Row {
-        name: "RANDOMIZE_IDENTITY_BASE",
-        fragments: &["rust", "identity-base"],
+        gcc: true,
     },
 ];
 
@@ -58,14 +51,19 @@ pub fn run(project: &Project) -> Result<()> {
     deps::ensure(project)?;
     let only = variable("ONLY").unwrap_or_default();
     let only = only.to_string_lossy();
-    let project = Project {
-        kout: Some(project.cache.join("objects/matrix")),
-        ..project.clone()
-    };
     let mut lines = Vec::new();
     let mut failed = 0;
     for row in ROWS.iter().filter(|row| row.name.contains(&*only)) {
         let start = Instant::now();
+        let folder = if row.gcc { "matrix-gcc" } else { "matrix" };
+        let project = Project {
+            kout: Some(project.cache.join("objects").join(folder)),
+            gcc: row.gcc,
+            ..project.clone()
+        };
+        if row.gcc {
+            deps::program(&project, deps::GCC, "gcc-s390x-linux-gnu")?;
+        }
         let flavour: Flavour = row
             .fragments
             .iter()

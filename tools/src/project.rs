@@ -31,6 +31,8 @@ pub struct Project {
     pub rustc: PathBuf,
     /// `LLVM=` in the kernel's notation: a suffix (`-22`) or a folder (`/opt/llvm/bin/`).
     pub llvm: String,
+    /// Whether gcc compiles the C of the kernel (`make matrix`), and not clang.
+    pub gcc: bool,
     /// `BINDGEN=`.
     pub bindgen: Option<PathBuf>,
     /// `QEMU=`.
@@ -116,6 +118,7 @@ impl Project {
                 .ok()
                 .filter(|v| !v.is_empty())
                 .unwrap_or(LLVM.into()),
+            gcc: false,
             bindgen: tool_variable("BINDGEN")?,
             qemu: tool_variable("QEMU")?,
             kdir: path_variable("KDIR")?,
