@@ -79,16 +79,11 @@ impl<M: Member> Share<M> {
         gfp: Gfp,
         mapped: &mut usize,
     ) -> Result {
-        if page_size as u64 == PAGE_SIZE && count == 1 {
-            // A branch takes less than making the bit out of the protection.
+        // No page is smaller: this is one page of 4 KiB. (Of "equal" the compiler would
+        // make the size anew where it is counted and returned.)
+        if page_size as u64 <= PAGE_SIZE && count == 1 {
             // SAFETY: The caller's promise.
-            let done = unsafe {
-                if prot.allows_writes() {
-                    self.map_present(iova, phys, 1, Access::READ_WRITE)
-                } else {
-                    prot.allows_access() && self.map_present(iova, phys, 1, Access::READ_ONLY)
-                }
-            };
+            let done = unsafe { self.map_page(iova, phys, prot) };
             if done {
                 // SAFETY: The address space is there.
                 unsafe { self.counts.mapped(page_size as u64) };
@@ -99,6 +94,29 @@ impl<M: Member> Share<M> {
         cold_path();
         // SAFETY: As above.
         unsafe { self.map_range(iova, phys, page_size, count, prot, gfp, mapped) }
+    }
+
+    /// Maps a page if that needs no more than to fill its entry.
+    ///
+    /// # Safety
+    ///
+    /// The caller owns the page.
+    #[inline(always)]
+    unsafe fn map_page(&self, iova: u64, phys: u64, prot: Prot) -> bool {
+        // SAFETY: The caller's promise.
+        let page = unsafe { self.space.table.empty_page(self.low, Iova(iova)) };
+        let Some(page) = page else {
+            return false;
+        };
+        // A branch takes less than making the bit out of the protection.
+        if prot.allows_writes() {
+            page.fill(Phys(phys), Access::READ_WRITE);
+        } else if prot.allows_access() {
+            page.fill(Phys(phys), Access::READ_ONLY);
+        } else {
+            return false;
+        }
+        true
     }
 
     /// Maps any range, or says why not.
@@ -119,8 +137,9 @@ impl<M: Member> Share<M> {
         mapped: &mut usize,
     ) -> Result {
         if page_size as u64 == PAGE_SIZE && prot.allows_access() {
+            let (table, access) = (&self.space.table, access(prot));
             // SAFETY: The caller's promise.
-            if unsafe { self.map_present(iova, phys, count, access(prot)) } {
+            if unsafe { table.map_present(self.low, Iova(iova), Phys(phys), count, access) } {
                 let size = count << PAGE_SHIFT;
                 // SAFETY: The address space is there.
                 unsafe { self.counts.mapped(size as u64) };
@@ -135,18 +154,6 @@ impl<M: Member> Share<M> {
         }
     }
 
-    /// Maps pages if that needs no more than to fill their entries.
-    ///
-    /// # Safety
-    ///
-    /// The caller owns the range.
-    #[inline(always)]
-    unsafe fn map_present(&self, iova: u64, phys: u64, count: usize, access: Access) -> bool {
-        let (table, iova, phys) = (&self.space.table, Iova(iova), Phys(phys));
-        // SAFETY: The caller's promise.
-        unsafe { table.map_present(self.low, iova, phys, count, access) }
-    }
-
     /// Unmaps a page if that needs no more than to empty its entry, and counts.
     ///
     /// # Safety
@@ -156,7 +163,7 @@ impl<M: Member> Share<M> {
     unsafe fn unmap_page(&self, iova: u64, size: u64) -> bool {
         // SAFETY: The caller's promise; the address space is there.
         unsafe {
-            let unmapped = size == PAGE_SIZE && self.space.table.unmap_page(self.low, Iova(iova));
+            let unmapped = size <= PAGE_SIZE && self.space.table.unmap_page(self.low, Iova(iova));
             if unmapped {
                 self.counts.unmapped(size);
             }

@@ -2,6 +2,8 @@
 
 //! Mapping.
 
+use core::hint::cold_path;
+
 use super::{
     format::*,
     table::{
@@ -64,6 +66,25 @@ pub(crate) struct Low(pub(super) Phys);
 /// It is one.
 pub(super) struct Leaf(Phys);
 
+/// `None`, of what is there mostly: so the compiler lays the code out for that.
+#[inline(always)]
+fn seldom<T>() -> Option<T> {
+    cold_path();
+    None
+}
+
+/// An entry of a page table that was found empty, whose page the caller owns.
+pub(crate) struct EmptyPage<'a, M: Memory>(&'a M::Cell);
+
+impl<M: Memory> EmptyPage<'_, M> {
+    /// Maps the page.
+    #[inline]
+    pub(crate) fn fill(self, phys: Phys, access: Access) {
+        debug_assert!(phys.0 & (PAGE_SIZE - 1) == 0);
+        self.0.store(phys.0 | access.bits());
+    }
+}
+
 impl<M: Memory> DmaTable<M> {
     /// Maps `count` pages if one page table holds them and is there, and their entries
     /// are empty: what most maps are, in few instructions. If not, nothing has
@@ -85,30 +106,28 @@ impl<M: Memory> DmaTable<M> {
         debug_assert!((iova.0 | phys.0) & (PAGE_SIZE - 1) == 0);
         if count == 1 {
             // SAFETY: The caller's promise.
-            unsafe { self.map_page(low, iova, phys, access) }
+            let page = unsafe { self.empty_page(low, iova) };
+            page.map(|page| page.fill(phys, access)).is_some()
         } else {
             // SAFETY: The caller's promise.
             unsafe { self.map_in_leaf(low, iova, phys, count, access) }
         }
     }
 
-    /// As [`DmaTable::map_present`], one page.
+    /// A page that [`DmaTable::map_present`] can map.
     ///
     /// # Safety
     ///
-    /// The caller owns the page.
+    /// As there. Before the page is filled, nothing else is mapped to it.
     #[inline]
-    unsafe fn map_page(&self, low: Low, iova: Iova, phys: Phys, access: Access) -> bool {
-        let Some(leaf) = self.leaf(low, iova) else {
-            return false;
-        };
-        let cell = self.pages(leaf).cell(iova);
+    pub(crate) unsafe fn empty_page(&self, low: Low, iova: Iova) -> Option<EmptyPage<'_, M>> {
+        debug_assert!(iova.0 & (PAGE_SIZE - 1) == 0);
+        let cell = self.pages(self.leaf(low, iova)?).cell(iova);
         // Not if it is that of a vacant table.
-        let empty = cell.load() == PAGE_INVALID;
-        if empty {
-            cell.store(phys.0 | access.bits());
+        if cell.load() != PAGE_INVALID {
+            return seldom();
         }
-        empty
+        Some(EmptyPage(cell))
     }
 
     /// As [`DmaTable::map_present`], any number of pages.
@@ -269,16 +288,16 @@ impl<M: Memory> DmaTable<M> {
     #[inline]
     pub(super) fn leaf(&self, low: Low, iova: Iova) -> Option<Leaf> {
         if iova.0 > Depth::Third.reach() {
-            return None;
+            return seldom();
         }
         // SAFETY: By the invariant of the tree `low` is a region-third table
         // and stays, and an entry points to a table of the level below, which
         // stays as well: the caller owns a part of what it spans.
         unsafe {
             let third: Table<'_, Third, M> = Table::new(&self.memory, low.0);
-            let origin = Third::origin(third.cell(iova).load_acquire())?;
+            let origin = Third::origin(third.cell(iova).load_acquire()).or_else(seldom)?;
             let segments: Table<'_, Segment, M> = Table::new(&self.memory, origin);
-            let origin = Segment::origin(segments.cell(iova).load_acquire())?;
+            let origin = Segment::origin(segments.cell(iova).load_acquire()).or_else(seldom)?;
             Some(Leaf(origin))
         }
     }

@@ -7,9 +7,9 @@ use serde::Serialize;
 
 /// The most that a case may cost: its name, large pages off or on, map and unmap.
 const BOUNDS: [(&str, &str, Cost); 6] = [
-    bound("4K", OFF, 197, 168),
-    bound("64K", OFF, 300, 266),
-    bound("singles", OFF, 51_750, 43_050),
+    bound("4K", OFF, 195, 168),
+    bound("64K", OFF, 300, 265),
+    bound("singles", OFF, 51_500, 43_000),
     // 5 and 4 a page, whatever the large pages.
     bound("64M", OFF, 5 * 16_384, 4 * 16_384),
     bound("64M", ON, 5 * 16_384, 4 * 16_384),
