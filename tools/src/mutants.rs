@@ -20,12 +20,13 @@ use std::{
 /// A test that takes longer hangs, in seconds; it was passed in a few before.
 const LIMIT: &str = "120";
 /// What is copied: the driver, and the tests of the host.
-const COPIED: [&str; 10] = [
+const COPIED: [&str; 11] = [
     "",
     "address_space",
     "dma_table",
     "function",
     "rust",
+    "rust/iommu",
     "zpci",
     "tests/host",
     "tests/host/kernel",
@@ -42,6 +43,8 @@ enum Place {
     Model,
     /// Needs a kernel for each mutant.
     Guest,
+    /// Needs the kernel of `make torture` for each.
+    Debug,
 }
 
 /// A patch, and the test that finds what it breaks.
@@ -87,6 +90,7 @@ fn parse(killer: &str) -> Option<(Place, String)> {
         "host" => Place::Host,
         "model" => Place::Model,
         "guest" => Place::Guest,
+        "debug" => Place::Debug,
         _ => return None,
     };
     Some((place, test.to_owned()))
@@ -140,8 +144,9 @@ pub fn run(project: &Project) -> Result<()> {
     step.done("all of them pass");
 
     let (mut passed, mut failed, mut skipped) = (0, 0, 0);
-    let (guests, others): (Vec<_>, Vec<_>) =
-        list.iter().partition(|mutant| mutant.place == Place::Guest);
+    let (others, guests): (Vec<_>, Vec<_>) = list
+        .iter()
+        .partition(|mutant| matches!(mutant.place, Place::Host | Place::Model));
     for mutant in others {
         let step = Step::start(project, &format!("mutant-{}", mutant.name), &mutant.test)?;
         let outcome = try_one(project, &tree, &step, mutant)?;
@@ -155,10 +160,13 @@ pub fn run(project: &Project) -> Result<()> {
     // Minutes for each, so only those that are named.
     if variable("ONLY").is_none() {
         skipped = guests.len();
-        println!("           {skipped} that need a guest are skipped; ONLY=guest takes them");
-    } else if !guests.is_empty() {
-        let (killed, survived) = guest::run(project, &guests)?;
-        (passed, failed) = (passed + killed, failed + survived);
+        println!("           {skipped} that need a guest are skipped; ONLY=guest and ONLY=debug take them");
+    } else {
+        for place in [Place::Guest, Place::Debug] {
+            let of_place = guests.iter().copied().filter(|m| m.place == place);
+            let (killed, survived) = guest::run(project, place, &of_place.collect::<Vec<_>>())?;
+            (passed, failed) = (passed + killed, failed + survived);
+        }
     }
     println!();
     match skipped {

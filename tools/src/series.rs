@@ -56,10 +56,18 @@ pub fn run(project: &Project) -> Result<()> {
 
 /// The same, whoever the caller is, and checkpatch on each; what is good, and all.
 pub fn check(project: &Project, step: &Step) -> Result<(usize, usize)> {
-    let nobody = ("Nobody Known".into(), "nobody@example.org".into());
-    let (source, list) = make(project, step, "build/series-test", &nobody)?;
+    let (source, list) = make(project, step, "build/series-test", &nobody())?;
     let (good, all) = lint::checkpatch_series(project, &source.tree, step, list)?;
     Ok((good + 1, all + 1))
+}
+
+/// The patches, in a folder that a command may use for a while.
+pub fn patches_for(project: &Project, step: &Step) -> Result<Vec<PathBuf>> {
+    Ok(make(project, step, "build/series-steps", &nobody())?.1)
+}
+
+fn nobody() -> (String, String) {
+    ("Nobody Known".into(), "nobody@example.org".into())
 }
 
 /// Writes the patches, and makes sure of them: `git am` takes them, and what it
