@@ -10,12 +10,12 @@ mod table;
 
 use crate::{guest::Machine, kernel::Flavour, project::Project, qemu::Boot, steps::Step};
 use anyhow::{bail, Context, Result};
+use fs_err as fs;
 use functions::Functions;
 use scale::Scale;
 use serde::Serialize;
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fs,
     time::Duration,
 };
 

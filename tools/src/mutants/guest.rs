@@ -1,55 +1,48 @@
 // SPDX-License-Identifier: GPL-2.0
 //! Mutants that only a guest notices: a kernel and a boot for each.
 
-use super::Mutant;
+use super::{Mutant, KILLED};
 use crate::{
+    count::Count,
+    files::make_anew,
     guest::Machine,
-    kernel::{self, Flavour},
+    kernel::{self, flavour},
     ktap::{Outcome, Report},
     project::Project,
-    qemu::Boot,
+    qemu::{Boot, EVERYTHING},
     steps::Step,
+    suite::{GENERATORS, KUNIT},
 };
 use anyhow::Result;
-use std::{collections::BTreeSet, fs, path::Path, time::Duration};
+use std::{collections::BTreeSet, path::Path, time::Duration};
 
 const LIMIT: Duration = Duration::from_secs(600);
-const KUNIT: &str = "kunit.enable=1 kunit.autorun=1 kunit.filter_glob=s390_iommu*";
 
-/// Boots without a mutant, then with each. Returns how many were killed, and how many
-/// were not.
-pub(super) fn run(project: &Project, list: &[&Mutant]) -> Result<(usize, usize)> {
-    let flavour: Flavour = vec!["rust".to_owned()];
-    let machine = Machine::prepare(project, &flavour)?;
+/// Boots without a mutant, then with each.
+pub(super) fn run(project: &Project, list: &[&Mutant]) -> Result<Count> {
+    let machine = Machine::prepare(project, &flavour("rust"))?;
     let step = Step::start(project, "mutants-guest", "the named tests without a mutant")?;
     let report = report(project, &machine, &machine.image, list)?;
     for mutant in list {
-        if outcome(&report, mutant) != Some(&Outcome::Passed) {
+        if outcome(&report, mutant) != Some(Outcome::Passed) {
             step.fail(&mutant.test, "repair it, or its name, first")?;
         }
     }
     step.done("all of them pass");
-    let mut killed = 0;
-    for mutant in list {
+    let results = list.iter().map(|mutant| {
         let step = Step::start(project, &format!("mutant-{}", mutant.name), &mutant.test)?;
-        let found = try_one(project, &machine, &flavour, &step, mutant)?;
-        killed += usize::from(found == "killed");
+        let found = try_one(&machine, &step, mutant)?;
         step.done(found);
-    }
-    Ok((killed, list.len() - killed))
+        Ok(found == KILLED)
+    });
+    results.collect()
 }
 
-fn try_one(
-    project: &Project,
-    machine: &Machine,
-    flavour: &Flavour,
-    step: &Step,
-    mutant: &Mutant,
-) -> Result<&'static str> {
+fn try_one(machine: &Machine, step: &Step, mutant: &Mutant) -> Result<&'static str> {
+    let project = step.project;
     let root = project.build.join("mutants-guest");
-    let _ = fs::remove_dir_all(&root);
-    fs::create_dir_all(&root)?;
-    let mut copy = project.command("sh");
+    make_anew(&root)?;
+    let mut copy = step.command("sh");
     copy.current_dir(&project.root)
         .args(["-c", "git ls-files -z | xargs -0 cp --parents -t \"$0\""]);
     step.run(copy.arg(&root), "the checkout cannot be copied")?;
@@ -60,14 +53,14 @@ fn try_one(
         root,
         ..project.clone()
     };
-    let image = match kernel::build(&copy, flavour) {
+    let image = match kernel::build(&copy, &flavour("rust")) {
         Ok(kernel) => kernel.image,
         // What does not compile says nothing of the test.
         Err(_) => return Ok("FAILED: it does not compile"),
     };
     let report = report(project, machine, &image, &[mutant])?;
     Ok(match outcome(&report, mutant) {
-        Some(Outcome::Failed) => "killed",
+        Some(Outcome::Failed) => KILLED,
         Some(_) => "FAILED: it survives",
         None => "FAILED: its test did not end",
     })
@@ -83,16 +76,16 @@ fn report(project: &Project, machine: &Machine, image: &Path, list: &[&Mutant]) 
     let append = format!("guest.mode=test {KUNIT} guest.suite={suites}");
     let boot = Boot {
         image,
-        plugged: &["nvme", "igb", "e1000e", "nvme1"],
-        generators: 6,
+        plugged: EVERYTHING,
+        generators: GENERATORS,
         processors: 4,
         ..machine.boot("mutants-guest", append, LIMIT)
     };
     boot.run(project, |_| {})
 }
 
-fn outcome<'a>(report: &'a Report, mutant: &Mutant) -> Option<&'a Outcome> {
+fn outcome(report: &Report, mutant: &Mutant) -> Option<Outcome> {
     let mut points = report.points.iter();
     let point = points.find(|point| point.name == mutant.test)?;
-    Some(&point.outcome)
+    Some(point.outcome)
 }
