@@ -31,7 +31,14 @@ const LIST: &str = ".integrated-files";
 /// Holds the patches that were applied, so that they can be taken back.
 const APPLIED: &str = ".integrated-patches";
 /// The folders with the driver's files, beside the checkout's own, and which files these are.
-const FOLDERS: [&str; 6] = ["address_space", "dma_table", "function", "integration", "rust", "zpci"];
+const FOLDERS: [&str; 6] = [
+    "address_space",
+    "dma_table",
+    "function",
+    "integration",
+    "rust",
+    "zpci",
+];
 const KINDS: [&str; 5] = ["rs", "c", "h", "Kbuild", "Kconfig"];
 
 /// What was found and done.
