@@ -4,33 +4,28 @@
 //! command runs there with empty caches.
 
 use crate::{
-    apt::{Mirrors, Root},
-    project::{find_program, variable, Project},
+    apt, deps,
+    files::{make_anew, name_of, paths_in},
+    project::{text, Project},
     steps::Step,
 };
 use anyhow::{bail, Context, Result};
-use std::{
-    fs,
-    path::{Path, PathBuf},
-    process::Stdio,
-};
+use fs_err as fs;
+use std::path::Path;
 
 /// Where the checkout lies in there.
 const CHECKOUT: &str = "root/checkout";
 
 /// `SUITE=` names the release, `TARGET=` the command (default `test`).
 pub fn run(project: &Project) -> Result<()> {
-    let text = |name: &str, default: &str| {
-        variable(name).map_or(default.to_owned(), |v| v.to_string_lossy().into_owned())
-    };
-    let (suite, target) = (text("SUITE", "bookworm"), text("TARGET", "test"));
-    if !["bookworm", "trixie"].contains(&suite.as_str()) {
+    let suite = text("SUITE").unwrap_or("bookworm".into());
+    let target = text("TARGET").unwrap_or("test".into());
+    if !apt::RELEASES.contains(&suite.as_str()) {
         bail!("SUITE={suite}: the commands are made for bookworm and trixie");
     }
     let folder = project.cache.join("bare").join(&suite);
     let _lock = project.lock_file(&format!("bare-{suite}.lock"))?;
     lay(project, &suite, &folder)?;
-    copy_checkout(project, &folder)?;
     println!("           bare: make {target} in a bare {suite}, with nothing in its caches");
     let status = project
         .command("unshare")
@@ -38,7 +33,6 @@ pub fn run(project: &Project) -> Result<()> {
         .args(["sh", "-c", ENTER, "sh"])
         .arg(&folder)
         .args(["make", "-C", &format!("/{CHECKOUT}"), &target])
-        .stdin(Stdio::null())
         .status()
         .context("cannot start unshare")?;
     if !status.success() {
@@ -61,68 +55,38 @@ const ENTER: &str = r#"
     exec env -i HOME=/root TERM=dumb PATH=/usr/sbin:/usr/bin:/sbin:/bin chroot . "$@"
 "#;
 
-/// A minimal Debian with `make`, which is what a clone is used with.
+/// A minimal Debian with `make`, which is what a clone is used with, and a clone: what
+/// is committed.
 fn lay(project: &Project, suite: &str, folder: &Path) -> Result<()> {
-    let _ = fs::remove_dir_all(folder);
-    fs::create_dir_all(folder)?;
+    make_anew(folder)?;
+    let debootstrap = deps::program(project, "debootstrap", "debootstrap")?;
     let step = Step::start(project, "bare", &format!("laying a bare {suite}"))?;
-    if find_program(Path::new("debootstrap")).is_none() {
-        Root::of_machine(project, &step)?.install(project, &step, &["debootstrap"], None)?;
-    }
-    let mirrors = Mirrors::of_this_machine(project, &step)?;
+    let (mirror, _) = apt::mirrors(&step)?;
     step.run(
-        project
-            .command("debootstrap")
+        step.command(debootstrap)
             .args(["--variant=minbase", "--include=make", suite])
             .arg(folder)
-            .arg(&mirrors.main),
+            .arg(mirror),
         "check the network, or free some space",
     )?;
     // How to reach the network is the machine's business, not the release's.
-    copy_if_there(
-        Path::new("/etc/resolv.conf"),
-        &folder.join("etc/resolv.conf"),
-    )?;
-    let certificates = Path::new("usr/local/share/ca-certificates");
-    for path in files_in(&Path::new("/").join(certificates)) {
-        let name = path.file_name().context("a file without a name")?;
-        copy_if_there(&path, &folder.join(certificates).join(name))?;
+    let resolver = Path::new("/etc/resolv.conf");
+    if resolver.is_file() {
+        fs::copy(resolver, folder.join("etc/resolv.conf"))?;
     }
-    step.done("laid");
-    Ok(())
-}
-
-/// What a fresh clone would have: what is committed.
-fn copy_checkout(project: &Project, folder: &Path) -> Result<()> {
-    let step = Step::start(project, "bare-copy", "copying what is committed")?;
-    let to = folder.join(CHECKOUT);
+    let place = "usr/local/share/ca-certificates";
+    fs::create_dir_all(folder.join(place))?;
+    let certificates = paths_in(&Path::new("/").join(place)).unwrap_or_default();
+    for path in certificates.iter().filter(|path| path.is_file()) {
+        fs::copy(path, folder.join(place).join(name_of(path)))?;
+    }
     step.run(
-        project
-            .command("git")
+        step.command("git")
             .args(["clone", "--quiet", "--depth=1"])
             .arg(format!("file://{}", project.root.display()))
-            .arg(&to),
+            .arg(folder.join(CHECKOUT)),
         "this takes git, and a checkout with a commit",
     )?;
-    step.done("copied");
-    Ok(())
-}
-
-fn files_in(folder: &Path) -> Vec<PathBuf> {
-    let Ok(entries) = fs::read_dir(folder) else {
-        return Vec::new();
-    };
-    let paths = entries.flatten().map(|entry| entry.path());
-    paths.filter(|path| path.is_file()).collect()
-}
-
-fn copy_if_there(from: &Path, to: &Path) -> Result<()> {
-    if !from.is_file() {
-        return Ok(());
-    }
-    if let Some(folder) = to.parent() {
-        fs::create_dir_all(folder)?;
-    }
-    fs::copy(from, to).with_context(|| format!("cannot copy {}", from.display()))?;
+    step.done("laid");
     Ok(())
 }

@@ -8,14 +8,14 @@ mod judge;
 mod scale;
 mod table;
 
-use crate::{guest::Machine, kernel::Flavour, project::Project, qemu::Boot, steps::Step};
+use crate::{guest::Machine, kernel::flavour, project::Project, qemu::Boot, steps::Step};
 use anyhow::{bail, Context, Result};
+use fs_err as fs;
 use functions::Functions;
 use scale::Scale;
 use serde::Serialize;
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fs,
     time::Duration,
 };
 
@@ -26,34 +26,18 @@ const RUNS: usize = 2;
 /// A window of 64 GiB, on a machine with 2 GiB.
 const WIDE: &str = "guest.mode=bench guest.bench=flush s390_iommu_aperture=32";
 
-/// What the guest's clock counts.
-#[derive(Clone, Copy)]
-enum Clock {
-    /// Instructions, on one processor.
-    Instructions,
-    /// Time, on so many.
-    Time(u8),
-}
-
-/// A kernel and what to measure on it.
-struct Plan {
-    flavour: &'static str,
-    /// The boots that count instructions: a name, and words for the kernel.
-    guests: &'static [(&'static str, &'static str)],
-}
-
-const PLANS: [Plan; 2] = [
-    Plan {
-        flavour: "rust",
-        guests: &[
+/// The kernels, and for each the boots that count instructions: a name, and words for the
+/// kernel.
+type Guests = &'static [(&'static str, &'static str)];
+const PLANS: [(&str, Guests); 2] = [
+    (
+        "rust",
+        &[
             (OFF, "s390_iommu.large_pages=0"),
             (ON, "s390_iommu.large_pages=1"),
         ],
-    },
-    Plan {
-        flavour: "c",
-        guests: &[(C, "")],
-    },
+    ),
+    ("c", &[(C, "")]),
 ];
 
 /// This driver without large pages of 1 MiB.
@@ -150,8 +134,8 @@ pub fn run(project: &Project) -> Result<()> {
         scale: BTreeMap::new(),
         functions: BTreeMap::new(),
     };
-    for plan in &PLANS {
-        bench.measure(project, plan)?;
+    for (flavour, guests) in PLANS {
+        bench.measure(project, flavour, guests)?;
     }
     let verdict = bench.judge()?;
     print!("{}", table::of(&bench, &verdict)?);
@@ -159,7 +143,7 @@ pub fn run(project: &Project) -> Result<()> {
     fs::create_dir_all(&folder)?;
     let (json, svg) = (folder.join("bench.json"), folder.join("bench.svg"));
     let text = serde_json::to_string_pretty(&table::record(&bench, &verdict)?)?;
-    fs::write(&json, text + "\n").with_context(|| format!("cannot write {}", json.display()))?;
+    fs::write(&json, text + "\n")?;
     chart::draw(&bench, &svg).with_context(|| format!("cannot write {}", svg.display()))?;
     println!("written: {} and {}", json.display(), svg.display());
     let faults = verdict.faults(&bench);
@@ -171,57 +155,60 @@ pub fn run(project: &Project) -> Result<()> {
 
 impl Bench {
     /// Builds a kernel and measures all that is to be measured on it.
-    fn measure(&mut self, project: &Project, plan: &Plan) -> Result<()> {
-        let flavour: Flavour = vec![plan.flavour.to_owned()];
-        let machine = Machine::prepare(project, &flavour)?;
+    fn measure(&mut self, project: &Project, name: &'static str, guests: Guests) -> Result<()> {
+        let machine = Machine::prepare(project, &flavour(name))?;
         self.kernel = machine.version.to_string();
-        for (name, words) in plan.guests {
+        for (guest, words) in guests {
             let append = format!("guest.mode=bench guest.bench=map {words}");
-            let mut first: Option<Figures> = None;
+            let mut runs = Vec::new();
             for run in 1..=RUNS {
-                let log = format!("bench-{}-{run}", name.replace(' ', "-").to_lowercase());
-                let lines = boot(
+                let log = format!("bench-{}-{run}", guest.replace(' ', "-").to_lowercase());
+                let lines = measure(
                     project,
-                    &machine,
-                    &log,
-                    append.clone(),
-                    Clock::Instructions,
-                    &[],
+                    Boot {
+                        counts_instructions: true,
+                        processors: 1,
+                        ..machine.boot(&log, append.clone(), LIMIT)
+                    },
                 )?;
-                let figures = figures(&lines)?;
-                match &first {
-                    None => first = Some(figures),
-                    Some(first) => self.differences.extend(differences(name, first, &figures)),
-                }
+                runs.push(figures(&lines)?);
             }
-            self.guests.insert(name, first.unwrap_or_default());
+            let first = runs.remove(0);
+            for figures in runs {
+                self.differences
+                    .extend(differences(guest, &first, &figures));
+            }
+            self.guests.insert(guest, first);
         }
-        let log = format!("bench-flush-{}", plan.flavour);
-        let lines = boot(
-            project,
-            &machine,
-            &log,
-            WIDE.to_owned(),
-            Clock::Time(2),
-            &[],
-        )?;
-        self.flush.insert(plan.flavour, flush(&lines)?);
-        let log = format!("bench-scale-{}", plan.flavour);
+        let log = format!("bench-flush-{name}");
+        let lines = measure(project, machine.boot(&log, WIDE.to_owned(), LIMIT))?;
+        self.flush.insert(name, flush(&lines)?);
+
+        let log = format!("bench-scale-{name}");
         let append = "guest.mode=bench guest.bench=scale".to_owned();
-        let clock = Clock::Time(scale::CPUS[scale::CPUS.len() - 1]);
-        let lines = boot(project, &machine, &log, append, clock, &[])?;
-        self.scale.insert(plan.flavour, Scale::read(&lines)?);
+        let lines = measure(
+            project,
+            Boot {
+                processors: scale::CPUS[scale::CPUS.len() - 1],
+                ..machine.boot(&log, append, LIMIT)
+            },
+        )?;
+        self.scale.insert(name, Scale::read(&lines)?);
+
         for count in functions::MACHINES {
-            let log = format!("bench-functions-{count}-{}", plan.flavour);
+            let log = format!("bench-functions-{count}-{name}");
             let append = "guest.mode=bench guest.bench=functions".to_owned();
             let devices = functions::devices(count);
             let devices: Vec<&str> = devices.iter().map(String::as_str).collect();
-            let lines = boot(project, &machine, &log, append, Clock::Time(2), &devices)?;
-            let figures = Functions::read(&lines)?;
-            self.functions
-                .entry(plan.flavour)
-                .or_default()
-                .push(figures);
+            let lines = measure(
+                project,
+                Boot {
+                    devices: &devices,
+                    ..machine.boot(&log, append, LIMIT)
+                },
+            )?;
+            let all = self.functions.entry(name).or_default();
+            all.push(Functions::read(&lines)?);
         }
         Ok(())
     }
@@ -235,24 +222,8 @@ impl Bench {
 }
 
 /// Boots and returns what the guest measured, a line each.
-fn boot(
-    project: &Project,
-    machine: &Machine,
-    name: &str,
-    append: String,
-    clock: Clock,
-    devices: &[&str],
-) -> Result<Vec<String>> {
-    let step = Step::start(project, name, "measuring in the guest")?;
-    let boot = Boot {
-        counts_instructions: matches!(clock, Clock::Instructions),
-        processors: match clock {
-            Clock::Instructions => 1,
-            Clock::Time(processors) => processors,
-        },
-        devices,
-        ..machine.boot(name, append, LIMIT)
-    };
+fn measure(project: &Project, boot: Boot) -> Result<Vec<String>> {
+    let step = Step::start(project, boot.name, "measuring in the guest")?;
     let mut lines = Vec::new();
     let report = boot.run(project, |line| {
         lines.extend(line.strip_prefix("bench: ").map(str::to_owned));
@@ -260,9 +231,10 @@ fn boot(
     let faults = report.faults(false);
     if !faults.is_empty() {
         bail!(
-            "{name}: {}; its console is {}",
+            "{}: {}; its console is {}",
+            boot.name,
             faults.join("; "),
-            project.logs.join(format!("{name}.console.log")).display()
+            project.console(boot.name).display()
         );
     }
     step.done(&format!("{} lines", lines.len()));
@@ -298,32 +270,33 @@ fn differences(guest: &str, first: &Figures, second: &Figures) -> Vec<String> {
 
 /// Reads lines of words and values: `window V live N`, `batch pages N ...`.
 fn flush(lines: &[String]) -> Result<Flush> {
-    let value = |line: &str, word: &str| -> Result<u64> {
-        let line = lines.iter().find(|text| text.starts_with(line));
-        let mut words = line.map(|text| text.split_whitespace()).into_iter();
-        let text = words.find_map(|mut words| {
-            words.find(|found| *found == word)?;
-            words.next()
-        });
-        let text = text.with_context(|| format!("bench: the guest printed no {word}"))?;
-        let number = match text.strip_prefix("0x") {
-            Some(digits) => u64::from_str_radix(digits, 16),
-            None => text.parse(),
-        };
-        number.with_context(|| format!("bench: {word} {text}"))
+    let mut values = BTreeMap::new();
+    for line in lines {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        for pair in words.windows(2) {
+            let number = match pair[1].strip_prefix("0x") {
+                Some(digits) => u64::from_str_radix(digits, 16),
+                None => pair[1].parse(),
+            };
+            values.extend(number.map(|number| (pair[0], number)));
+        }
+    }
+    let value = |word: &str| {
+        let value = values.get(word).copied();
+        value.with_context(|| format!("bench: the guest printed no {word}"))
     };
     Ok(Flush {
-        window: value("window ", "window")?,
-        live: value("window ", "live")?,
-        pages: value("batch ", "pages")?,
-        batches: value("batch ", "batches")?,
-        corner: value("batch ", "start")?,
-        best: value("time ", "best")?,
-        median: value("time ", "median")?,
-        ranges: value("refreshed ", "ranges")?,
-        bytes: value("refreshed ", "bytes")?,
-        first_start: value("refreshed ", "first")?,
-        first_size: value("refreshed ", "size")?,
+        window: value("window")?,
+        live: value("live")?,
+        pages: value("pages")?,
+        batches: value("batches")?,
+        corner: value("start")?,
+        best: value("best")?,
+        median: value("median")?,
+        ranges: value("ranges")?,
+        bytes: value("bytes")?,
+        first_start: value("first")?,
+        first_size: value("size")?,
     })
 }
 

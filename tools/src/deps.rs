@@ -9,24 +9,66 @@ use crate::{
 };
 use anyhow::{bail, Context, Result};
 use std::{
+    collections::BTreeSet,
     path::{Path, PathBuf},
     process::Command,
 };
 
 /// The oldest rustc that the kernel takes for s390x.
 const RUSTC_MINIMUM: Version = Version(1, 96, 0);
-/// The oldest bindgen that the kernel takes.
+/// The oldest bindgen that the kernel takes, and the one that is built when there is none.
 const BINDGEN_MINIMUM: Version = Version(0, 71, 1);
-/// The bindgen that is built when there is none.
 const BINDGEN_BUILT: &str = "0.72.1";
 /// The first QEMU with an `igb`.
 const QEMU_MINIMUM: Version = Version(8, 0, 0);
-
 /// The gcc for s390x.
 pub const GCC: &str = "s390x-linux-gnu-gcc";
-
 /// The oldest meson that QEMU takes.
 const MESON_MINIMUM: Version = Version(1, 5, 0);
+
+/// What every command needs that builds something: how to see that it is there, and
+/// Debian's package that brings it.
+const ALWAYS: [(&str, &str); 23] = [
+    ("gcc", "gcc"),
+    // Builds the fuzzer.
+    ("g++", "g++"),
+    ("make", "make"),
+    ("flex", "flex"),
+    ("bison", "bison"),
+    ("bc", "bc"),
+    ("cpio", "cpio"),
+    ("depmod", "kmod"),
+    // The file system of a root on a drive.
+    ("/sbin/mke2fs", "e2fsprogs"),
+    ("rsync", "rsync"),
+    ("git", "git"),
+    ("patch", "patch"),
+    ("xz", "xz-utils"),
+    ("ccache", "ccache"),
+    ("pkg-config", "pkg-config"),
+    ("python3", "python3"),
+    // A minimal Debian has a perl without the modules that the kernel's
+    // scripts use; this comes with them.
+    ("prove", "perl"),
+    ("/usr/include/stdio.h", "libc6-dev"),
+    ("/usr/include/libelf.h", "libelf-dev"),
+    ("/usr/include/openssl/ssl.h", "libssl-dev"),
+    ("/etc/ssl/certs/ca-certificates.crt", "ca-certificates"),
+    // Links the guest's programs.
+    ("s390x-linux-gnu-gcc", "gcc-s390x-linux-gnu"),
+    ("/usr/s390x-linux-gnu/lib/libc.a", "libc6-dev-s390x-cross"),
+];
+
+/// What QEMU is built with, beside these.
+const MACHINE: [(&str, &str); 5] = [
+    ("ninja", "ninja-build"),
+    ("/usr/include/glib-2.0/glib.h", "libglib2.0-dev"),
+    ("/usr/include/zlib.h", "zlib1g-dev"),
+    // Its files are those of a version of Python.
+    ("/var/lib/dpkg/info/python3-venv.list", "python3-venv"),
+    // The firmware, which QEMU loads though it does not run it.
+    ("/usr/share/qemu/s390-ccw.img", "qemu-system-data"),
+];
 
 /// Something that must be there.
 struct Need {
@@ -36,6 +78,10 @@ struct Need {
     package: String,
     /// The variable that names another one.
     variable: Option<&'static str>,
+    /// The oldest that will do.
+    minimum: Option<Version>,
+    /// Whether bookworm's own is too old; its backports have that of trixie.
+    of_backports: bool,
 }
 
 impl Need {
@@ -44,6 +90,8 @@ impl Need {
             sign: sign.into(),
             package: package.into(),
             variable: None,
+            minimum: None,
+            of_backports: false,
         }
     }
 
@@ -52,93 +100,72 @@ impl Need {
         self
     }
 
-    fn is_there(&self) -> bool {
-        if self.sign.is_absolute() {
-            self.sign.exists()
-        } else {
-            find_program(&self.sign).is_some()
+    fn since(mut self, minimum: Version) -> Self {
+        self.minimum = Some(minimum);
+        self
+    }
+
+    fn backported(self) -> Self {
+        let of_backports = true;
+        Self {
+            of_backports,
+            ..self
         }
+    }
+
+    fn find(&self) -> Option<PathBuf> {
+        let is_new = |path: &PathBuf| {
+            let is_older = |minimum| version_of(path).map_or(true, |version| version < minimum);
+            !self.minimum.is_some_and(is_older)
+        };
+        find_program(&self.sign).filter(is_new)
     }
 
     /// For a machine where nothing can be installed.
     fn describe(&self) -> String {
-        match self.variable {
-            Some(name) => format!("{} ({name}=)", self.sign.display()),
-            None => self.sign.display().to_string(),
+        let mut text = self.sign.display().to_string();
+        if let Some(minimum) = self.minimum {
+            text += &format!(" {minimum} or newer");
         }
+        if let Some(name) = self.variable {
+            text += &format!(" ({name}=)");
+        }
+        text
     }
 }
 
 /// What every command needs that builds something.
 fn needs(project: &Project) -> Vec<Need> {
-    let simple = [
-        ("gcc", "gcc"),
-        // Builds the fuzzer.
-        ("g++", "g++"),
-        ("make", "make"),
-        ("flex", "flex"),
-        ("bison", "bison"),
-        ("bc", "bc"),
-        ("cpio", "cpio"),
-        ("depmod", "kmod"),
-        // The file system of a root on a drive.
-        ("/sbin/mke2fs", "e2fsprogs"),
-        ("rsync", "rsync"),
-        ("git", "git"),
-        ("patch", "patch"),
-        ("xz", "xz-utils"),
-        ("ccache", "ccache"),
-        ("pkg-config", "pkg-config"),
-        ("python3", "python3"),
-        // A minimal Debian has a perl without the modules that the kernel's
-        // scripts use; this comes with them.
-        ("prove", "perl"),
-        ("/usr/include/stdio.h", "libc6-dev"),
-        ("/usr/include/libelf.h", "libelf-dev"),
-        ("/usr/include/openssl/ssl.h", "libssl-dev"),
-        ("/etc/ssl/certs/ca-certificates.crt", "ca-certificates"),
-        // Links the guest's programs.
-        ("s390x-linux-gnu-gcc", "gcc-s390x-linux-gnu"),
-        ("/usr/s390x-linux-gnu/lib/libc.a", "libc6-dev-s390x-cross"),
-    ];
-    let mut list: Vec<Need> = simple
-        .into_iter()
-        .map(|(sign, package)| Need::new(sign, package))
-        .collect();
-    list.extend(rust_needs(project));
-    list.extend(llvm_needs(project));
-    list
-}
-
-fn rust_needs(project: &Project) -> Vec<Need> {
-    let tool =
-        |name: &str, package: &str| Need::new(project.rust_tool(name), package).named_by("RUSTC");
-    let mut list = vec![
-        Need::new(project.cargo.clone(), "cargo-web").named_by("CARGO"),
-        tool("rustdoc", "rustc-web"),
-        tool("rustfmt", "rustfmt-web"),
-        tool("cargo-fmt", "rustfmt-web"),
-        tool("clippy-driver", "rust-web-clippy"),
-        tool("cargo-clippy", "rust-web-clippy"),
-    ];
+    let mut list = Vec::from(ALWAYS.map(|(sign, package)| Need::new(sign, package)));
+    for (name, package) in [
+        ("rustdoc", "rustc-web"),
+        ("rustfmt", "rustfmt-web"),
+        ("cargo-fmt", "rustfmt-web"),
+        ("clippy-driver", "rust-web-clippy"),
+        ("cargo-clippy", "rust-web-clippy"),
+    ] {
+        list.push(Need::new(project.rust_tool(name), package).named_by("RUSTC"));
+    }
+    list.push(Need::new(&project.cargo, "cargo-web").named_by("CARGO"));
+    // All of one version.
+    for package in ["rustc-web", "cargo-web", "rust-web-src"] {
+        let rustc = Need::new(&project.rustc, package).named_by("RUSTC");
+        list.push(rustc.since(RUSTC_MINIMUM));
+    }
     // The sources of the standard library: there is none built for s390x.
     if let Some(sysroot) = sysroot(&project.rustc) {
         let library = sysroot.join("lib/rustlib/src/rust/library/std/Cargo.toml");
         list.push(Need::new(library, "rust-web-src"));
     }
-    list
-}
-
-fn llvm_needs(project: &Project) -> Vec<Need> {
-    let version = project.llvm.trim_start_matches('-').to_owned();
-    let tool = |name: &str, package: &str| {
-        Need::new(project.llvm_tool(name), format!("{package}-{version}")).named_by("LLVM")
-    };
-    let mut list = vec![
-        tool("clang", "clang"),
-        tool("ld.lld", "lld"),
-        tool("llvm-objcopy", "llvm"),
-    ];
+    let version = project.llvm.trim_start_matches('-');
+    for (name, package) in [
+        ("clang", "clang"),
+        ("ld.lld", "lld"),
+        ("llvm-objcopy", "llvm"),
+    ] {
+        let package = format!("{package}-{version}");
+        list.push(Need::new(project.llvm_tool(name), package).named_by("LLVM"));
+    }
     if project.llvm.starts_with('-') && variable("LIBCLANG_PATH").is_none() {
         let library = format!("/usr/lib/llvm-{version}/lib/libclang.so");
         let package = format!("libclang-{version}-dev");
@@ -149,67 +176,61 @@ fn llvm_needs(project: &Project) -> Vec<Need> {
 
 /// Installs what is missing, or says what it is.
 pub fn ensure(project: &Project) -> Result<()> {
-    let missing = missing(project);
-    if !missing.is_empty() {
-        install(project, &missing)?;
-    }
-    let rustc = version_of(&project.rustc)?;
-    if rustc < RUSTC_MINIMUM {
-        bail!(
-            "{} is {rustc}; the kernel needs {RUSTC_MINIMUM} for s390x: name one with RUSTC=",
-            project.rustc.display()
-        );
-    }
-    Ok(())
+    install(project, needs(project))
 }
 
-fn missing(project: &Project) -> Vec<Need> {
-    let mut list: Vec<Need> = needs(project)
-        .into_iter()
-        .filter(|need| !need.is_there())
-        .collect();
-    // One that is too old is replaced where it is Debian's own.
-    if version_of(&project.rustc).map_or(true, |version| version < RUSTC_MINIMUM) {
-        let rustc = |package| Need::new(project.rustc.clone(), package).named_by("RUSTC");
-        list.push(rustc("rustc-web"));
-        list.push(rustc("cargo-web"));
-        list.push(rustc("rust-web-src"));
-    }
-    list
+/// The same for a build of QEMU.
+pub fn ensure_machine(project: &Project) -> Result<()> {
+    let mut list = needs(project);
+    list.extend(MACHINE.map(|(sign, package)| Need::new(sign, package)));
+    let meson = Need::new("/usr/bin/meson", "meson").since(MESON_MINIMUM);
+    list.push(meson.backported());
+    install(project, list)
 }
 
-fn install(project: &Project, missing: &[Need]) -> Result<()> {
+fn install(project: &Project, mut missing: Vec<Need>) -> Result<()> {
+    missing.retain(|need| need.find().is_none());
+    if missing.is_empty() {
+        return Ok(());
+    }
     // A tool that the caller named himself is not ours to install.
-    if let Some(need) = missing.iter().find(|need| {
-        need.variable
-            .is_some_and(|name| named_by_caller(project, name))
-    }) {
+    let by_caller = |need: &&Need| need.variable.is_some_and(|name| is_named(project, name));
+    if let Some(need) = missing.iter().find(by_caller) {
         bail!(
-            "{} is missing or too old; {}= names it, correct that",
-            need.sign.display(),
-            need.variable.unwrap_or_default()
+            "missing or too old: {}; correct what names it",
+            need.describe()
         );
     }
+    let packages = |of_backports| -> Vec<&str> {
+        let wanted = missing
+            .iter()
+            .filter(|need| need.of_backports == of_backports);
+        let names: BTreeSet<&str> = wanted.map(|need| need.package.as_str()).collect();
+        names.into_iter().collect()
+    };
+    let (plain, backported) = (packages(false), packages(true));
+    let all = [&plain[..], &backported].concat().join(" ");
     if !apt::may_install() {
         let names: Vec<String> = missing.iter().map(Need::describe).collect();
-        let packages = package_names(missing).join(" ");
         bail!(
             "missing: {}; install them (Debian 12 and 13 do it by themselves as root, packages: \
-             {packages}) or name them with CARGO= RUSTC= LLVM= BINDGEN= QEMU=",
+             {all}) or name them with CARGO= RUSTC= LLVM= BINDGEN= QEMU=",
             names.join(", ")
         );
     }
-    let packages = package_names(missing);
-    let step = Step::start(
-        project,
-        "install",
-        &format!("apt-get install {}", packages.join(" ")),
-    )?;
-    Root::of_machine(project, &step)?.install(project, &step, &packages, None)?;
-    if let Some(need) = missing.iter().find(|need| !need.is_there()) {
+    let step = Step::start(project, "install", &format!("apt-get install {all}"))?;
+    let root = Root::of_machine(&step)?;
+    let backports = apt::codename().filter(|name| name == "bookworm");
+    let backports = backports.map(|name| format!("{name}-backports"));
+    for (packages, suite) in [(plain, None), (backported, backports.as_deref())] {
+        if !packages.is_empty() {
+            root.install(&packages, suite)?;
+        }
+    }
+    if let Some(need) = missing.iter().find(|need| need.find().is_none()) {
         bail!(
             "{} is still missing though {} was installed; install what brings it",
-            need.sign.display(),
+            need.describe(),
             need.package
         );
     }
@@ -218,7 +239,7 @@ fn install(project: &Project, missing: &[Need]) -> Result<()> {
 }
 
 /// Whether a variable was set to something other than Debian's own path.
-fn named_by_caller(project: &Project, name: &str) -> bool {
+fn is_named(project: &Project, name: &str) -> bool {
     match name {
         // The Makefile passes these on always.
         "CARGO" => project.cargo != Path::new("/usr/bin/cargo"),
@@ -228,130 +249,67 @@ fn named_by_caller(project: &Project, name: &str) -> bool {
     }
 }
 
-fn package_names(needs: &[Need]) -> Vec<&str> {
-    let mut names: Vec<&str> = needs.iter().map(|need| need.package.as_str()).collect();
-    names.sort_unstable();
-    names.dedup();
-    names
+/// What is there of a need, which is installed if nothing is.
+fn provide(project: &Project, need: Need) -> Result<PathBuf> {
+    if let Some(path) = need.find() {
+        return Ok(path);
+    }
+    let sign = need.sign.clone();
+    install(project, vec![need])?;
+    find_program(&sign).with_context(|| format!("there is no {}", sign.display()))
+}
+
+/// A program that only one command needs, and Debian's package of it.
+pub fn program(project: &Project, name: &str, package: &str) -> Result<PathBuf> {
+    provide(project, Need::new(name, package))
 }
 
 /// A QEMU that has the devices, by `QEMU=`, `PATH` or Debian.
 pub fn qemu(project: &Project) -> Result<PathBuf> {
     if let Some(path) = &project.qemu {
-        let version = version_of(path)?;
-        if version < QEMU_MINIMUM {
-            bail!(
-                "QEMU={} is {version}; {QEMU_MINIMUM} is needed",
-                path.display()
-            );
-        }
-        return Ok(path.clone());
+        return named(path, "QEMU", QEMU_MINIMUM);
     }
-    let name = Path::new("qemu-system-s390x");
-    let found = || {
-        find_program(name)
-            .filter(|path| version_of(path).is_ok_and(|version| version >= QEMU_MINIMUM))
-    };
-    if let Some(path) = found() {
-        return Ok(path);
-    }
-    if !apt::may_install() {
-        bail!("no qemu-system-s390x {QEMU_MINIMUM} or newer; install one or name it with QEMU=");
-    }
-    let step = Step::start(project, "qemu", "installing qemu-system-s390x")?;
-    // bookworm's own is too old; its backports have the one of trixie.
-    let suite = apt::codename()
-        .filter(|name| name == "bookworm")
-        .map(|name| format!("{name}-backports"));
-    Root::of_machine(project, &step)?.install(
-        project,
-        &step,
-        &["qemu-system-s390x"],
-        suite.as_deref(),
-    )?;
-    let path = found().with_context(|| {
-        format!("the package brought no qemu-system-s390x {QEMU_MINIMUM}; name one with QEMU=")
-    })?;
-    step.done("installed");
-    Ok(path)
+    let need = Need::new("qemu-system-s390x", "qemu-system-s390x").named_by("QEMU");
+    provide(project, need.since(QEMU_MINIMUM).backported())
 }
 
-/// What QEMU is built with, beside what every command needs.
-pub fn ensure_machine(project: &Project) -> Result<()> {
-    ensure(project)?;
-    let mut missing: Vec<Need> = [
-        ("ninja", "ninja-build"),
-        ("/usr/include/glib-2.0/glib.h", "libglib2.0-dev"),
-        ("/usr/include/zlib.h", "zlib1g-dev"),
-        // Its files are those of a version of Python.
-        ("/var/lib/dpkg/info/python3-venv.list", "python3-venv"),
-        // The firmware, which QEMU loads though it does not run it.
-        ("/usr/share/qemu/s390-ccw.img", "qemu-system-data"),
-    ]
-    .map(|(sign, package)| Need::new(sign, package))
-    .into_iter()
-    .filter(|need| !need.is_there())
-    .collect();
-    let meson = Path::new("/usr/bin/meson");
-    if version_of(meson).map_or(true, |version| version < MESON_MINIMUM) {
-        let of_backports = apt::codename().is_some_and(|name| name == "bookworm");
-        let suite = if of_backports {
-            "/bookworm-backports"
-        } else {
-            ""
-        };
-        missing.push(Need::new(meson, format!("meson{suite}")));
+/// A program that the caller named.
+fn named(path: &Path, variable: &str, minimum: Version) -> Result<PathBuf> {
+    let version = version_of(path)?;
+    if version < minimum {
+        bail!(
+            "{variable}={} is {version}; {minimum} is needed",
+            path.display()
+        );
     }
-    if missing.is_empty() {
-        return Ok(());
-    }
-    install(project, &missing)
-}
-
-/// A program that only one command needs, and Debian's package of it.
-pub fn program(project: &Project, name: &str, package: &str) -> Result<PathBuf> {
-    let name = Path::new(name);
-    if let Some(path) = find_program(name) {
-        return Ok(path);
-    }
-    install(project, &[Need::new(name, package)])?;
-    find_program(name).with_context(|| format!("{package} brought no {}", name.display()))
+    Ok(path.to_owned())
 }
 
 /// A bindgen that the kernel takes, by `BINDGEN=`, `PATH`, or built into the cache.
 pub fn bindgen(project: &Project) -> Result<PathBuf> {
-    let fits = |path: &PathBuf| version_of(path).is_ok_and(|version| version >= BINDGEN_MINIMUM);
     if let Some(path) = &project.bindgen {
-        if !fits(path) {
-            bail!(
-                "BINDGEN={} is older than {BINDGEN_MINIMUM}; leave it out to have one built",
-                path.display()
-            );
-        }
-        return Ok(path.clone());
+        return named(path, "BINDGEN", BINDGEN_MINIMUM)
+            .context("leave BINDGEN= out to have one built");
     }
     let folder = project.cache.join(format!("bindgen-{BINDGEN_BUILT}"));
     let built = folder.join("bin/bindgen");
-    for path in [Some(built.clone()), find_program(Path::new("bindgen"))]
+    let found = [built.as_path(), Path::new("bindgen")]
         .into_iter()
-        .flatten()
-    {
-        if fits(&path) {
-            return Ok(path);
-        }
+        .find_map(|path| Need::new(path, "").since(BINDGEN_MINIMUM).find());
+    if let Some(path) = found {
+        return Ok(path);
     }
     let step = Step::start(project, "bindgen", "building it, there is none")?;
     let target = project.cache.join("bindgen-build");
     step.run(
-        project
-            .command(&project.cargo)
+        step.command(&project.cargo)
             .args(["install", "bindgen-cli", "--version", BINDGEN_BUILT])
             .args(["--locked", "--root"])
             .arg(&folder)
             .env("CARGO_TARGET_DIR", &target),
         "check the network, or name a bindgen with BINDGEN=",
     )?;
-    let _ = std::fs::remove_dir_all(&target);
+    let _ = fs_err::remove_dir_all(&target);
     step.done("built");
     Ok(built)
 }
@@ -392,7 +350,7 @@ pub fn version_of(program: &Path) -> Result<Version> {
         .arg("--version")
         .output()
         .with_context(|| format!("cannot run {}", program.display()))?;
-    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let text = String::from_utf8_lossy(&output.stdout);
     Version::find(&text).with_context(|| format!("{} --version says no version", program.display()))
 }
 
@@ -402,26 +360,17 @@ mod tests {
 
     #[test]
     fn versions_as_programs_print_them() {
-        let find = |text| Version::find(text).unwrap();
-        assert_eq!(
-            find("rustc 1.96.0 (ac68faa20 2026-05-25)"),
-            Version(1, 96, 0)
-        );
-        assert_eq!(find("bindgen 0.72.1"), Version(0, 72, 1));
-        let qemu = "QEMU emulator version 10.0.2 (Debian 1:10.0.2+ds-2)";
-        assert_eq!(find(qemu), Version(10, 0, 2));
-        assert_eq!(find("7.3"), Version(7, 3, 0));
+        for (text, version) in [
+            ("rustc 1.96.0 (ac68faa20 2026-05-25)", Version(1, 96, 0)),
+            (
+                "QEMU emulator version 10.0.2 (Debian 1:10.0.2+ds-2)",
+                Version(10, 0, 2),
+            ),
+            ("7.3", Version(7, 3, 0)),
+        ] {
+            assert_eq!(Version::find(text), Some(version));
+        }
         assert_eq!(Version::find("none"), None);
         assert!(Version(8, 0, 0) < Version(10, 0, 2));
-    }
-
-    #[test]
-    fn packages_are_named_once() {
-        let needs = [
-            Need::new("b", "two"),
-            Need::new("a", "one"),
-            Need::new("c", "two"),
-        ];
-        assert_eq!(package_names(&needs), ["one", "two"]);
     }
 }

@@ -6,13 +6,13 @@ use crate::{
     initramfs::{self, Extra},
     kernel::{self, Flavour, Kernel},
     ktap::Outcome,
-    project::Project,
+    project::{more_words, Project},
     qemu::{Boot, USUAL},
     steps::Step,
 };
-use anyhow::{bail, Context, Result};
+use anyhow::{bail, Result};
+use fs_err as fs;
 use std::{
-    fs,
     path::PathBuf,
     time::{Duration, Instant},
 };
@@ -48,8 +48,7 @@ impl Machine {
     /// The same, with more files in the guest's root.
     pub fn with_files(project: &Project, kernel: &Kernel, extra: &[Extra]) -> Result<Self> {
         let image = project.build.join(format!("bzImage-{}", kernel.label()));
-        fs::copy(&kernel.image, &image)
-            .with_context(|| format!("cannot copy {}", kernel.image.display()))?;
+        fs::copy(&kernel.image, &image)?;
         Ok(Self {
             version: kernel.version,
             image,
@@ -95,17 +94,12 @@ pub fn run(project: &Project, flavour: &Flavour) -> Result<()> {
                 println!("    | {line}");
             }
         })?;
-        let console = project.logs.join(format!("{name}.console.log"));
-        for point in report
-            .points
-            .iter()
-            .filter(|p| p.outcome == Outcome::Failed)
-        {
-            faults.push(format!("{phase}: {}", point.name));
-        }
-        for fault in report.faults(false) {
-            faults.push(format!("{phase}: {fault}"));
-        }
+        let points = report.points.iter();
+        let failed = points.filter(|point| point.outcome == Outcome::Failed);
+        let names = failed.map(|point| point.name.clone());
+        let all = names.chain(report.faults(false));
+        faults.extend(all.map(|fault| format!("{phase}: {fault}")));
+        let console = project.console(&name);
         step.done(&format!("the whole console is in {}", console.display()));
     }
     let seconds = start.elapsed().as_secs_f64();
@@ -142,19 +136,16 @@ fn is_interesting(line: &str) -> bool {
     if line.trim().is_empty() || line.contains("is not connected to host network") {
         return false;
     }
-    let kernel = line.starts_with('[')
-        && line[1..]
-            .trim_start()
-            .starts_with(|c: char| c.is_ascii_digit());
-    !kernel || WORDS.iter().any(|word| line.contains(word))
+    let time = line.strip_prefix('[').map(str::trim_start);
+    let is_kernel = time.is_some_and(|time| time.starts_with(|c: char| c.is_ascii_digit()));
+    !is_kernel || WORDS.iter().any(|word| line.contains(word))
 }
 
 /// `make guest`: a shell; Ctrl-A X ends it.
 pub fn shell(project: &Project, flavour: &Flavour) -> Result<()> {
     let machine = Machine::prepare(project, flavour)?;
     println!("guest: Ctrl-A X ends the machine, Ctrl-A C is QEMU's monitor");
-    let words = crate::project::variable("APPEND").unwrap_or_default();
-    let append = format!("guest.mode=shell {}", words.to_string_lossy());
+    let append = format!("guest.mode=shell {}", more_words());
     machine.boot("shell", append, LIMIT).shell(project)
 }
 

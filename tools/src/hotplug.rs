@@ -7,8 +7,8 @@
 //! (`integration/qemu`), and reads a line there when it was done. The answer to
 //! `guest: want left NAME` is what is left of a fault. The name is a device of
 //! [`DEVICES`]. `guest: want memory BYTES` is how much memory it wants to have beside what
-//! it was started with, of a `virtio-mem` that is called [`MEMORY`]. QEMU is told over QMP, on a socket that it inherits:
-//! no path that could be too long or left behind.
+//! it was started with, of a `virtio-mem` that is called [`MEMORY`]. QEMU is told over QMP,
+//! on a socket that it inherits: no path that could be too long or left behind.
 
 use crate::qemu::{Device, DEVICES};
 use anyhow::{bail, Context, Result};
@@ -131,12 +131,13 @@ impl Hotplug {
 
     fn plug(&mut self, device: &Device) -> Result<()> {
         let mut arguments = Dictionary::new();
-        for (name, value) in device.properties {
-            let value = match *value {
+        let properties = device.properties.split(',');
+        for (name, value) in properties.filter_map(|text| text.split_once('=')) {
+            let value = match value {
                 "on" => true.into(),
                 text => text.into(),
             };
-            arguments.insert((*name).into(), value);
+            arguments.insert(name.into(), value);
         }
         let command = qmp::device_add {
             driver: device.model.into(),
@@ -213,18 +214,13 @@ mod tests {
 
     #[test]
     fn only_wishes_are_read() {
-        let parse = Wish::parse;
-        assert_eq!(parse("guest: want plug nvme"), Some(Wish::Plug("nvme")));
-        assert_eq!(parse("guest: want unplug igb"), Some(Wish::Unplug("igb")));
-        assert_eq!(
-            parse("guest: want fault nvme 6:0:1:1:16"),
-            Some(Wish::Fault("nvme", "6:0:1:1:16"))
-        );
-        assert_eq!(parse("guest: want fault nvme"), None);
-        assert_eq!(parse("guest: want memory 4096"), Some(Wish::Memory(4096)));
-        assert_eq!(parse("guest: want memory all"), None);
-        assert_eq!(parse("guest: want sleep 5"), None);
-        assert_eq!(parse("guest: start"), None);
-        assert_eq!(parse("[ 1.0] guest: want plug nvme"), None);
+        let wish = Wish::parse;
+        assert_eq!(wish("guest: want unplug igb"), Some(Wish::Unplug("igb")));
+        let fault = Wish::Fault("nvme", "6:0:1:1:16");
+        assert_eq!(wish("guest: want fault nvme 6:0:1:1:16"), Some(fault));
+        assert_eq!(wish("guest: want memory 4096"), Some(Wish::Memory(4096)));
+        assert_eq!(wish("guest: want fault nvme"), None);
+        assert_eq!(wish("guest: want memory all"), None);
+        assert_eq!(wish("[ 1.0] guest: want plug nvme"), None);
     }
 }

@@ -4,14 +4,16 @@
 
 use crate::{
     apt::{self, Root},
-    hash, initramfs,
+    files::name_of,
+    hash::Key,
+    initramfs,
     project::Project,
     steps::Step,
 };
-use anyhow::{bail, Context, Result};
+use anyhow::{Context, Result};
+use fs_err as fs;
 use std::{
     collections::BTreeMap,
-    fs,
     path::{Path, PathBuf},
 };
 
@@ -31,30 +33,31 @@ const LAYOUT: &str = "1";
 /// The archive; made once for a release of Debian.
 pub fn qemu(project: &Project) -> Result<PathBuf> {
     let folder = project.cache.join("guest");
-    let Some(codename) = apt::codename() else {
-        bail!("the inner guest's QEMU comes from Debian's packages, this is no Debian 12 or 13");
-    };
-    let key = hash::key([codename.as_bytes(), PACKAGE.as_bytes(), LAYOUT.as_bytes()]);
-    let path = folder.join(format!("qemu-{key}.cpio"));
+    let codename = apt::codename().context(
+        "the inner guest's QEMU comes from Debian's packages, this is no Debian 12 or 13",
+    )?;
+    let mut key = Key::default();
+    for part in [&codename, PACKAGE, LAYOUT] {
+        key.add(part);
+    }
+    let path = folder.join(format!("qemu-{}.cpio", key.finish()));
     if path.is_file() {
         return Ok(path);
     }
     let _lock = project.lock()?;
-    let step = Step::start(
-        project,
-        "inner-qemu",
-        "fetching a QEMU that runs in the guest",
-    )?;
-    let tree = folder.join("qemu.partial");
-    let _ = fs::remove_dir_all(&tree);
+    let doing = "fetching a QEMU that runs in the guest";
+    let step = Step::start(project, "inner-qemu", doing)?;
+    let tree = folder.join("qemu");
     // bookworm's own is too old; its backports have the one of trixie.
     let mut suites = vec![codename.clone()];
     if codename == "bookworm" {
         suites.push(format!("{codename}-backports"));
     }
-    let root = Root::of_suites(project, &step, &suites, "s390x")?;
-    root.unpack(project, &step, PACKAGE, &suites[suites.len() - 1], &tree)?;
-    let mut files = closure(project, &step, &tree)?;
+    let how = "install --download-only --yes --no-install-recommends -t";
+    let mut words: Vec<&str> = how.split(' ').collect();
+    words.extend([suites[suites.len() - 1].as_str(), PACKAGE]);
+    Root::of_suites(&step, &suites, "s390x")?.unpack(&words, &tree)?;
+    let mut files = closure(&step, &tree)?;
     files.push(tree.join(FIRMWARE));
     let partial = path.with_extension("partial");
     initramfs::pack_files(&partial, FOLDER, &files)?;
@@ -65,22 +68,18 @@ pub fn qemu(project: &Project) -> Result<PathBuf> {
 }
 
 /// The program, its loader, and all libraries that it comes to need.
-fn closure(project: &Project, step: &Step, tree: &Path) -> Result<Vec<PathBuf>> {
+fn closure(step: &Step, tree: &Path) -> Result<Vec<PathBuf>> {
     let mut found = BTreeMap::new();
     let mut open = vec![tree.join("usr/bin").join(PACKAGE), library(tree, LOADER)?];
     while let Some(path) = open.pop() {
-        let name = path.file_name().unwrap_or_default().to_owned();
+        let name = name_of(&path);
         if found.contains_key(&name) {
             continue;
         }
-        let text = step.output(
-            project
-                .command(project.llvm_tool("llvm-readelf"))
-                .arg("--needed-libs")
-                .arg(&path),
-            "read the log",
-        )?;
-        for needed in needed(&text) {
+        // NeededLibraries [ ... ]
+        let mut command = step.command(step.project.llvm_tool("llvm-readelf"));
+        let text = step.output(command.arg("--needed-libs").arg(&path), "read the log")?;
+        for needed in text.split_whitespace().filter(|word| word.contains(".so")) {
             open.push(library(tree, needed)?);
         }
         found.insert(name, path);
@@ -88,25 +87,9 @@ fn closure(project: &Project, step: &Step, tree: &Path) -> Result<Vec<PathBuf>> 
     Ok(found.into_values().collect())
 }
 
-/// The names between the brackets of `NeededLibraries [ ... ]`.
-fn needed(text: &str) -> impl Iterator<Item = &str> {
-    let words = text.split_whitespace();
-    words.filter(|word| word.contains(".so"))
-}
-
 fn library(tree: &Path, name: &str) -> Result<PathBuf> {
     let mut paths = LIBRARIES.iter().map(|folder| tree.join(folder).join(name));
     paths
         .find(|path| path.is_file())
         .with_context(|| format!("no package of {PACKAGE} brought the library {name}"))
-}
-
-#[cfg(test)]
-mod tests {
-    #[test]
-    fn libraries_as_readelf_prints_them() {
-        let text = "NeededLibraries [\n  ld64.so.1\n  libc.so.6\n]\n";
-        let names: Vec<&str> = super::needed(text).collect();
-        assert_eq!(names, ["ld64.so.1", "libc.so.6"]);
-    }
 }

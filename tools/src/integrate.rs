@@ -8,16 +8,17 @@
 
 use crate::{
     deps::Version,
-    patches::{self, Patch, Texts},
+    files::{files_below, name_of, paths_in, write_if_changed},
+    patches::{self, Patch},
     source::{Source, OLDEST, TOO_NEW},
-    steps::write_if_changed,
 };
 use anyhow::{bail, Context, Result};
+use fs_err as fs;
 use std::{
     collections::BTreeSet,
-    fs,
     path::{Path, PathBuf},
 };
+use tempfile::TempDir;
 
 /// Where the driver lies in a kernel tree.
 pub const PLACE: &str = "drivers/iommu/s390";
@@ -29,8 +30,16 @@ const PATCHES: &str = "integration/patches";
 const LIST: &str = ".integrated-files";
 /// Holds the patches that were applied, so that they can be taken back.
 const APPLIED: &str = ".integrated-patches";
-/// What was there before there were patches.
-const BY_EDITOR: &str = ".integrated-hooks.toml";
+/// The folders with the driver's files, beside the checkout's own, and which files these are.
+const FOLDERS: [&str; 6] = [
+    "address_space",
+    "dma_table",
+    "function",
+    "integration",
+    "rust",
+    "zpci",
+];
+const KINDS: [&str; 5] = ["rs", "c", "h", "Kbuild", "Kconfig"];
 
 /// What was found and done.
 #[derive(Debug, PartialEq, Eq)]
@@ -50,32 +59,33 @@ pub struct Report {
 /// The tree is not a Linux that the patches fit; nothing was written.
 pub fn integrate(root: &Path, source: &Source) -> Result<Report> {
     let wanted = patches(root)?;
-    let files = driver_files(root)?;
-
-    let refuse = || {
-        format!(
-            "{} is not a kernel tree that is understood, nothing was changed",
-            source.tree.display()
-        )
-    };
-    let version = tree_version(&source.tree).with_context(refuse)?;
     let place = source.tree.join(PLACE);
+    let (ours, there) = (root.join(SELFTESTS.0), source.tree.join(SELFTESTS.1));
+    let copies = [
+        (root, &place, driver_files(root)?),
+        (&ours, &there, files_below(&ours)?),
+    ];
     let applied = patches::read(&place.join(APPLIED))?;
-    let texts = plan(source, &wanted, &applied).with_context(refuse)?;
-    check_place(root, &place, &files).with_context(refuse)?;
-    let (from, to) = (root.join(SELFTESTS.0), source.tree.join(SELFTESTS.1));
-    let selftests = files_below(&from)?;
-    check_place(&from, &to, &[]).with_context(refuse)?;
-
-    let edited = write_texts(source, &texts)?;
-    let mut copied = copy_files(root, &place, &files)?;
-    if !selftests.is_empty() {
-        copied += copy_files(&from, &to, &selftests)?;
+    let check = || {
+        let version = tree_version(&source.tree)?;
+        let plan = plan(source, &wanted, &applied)?;
+        for (from, to, files) in &copies {
+            check_place(from, to, files)?;
+        }
+        Ok::<_, anyhow::Error>((version, plan))
+    };
+    let (version, plan) = check().with_context(|| {
+        let tree = source.tree.display();
+        format!("{tree} is not a kernel tree that is understood, nothing was changed")
+    })?;
+    let edited = plan.write(source)?;
+    let mut copied = 0;
+    for (from, to, files) in &copies {
+        copied += copy_files(from, to, files)?;
     }
     if !is_same_folder(root, &place) {
         let names: Vec<String> = wanted.into_iter().map(|patch| patch.name).collect();
         copy_files(&root.join(PATCHES), &place.join(APPLIED), &names)?;
-        let _ = fs::remove_file(place.join(BY_EDITOR));
     }
     Ok(Report {
         version,
@@ -99,7 +109,7 @@ pub fn tree_version(tree: &Path) -> Result<Version> {
         number("PATCHLEVEL")?,
         number("SUBLEVEL")?,
     );
-    if version < OLDEST || version >= TOO_NEW {
+    if !(OLDEST..TOO_NEW).contains(&version) {
         bail!("it is Linux {version}; {OLDEST} or a newer 7.x is needed");
     }
     Ok(version)
@@ -114,104 +124,93 @@ pub fn patches(root: &Path) -> Result<Vec<Patch>> {
     Ok(list)
 }
 
-/// The new text of each file that changes, or must be put back.
-fn plan(source: &Source, wanted: &[Patch], applied: &[Patch]) -> Result<Texts> {
-    let mut files: BTreeSet<String> = wanted
-        .iter()
-        .chain(applied)
-        .flat_map(Patch::files)
-        .map(|(file, _)| file.to_owned())
-        .collect();
+/// What is to become of files that patches change, or changed before.
+struct Plan {
+    files: BTreeSet<String>,
+    /// A tree with these files as they have to be.
+    tree: TempDir,
+}
+
+fn plan(source: &Source, wanted: &[Patch], applied: &[Patch]) -> Result<Plan> {
+    let patched = wanted.iter().chain(applied).flat_map(Patch::files);
+    let mut files: BTreeSet<String> = patched.map(|(file, _)| file.to_owned()).collect();
     if let Some(pristine) = &source.pristine {
         // Also what an older set changed and this one does not.
         files.extend(files_below(pristine)?);
     }
-    let texts = files
-        .into_iter()
-        .map(|file| {
-            // One that is missing is for a patch to make, or to complain of.
-            let text = source.pristine_text(&file).unwrap_or_default();
-            (file, text)
-        })
-        .collect();
-    if source.pristine.is_some() {
-        return patches::apply(wanted, &texts);
-    }
-    // The caller may have put the files back, or taken a newer kernel.
-    let bare = match applied {
-        [] => None,
-        _ => patches::revert(applied, &texts).ok(),
-    };
-    patches::apply(wanted, bare.as_ref().unwrap_or(&texts)).or_else(|error| {
-        // All are there, by `git am` or by a linked checkout.
-        match patches::revert(wanted, &texts) {
-            Ok(_) => Ok(texts),
-            Err(_)
-                if bare.is_none()
-                    && (!applied.is_empty()
-                        || source.tree.join(PLACE).join(BY_EDITOR).is_file()) =>
-            {
-                Err(error.context(
-                    "other changes of this project are in its files; put these back as the \
-                     kernel has them (git checkout)",
-                ))
+    // Nothing but a copy is touched. A file that is missing is for a patch to make, or
+    // to complain of.
+    let attempt = |change: &dyn Fn(&Path) -> Result<()>| {
+        let tree = tempfile::tempdir()?;
+        for file in &files {
+            if let Some(text) = source.pristine_text(file) {
+                write_if_changed(&tree.path().join(file), text)?;
             }
-            Err(_) => Err(error),
         }
-    })
+        change(tree.path())?;
+        Ok(tree)
+    };
+    // The caller may have put the files back, or taken a newer kernel.
+    let undone = source.pristine.is_none()
+        && !applied.is_empty()
+        && attempt(&|tree| patches::revert(applied, tree)).is_ok();
+    let changed = attempt(&|tree| {
+        if undone {
+            patches::revert(applied, tree)?;
+        }
+        patches::apply(wanted, tree)
+    });
+    let tree = changed.or_else(|error: anyhow::Error| {
+        if source.pristine.is_some() {
+            return Err(error);
+        }
+        // All are there, by `git am` or by a linked checkout.
+        if attempt(&|tree| patches::revert(wanted, tree)).is_ok() {
+            return attempt(&|_| Ok(()));
+        }
+        if undone || applied.is_empty() {
+            return Err(error);
+        }
+        Err(error.context(
+            "other changes of this project are in its files; put these back as the kernel has \
+             them (git checkout)",
+        ))
+    })?;
+    Ok(Plan { files, tree })
 }
 
-fn write_texts(source: &Source, texts: &Texts) -> Result<usize> {
-    let mut count = 0;
-    for (file, text) in texts {
-        let path = source.tree.join(file);
-        if let Some(kept) = source.pristine.as_ref().map(|folder| folder.join(file)) {
-            if !kept.is_file() {
-                let old = fs::read(&path).unwrap_or_default();
-                write_if_changed(&kept, &old)?;
+impl Plan {
+    /// Writes what differs, and keeps the untouched form of it; how many files.
+    fn write(&self, source: &Source) -> Result<usize> {
+        let mut count = 0;
+        for file in &self.files {
+            let path = source.tree.join(file);
+            let kept = source.pristine.as_ref().map(|folder| folder.join(file));
+            if let Some(kept) = kept.filter(|kept| !kept.is_file()) {
+                write_if_changed(&kept, fs::read(&path).unwrap_or_default())?;
             }
+            count += usize::from(match fs::read(self.tree.path().join(file)) {
+                Ok(text) => write_if_changed(&path, text)?,
+                Err(_) => fs::remove_file(&path).is_ok(),
+            });
         }
-        count += usize::from(if text.is_empty() {
-            fs::remove_file(&path).is_ok()
-        } else {
-            write_if_changed(&path, text)?
-        });
+        Ok(count)
     }
-    Ok(count)
 }
 
 /// The driver's files, relative to the checkout.
 pub fn driver_files(root: &Path) -> Result<Vec<String>> {
-    let mut list = Vec::new();
-    for (folder, wanted) in [
-        ("", &["rs", "c", "h", "Kbuild", "Kconfig"][..]),
-        ("address_space", &["rs"]),
-        ("dma_table", &["rs"]),
-        ("function", &["rs"]),
-        ("integration", &["c", "h"]),
-        ("rust", &["rs"]),
-        ("rust/iommu", &["rs"]),
-        ("zpci", &["rs"]),
-    ] {
-        let Ok(entries) = fs::read_dir(root.join(folder)) else {
-            continue;
-        };
-        for entry in entries {
-            let path = entry?.path();
-            let name = path.file_name().unwrap_or_default().to_string_lossy();
-            let kind = name.rsplit('.').next().unwrap_or_default();
-            // What an external build leaves behind is not ours to copy.
-            let made = name.ends_with(".mod.c") || name.starts_with('.');
-            if path.is_file() && wanted.contains(&kind) && !made {
-                list.push(
-                    Path::new(folder)
-                        .join(name.as_ref())
-                        .to_string_lossy()
-                        .into_owned(),
-                );
-            }
-        }
+    let mut list: Vec<String> = paths_in(root)?.iter().map(|path| name_of(path)).collect();
+    for folder in FOLDERS {
+        let below = files_below(&root.join(folder))?.into_iter();
+        list.extend(below.map(|file| format!("{folder}/{file}")));
     }
+    // What an external build leaves behind is not ours to copy.
+    list.retain(|file| {
+        let name = name_of(Path::new(file));
+        let kind = name.rsplit('.').next().unwrap_or_default();
+        KINDS.contains(&kind) && !name.ends_with(".mod.c") && !name.starts_with('.')
+    });
     for file in ["Kbuild", "Kconfig"] {
         if !list.iter().any(|name| name == file) {
             bail!("the checkout {} has no {file}", root.display());
@@ -224,26 +223,18 @@ pub fn driver_files(root: &Path) -> Result<Vec<String>> {
 /// Our selftests, in the checkout.
 pub fn selftest_files(root: &Path) -> Result<Vec<PathBuf>> {
     let folder = root.join(SELFTESTS.0);
-    let mut list: Vec<PathBuf> = files_below(&folder)?
-        .into_iter()
-        .map(|file| folder.join(file))
-        .collect();
-    list.sort();
-    Ok(list)
+    let files = files_below(&folder)?.into_iter();
+    Ok(files.map(|file| folder.join(file)).collect())
 }
 
 /// The folder must be ours, or not there.
-fn check_place(root: &Path, place: &Path, files: &[String]) -> Result<()> {
-    if !place.exists() || is_same_folder(root, place) || place.join(LIST).is_file() {
-        return Ok(());
+fn check_place(from: &Path, place: &Path, files: &[String]) -> Result<()> {
+    let by_hand = |file: &String| file.ends_with(".rs") && place.join(file).is_file();
+    let is_ours = is_same_folder(from, place) || place.join(LIST).is_file();
+    if place.exists() && !is_ours && !files.iter().any(by_hand) {
+        bail!("its {} holds something else", place.display());
     }
-    let by_hand = files
-        .iter()
-        .any(|file| file.ends_with(".rs") && place.join(file).is_file());
-    if by_hand {
-        return Ok(());
-    }
-    bail!("its {} holds something else", place.display());
+    Ok(())
 }
 
 /// A tree into which the checkout was linked needs no copies.
@@ -252,51 +243,29 @@ fn is_same_folder(root: &Path, place: &Path) -> bool {
     real(root).is_some() && real(root) == real(place)
 }
 
-fn copy_files(root: &Path, place: &Path, files: &[String]) -> Result<usize> {
-    if is_same_folder(root, place) {
+/// Copies files, and removes those that were copied before and are no more; how many.
+fn copy_files(from: &Path, place: &Path, files: &[String]) -> Result<usize> {
+    if files.is_empty() || is_same_folder(from, place) {
         return Ok(0);
     }
     let list = place.join(LIST);
     let mut count = 0;
     for old in fs::read_to_string(&list).unwrap_or_default().lines() {
-        if !files.iter().any(|file| file == old) && fs::remove_file(place.join(old)).is_ok() {
-            count += 1;
-        }
+        let is_gone = !files.iter().any(|file| file == old);
+        count += usize::from(is_gone && fs::remove_file(place.join(old)).is_ok());
     }
     for file in files {
-        let from = root.join(file);
-        let content = fs::read(&from).with_context(|| format!("cannot read {}", from.display()))?;
-        count += usize::from(write_if_changed(&place.join(file), &content)?);
+        let text = fs::read(from.join(file))?;
+        count += usize::from(write_if_changed(&place.join(file), text)?);
     }
-    write_if_changed(&list, (files.join("\n") + "\n").as_bytes())?;
+    write_if_changed(&list, files.join("\n") + "\n")?;
     Ok(count)
-}
-
-/// All files below a folder, relative to it.
-pub fn files_below(folder: &Path) -> Result<Vec<String>> {
-    let mut list = Vec::new();
-    let mut folders: Vec<PathBuf> = vec![folder.to_owned()];
-    while let Some(next) = folders.pop() {
-        let Ok(entries) = fs::read_dir(&next) else {
-            continue;
-        };
-        for entry in entries {
-            let path = entry?.path();
-            if path.is_dir() {
-                folders.push(path);
-            } else {
-                list.push(path.strip_prefix(folder)?.to_string_lossy().into_owned());
-            }
-        }
-    }
-    Ok(list)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use std::time::SystemTime;
-    use tempfile::TempDir;
 
     const PATCH: &str = "Subject: x\n---\n\
         --- a/drivers/iommu/Makefile\n+++ b/drivers/iommu/Makefile\n\
@@ -304,70 +273,62 @@ mod tests {
     const FIRST: &str = "integration/patches/0001-x.patch";
 
     fn write(folder: &Path, file: &str, text: &str) {
-        write_if_changed(&folder.join(file), text.as_bytes()).unwrap();
+        write_if_changed(&folder.join(file), text).unwrap();
     }
 
     fn checkout() -> TempDir {
         let folder = tempfile::tempdir().unwrap();
-        write(folder.path(), FIRST, PATCH);
-        write(folder.path(), "integration/glue.c", "glue");
-        write(folder.path(), "Kbuild", "kbuild");
-        write(folder.path(), "Kconfig", "kconfig");
-        write(folder.path(), "driver.rs", "driver");
-        write(folder.path(), "driver.mod.c", "made");
-        write(folder.path(), "README.md", "readme");
-        write(folder.path(), "tests/selftests/a_test.c", "test");
+        for (file, text) in [
+            (FIRST, PATCH),
+            ("integration/glue.c", "glue"),
+            ("Kbuild", "kbuild"),
+            ("Kconfig", "kconfig"),
+            ("driver.rs", "driver"),
+            ("driver.mod.c", "made"),
+            ("README.md", "readme"),
+            ("tests/selftests/a_test.c", "test"),
+        ] {
+            write(folder.path(), file, text);
+        }
         folder
     }
 
-    fn tree(version: (u32, u32)) -> (TempDir, Source) {
+    fn tree() -> (TempDir, Source) {
         let folder = tempfile::tempdir().unwrap();
-        let (major, minor) = version;
-        let makefile = format!("VERSION = {major}\nPATCHLEVEL = {minor}\nSUBLEVEL = 4\n");
-        write(folder.path(), "tree/Makefile", &makefile);
-        write(
-            folder.path(),
-            "tree/drivers/iommu/Makefile",
-            "a\nobj-c += c.o\nb\n",
-        );
         let source = Source {
             tree: folder.path().join("tree"),
             name: "test".into(),
             pristine: Some(folder.path().join("pristine")),
         };
+        let makefile = "VERSION = 7\nPATCHLEVEL = 3\nSUBLEVEL = 4\n";
+        write(&source.tree, "Makefile", makefile);
+        write(
+            &source.tree,
+            "drivers/iommu/Makefile",
+            "a\nobj-c += c.o\nb\n",
+        );
         (folder, source)
     }
 
     fn times(folder: &Path) -> Vec<(String, SystemTime)> {
-        let mut list: Vec<_> = files_below(folder)
-            .unwrap()
-            .into_iter()
-            .map(|file| {
-                let data = fs::metadata(folder.join(&file)).unwrap();
-                (file, data.modified().unwrap())
-            })
-            .collect();
-        list.sort();
-        list
+        let time = |file: &String| fs::metadata(folder.join(file)).unwrap().modified().unwrap();
+        let files = files_below(folder).unwrap().into_iter();
+        files.map(|file| (file.clone(), time(&file))).collect()
     }
 
     #[test]
     fn twice_is_once() {
-        let (root, (_folder, mut source)) = (checkout(), tree((7, 3)));
+        let (root, (_folder, mut source)) = (checkout(), tree());
         let report = integrate(root.path(), &source).unwrap();
         assert_eq!((report.version, report.edited), (Version(7, 3, 4), 1));
         let makefile = source.tree.join("drivers/iommu/Makefile");
         let text = fs::read_to_string(&makefile).unwrap();
         assert_eq!(text, "a\nobj-c += c.o\nobj-rust += s390/\nb\n");
         let place = source.tree.join(PLACE);
-        assert_eq!(
-            fs::read_to_string(place.join("integration/glue.c")).unwrap(),
-            "glue"
-        );
-        let test = source.tree.join(SELFTESTS.1).join("a_test.c");
-        assert_eq!(fs::read_to_string(test).unwrap(), "test");
-        assert!(!place.join("README.md").exists());
-        assert!(!place.join("driver.mod.c").exists());
+        let glue = fs::read_to_string(place.join("integration/glue.c")).unwrap();
+        let test = fs::read_to_string(source.tree.join(SELFTESTS.1).join("a_test.c")).unwrap();
+        assert_eq!((&*glue, &*test), ("glue", "test"));
+        assert!(!place.join("README.md").exists() && !place.join("driver.mod.c").exists());
 
         let before = times(&source.tree);
         for pristine in [source.pristine.clone(), None] {
@@ -380,7 +341,7 @@ mod tests {
 
     #[test]
     fn only_what_changed_is_written() {
-        let (root, (_folder, source)) = (checkout(), tree((7, 3)));
+        let (root, (_folder, source)) = (checkout(), tree());
         integrate(root.path(), &source).unwrap();
         fs::remove_file(root.path().join("integration/glue.c")).unwrap();
         write(root.path(), "driver.rs", "changed");
@@ -391,7 +352,7 @@ mod tests {
 
     #[test]
     fn changed_patches_replace_those_applied_before() {
-        let (root, (_folder, mut source)) = (checkout(), tree((7, 3)));
+        let (root, (_folder, mut source)) = (checkout(), tree());
         let makefile = source.tree.join("drivers/iommu/Makefile");
         let add = "--- /dev/null\n+++ b/d/new\n@@ -0,0 +1 @@\n+N\n";
         let more = "integration/patches/0002-y.patch";
@@ -413,7 +374,7 @@ mod tests {
 
     #[test]
     fn a_caller_may_put_files_back_or_patch_them() {
-        let (root, (_folder, mut source)) = (checkout(), tree((7, 3)));
+        let (root, (_folder, mut source)) = (checkout(), tree());
         source.pristine = None;
         let makefile = source.tree.join("drivers/iommu/Makefile");
         let bare = fs::read_to_string(&makefile).unwrap();
@@ -435,7 +396,7 @@ mod tests {
     #[test]
     fn what_is_not_understood_stays_untouched() {
         let refused = |change: &dyn Fn(&Path)| {
-            let (root, (_folder, mut source)) = (checkout(), tree((7, 3)));
+            let (root, (_folder, mut source)) = (checkout(), tree());
             source.pristine = None;
             change(&source.tree);
             let before = times(&source.tree);
@@ -458,7 +419,7 @@ mod tests {
 
     #[test]
     fn a_second_patch_that_fails_keeps_the_first_from_being_written() {
-        let (root, (_folder, source)) = (checkout(), tree((7, 3)));
+        let (root, (_folder, source)) = (checkout(), tree());
         let more = PATCH.replace("drivers/iommu/Makefile", "arch/none.c");
         write(root.path(), "integration/patches/0002-y.patch", &more);
         let before = times(&source.tree);
@@ -469,7 +430,7 @@ mod tests {
 
     #[test]
     fn a_linked_checkout_is_left_alone() {
-        let (root, (_folder, source)) = (checkout(), tree((7, 3)));
+        let (root, (_folder, source)) = (checkout(), tree());
         std::os::unix::fs::symlink(root.path(), source.tree.join(PLACE)).unwrap();
         // The selftests lie elsewhere in the tree.
         assert_eq!(integrate(root.path(), &source).unwrap().copied, 1);

@@ -3,17 +3,18 @@
 
 use crate::{
     deps::{self, Version},
-    hash::{self, Stamp},
+    files::{name_of, write_if_changed},
+    hash::{Key, Stamp},
     integrate::{self, integrate},
     project::{find_program, Project},
     source::{self, Source},
-    steps::{write_if_changed, Step},
+    steps::Step,
 };
-use anyhow::{bail, Context, Result};
+use anyhow::{anyhow, bail, Result};
+use fs_err::{self as fs, File};
 use std::{
     collections::BTreeMap,
     ffi::OsString,
-    fs::{self, File},
     path::{Path, PathBuf},
     process::Command,
 };
@@ -42,6 +43,18 @@ pub struct Kernel {
 /// nothing where the first is `l2`.
 pub type Flavour = Vec<String>;
 
+/// The flavour of these names.
+pub fn flavour(names: &str) -> Flavour {
+    names.split([',', ' ']).map(str::to_owned).collect()
+}
+
+/// The same configuration with the driver as `name` says: `rust`, `module` or `c`.
+pub fn with_driver(flavour: &Flavour, name: &str) -> Flavour {
+    let is_driver = |part: &String| ["rust", "module"].contains(&part.as_str());
+    let replace = |part: &String| if is_driver(part) { name } else { part }.to_owned();
+    flavour.iter().map(replace).collect()
+}
+
 /// Builds the kernel; what is up to date is not built again.
 pub fn build(project: &Project, flavour: &Flavour) -> Result<Kernel> {
     let lock = project.lock()?;
@@ -52,7 +65,7 @@ pub fn build(project: &Project, flavour: &Flavour) -> Result<Kernel> {
         let source = prepare_source(project);
         (bindgen.join(), source)
     });
-    let bindgen = bindgen.map_err(|_| anyhow::anyhow!("the thread for bindgen died"))??;
+    let bindgen = bindgen.map_err(|_| anyhow!("the thread for bindgen died"))??;
     let (source, version) = source?;
 
     let objects = match &project.kout {
@@ -65,12 +78,11 @@ pub fn build(project: &Project, flavour: &Flavour) -> Result<Kernel> {
     if !objects.join("vmlinux").exists() {
         check_space(project)?;
     }
-    fs::create_dir_all(&objects).with_context(|| format!("cannot make {}", objects.display()))?;
+    fs::create_dir_all(&objects)?;
     let wanted = wanted_config(project, flavour)?;
-    let key = match source.pristine {
-        Some(_) => Some(input_key(project, &source, &wanted, &bindgen)?),
-        None => None,
-    };
+    let key = source.pristine.as_ref();
+    let key = key.map(|_| input_key(project, &source, &wanted, &bindgen));
+    let key = key.transpose()?;
     let kernel = Kernel {
         image: objects.join("arch/s390/boot/bzImage"),
         source,
@@ -80,18 +92,15 @@ pub fn build(project: &Project, flavour: &Flavour) -> Result<Kernel> {
         bindgen,
         _lock: lock,
     };
-    let step = Step::start(
-        project,
-        "kernel",
-        &format!("building Linux {version} ({})", flavour.join(", ")),
-    )?;
-    let stamp = Stamp::new(kernel.objects.join(".s390-iommu-built"), kernel.key.clone());
+    let doing = format!("building Linux {version} ({})", flavour.join(", "));
+    let step = Step::start(project, "kernel", &doing)?;
+    let stamp = Stamp::new(&kernel.objects, kernel.key.clone());
     if stamp.is_current() && kernel.image.is_file() {
         step.done("nothing changed");
         return Ok(kernel);
     }
     stamp.remove();
-    kernel.configure(project, &step, &wanted)?;
+    kernel.configure(&step, &wanted)?;
     step.run(
         kernel
             .make(project)
@@ -109,32 +118,31 @@ const ALONE: &str = "l2";
 
 /// The text of the fragments, a later one over an earlier.
 fn wanted_config(project: &Project, flavour: &Flavour) -> Result<String> {
-    let folder = project.root.join("tools/config");
     let names = flavour.iter().map(String::as_str);
     let base = (names.clone().next() != Some(ALONE)).then_some("base");
-    let mut text = String::new();
-    for name in base.into_iter().chain(names) {
-        let path = folder.join(format!("{name}.config"));
-        text += &fs::read_to_string(&path)
-            .with_context(|| format!("no configuration {}", path.display()))?;
-    }
-    Ok(text)
+    let read = |name| {
+        let file = format!("tools/config/{name}.config");
+        Ok(fs::read_to_string(project.root.join(file))?)
+    };
+    base.into_iter().chain(names).map(read).collect()
 }
 
 /// A key of all that a kernel of a tree in the cache is built from.
 fn input_key(project: &Project, source: &Source, wanted: &str, bindgen: &Path) -> Result<String> {
-    let mut parts = vec![source.name.clone().into_bytes(), wanted.into()];
+    let mut key = Key::default();
+    key.add(&source.name);
+    key.add(wanted);
     for patch in integrate::patches(&project.root)? {
-        parts.push(patch.text.into_bytes());
+        key.add(patch.text);
     }
     for file in integrate::driver_files(&project.root)? {
-        parts.push(fs::read(project.root.join(&file))?);
-        parts.push(file.into_bytes());
+        key.add(fs::read(project.root.join(&file))?);
+        key.add(file);
     }
     for tool in [&project.llvm_tool("clang"), &project.rustc, bindgen] {
-        parts.push(hash::of_program(tool));
+        key.add_program(tool);
     }
-    Ok(hash::key(parts.iter().map(Vec::as_slice)))
+    Ok(key.finish())
 }
 
 /// Finds the source and puts the driver in.
@@ -181,53 +189,50 @@ fn check_space(project: &Project) -> Result<()> {
 impl Kernel {
     /// A name for files that are made for this kernel.
     pub fn label(&self) -> String {
-        let name = self.objects.file_name().unwrap_or_default();
-        name.to_string_lossy().into_owned()
+        name_of(&self.objects)
     }
 
     /// The kernel's own `make` for this source and these objects.
     pub fn make(&self, project: &Project) -> Command {
         let mut command = kernel_make(project, &self.bindgen);
-        command
-            .arg("-C")
-            .arg(&self.source.tree)
-            .arg(variable("O", &self.objects));
+        command.arg("-C").arg(&self.source.tree);
+        command.arg(variable("O", &self.objects));
         command
     }
 
-    fn configure(&self, project: &Project, step: &Step, wanted: &str) -> Result<()> {
+    fn configure(&self, step: &Step, wanted: &str) -> Result<()> {
+        let root = &step.project.root;
         let config = self.objects.join(".config");
         let stamp = self.objects.join(".s390-iommu-config");
         if config.exists() && !stamp.exists() {
             // A folder of the caller's, with a configuration of the caller's.
             return check_foreign(&config, wanted);
         }
-        let mut parts = vec![
-            wanted.to_owned(),
-            fs::read_to_string(project.root.join("Kconfig"))?,
-        ];
-        parts.extend(
-            integrate::patches(&project.root)?
-                .into_iter()
-                .map(|patch| patch.text),
-        );
-        let key = hash::key(parts.iter().map(String::as_bytes));
+        let mut key = Key::default();
+        key.add(wanted);
+        key.add(fs::read(root.join("Kconfig"))?);
+        for patch in integrate::patches(root)? {
+            key.add(patch.text);
+        }
+        let key = key.finish();
         if config.exists() && fs::read_to_string(&stamp).is_ok_and(|old| old == key) {
             return Ok(());
         }
         let all = self.objects.join("wanted.config");
-        write_if_changed(&all, wanted.as_bytes())?;
-        step.run(
-            self.make(project)
-                .env("KCONFIG_ALLCONFIG", &all)
-                .arg("allnoconfig"),
-            "check tools/config and the driver's Kconfig",
-        )?;
-        let made = fs::read_to_string(&config)?;
-        // What did not become ours must not look like the caller's.
-        check_config(wanted, &made).inspect_err(|_| drop(fs::remove_file(&config)))?;
-        fs::write(stamp, key)?;
-        Ok(())
+        write_if_changed(&all, wanted)?;
+        let mut command = self.make(step.project);
+        command.env("KCONFIG_ALLCONFIG", &all).arg("allnoconfig");
+        step.run(&mut command, "check tools/config and the driver's Kconfig")?;
+        let unmet = unmet(wanted, &fs::read_to_string(&config)?).join(" ");
+        if !unmet.is_empty() {
+            // What did not become ours must not look like the caller's.
+            fs::remove_file(&config)?;
+            bail!(
+                "kernel: the tree does not take {unmet}; see what these depend on and correct \
+                 tools/config"
+            );
+        }
+        Ok(fs::write(stamp, key)?)
     }
 }
 
@@ -281,11 +286,10 @@ pub fn variable(name: &str, value: impl Into<OsString>) -> OsString {
 }
 
 /// The options of a configuration; a later line counts more than an earlier.
-fn parse_config(text: &str) -> BTreeMap<String, String> {
-    text.lines()
-        .filter_map(|line| line.strip_prefix("CONFIG_")?.split_once('='))
-        .map(|(name, value)| (name.to_owned(), value.to_owned()))
-        .collect()
+fn parse_config(text: &str) -> BTreeMap<&str, &str> {
+    let lines = text.lines();
+    let options = lines.filter_map(|line| line.strip_prefix("CONFIG_")?.split_once('='));
+    options.collect()
 }
 
 /// The options that are not as wanted.
@@ -293,38 +297,22 @@ fn unmet(wanted: &str, made: &str) -> Vec<String> {
     let made = parse_config(made);
     parse_config(wanted)
         .into_iter()
-        .filter(|(name, value)| made.get(name).map_or("n", String::as_str) != value)
+        .filter(|(name, value)| made.get(name).unwrap_or(&"n") != value)
         .map(|(name, value)| format!("CONFIG_{name}={value}"))
         .collect()
 }
 
-fn check_config(wanted: &str, made: &str) -> Result<()> {
-    let unmet = unmet(wanted, made);
-    if unmet.is_empty() {
-        return Ok(());
-    }
-    bail!(
-        "kernel: the tree does not take {}; see what these depend on and correct tools/config",
-        unmet.join(" ")
-    )
-}
-
 fn check_foreign(config: &Path, wanted: &str) -> Result<()> {
-    let driver: Vec<String> = unmet(wanted, &fs::read_to_string(config)?)
-        .into_iter()
-        .filter(|line| line.contains("S390_IOMMU_RUST") || line.starts_with("CONFIG_RUST="))
-        .collect();
+    let mut driver = unmet(wanted, &fs::read_to_string(config)?);
+    driver.retain(|line| line.contains("S390_IOMMU_RUST") || line.starts_with("CONFIG_RUST="));
+    let config = config.display();
     if !driver.is_empty() {
         bail!(
-            "{} is not ours and lacks {}; set it there, or name an empty KOUT=",
-            config.display(),
+            "{config} is not ours and lacks {}; set it there, or name an empty KOUT=",
             driver.join(" ")
         );
     }
-    println!(
-        "           kernel: using the configuration {}",
-        config.display()
-    );
+    println!("           kernel: using the configuration {config}");
     Ok(())
 }
 
@@ -338,10 +326,7 @@ pub fn print_places(kernel: &Kernel) {
 /// `make integrate`.
 pub fn integrate_only(project: &Project) -> Result<()> {
     // A tree of the caller's is not in the cache.
-    let _lock = match project.kdir {
-        Some(_) => None,
-        None => Some(project.lock()?),
-    };
+    let _lock = project.kdir.is_none().then(|| project.lock()).transpose()?;
     deps::program(project, "patch", "patch")?;
     let source = source::find(project)?;
     let report = integrate::integrate(&project.root, &source)?;
@@ -361,21 +346,18 @@ mod tests {
 
     #[test]
     fn unmet_options_are_named() {
-        let wanted = "CONFIG_A=y\nCONFIG_B=n\nCONFIG_C=m\nCONFIG_D=8\n";
+        let wanted = "CONFIG_A=y\nCONFIG_B=n\nCONFIG_C=y\nCONFIG_C=m\nCONFIG_D=8\n";
         let made = "CONFIG_A=y\n# CONFIG_B is not set\nCONFIG_C=y\nCONFIG_D=8\n";
         assert_eq!(unmet(wanted, made), ["CONFIG_C=m"]);
         assert_eq!(unmet(wanted, "").len(), 3);
-        assert!(check_config(wanted, made).is_err());
+        assert!(unmet("CONFIG_A=y\nCONFIG_A=m\n", "CONFIG_A=m\n").is_empty());
     }
 
     #[test]
-    fn a_later_fragment_counts_more() {
-        let wanted = "CONFIG_A=y\nCONFIG_A=m\n";
-        assert!(unmet(wanted, "CONFIG_A=m\n").is_empty());
-    }
-
-    #[test]
-    fn an_option_that_does_not_exist_is_off() {
-        assert!(unmet("CONFIG_NEW=n\n", "").is_empty());
+    fn the_driver_is_put_in_for_another() {
+        let with = |names, driver| with_driver(&flavour(names), driver);
+        assert_eq!(with("rust,debug", "module"), ["module", "debug"]);
+        assert_eq!(with("kselftest module", "c"), ["kselftest", "c"]);
+        assert_eq!(with("c", "module"), ["c"]);
     }
 }

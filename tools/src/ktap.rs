@@ -2,13 +2,10 @@
 //! What the guest reports: KTAP on a console that the kernel writes to as
 //! well. Subtests are read past; the top level's results include them.
 
-/// A line of the console without what the terminal and the kernel's clock add.
-fn clean(line: &str) -> &str {
-    line.trim_end_matches(['\r', '\n'])
-}
+use crate::count::Count;
 
 /// One result.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
     /// `ok`
     Passed,
@@ -51,7 +48,7 @@ impl Report {
     pub fn parse<'a>(lines: impl IntoIterator<Item = &'a str>) -> Self {
         let mut report = Self::default();
         for line in lines {
-            report.line(clean(line));
+            report.line(line.trim_end());
         }
         report
     }
@@ -71,40 +68,51 @@ impl Report {
     }
 
     /// How many ended so.
-    pub fn count(&self, outcome: &Outcome) -> usize {
-        self.points.iter().filter(|p| p.outcome == *outcome).count()
+    pub fn count(&self, outcome: Outcome) -> usize {
+        count(&self.points, outcome)
+    }
+
+    /// The results as they are added up; what is known to fail does not count.
+    pub fn tally(&self) -> Count {
+        Count {
+            passed: self.count(Outcome::Passed),
+            failed: self.count(Outcome::Failed),
+            skipped: self.count(Outcome::Skipped),
+        }
     }
 
     /// What is wrong beside results that are `not ok`.
     pub fn faults(&self, wants_plan: bool) -> Vec<String> {
-        let mut list = Vec::new();
-        if let Some(text) = &self.panic {
-            list.push(text.clone());
-        }
+        let mut list = Vec::from_iter(self.panic.clone());
         match self.status {
             Some(0) => {}
             // A failed test says so itself.
-            Some(_) if self.count(&Outcome::Failed) > 0 => {}
+            Some(_) if self.count(Outcome::Failed) > 0 => {}
             Some(status) => list.push(format!("the guest ended with status {status}")),
             None => list.push("the guest did not come to its end".into()),
         }
-        if wants_plan {
-            match self.plan {
-                None => list.push("the guest printed no plan".into()),
-                Some(0) => list.push("the guest's plan is empty".into()),
-                Some(plan) if plan != self.points.len() => list.push(format!(
-                    "{plan} tests were planned and {} reported",
-                    self.points.len()
-                )),
-                Some(_) => {}
+        let reported = self.points.len();
+        let mut numbers = self.points.iter().zip(1..);
+        match self.plan {
+            _ if !wants_plan => {}
+            None => list.push("the guest printed no plan".into()),
+            Some(0) => list.push("the guest's plan is empty".into()),
+            Some(plan) if plan != reported => {
+                list.push(format!("{plan} tests were planned and {reported} reported"))
             }
-            let in_order = self.points.iter().map(|p| p.number);
-            if self.plan == Some(self.points.len()) && !in_order.eq(1..=self.points.len()) {
+            Some(_) if numbers.any(|(point, number)| point.number != number) => {
                 list.push("the test numbers are not in order".into());
             }
+            Some(_) => {}
         }
         list
     }
+}
+
+/// How many of these ended so.
+pub fn count<'a>(points: impl IntoIterator<Item = &'a Point>, outcome: Outcome) -> usize {
+    let points = points.into_iter();
+    points.filter(|point| point.outcome == outcome).count()
 }
 
 /// `ok 1 name`, `not ok 2 - name # why`, `ok 3 name # SKIP why`.
@@ -116,32 +124,24 @@ fn point(line: &str) -> Option<Point> {
     let (number, rest) = rest.split_once(' ').unwrap_or((rest, ""));
     let number = number.parse().ok()?;
     let (name, directive) = rest.split_once(" #").unwrap_or((rest, ""));
-    let (word, why) = split_directive(directive.trim());
-    let name = name.trim().trim_start_matches("- ").to_owned();
-    let outcome = match (ok, word) {
-        (true, "SKIP") => Outcome::Skipped,
-        (true, "XFAIL") => Outcome::Known,
-        (true, _) => Outcome::Passed,
-        (false, _) => Outcome::Failed,
+    let directive = directive.trim();
+    // All else is no directive.
+    let is_there = |word: &&str| {
+        let start = directive.get(..word.len());
+        start.is_some_and(|start| start.eq_ignore_ascii_case(word))
     };
-    let why = why.to_owned();
+    let word = ["SKIP", "XFAIL"].into_iter().find(is_there).unwrap_or("");
     Some(Point {
         number,
-        name,
-        outcome,
-        why,
+        name: name.trim().trim_start_matches("- ").to_owned(),
+        outcome: match (ok, word) {
+            (false, _) => Outcome::Failed,
+            (true, "SKIP") => Outcome::Skipped,
+            (true, "XFAIL") => Outcome::Known,
+            (true, _) => Outcome::Passed,
+        },
+        why: directive[word.len()..].trim().to_owned(),
     })
-}
-
-/// `SKIP why` and `XFAIL why`; all else is no directive.
-fn split_directive(text: &str) -> (&'static str, &str) {
-    for word in ["SKIP", "XFAIL"] {
-        let start = text.get(..word.len());
-        if start.is_some_and(|start| start.eq_ignore_ascii_case(word)) {
-            return (word, text[word.len()..].trim());
-        }
-    }
-    ("", text)
 }
 
 #[cfg(test)]
@@ -156,56 +156,46 @@ mod tests {
     #[test]
     fn a_good_run() {
         let report = Report::parse(GOOD.lines());
-        assert_eq!(report.plan, Some(3));
-        assert_eq!(report.count(&Outcome::Passed), 2);
-        assert_eq!(report.count(&Outcome::Skipped), 1);
-        assert_eq!(report.points[1].name, "nic");
-        assert_eq!(report.points[1].why, "no card");
-        assert_eq!(report.status, Some(0));
+        assert_eq!(report.tally().to_string(), "2 passed, 0 failed, 1 skipped");
+        let point = &report.points[1];
+        assert_eq!((&*point.name, &*point.why), ("nic", "no card"));
         assert!(report.faults(true).is_empty());
     }
 
     #[test]
-    fn a_failed_test_is_counted_not_a_fault() {
-        let report = Report::parse([
-            "1..1",
-            "not ok 1 nvme # sums differ",
-            "guest: done status=1",
-        ]);
-        assert_eq!(report.count(&Outcome::Failed), 1);
-        assert!(report.faults(true).is_empty());
-    }
-
-    #[test]
-    fn an_end_that_did_not_come_is_a_fault() {
-        let report = Report::parse(["1..2", "ok 1 a", "Kernel panic - not syncing: Oops"]);
-        assert_eq!(report.faults(true).len(), 3);
-        assert_eq!(Report::parse([]).faults(true).len(), 2);
+    fn what_is_wrong_is_named() {
+        let faults = |lines: &[&str]| Report::parse(lines.iter().copied()).faults(true);
+        let done = "guest: done status=0";
+        let panic = "Kernel panic - not syncing: Oops";
+        assert_eq!(faults(&["1..2", "ok 1 a", panic]).len(), 3);
+        assert_eq!(faults(&[]).len(), 2);
         assert_eq!(Report::parse([]).faults(false).len(), 1);
-    }
-
-    #[test]
-    fn numbers_and_plan_must_agree() {
-        let twice = Report::parse(["1..2", "ok 1 a", "ok 1 a", "guest: done status=0"]);
-        assert_eq!(twice.faults(true), ["the test numbers are not in order"]);
-        let more = Report::parse(["1..1", "ok 1 a", "ok 2 b", "guest: done status=0"]);
-        assert_eq!(more.faults(true), ["1 tests were planned and 2 reported"]);
-        let status = Report::parse(["1..1", "ok 1 a", "guest: done status=3"]);
-        assert_eq!(status.faults(true), ["the guest ended with status 3"]);
+        for (lines, fault) in [
+            (
+                &["1..2", "ok 1 a", "ok 1 a", done][..],
+                "the test numbers are not in order",
+            ),
+            (
+                &["1..1", "ok 1 a", "ok 2 b", done],
+                "1 tests were planned and 2 reported",
+            ),
+            (
+                &["1..1", "ok 1 a", "guest: done status=3"],
+                "the guest ended with status 3",
+            ),
+        ] {
+            assert_eq!(faults(lines), [fault]);
+        }
+        // A failed test is counted.
+        let failed = ["1..1", "not ok 1 a # sums differ", "guest: done status=1"];
+        assert!(faults(&failed).is_empty());
     }
 
     #[test]
     fn a_skip_that_failed_has_failed() {
-        assert_eq!(
-            point("not ok 1 a # SKIP why").unwrap().outcome,
-            Outcome::Failed
-        );
-        assert_eq!(point("ok 1").unwrap().name, "");
+        let outcome = |line| point(line).unwrap().outcome;
+        assert_eq!(outcome("not ok 1 a # SKIP why"), Outcome::Failed);
+        assert_eq!(outcome("ok 1 a # XFAIL no huge pages"), Outcome::Known);
         assert_eq!(point("ok then"), None);
-        let known = point("ok 1 a # XFAIL no huge pages").unwrap();
-        assert_eq!(
-            (known.outcome, known.why.as_str()),
-            (Outcome::Known, "no huge pages")
-        );
     }
 }

@@ -5,15 +5,14 @@
 use crate::{
     apt::{self, Root},
     deps::{self, Version},
-    hash,
+    files::{make_anew, name_of, paths_in, paths_of_kind},
+    hash::Key,
     project::Project,
     steps::Step,
 };
-use anyhow::{bail, Context, Result};
-use std::{
-    fs,
-    path::{Path, PathBuf},
-};
+use anyhow::{bail, Result};
+use fs_err as fs;
+use std::path::{Path, PathBuf};
 
 /// The release of Debian that has the version which the patches are for.
 const RELEASE: &str = "trixie";
@@ -50,77 +49,54 @@ pub fn build(project: &Project) -> Result<PathBuf> {
     deps::ensure_machine(project)?;
     let _lock = project.lock_file("machine.lock")?;
     let (archive, version) = source(project)?;
-    let patches = patches(&project.root.join("integration/qemu"))?;
-    let place = place(project, &version, &patches)?;
+    let patches = paths_of_kind(&project.root.join("integration/qemu"), "patch")?;
+    let mut key = Key::default();
+    key.add(version.to_string());
+    key.add(CONFIGURE.join(" "));
+    for path in &patches {
+        key.add(fs::read(path)?);
+    }
+    let place = project.cache.join(format!("machine-{}", key.finish()));
     let program = place.join(NAME);
     if program.is_file() {
         return Ok(program);
     }
     let work = project.cache.join("machine-build");
-    let _ = fs::remove_dir_all(&work);
     let (tree, objects) = (work.join("source"), work.join("objects"));
-    prepare(project, &archive, &version, &patches, &tree)?;
+    make_anew(&work)?;
+    prepare(project, &archive, version, &patches, &tree)?;
     compile(project, &tree, &objects)?;
-    let step = Step::start(project, "machine-strip", "leaving out what debuggers read")?;
+    let doing = "leaving out what debuggers read";
+    let step = Step::start(project, "machine-strip", doing)?;
     let stripped = work.join("stripped");
     fs::create_dir_all(&stripped)?;
-    step.run(
-        project
-            .command("strip")
-            .arg("-o")
-            .arg(stripped.join(NAME))
-            .arg(objects.join(NAME)),
-        "read the log",
-    )?;
+    let mut command = step.command("strip");
+    command
+        .arg("-o")
+        .args([stripped.join(NAME), objects.join(NAME)]);
+    step.run(&mut command, "read the log")?;
     // Appears when it is whole.
     fs::rename(&stripped, &place)?;
-    let _ = fs::remove_dir_all(&work);
+    fs::remove_dir_all(&work)?;
     step.done(&format!("QEMU {version} is there"));
     Ok(program)
-}
-
-/// The folder of what is built from this.
-fn place(project: &Project, version: &Version, patches: &[PathBuf]) -> Result<PathBuf> {
-    let version = version.to_string();
-    let options = CONFIGURE.join(" ");
-    let mut parts = vec![version.into_bytes(), options.into_bytes()];
-    for path in patches {
-        parts.push(fs::read(path).with_context(|| format!("cannot read {}", path.display()))?);
-    }
-    let key = hash::key(parts.iter().map(Vec::as_slice));
-    Ok(project.cache.join(format!("machine-{key}")))
-}
-
-/// The patches, in the order in which they are applied.
-fn patches(folder: &Path) -> Result<Vec<PathBuf>> {
-    let entries =
-        fs::read_dir(folder).with_context(|| format!("cannot read {}", folder.display()))?;
-    let mut list: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).collect();
-    list.retain(|path| path.extension().is_some_and(|kind| kind == "patch"));
-    list.sort();
-    Ok(list)
 }
 
 /// QEMU's source: the newest in the cache, or the newest that Debian offers.
 fn source(project: &Project) -> Result<(PathBuf, Version)> {
     let folder = project.cache.join("deb");
-    if !project.update {
-        if let Some(found) = newest_in(&folder) {
-            return Ok(found);
-        }
+    if let Some((version, archive)) = newest_in(&folder).filter(|_| !project.update) {
+        return Ok((archive, version));
     }
     if apt::codename().is_none() {
         bail!(
             "QEMU's source is taken from Debian; name an emulator that has the patches with QEMU="
         );
     }
-    let step = Step::start(
-        project,
-        "machine-source",
-        "looking for QEMU's source in Debian",
-    )?;
-    let root = Root::of_sources(project, &step, RELEASE)?;
-    let offered = root.source_versions(project, &step, "qemu")?;
+    let doing = "looking for QEMU's source in Debian";
+    let step = Step::start(project, "machine-source", doing)?;
+    let root = Root::of_sources(&step, RELEASE)?;
+    let offered = root.ask(&["showsrc", "--only-source", "qemu"], "Version: ")?;
     let Some((version, text)) = newest_of(&offered) else {
         bail!(
             "{RELEASE} has no QEMU from {OLDEST} to before {TOO_NEW}, but {}: adapt \
@@ -128,33 +104,31 @@ fn source(project: &Project) -> Result<(PathBuf, Version)> {
             offered.join(", ")
         );
     };
-    let archive = root.download_source(project, &step, &format!("qemu={text}"), &folder)?;
+    // Nothing but the archive: not every mirror has the rest.
+    let package = format!("qemu={text}");
+    let words = ["source", "--download-only", "--tar-only", &package];
+    let archive = root.download(&words, &folder)?.swap_remove(0);
     step.done(&format!("QEMU {version} is downloaded"));
     Ok((archive, version))
 }
 
-fn fits(version: Version) -> bool {
-    version >= OLDEST && version < TOO_NEW
-}
-
-fn newest_in(folder: &Path) -> Option<(PathBuf, Version)> {
-    let version_in = |path: &Path| {
-        let name = path.file_name()?.to_str()?.strip_prefix("qemu_")?;
-        Version::find(name).filter(|version| fits(*version))
-    };
-    fs::read_dir(folder)
+fn newest_in(folder: &Path) -> Option<(Version, PathBuf)> {
+    let mut names: Vec<String> = paths_in(folder)
         .ok()?
-        .flatten()
-        .filter_map(|entry| Some((version_in(&entry.path())?, entry.path())))
-        .max()
-        .map(|(version, path)| (path, version))
+        .iter()
+        .map(|path| name_of(path))
+        .collect();
+    names.retain(|name| name.starts_with("qemu_"));
+    newest_of(&names).map(|(version, name)| (version, folder.join(name)))
 }
 
+/// The newest that the patches are for.
 fn newest_of(offered: &[String]) -> Option<(Version, &String)> {
-    offered
+    let versions = offered
         .iter()
-        .filter_map(|text| Some((Version::find(text)?, text)))
-        .filter(|(version, _)| fits(*version))
+        .filter_map(|text| Some((Version::find(text)?, text)));
+    versions
+        .filter(|(version, _)| (OLDEST..TOO_NEW).contains(version))
         .max()
 }
 
@@ -162,7 +136,7 @@ fn newest_of(offered: &[String]) -> Option<(Version, &String)> {
 fn prepare(
     project: &Project,
     archive: &Path,
-    version: &Version,
+    version: Version,
     patches: &[PathBuf],
     tree: &Path,
 ) -> Result<()> {
@@ -170,8 +144,7 @@ fn prepare(
     let step = Step::start(project, "machine-patch", &doing)?;
     fs::create_dir_all(tree)?;
     step.run(
-        project
-            .command("tar")
+        step.command("tar")
             .args(["--extract", "--strip-components=1", "--no-same-owner"])
             .arg("--file")
             .arg(archive)
@@ -182,15 +155,11 @@ fn prepare(
     for path in patches {
         step.run(
             // A patch that almost fits is one that nobody has seen run.
-            project
-                .command("patch")
+            step.command("patch")
                 .current_dir(tree)
                 .args(["--strip=1", "--fuzz=0", "--forward", "--batch"])
                 .arg(format!("--input={}", path.display())),
-            &format!(
-                "{} does not fit QEMU {version}: adapt it",
-                path.strip_prefix(&project.root).unwrap_or(path).display()
-            ),
+            &format!("{} does not fit QEMU {version}: adapt it", path.display()),
         )?;
     }
     step.done(&format!("unpacked, {} patches applied", patches.len()));
@@ -200,23 +169,20 @@ fn prepare(
 fn compile(project: &Project, tree: &Path, objects: &Path) -> Result<()> {
     let step = Step::start(project, "machine-build", "building QEMU")?;
     fs::create_dir_all(objects)?;
-    let ccache = project.cache.join("ccache");
-    step.run(
-        project
-            .command(tree.join("configure"))
-            .current_dir(objects)
-            .args(CONFIGURE)
-            .env("CCACHE_DIR", &ccache),
-        "read the log, or meson-logs/meson-log.txt beside the objects",
-    )?;
-    step.run(
-        project
-            .command("ninja")
-            .current_dir(objects)
-            .args(["-j", &project.jobs.to_string(), NAME])
-            .env("CCACHE_DIR", &ccache),
-        "read the log",
-    )?;
+    let mut configure = step.command(tree.join("configure"));
+    configure.args(CONFIGURE);
+    let mut ninja = step.command("ninja");
+    ninja.args(["-j", &project.jobs.to_string(), NAME]);
+    for (command, advice) in [
+        (
+            &mut configure,
+            "read the log, or meson-logs/meson-log.txt beside the objects",
+        ),
+        (&mut ninja, "read the log"),
+    ] {
+        command.env("CCACHE_DIR", project.cache.join("ccache"));
+        step.run(command.current_dir(objects), advice)?;
+    }
     step.done("built");
     Ok(())
 }
@@ -229,39 +195,23 @@ mod tests {
     fn the_newest_that_fits_is_taken() {
         let offered = [
             "1:10.0.2+ds-2+deb13u1",
-            "1:10.0.13+ds-0+deb13u1",
             "1:10.0.14+ds-0+deb13u1",
+            "1:10.0.13+ds-0+deb13u1",
             "1:11.1.3+ds-1",
         ]
         .map(str::to_owned);
-        let (version, text) = newest_of(&offered).unwrap();
-        assert_eq!(version, Version(10, 0, 14));
-        assert_eq!(text, &offered[2]);
+        assert_eq!(newest_of(&offered), Some((Version(10, 0, 14), &offered[1])));
         assert_eq!(newest_of(&offered[..1]), None);
     }
 
     #[test]
     fn archives_in_the_cache() {
         let folder = tempfile::tempdir().unwrap();
-        for name in [
-            "qemu_10.0.9+ds.orig.tar.xz",
-            "qemu_10.0.13+ds.orig.tar.xz",
-            "linux-source-7.3_7.3.4-1_all.deb",
-        ] {
+        let name = "qemu_10.0.13+ds.orig.tar.xz";
+        for name in ["qemu_10.0.9+ds.orig.tar.xz", name, "other_10.0.13.deb"] {
             fs::write(folder.path().join(name), "").unwrap();
         }
-        let (path, version) = newest_in(folder.path()).unwrap();
-        assert_eq!(version, Version(10, 0, 13));
-        assert!(path.ends_with("qemu_10.0.13+ds.orig.tar.xz"));
-    }
-
-    #[test]
-    fn patches_are_in_order() {
-        let folder = tempfile::tempdir().unwrap();
-        for name in ["0002-b.patch", "README", "0001-a.patch"] {
-            fs::write(folder.path().join(name), "").unwrap();
-        }
-        let names = patches(folder.path()).unwrap();
-        assert!(names[0].ends_with("0001-a.patch") && names.len() == 2);
+        let found = newest_in(folder.path()).unwrap();
+        assert_eq!(found, (Version(10, 0, 13), folder.path().join(name)));
     }
 }

@@ -6,7 +6,9 @@ mod apt;
 mod bare;
 mod bench;
 mod clean;
+mod count;
 mod deps;
+mod files;
 mod guest;
 mod hash;
 mod hotplug;
@@ -33,67 +35,11 @@ mod steps;
 mod suite;
 
 use anyhow::{bail, Result};
-use clap::{Parser, Subcommand};
-use project::Project;
+use project::{is_set, text, Project};
 use std::process::ExitCode;
 
-#[derive(Parser)]
-#[command(about)]
-struct Arguments {
-    #[command(subcommand)]
-    command: Command,
-}
-
-#[derive(Subcommand)]
-enum Command {
-    /// Builds and boots twice, lazy and strict, with real transfers
-    Run,
-    /// Every check and test, with a summary
-    Test,
-    /// The kernel's selftests of VFIO and iommufd, and our own
-    Kselftest,
-    /// What map, unmap and flush cost, beside the C driver
-    Bench,
-    /// Gives drives to a guest inside the guest
-    Passthrough,
-    /// The suites on a kernel that finds mistakes, storms, failing allocations
-    Torture,
-    /// Breaks the code on purpose and sees whether the tests notice
-    Mutants,
-    /// Builds the kernel only and says where it is
-    Kernel,
-    /// Builds the kernel in configurations that somebody may choose
-    Matrix,
-    /// Builds an emulator whose functions are as real machines have them
-    Machine,
-    /// Boots to a shell
-    Guest,
-    /// Puts the driver into a kernel tree
-    Integrate,
-    /// Writes the driver as patches for the kernel's lists
-    Series,
-    /// Builds the driver as an external module for KDIR=
-    Modules,
-    /// Installs that module
-    ModulesInstall,
-    /// Formats all Rust
-    Fmt,
-    /// Clippy on all Rust
-    Clippy,
-    /// The kernel's checkpatch on all C
-    Checkpatch,
-    /// The driver's documentation
-    Rustdoc,
-    /// The pages of Documentation/ as HTML
-    Htmldocs,
-    /// Removes what was built, keeps downloads
-    Clean,
-    /// Runs a command in a bare Debian
-    Bare,
-}
-
 fn main() -> ExitCode {
-    match run(&Arguments::parse().command) {
+    match run(&std::env::args().nth(1).unwrap_or_default()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error:#}");
@@ -102,39 +48,35 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(command: &Command) -> Result<()> {
-    let project = Project::open()?;
-    let flavour = project.flavour(match command {
-        Command::Kselftest => &["rust", kselftest::FRAGMENT],
+fn run(command: &str) -> Result<()> {
+    let project = &Project::open()?;
+    let flavour = &project.flavour(match command {
+        "kselftest" => &["rust", kselftest::FRAGMENT],
         _ => &["rust"],
     })?;
     match command {
-        Command::Run => guest::run(&project, &flavour),
-        Command::Test => suite::run(&project, &flavour),
-        Command::Kselftest => kselftest::run(&project, &flavour),
-        Command::Bench => bench::run(&project),
-        Command::Passthrough => passthrough::run(&project, &flavour),
-        Command::Torture => suite::torture::run(&project, &flavour),
-        Command::Mutants => mutants::run(&project),
-        Command::Kernel => {
-            let kernel = kernel::build(&project, &flavour)?;
-            kernel::print_places(&kernel);
-            Ok(())
-        }
-        Command::Matrix => matrix::run(&project),
-        Command::Machine => machine::run(&project),
-        Command::Guest => guest::shell(&project, &flavour),
-        Command::Integrate => kernel::integrate_only(&project),
-        Command::Series => series::run(&project),
-        Command::Modules => modules::build(&project),
-        Command::ModulesInstall => modules::install(&project),
-        Command::Fmt => lint::format(&project),
-        Command::Clippy => suite::only(&project, &flavour, &[suite::Part::Clippy]),
-        Command::Checkpatch => suite::only(&project, &flavour, &[suite::Part::Checkpatch]),
-        Command::Rustdoc => lint::rustdoc(&project, &flavour),
-        Command::Htmldocs => lint::htmldocs(&project),
-        Command::Clean => clean::clean(&project),
-        Command::Bare => bare::run(&project),
+        "run" => guest::run(project, flavour),
+        "test" => suite::run(project, flavour),
+        "kselftest" => kselftest::run(project, flavour),
+        "bench" => bench::run(project),
+        "passthrough" => passthrough::run(project, flavour),
+        "torture" => suite::torture::run(project, flavour),
+        "mutants" => mutants::run(project),
+        "kernel" => kernel::build(project, flavour).map(|kernel| kernel::print_places(&kernel)),
+        "matrix" => matrix::run(project),
+        "machine" => machine::run(project),
+        "guest" => guest::shell(project, flavour),
+        "integrate" => kernel::integrate_only(project),
+        "series" => series::run(project),
+        "modules" => modules::build(project),
+        "modules-install" => modules::install(project),
+        "fmt" => lint::format(project),
+        "clippy" | "checkpatch" => suite::only(project, flavour, &[command]),
+        "rustdoc" => lint::rustdoc(project, flavour),
+        "htmldocs" => lint::htmldocs(project),
+        "clean" => clean::clean(project),
+        "bare" => bare::run(project),
+        _ => bail!("there is no command {command:?}; make help lists them"),
     }
 }
 
@@ -142,13 +84,12 @@ impl Project {
     /// The configuration to build: `CONFIG=a,b` names files of `tools/config/`,
     /// `MODULE=1` is the driver as a module instead of built in.
     fn flavour(&self, default: &[&str]) -> Result<kernel::Flavour> {
-        let module = project::variable("MODULE").is_some_and(|value| value != "0");
-        let text = match project::variable("CONFIG") {
-            Some(value) => value.to_string_lossy().into_owned(),
-            None if module => default.join(",").replace("rust", "module"),
-            None => default.join(","),
-        };
-        let names: kernel::Flavour = text.split([',', ' ']).map(str::to_owned).collect();
+        let mut default = default.join(",");
+        if is_set("MODULE") {
+            default = default.replace("rust", "module");
+        }
+        let text = text("CONFIG").unwrap_or(default);
+        let names = kernel::flavour(&text);
         for name in &names {
             let path = self.root.join(format!("tools/config/{name}.config"));
             if name == "base" || !path.is_file() {

@@ -10,11 +10,11 @@ use crate::{
     steps::Step,
 };
 use anyhow::{bail, Context, Result};
+use fs_err as fs;
 use std::{
     collections::HashSet,
-    fs,
     path::{Path, PathBuf},
-    process::{Command, Stdio},
+    process::Command,
 };
 
 /// `make KDIR=... modules`.
@@ -32,7 +32,8 @@ pub fn install(project: &Project) -> Result<()> {
 
 /// Does both for a kernel of `make test`, away from the checkout. Returns the
 /// installed module.
-pub fn build_for_tests(project: &Project, kernel: &Kernel, step: &Step) -> Result<PathBuf> {
+pub fn build_for_tests(kernel: &Kernel, step: &Step) -> Result<PathBuf> {
+    let project = step.project;
     check(project, &kernel.objects)?;
     let output = project.build.join("external-module");
     let installed = project.build.join("installed");
@@ -40,9 +41,8 @@ pub fn build_for_tests(project: &Project, kernel: &Kernel, step: &Step) -> Resul
     fs::create_dir_all(&output)?;
     for target in ["modules", "modules_install"] {
         let mut command = command(project, &kernel.objects, target)?;
-        command
-            .arg(variable("MO", &output))
-            .arg(variable("INSTALL_MOD_PATH", &installed));
+        command.arg(variable("MO", &output));
+        command.arg(variable("INSTALL_MOD_PATH", &installed));
         step.run(&mut command, "correct what it says")?;
     }
     let release = fs::read_to_string(kernel.objects.join("include/config/kernel.release"))?;
@@ -59,8 +59,7 @@ fn command(project: &Project, tree: &Path, target: &str) -> Result<Command> {
         .arg(tree)
         .arg(variable("M", &project.root))
         .arg(format!("-j{}", project.jobs))
-        .arg(target)
-        .stdin(Stdio::null());
+        .arg(target);
     Ok(command)
 }
 
@@ -101,14 +100,12 @@ fn check(project: &Project, tree: &Path) -> Result<()> {
     )
 }
 
-/// The functions of the subsystem that the driver calls: what its `extern`
-/// blocks declare.
+/// The functions of the subsystem that the driver calls.
 fn needed_symbols(project: &Project) -> Result<Vec<String>> {
     let mut list = Vec::new();
     for file in integrate::driver_files(&project.root)? {
         if file.ends_with(".rs") {
-            let text = fs::read_to_string(project.root.join(&file))?;
-            list.extend(declared(&text));
+            list.extend(declared(&fs::read_to_string(project.root.join(&file))?));
         }
     }
     Ok(list)
@@ -116,39 +113,22 @@ fn needed_symbols(project: &Project) -> Result<Vec<String>> {
 
 /// The `zpci_` functions in the `extern` blocks of a source.
 fn declared(text: &str) -> Vec<String> {
-    let mut is_inside = false;
-    let mut list = Vec::new();
-    for line in text.lines() {
-        match line {
-            "extern \"C\" {" => is_inside = true,
-            "}" => is_inside = false,
-            _ => {}
-        }
-        let name = line
-            .split_once("fn ")
-            .and_then(|(_, rest)| rest.split_once('('));
-        if let (true, Some((name, _))) = (is_inside, name) {
-            if name.starts_with("zpci_") {
-                list.push(name.to_owned());
-            }
-        }
-    }
-    list
+    let blocks = text.split("\nextern \"C\" {\n").skip(1);
+    let lines = blocks.flat_map(|block| block.lines().take_while(|line| *line != "}"));
+    let names = lines.filter_map(|line| Some(line.split_once("fn ")?.1.split_once('(')?.0));
+    let ours = names.filter(|name| name.starts_with("zpci_"));
+    ours.map(str::to_owned).collect()
 }
 
 /// What a tree must provide and does not.
 fn lacking(tree: &Path, rustc: Option<Version>, symbols: &[String]) -> Vec<String> {
     let read = |file: &str| fs::read_to_string(tree.join(file)).ok();
     let mut list = Vec::new();
-    match read("include/config/kernel.release")
-        .as_deref()
-        .map(Version::find)
-    {
-        Some(Some(version)) if version >= OLDEST && version < TOO_NEW => {}
-        Some(Some(version)) => {
-            list.push(format!("Linux {OLDEST} or a newer 7.x (it is {version})"))
-        }
-        _ => list.push("include/config/kernel.release (run make modules_prepare there)".into()),
+    let release = read("include/config/kernel.release").unwrap_or_default();
+    match Version::find(&release) {
+        Some(version) if (OLDEST..TOO_NEW).contains(&version) => {}
+        Some(version) => list.push(format!("Linux {OLDEST} or a newer 7.x (it is {version})")),
+        None => list.push("include/config/kernel.release (run make modules_prepare there)".into()),
     }
     if read("include/generated/autoconf.h").is_none() {
         list.push("include/generated/autoconf.h (run make modules_prepare there)".into());
@@ -186,58 +166,45 @@ fn other_rustc(config: &str, ours: Option<Version>) -> Option<String> {
 
 /// The symbols that no line of `Module.symvers` has, as one thing to mend.
 fn unexported(symvers: &str, symbols: &[String]) -> Option<String> {
-    let exported: HashSet<&str> = symvers
-        .lines()
-        .filter_map(|line| line.split('\t').nth(1))
-        .collect();
-    let missing: Vec<&str> = symbols
-        .iter()
-        .map(String::as_str)
-        .filter(|name| !exported.contains(name))
-        .collect();
-    if missing.is_empty() {
-        return None;
-    }
-    Some(format!(
+    let lines = symvers.lines();
+    let exported: HashSet<&str> = lines.filter_map(|line| line.split('\t').nth(1)).collect();
+    let mut missing: Vec<&str> = symbols.iter().map(String::as_str).collect();
+    missing.retain(|name| !exported.contains(name));
+    let text = format!(
         "{} in Module.symvers (integrate the tree with make integrate, set CONFIG_S390_IOMMU_RUST=m \
          and build it)",
         missing.join(" ")
-    ))
+    );
+    (!missing.is_empty()).then_some(text)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::steps::write_if_changed;
+    use crate::files::write_if_changed;
 
-    fn prepared() -> tempfile::TempDir {
-        let folder = tempfile::tempdir().unwrap();
-        for (file, text) in [
-            ("include/config/kernel.release", "7.3.4-test\n"),
-            ("include/generated/autoconf.h", "#define X\n"),
-            (
-                "include/config/auto.conf",
-                "CONFIG_S390=y\nCONFIG_PCI=y\nCONFIG_MODULES=y\nCONFIG_RUST=y\n\
-                 CONFIG_RUSTC_VERSION=109600\n",
-            ),
-            (
-                "Module.symvers",
-                "0x0\tzpci_a\tvmlinux\tEXPORT_SYMBOL_GPL\t\n0x0\tzpci_b\tvmlinux\tEXPORT_SYMBOL\t\n",
-            ),
-        ] {
-            write_if_changed(&folder.path().join(file), text.as_bytes()).unwrap();
+    const GOOD: [(&str, &str); 4] = [
+        ("include/config/kernel.release", "7.3.4-test\n"),
+        ("include/generated/autoconf.h", "#define X\n"),
+        (
+            "include/config/auto.conf",
+            "CONFIG_S390=y\nCONFIG_PCI=y\nCONFIG_MODULES=y\nCONFIG_RUST=y\n\
+             CONFIG_RUSTC_VERSION=109600\n",
+        ),
+        (
+            "Module.symvers",
+            "0x0\tzpci_a\tvmlinux\n0x0\tzpci_b\tvmlinux\n",
+        ),
+    ];
+
+    /// What a tree lacks with these files.
+    fn lacks(files: &[(&str, &str)]) -> Vec<String> {
+        let tree = tempfile::tempdir().unwrap();
+        for (file, text) in files {
+            write_if_changed(&tree.path().join(file), text).unwrap();
         }
-        folder
-    }
-
-    fn lacks(tree: &Path) -> Vec<String> {
         let symbols = ["zpci_a".to_owned(), "zpci_b".to_owned()];
-        lacking(tree, Some(Version(1, 96, 0)), &symbols)
-    }
-
-    #[test]
-    fn a_prepared_tree_lacks_nothing() {
-        assert!(lacks(prepared().path()).is_empty());
+        lacking(tree.path(), Some(Version(1, 96, 0)), &symbols)
     }
 
     #[test]
@@ -249,35 +216,22 @@ mod tests {
 
     #[test]
     fn each_thing_that_is_missing_is_named() {
-        for (file, text, word) in [
-            ("include/config/kernel.release", "7.1.0\n", "it is 7.1.0"),
-            ("include/config/kernel.release", "8.0.0\n", "it is 8.0.0"),
-            ("include/config/kernel.release", "", "kernel.release"),
-            (
-                "include/config/auto.conf",
-                "CONFIG_S390=y\nCONFIG_PCI=y\nCONFIG_MODULES=y\n",
-                "CONFIG_RUST=y",
-            ),
-            (
-                "include/config/auto.conf",
-                "CONFIG_S390=y\nCONFIG_PCI=y\nCONFIG_MODULES=y\nCONFIG_RUST=y\n\
-                 CONFIG_RUSTC_VERSION=109701\n",
-                "1.97.1",
-            ),
-            ("Module.symvers", "0x0\tzpci_b\tvmlinux\n", "zpci_a in"),
-            (
-                "Module.symvers",
-                "0x0\tzpci_abc\tvmlinux\n",
-                "zpci_a zpci_b in",
-            ),
+        assert!(lacks(&GOOD).is_empty());
+        assert_eq!(lacks(&[]).len(), 7);
+        for (index, from, to, word) in [
+            (0, "7.3.4", "7.1.0", "it is 7.1.0"),
+            (0, "7.3.4", "8.0.0", "it is 8.0.0"),
+            (0, "7.3.4", "", "kernel.release"),
+            (2, "CONFIG_RUST=y", "", "CONFIG_RUST=y"),
+            (2, "109600", "109701", "1.97.1"),
+            (3, "zpci_a", "zpci_abc", "zpci_a in"),
+            (3, "zpci_", "", "zpci_a zpci_b in"),
         ] {
-            let folder = prepared();
-            write_if_changed(&folder.path().join(file), text.as_bytes()).unwrap();
-            let list = lacks(folder.path());
-            assert_eq!(list.len(), 1, "{list:?}");
-            assert!(list[0].contains(word), "{list:?}");
+            let text = GOOD[index].1.replace(from, to);
+            let mut files = GOOD;
+            files[index].1 = &text;
+            let list = lacks(&files);
+            assert!(list.len() == 1 && list[0].contains(word), "{list:?}");
         }
-        let empty = tempfile::tempdir().unwrap();
-        assert_eq!(lacks(empty.path()).len(), 7);
     }
 }

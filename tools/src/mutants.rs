@@ -5,14 +5,16 @@
 mod guest;
 
 use crate::{
+    count::Count,
     deps,
-    project::{variable, Project},
+    files::{name_of, paths_in, paths_of_kind, write_if_changed},
+    project::{text, Project},
     steps::Step,
 };
 use anyhow::{bail, Context, Result};
+use fs_err as fs;
 use std::{
     collections::BTreeSet,
-    fs,
     path::{Path, PathBuf},
     process::Command,
 };
@@ -35,6 +37,8 @@ const COPIED: [&str; 11] = [
 ];
 /// How the summary of a run begins in which all tests passed.
 const ALL_PASSED: &str = "test result: ok. ";
+/// The good outcome.
+const KILLED: &str = "killed";
 
 /// Where a test runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,11 +68,7 @@ impl Mutant {
             .and_then(parse)
             .with_context(|| format!("{}: which test kills it?", patch.display()))?;
         Ok(Mutant {
-            name: patch
-                .file_stem()
-                .unwrap_or_default()
-                .to_string_lossy()
-                .into_owned(),
+            name: name_of(&patch.with_extension("")),
             patch,
             place,
             test,
@@ -97,102 +97,82 @@ fn parse(killer: &str) -> Option<(Place, String)> {
 }
 
 fn mutants(project: &Project) -> Result<Vec<Mutant>> {
-    let folder = project.root.join("tests/mutations");
-    let mut patches: Vec<_> = fs::read_dir(&folder)
-        .with_context(|| format!("{} is not there", folder.display()))?
-        .map(|entry| Ok(entry?.path()))
-        .collect::<Result<_>>()?;
-    patches.retain(|path| path.extension().is_some_and(|kind| kind == "patch"));
-    patches.sort();
+    let patches = paths_of_kind(&project.root.join("tests/mutations"), "patch")?;
     patches.into_iter().map(Mutant::read).collect()
 }
 
-/// Those of the patches that apply to the driver as it is, and all: for `make test`.
-pub fn check(project: &Project, step: &Step) -> Result<(usize, usize)> {
-    let list = mutants(project)?;
-    let tree = copy(project)?;
-    let mut good = 0;
-    for mutant in &list {
-        good += usize::from(mutant.apply(&tree, step, true)?);
-    }
-    Ok((good, list.len()))
+/// Whether the patches apply to the driver as it is: for `make test`.
+pub fn check(step: &Step) -> Result<Count> {
+    let tree = copy(step.project)?;
+    let list = mutants(step.project)?.into_iter();
+    list.map(|mutant| mutant.apply(&tree, step, true)).collect()
 }
 
 /// `make mutants`; `ONLY=` takes those that have it in their names.
 pub fn run(project: &Project) -> Result<()> {
     deps::ensure(project)?;
     let mut list = mutants(project)?;
-    if let Some(part) = variable("ONLY") {
-        list.retain(|mutant| mutant.name.contains(&*part.to_string_lossy()));
-    }
+    let only = text("ONLY");
+    list.retain(|mutant| only.as_ref().is_none_or(|part| mutant.name.contains(part)));
     let tree = copy(project)?;
     let step = Step::start(project, "mutants", "the named tests without a mutant")?;
     for place in [Place::Host, Place::Model] {
-        let of_place = |m: &&Mutant| m.place == place;
-        let tests: BTreeSet<&str> = list.iter().filter(of_place).map(|m| &*m.test).collect();
-        let tests: Vec<_> = tests.into_iter().collect();
+        let of_place = list.iter().filter(|mutant| mutant.place == place);
+        let tests: BTreeSet<&str> = of_place.map(|mutant| &*mutant.test).collect();
+        let tests = Vec::from_iter(tests);
         if tests.is_empty() {
             continue;
         }
-        if !build(project, &tree, &step, place)? || !passes(project, &tree, &step, place, &tests)? {
-            step.fail(
-                "a test that nothing was broken for",
-                "repair it, or its name, first",
-            )?;
+        if !build(&step, &tree, place)? || !passes(&step, &tree, place, &tests)? {
+            let what = "a test that nothing was broken for";
+            step.fail(what, "repair it, or its name, first")?;
         }
     }
     step.done("all of them pass");
 
-    let (mut passed, mut failed, mut skipped) = (0, 0, 0);
+    let mut count = Count::default();
     let (others, guests): (Vec<_>, Vec<_>) = list
         .iter()
         .partition(|mutant| matches!(mutant.place, Place::Host | Place::Model));
     for mutant in others {
         let step = Step::start(project, &format!("mutant-{}", mutant.name), &mutant.test)?;
-        let outcome = try_one(project, &tree, &step, mutant)?;
+        let outcome = try_one(&step, &tree, mutant)?;
         step.done(outcome);
-        match outcome {
-            "killed" => passed += 1,
-            _ => failed += 1,
-        }
+        count += Count::one(outcome == KILLED);
         copy(project)?;
     }
     // Minutes for each, so only those that are named.
-    if variable("ONLY").is_none() {
-        skipped = guests.len();
-        println!("           {skipped} that need a guest are skipped; ONLY=guest and ONLY=debug take them");
+    if only.is_none() {
+        count.skipped = guests.len();
+        println!(
+            "           {} that need a guest are skipped; ONLY=guest and ONLY=debug take them",
+            count.skipped
+        );
     } else {
         for place in [Place::Guest, Place::Debug] {
             let of_place = guests.iter().copied().filter(|m| m.place == place);
-            let (killed, survived) = guest::run(project, place, &of_place.collect::<Vec<_>>())?;
-            (passed, failed) = (passed + killed, failed + survived);
+            count += guest::run(project, place, &of_place.collect::<Vec<_>>())?;
         }
     }
     println!();
-    match skipped {
-        0 => println!("{passed} passed, {failed} failed"),
-        _ => println!("{passed} passed, {failed} failed, {skipped} skipped"),
-    }
-    if failed > 0 || passed == 0 {
-        std::process::exit(1);
-    }
+    count.finish();
     Ok(())
 }
 
-fn try_one(project: &Project, tree: &Path, step: &Step, mutant: &Mutant) -> Result<&'static str> {
+fn try_one(step: &Step, tree: &Path, mutant: &Mutant) -> Result<&'static str> {
     if !mutant.apply(tree, step, false)? {
         return Ok("FAILED: it does not apply");
     }
     // What does not compile says nothing of the test.
-    if !build(project, tree, step, mutant.place)? {
+    if !build(step, tree, mutant.place)? {
         return Ok("FAILED: it does not compile");
     }
-    if passes(project, tree, step, mutant.place, &[&mutant.test])? {
+    if passes(step, tree, mutant.place, &[&mutant.test])? {
         return Ok("FAILED: it survives");
     }
     // Not what ran out of time or memory.
     match fs::read_to_string(step.log())?.contains("panicked at") {
-        true => Ok("killed"),
+        true => Ok(KILLED),
         false => Ok("FAILED: its test did not end"),
     }
 }
@@ -203,26 +183,24 @@ fn copy(project: &Project) -> Result<PathBuf> {
     // The seeds of what failed for one mutant are not for the next.
     let _ = fs::remove_dir_all(tree.join("tests/host/proptest-regressions"));
     for folder in COPIED {
-        fs::create_dir_all(tree.join(folder))?;
-        for entry in fs::read_dir(project.root.join(folder))? {
-            let from = entry?.path();
+        for from in paths_in(&project.root.join(folder))? {
             let kind = from.extension().unwrap_or_default();
             if from.is_file() && ["rs", "toml", "lock"].iter().any(|k| kind == *k) {
-                let to = tree.join(folder).join(from.file_name().unwrap_or_default());
-                crate::steps::write_if_changed(&to, &fs::read(&from)?)?;
+                let to = tree.join(folder).join(name_of(&from));
+                write_if_changed(&to, fs::read(&from)?)?;
             }
         }
     }
     Ok(tree)
 }
 
-fn cargo(project: &Project, tree: &Path, place: Place) -> Command {
-    let mut command = project.command("timeout");
-    command.args(["--kill-after=5", LIMIT]).arg(&project.cargo);
-    command.args(["test", "--release", "--locked"]);
-    command.arg("--manifest-path");
+fn cargo(step: &Step, tree: &Path, place: Place) -> Command {
+    let mut command = step.command("timeout");
+    command.args(["--kill-after=5", LIMIT]);
+    command.arg(&step.project.cargo);
+    command.args(["test", "--release", "--locked", "--manifest-path"]);
     command.arg(tree.join("tests/host/Cargo.toml"));
-    let target = project.build.join("target/mutants");
+    let target = step.project.build.join("target/mutants");
     if place == Place::Model {
         command.env("RUSTFLAGS", "--cfg loom");
         command.env("CARGO_TARGET_DIR", target.with_extension("flags"));
@@ -232,31 +210,22 @@ fn cargo(project: &Project, tree: &Path, place: Place) -> Command {
     command
 }
 
-fn build(project: &Project, tree: &Path, step: &Step, place: Place) -> Result<bool> {
-    step.check(cargo(project, tree, place).arg("--no-run"))
+fn build(step: &Step, tree: &Path, place: Place) -> Result<bool> {
+    step.check(cargo(step, tree, place).arg("--no-run"))
 }
 
 /// Whether all of the tests were there and passed.
-fn passes(
-    project: &Project,
-    tree: &Path,
-    step: &Step,
-    place: Place,
-    tests: &[&str],
-) -> Result<bool> {
-    let before = fs::read_to_string(step.log())?.len();
-    let mut command = cargo(project, tree, place);
+fn passes(step: &Step, tree: &Path, place: Place, tests: &[&str]) -> Result<bool> {
+    let mut command = cargo(step, tree, place);
     command.args(["--", "--exact"]).args(tests);
-    if !step.status(&mut command)? {
-        return Ok(false);
-    }
-    let log = fs::read_to_string(step.log())?;
-    let summary = log[before..].find(ALL_PASSED).map(|at| &log[before + at..]);
+    let (good, output) = step.attempt(&mut command)?;
+    let mut lines = output.lines();
+    let summary = lines.find(|line| line.starts_with(ALL_PASSED));
     let count = format!("{ALL_PASSED}{} passed;", tests.len());
-    match summary {
-        Some(summary) if summary.starts_with(&count) => Ok(true),
-        _ => bail!("{place:?}: one of these tests is not there: {tests:?}"),
+    if good && !summary.is_some_and(|line| line.starts_with(&count)) {
+        bail!("{place:?}: one of these tests is not there: {tests:?}");
     }
+    Ok(good)
 }
 
 #[cfg(test)]
@@ -267,8 +236,6 @@ mod tests {
     fn killers_are_named() {
         let (place, test) = parse("model threads::widen").unwrap();
         assert_eq!((place, &*test), (Place::Model, "threads::widen"));
-        let (place, test) = parse("guest dma: a page").unwrap();
-        assert_eq!((place, &*test), (Place::Guest, "dma: a page"));
         assert!(parse("nothing").is_none());
         assert!(parse("somewhere else").is_none());
     }

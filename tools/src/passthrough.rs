@@ -5,17 +5,17 @@
 //! here. The guests' side is `tests/guest/src/passthrough/`.
 
 use crate::{
+    count::Count,
     guest::Machine,
     initramfs, inner,
-    kernel::{self, Flavour},
-    ktap::Outcome,
-    project::{variable, Project},
-    qemu::Boot,
+    kernel::{self, flavour, Flavour},
+    project::{more_words, text, Project},
+    qemu::{Boot, EVERYTHING},
     steps::Step,
 };
 use anyhow::{bail, ensure, Context, Result};
+use fs_err::{self as fs, File};
 use std::{
-    fs::{self, File},
     io,
     os::unix::fs::FileExt,
     path::{Path, PathBuf},
@@ -38,44 +38,39 @@ const SHORT: &str = "guest.rounds=legacy guest.suite=remap guest.only=4K,1M,2M";
 /// `make passthrough`.
 pub fn run(project: &Project, flavour: &Flavour) -> Result<()> {
     let start = Instant::now();
-    let words = variable("APPEND").unwrap_or_default();
-    let (passed, failed, skipped) = rounds(project, flavour, &words.to_string_lossy())?;
+    let count = rounds(project, flavour, &more_words())?;
     let seconds = start.elapsed().as_secs_f64();
-    println!("passthrough: {passed} passed, {failed} failed, {skipped} skipped ({seconds:.1} s)");
-    if failed > 0 || skipped > 0 || passed == 0 {
-        // The line above says it all.
-        std::process::exit(1);
-    }
+    println!(
+        "passthrough: {} passed, {} failed, {} skipped ({seconds:.1} s)",
+        count.passed, count.failed, count.skipped
+    );
+    let failed = count.failed + count.skipped;
+    Count { failed, ..count }.exit_if_bad();
     Ok(())
 }
 
 /// The part of it that `make test` runs.
-pub fn short(project: &Project, flavour: &Flavour) -> Result<Counts> {
+pub fn short(project: &Project, flavour: &Flavour) -> Result<Count> {
     rounds(project, flavour, SHORT)
 }
 
-/// How many tests passed, failed and were skipped.
-pub type Counts = (usize, usize, usize);
-
-fn rounds(project: &Project, flavour: &Flavour, words: &str) -> Result<Counts> {
+fn rounds(project: &Project, flavour: &Flavour, words: &str) -> Result<Count> {
     if project.kout.is_some() {
         bail!("passthrough: two kernels do not fit into one KOUT=; leave it out");
     }
     let inner = inner_guest(project)?;
     let mut machine = Machine::prepare(project, flavour)?;
     machine.initrd = join(project, &inner, &machine.initrd)?;
-    let (mut passed, mut failed, skipped, claims, files) = boot(project, &machine, words)?;
+    let (mut count, claims, files) = boot(project, &machine, words)?;
     if claims.is_empty() {
         println!("    | no guest told of anything that it wrote");
-        failed += 1;
+        count.failed += 1;
     }
     for claim in &claims {
-        match claim.check(&files) {
-            Ok(()) => passed += 1,
-            Err(error) => {
-                println!("    | {error:#}");
-                failed += 1;
-            }
+        let checked = claim.check(&files);
+        count += Count::one(checked.is_ok());
+        if let Err(error) = checked {
+            println!("    | {error:#}");
         }
     }
     let bytes: usize = claims.iter().map(|claim| claim.length).sum();
@@ -83,20 +78,22 @@ fn rounds(project: &Project, flavour: &Flavour, words: &str) -> Result<Counts> {
         "           drives: {bytes} bytes in {} places looked at in their files",
         claims.len()
     );
-    Ok((passed, failed, skipped))
+    Ok(count)
 }
 
 /// What the guests reported and claim, and the drives' files.
-type Outcomes = (usize, usize, usize, Vec<Claim>, Vec<File>);
-
-fn boot(project: &Project, machine: &Machine, words: &str) -> Result<Outcomes> {
+fn boot(
+    project: &Project,
+    machine: &Machine,
+    words: &str,
+) -> Result<(Count, Vec<Claim>, Vec<File>)> {
     let step = Step::start(project, "passthrough", "booting a guest in a guest")?;
     let append = format!(
         "guest.mode=passthrough guest.limit={INNER_LIMIT} guest.inner={} {words}",
         inner_driver()
     );
     let boot = Boot {
-        plugged: &["nvme", "igb", "e1000e", "nvme1"],
+        plugged: EVERYTHING,
         // Requests of 4 MiB at most, not of 512 KiB
         arguments: &["-global", "nvme.mdts=10"],
         ..machine.boot("passthrough", append, LIMIT)
@@ -112,23 +109,16 @@ fn boot(project: &Project, machine: &Machine, words: &str) -> Result<Outcomes> {
     };
     // Open files stay what they are when they are removed.
     let (report, files) = boot.run_and(project, see, |drives| {
-        let open = |path: &PathBuf| File::open(path);
-        let files = drives.iter().map(open).collect::<io::Result<Vec<_>>>();
-        files.context("cannot open a drive's file")
+        let files = drives.iter().map(File::open);
+        Ok(files.collect::<io::Result<Vec<_>>>()?)
     })?;
     let faults = report.faults(true);
-    for fault in &faults {
-        println!("    | {fault}");
-    }
-    let console = project.logs.join("passthrough.console.log");
+    step.show(&faults.join("\n"));
+    let mut count = report.tally();
+    count.failed += faults.len();
+    let console = project.console("passthrough");
     step.done(&format!("both consoles are in {}", console.display()));
-    Ok((
-        report.count(&Outcome::Passed),
-        report.count(&Outcome::Failed) + faults.len(),
-        report.count(&Outcome::Skipped),
-        claims,
-        files,
-    ))
+    Ok((count, claims, files))
 }
 
 /// Whether a line is for the caller's eyes wherever it comes.
@@ -140,8 +130,7 @@ fn is_result(line: &str) -> bool {
 
 /// `INNER=c`: the inner guest has the driver in C.
 fn inner_driver() -> String {
-    let name = variable("INNER").unwrap_or_else(|| "rust".into());
-    name.to_string_lossy().into_owned()
+    text("INNER").unwrap_or("rust".into())
 }
 
 /// What L1 starts L2 with, as an archive: a QEMU, a kernel, a root.
@@ -150,13 +139,9 @@ fn inner_guest(project: &Project) -> Result<Vec<PathBuf>> {
     fs::create_dir_all(&folder)?;
     let (image, root) = (folder.join("image"), folder.join("root.cpio"));
     {
-        let mut flavour = vec!["l2".to_owned()];
-        if inner_driver() == "c" {
-            flavour.push("c".to_owned());
-        }
-        let kernel = kernel::build(project, &flavour)?;
-        fs::copy(&kernel.image, &image)
-            .with_context(|| format!("cannot copy {}", kernel.image.display()))?;
+        let is_c = inner_driver() == "c";
+        let kernel = kernel::build(project, &flavour(if is_c { "l2 c" } else { "l2" }))?;
+        fs::copy(&kernel.image, &image)?;
         initramfs::build_small(project, &kernel, &MODULES, &root)?;
     }
     let guest = project.build.join("l2.cpio");
@@ -169,9 +154,7 @@ fn join(project: &Project, first: &[PathBuf], last: &Path) -> Result<PathBuf> {
     let path = project.build.join("initrd-passthrough");
     let mut output = File::create(&path)?;
     for part in first.iter().map(PathBuf::as_path).chain([last]) {
-        let mut input = File::open(part)?;
-        let length = io::copy(&mut input, &mut output)
-            .with_context(|| format!("cannot write {}", path.display()))?;
+        let length = io::copy(&mut File::open(part)?, &mut output)?;
         // The next one starts at a multiple of 4.
         let padding = usize::try_from(length.next_multiple_of(4) - length)?;
         io::copy(&mut &[0; 4][..padding], &mut output)?;
@@ -208,7 +191,7 @@ impl Claim {
         let file = files.get(self.drive);
         let file = file.with_context(|| format!("drive x{}: no such drive", self.drive))?;
         let mut bytes = vec![0; self.length];
-        file.read_exact_at(&mut bytes, self.start)?;
+        file.file().read_exact_at(&mut bytes, self.start)?;
         let found = xxh64(&bytes, 0);
         ensure!(
             found == self.sum,

@@ -2,17 +2,21 @@
 //! Where things are: the checkout, its build folder, the cache, and what the
 //! caller named in the environment.
 
-use anyhow::{bail, Context, Result};
+use anyhow::{Context, Result};
+use fs_err::{self as fs, File};
 use std::{
     env,
-    ffi::OsString,
-    fs::{self, File},
+    ffi::{OsStr, OsString},
     path::{Path, PathBuf},
-    process::Command,
+    process::{Command, Stdio},
 };
 
 /// Debian's own LLVM that the kernel is built with.
 pub const LLVM: &str = "-22";
+/// Variables of the caller that no build may see.
+const FOREIGN: &str = "MAKEFLAGS MFLAGS MAKELEVEL MAKEOVERRIDES ARCH CROSS_COMPILE KDIR KOUT \
+    LLVM CONFIG RUSTFLAGS CARGO_ENCODED_RUSTFLAGS CARGO_BUILD_TARGET RUSTUP_TOOLCHAIN \
+    LD_LIBRARY_PATH";
 
 /// The folders of this checkout and the caller's settings.
 #[derive(Clone)]
@@ -54,28 +58,28 @@ pub fn variable(name: &str) -> Option<OsString> {
     env::var_os(name).filter(|value| !value.is_empty())
 }
 
-fn path_variable(name: &str) -> Result<Option<PathBuf>> {
-    let Some(value) = variable(name) else {
-        return Ok(None);
-    };
-    let path = PathBuf::from(value);
-    fs::canonicalize(&path)
-        .map(Some)
-        .with_context(|| format!("{name}={} is not there", path.display()))
+/// The same as text.
+pub fn text(name: &str) -> Option<String> {
+    variable(name).map(|value| value.to_string_lossy().into_owned())
+}
+
+/// Words of the caller's for the kernel's command line.
+pub fn more_words() -> String {
+    text("APPEND").unwrap_or_default()
+}
+
+/// Whether a variable says yes.
+pub fn is_set(name: &str) -> bool {
+    variable(name).is_some_and(|value| value != "0")
 }
 
 /// A program that the caller names: a path, or a name to look for in `PATH`.
 fn tool_variable(name: &str) -> Result<Option<PathBuf>> {
-    let Some(value) = variable(name) else {
-        return Ok(None);
+    let find = |value: String| {
+        find_program(Path::new(&value))
+            .with_context(|| format!("{name}={value} is no program; give the path of one"))
     };
-    match find_program(Path::new(&value)) {
-        Some(path) => Ok(Some(path)),
-        None => bail!(
-            "{name}={} is no program; give the path of one",
-            Path::new(&value).display()
-        ),
-    }
+    text(name).map(find).transpose()
 }
 
 /// Finds a program by path or by `PATH`.
@@ -96,43 +100,37 @@ impl Project {
         let root = tools.parent().context("tools/ has no parent")?.to_owned();
         let build = root.join("build");
         let logs = build.join("logs");
-        fs::create_dir_all(&logs).with_context(|| format!("cannot make {}", logs.display()))?;
+        fs::create_dir_all(&logs)?;
         let cache = cache_folder()?;
-        fs::create_dir_all(&cache).with_context(|| {
-            format!(
-                "cannot make the cache {}; name another with S390_IOMMU_CACHE=",
-                cache.display()
-            )
-        })?;
+        fs::create_dir_all(&cache)
+            .context("cannot make the cache; name another with S390_IOMMU_CACHE=")?;
+        let kdir = variable("KDIR").map(fs::canonicalize).transpose();
         let kout = match variable("KOUT") {
             Some(path) => {
-                fs::create_dir_all(&path).with_context(|| format!("cannot make KOUT={path:?}"))?;
+                fs::create_dir_all(&path).context("cannot make KOUT=")?;
                 Some(fs::canonicalize(path)?)
             }
             None => None,
         };
-        let processors = std::thread::available_parallelism().map_or(1, usize::from);
+        let jobs = match text("JOBS") {
+            Some(text) => text
+                .parse()
+                .with_context(|| format!("JOBS={text} is no number"))?,
+            None => std::thread::available_parallelism().map_or(1, usize::from),
+        };
         Ok(Self {
             cache: fs::canonicalize(cache)?,
             cargo: variable("CARGO").unwrap_or("/usr/bin/cargo".into()).into(),
             rustc: variable("RUSTC").unwrap_or("/usr/bin/rustc".into()).into(),
-            llvm: env::var("LLVM")
-                .ok()
-                .filter(|v| !v.is_empty())
-                .unwrap_or(LLVM.into()),
+            llvm: text("LLVM").unwrap_or(LLVM.into()),
             gcc: false,
             bindgen: tool_variable("BINDGEN")?,
             qemu: tool_variable("QEMU")?,
-            kdir: path_variable("KDIR")?,
+            kdir: kdir.context("KDIR= is not there")?,
             as_it_is: false,
             kout,
             update: variable("UPDATE").is_some(),
-            jobs: match env::var("JOBS") {
-                Ok(text) if !text.is_empty() => text
-                    .parse()
-                    .with_context(|| format!("JOBS={text} is no number"))?,
-                _ => processors,
-            },
+            jobs,
             root,
             build,
             logs,
@@ -148,13 +146,17 @@ impl Project {
     pub fn lock_file(&self, name: &str) -> Result<File> {
         use rustix::fs::{flock, FlockOperation};
         let path = self.cache.join(name);
-        let file =
-            File::create(&path).with_context(|| format!("cannot open {}", path.display()))?;
+        let file = File::create(&path)?;
         if flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
             println!("waiting: another run holds {}", path.display());
             flock(&file, FlockOperation::LockExclusive)?;
         }
         Ok(file)
+    }
+
+    /// Where the console of a boot is kept.
+    pub fn console(&self, name: &str) -> PathBuf {
+        self.logs.join(format!("{name}.console.log"))
     }
 
     /// A tool of LLVM by the kernel's notation of `LLVM=`.
@@ -175,27 +177,11 @@ impl Project {
 
     /// A command for building: the toolchain that was checked comes first,
     /// and nothing of the `make` that called us comes through.
-    pub fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
+    pub fn command(&self, program: impl AsRef<OsStr>) -> Command {
         let mut command = Command::new(program);
-        for name in [
-            "MAKEFLAGS",
-            "MFLAGS",
-            "MAKELEVEL",
-            "MAKEOVERRIDES",
-            "ARCH",
-            "CROSS_COMPILE",
-            "KDIR",
-            "KOUT",
-            "LLVM",
-            "CONFIG",
-            "RUSTFLAGS",
-            "CARGO_ENCODED_RUSTFLAGS",
-            "CARGO_BUILD_TARGET",
-            "RUSTUP_TOOLCHAIN",
-            "LD_LIBRARY_PATH",
-        ] {
+        FOREIGN.split_whitespace().for_each(|name| {
             command.env_remove(name);
-        }
+        });
         command
             .env("CARGO", &self.cargo)
             .env("RUSTC", &self.rustc)
@@ -203,7 +189,7 @@ impl Project {
             .env("RUSTFMT", self.rust_tool("rustfmt"))
             .env("PATH", self.path())
             .env("LC_ALL", "C.UTF-8")
-            .stdin(std::process::Stdio::null());
+            .stdin(Stdio::null());
         command
     }
 
@@ -222,12 +208,8 @@ fn cache_folder() -> Result<PathBuf> {
     if let Some(path) = variable("S390_IOMMU_CACHE") {
         return Ok(path.into());
     }
-    let base = match variable("XDG_CACHE_HOME") {
-        Some(path) => PathBuf::from(path),
-        None => PathBuf::from(
-            variable("HOME").context("HOME is not set; name a cache with S390_IOMMU_CACHE=")?,
-        )
-        .join(".cache"),
-    };
+    let base = variable("XDG_CACHE_HOME").map(PathBuf::from);
+    let base = base.or_else(|| Some(Path::new(&variable("HOME")?).join(".cache")));
+    let base = base.context("HOME is not set; name a cache with S390_IOMMU_CACHE=")?;
     Ok(base.join("s390-iommu"))
 }

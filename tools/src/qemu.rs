@@ -3,8 +3,8 @@
 
 use crate::{hotplug::Hotplug, ktap::Report, project::Project};
 use anyhow::{bail, Context, Result};
+use fs_err::{self as fs, File};
 use std::{
-    fs::{self, File},
     io::{BufRead, BufReader, Write},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
@@ -21,72 +21,44 @@ pub struct Device {
     pub id: &'static str,
     /// QEMU's name of the model.
     pub model: &'static str,
-    /// The model's properties.
-    pub properties: &'static [(&'static str, &'static str)],
+    /// The model's properties, `name=value,...`.
+    pub properties: &'static str,
 }
 
-/// QEMU does not always forget a drive that is unplugged at once after it was
-/// found; it does nothing any more, but would keep its successor from the image.
-const SHARED: (&str, &str) = ("share-rw", "on");
+const fn device(id: &'static str, model: &'static str, properties: &'static str) -> Device {
+    Device {
+        id,
+        model,
+        properties,
+    }
+}
 
-/// All of them. The boot ROMs of the two cards are not in the package.
+/// All of them. QEMU does not always forget a drive that is unplugged at once after it was
+/// found; it does nothing any more, but would keep its successor from an image that it
+/// does not share. The boot ROMs of the two cards are not in the package.
 pub const DEVICES: [Device; 5] = [
-    Device {
-        id: "nvme",
-        model: "nvme",
-        properties: &[("drive", "d0"), ("serial", "x0"), SHARED],
-    },
-    Device {
-        id: "igb",
-        model: "igb",
-        properties: &[("romfile", ""), ("netdev", "n0")],
-    },
-    Device {
-        id: "e1000e",
-        model: "e1000e",
-        properties: &[("romfile", ""), ("netdev", "n1")],
-    },
+    device("nvme", "nvme", "drive=d0,serial=x0,share-rw=on"),
+    device("igb", "igb", "romfile=,netdev=n0"),
+    device("e1000e", "e1000e", "romfile=,netdev=n1"),
     // Its DMA goes through the IOMMU, other than that of the generators.
-    Device {
-        id: "virtio",
-        model: "virtio-rng-pci-non-transitional",
-        properties: &[("iommu_platform", "on")],
-    },
-    Device {
-        id: "nvme1",
-        model: "nvme",
-        properties: &[("drive", "d1"), ("serial", "x1"), SHARED],
-    },
+    device(
+        "virtio",
+        "virtio-rng-pci-non-transitional",
+        "iommu_platform=on",
+    ),
+    device("nvme1", "nvme", "drive=d1,serial=x1,share-rw=on"),
 ];
 
 /// What most boots have from the start.
 pub const USUAL: &[&str] = &["nvme", "igb", "e1000e"];
-
-impl Device {
-    /// As an argument of `-device`.
-    fn argument(&self) -> String {
-        let mut text = format!("{},id={}", self.model, self.id);
-        for (name, value) in self.properties {
-            text += &format!(",{name}={value}");
-        }
-        text
-    }
-}
+/// And what those have that need two of a kind.
+pub const EVERYTHING: &[&str] = &["nvme", "igb", "e1000e", "nvme1"];
 
 /// As fast as it can be.
-const THREADED: &[&str] = &["-accel", "tcg,thread=multi"];
+const THREADED: &str = "-accel tcg,thread=multi";
 /// The clock counts instructions, on one processor. Time of day and random
 /// numbers are the same at every boot.
-const COUNTING: &[&str] = &[
-    "-accel",
-    "tcg",
-    "-icount",
-    "shift=0,sleep=off",
-    "-rtc",
-    "base=2026-01-01,clock=vm",
-    "-seed",
-    "1",
-];
+const COUNTING: &str = "-accel tcg -icount shift=0,sleep=off -rtc base=2026-01-01,clock=vm -seed 1";
 
 /// How often a device comes or goes while the kernel starts.
 const STORM: Duration = Duration::from_millis(50);
@@ -154,7 +126,7 @@ impl Boot<'_> {
         look: impl FnOnce(&[PathBuf]) -> Result<T>,
     ) -> Result<(Report, T)> {
         let drives = self.fresh_drives(project)?;
-        let path = project.logs.join(format!("{}.console.log", self.name));
+        let path = project.console(self.name);
         let mut log = File::create(&path)?;
         let mut command = self.command(project, &drives);
         command
@@ -232,12 +204,10 @@ impl Boot<'_> {
         let paths = [name(0), name(1)];
         remove(&paths);
         for path in &paths {
-            File::create(path)
-                .and_then(|file| file.set_len(DRIVE))
-                .with_context(|| format!("cannot make {}", path.display()))?;
+            File::create(path)?.set_len(DRIVE)?;
         }
         if let Some(root) = self.root {
-            fs::copy(root, &paths[0]).with_context(|| format!("cannot copy {}", root.display()))?;
+            fs::copy(root, &paths[0])?;
         }
         Ok(paths)
     }
@@ -247,6 +217,8 @@ impl Boot<'_> {
             "memory-backend-ram,id=memory,size={}G,reserve=off",
             self.memory
         );
+        let counts = self.counts_instructions;
+        let clock = if counts { COUNTING } else { THREADED };
         // Who is killed cannot stop it: the kernel does.
         let mut command = project.command("setpriv");
         command
@@ -255,11 +227,7 @@ impl Boot<'_> {
             .args(["-M", "s390-ccw-virtio,memory-backend=memory"])
             .args(["-cpu", self.cpu, "-object", &memory])
             .args(["-m", &format!("{}G", self.memory)])
-            .args(if self.counts_instructions {
-                COUNTING
-            } else {
-                THREADED
-            })
+            .args(clock.split(' '))
             .args(["-smp", &self.processors.to_string()])
             .args(["-nodefaults", "-display", "none", "-no-reboot"])
             .arg("-kernel")
@@ -286,7 +254,13 @@ impl Boot<'_> {
                     command.args(["-device", "virtio-rng-pci,disable-legacy=on"]);
                 }
             }
-            command.arg("-device").arg(device.argument());
+            let Device {
+                id,
+                model,
+                properties,
+            } = device;
+            let argument = format!("{model},id={id},{properties}");
+            command.args(["-device", &argument]);
         }
         for device in self.devices {
             command.args(["-device", device]);

@@ -8,7 +8,8 @@
 
 use crate::project::Project;
 use anyhow::{bail, Context, Result};
-use std::{fs, path::Path, process::Command};
+use fs_err as fs;
+use std::{path::Path, process::Command};
 
 /// A line that stands for others.
 const ELLIPSIS: &str = "...";
@@ -25,7 +26,7 @@ pub fn output_of(argument: &str, log: &Path) -> Result<String> {
         .arg(argument)
         .output()
         .with_context(|| format!("cannot start make {argument}"))?;
-    fs::write(log, &output.stdout).with_context(|| format!("cannot write {}", log.display()))?;
+    fs::write(log, &output.stdout)?;
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     if !output.status.success() {
         let last = text.lines().last().unwrap_or("it printed nothing");
@@ -40,9 +41,7 @@ pub fn output_of(argument: &str, log: &Path) -> Result<String> {
 ///
 /// There is no such block, or a line of it was not printed.
 pub fn check(project: &Project, command: &str, printed: &str) -> Result<()> {
-    let path = project.root.join("README.md");
-    let text =
-        fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+    let text = fs::read_to_string(project.root.join("README.md"))?;
     let block = block(&text, command)
         .with_context(|| format!("README.md has no block that begins with \"$ {command}\""))?;
     match missing(&block, &printed.lines().collect::<Vec<_>>()) {

@@ -6,7 +6,8 @@
 
 use crate::{
     apt::{self, Root},
-    hash::{self, Stamp},
+    files::{make_anew, name_of, paths_in},
+    hash::{Key, Stamp},
     integrate,
     kernel::{variable, Kernel},
     patches::{self, Patch},
@@ -14,8 +15,9 @@ use crate::{
     steps::Step,
 };
 use anyhow::{bail, Context, Result};
+use fs_err as fs;
 use std::{
-    fs,
+    os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
 };
 
@@ -26,18 +28,17 @@ pub const TARGETS: [&str; 3] = ["vfio", "iommu", "s390_iommu"];
 const PATCHES: &str = "integration/selftests";
 
 /// What the selftests are built from, relative to the kernel tree.
-const SOURCES: [&str; 10] = [
+const SOURCES: [&str; 6] = [
     "scripts/subarch.include",
     "include/linux/pci_ids.h",
     "drivers/iommu/iommufd/iommufd_test.h",
     "tools/arch",
     "tools/include",
     "tools/scripts",
-    "tools/testing/selftests/lib.mk",
-    "tools/testing/selftests/kselftest.h",
-    "tools/testing/selftests/kselftest_harness.h",
-    "tools/testing/selftests/Makefile",
 ];
+/// The folder of all selftests, and what all of them use there.
+const FOLDER: &str = "tools/testing/selftests";
+const COMMON: [&str; 4] = ["lib.mk", "kselftest.h", "kselftest_harness.h", "Makefile"];
 
 /// Debian's packages with the static libraries that the programs link.
 const LIBRARIES: [&str; 2] = ["uuid-dev", "libcap-dev"];
@@ -54,23 +55,18 @@ pub fn build(project: &Project, kernel: &Kernel) -> Result<Vec<Program>> {
     let folder = project.build.join("selftests");
     let out = folder.join("out");
     let patches = patches::read(&project.root.join(PATCHES))?;
-    let key = key(project, kernel, &patches)?;
-    let stamp = Stamp::new(folder.join(".s390-iommu-built"), key);
+    let stamp = Stamp::new(&folder, key(project, kernel, &patches)?);
     if stamp.is_current() {
         let programs = programs(&out)?;
         step.done("nothing changed");
         return Ok(programs);
     }
-    let _ = fs::remove_dir_all(&folder);
-    fs::create_dir_all(&out)?;
-    let libraries = libraries(project, &step)?;
+    make_anew(&folder)?;
+    let libraries = libraries(&step)?;
     let tree = folder.join("tree");
-    copy(project, &step, &kernel.source.tree, &tree)?;
-    for patch in &patches {
-        patch
-            .apply(&tree)
-            .context("this kernel's selftests are not those that the patches are for")?;
-    }
+    copy(&step, &kernel.source.tree, &tree)?;
+    patches::apply(&patches, &tree)
+        .context("this kernel's selftests are not those that the patches are for")?;
     let headers = folder.join("usr");
     step.run(
         kernel
@@ -79,16 +75,15 @@ pub fn build(project: &Project, kernel: &Kernel) -> Result<Vec<Program>> {
             .arg(variable("INSTALL_HDR_PATH", &headers)),
         "read the log",
     )?;
+    let include = |folder: &Path| folder.join("include").display().to_string();
+    let library = libraries.join("usr/lib/s390x-linux-gnu");
     for target in TARGETS {
         fs::create_dir_all(out.join(target))?;
-        let include = |folder: &Path| folder.join("include").display().to_string();
-        let library = libraries.join("usr/lib/s390x-linux-gnu");
         step.run(
-            project
-                .command("make")
+            step.command("make")
                 .arg(format!("-j{}", project.jobs))
                 .arg("-C")
-                .arg(tree.join("tools/testing/selftests").join(target))
+                .arg(tree.join(FOLDER).join(target))
                 .args(["ARCH=s390", "CROSS_COMPILE=s390x-linux-gnu-"])
                 .arg(variable("OUTPUT", out.join(target)))
                 .arg(format!("KHDR_INCLUDES=-isystem {}", include(&headers)))
@@ -114,52 +109,42 @@ fn key(project: &Project, kernel: &Kernel, patches: &[Patch]) -> Result<Option<S
     if kernel.source.pristine.is_none() {
         return Ok(None);
     }
-    let mut parts = vec![kernel.source.name.clone().into_bytes(), SMALLER.into()];
+    let mut key = Key::default();
+    key.add(&kernel.source.name);
+    key.add(SMALLER);
     for patch in patches {
-        parts.push(patch.text.clone().into_bytes());
+        key.add(&patch.text);
     }
     for file in integrate::selftest_files(&project.root)? {
-        parts.push(fs::read(&file)?);
-        parts.push(file.into_os_string().into_encoded_bytes());
+        key.add_file(&file)?;
     }
-    parts.push(hash::of_program(Path::new("s390x-linux-gnu-gcc")));
-    parts.push(project.build.as_os_str().as_encoded_bytes().to_owned());
-    Ok(Some(hash::key(parts.iter().map(Vec::as_slice))))
+    key.add_program(Path::new("s390x-linux-gnu-gcc"));
+    key.add_path(&project.build);
+    Ok(Some(key.finish()))
 }
 
 /// Copies what is needed, links as what they point at: most point at headers
 /// elsewhere in the kernel tree.
-fn copy(project: &Project, step: &Step, from: &Path, to: &Path) -> Result<()> {
+fn copy(step: &Step, from: &Path, to: &Path) -> Result<()> {
     fs::create_dir_all(to)?;
-    let mut command = project.command("rsync");
-    command
-        .args(["--recursive", "--relative", "--copy-links", "--times"])
-        .args(SOURCES.iter().map(|path| from.join(".").join(path)))
-        .args(
-            TARGETS
-                .iter()
-                .map(|target| from.join("./tools/testing/selftests").join(target)),
-        )
-        .arg(to);
-    step.run(
-        &mut command,
-        "the kernel tree lacks what the selftests need",
-    )
+    let mut command = step.command("rsync");
+    command.args(["--recursive", "--relative", "--copy-links", "--times"]);
+    command.args(SOURCES.map(|path| from.join(".").join(path)));
+    let folder = from.join(".").join(FOLDER);
+    command.args(COMMON.iter().chain(&TARGETS).map(|name| folder.join(name)));
+    let advice = "the kernel tree lacks what the selftests need";
+    step.run(command.arg(to), advice)
 }
 
-/// The executable files, those of each target sorted by name.
+/// The executable files, sorted by name; each target must have some.
 fn programs(out: &Path) -> Result<Vec<Program>> {
-    use std::os::unix::fs::PermissionsExt;
     let mut list = Vec::new();
     for target in TARGETS {
         let before = list.len();
-        let folder = out.join(target);
-        for entry in fs::read_dir(&folder).with_context(|| format!("no {}", folder.display()))? {
-            let entry = entry?;
-            let data = entry.metadata()?;
+        for path in paths_in(&out.join(target))? {
+            let data = fs::metadata(&path)?;
             if data.is_file() && data.permissions().mode() & 0o100 != 0 {
-                let name = entry.file_name().to_string_lossy().into_owned();
-                list.push((format!("{target}/{name}"), entry.path()));
+                list.push((format!("{target}/{}", name_of(&path)), path));
             }
         }
         if list.len() == before {
@@ -171,8 +156,8 @@ fn programs(out: &Path) -> Result<Vec<Program>> {
 }
 
 /// The libraries of the guest's architecture, unpacked.
-fn libraries(project: &Project, step: &Step) -> Result<PathBuf> {
-    let folder = project.cache.join("guest/libraries");
+fn libraries(step: &Step) -> Result<PathBuf> {
+    let folder = step.project.cache.join("guest/libraries");
     if folder.join("usr/include").is_dir() {
         return Ok(folder);
     }
@@ -184,12 +169,8 @@ fn libraries(project: &Project, step: &Step) -> Result<PathBuf> {
             folder.display()
         );
     };
-    let root = Root::of_suite(project, step, &suite, "s390x")?;
-    let mut packages = Vec::new();
-    for package in LIBRARIES {
-        packages.push(root.download(project, step, package, &project.cache.join("deb"))?);
-    }
-    apt::unpack(project, step, &packages, &folder)?;
+    let words = [&["download"], &LIBRARIES[..]].concat();
+    Root::of_suites(step, &[suite], "s390x")?.unpack(&words, &folder)?;
     Ok(folder)
 }
 
@@ -199,24 +180,21 @@ mod tests {
 
     #[test]
     fn programs_are_what_can_be_executed() {
-        use std::os::unix::fs::PermissionsExt;
         let folder = tempfile::tempdir().unwrap();
         for target in TARGETS {
+            assert!(programs(folder.path()).is_err());
             let at = folder.path().join(target);
             fs::create_dir_all(at.join("objects")).unwrap();
-            fs::write(at.join("test.o"), "").unwrap();
+            for (name, mode) in [("test.o", 0o644), ("test", 0o755)] {
+                fs::write(at.join(name), "").unwrap();
+                fs::set_permissions(at.join(name), PermissionsExt::from_mode(mode)).unwrap();
+            }
         }
-        assert!(programs(folder.path()).is_err());
-        for target in TARGETS {
-            let path = folder.path().join(target).join("test");
-            fs::write(&path, "").unwrap();
-            fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
-        }
-        let names: Vec<String> = programs(folder.path())
+        let names = programs(folder.path())
             .unwrap()
             .into_iter()
-            .map(|(name, _)| name)
-            .collect();
+            .map(|(name, _)| name);
+        let names: Vec<String> = names.collect();
         assert_eq!(names, ["iommu/test", "s390_iommu/test", "vfio/test"]);
     }
 }

@@ -8,18 +8,20 @@
 //! those files alone that change: the tree they are for stays untouched.
 
 use crate::{
+    count::Count,
     deps,
-    integrate::{self, files_below, integrate},
+    files::{files_below, name_of, write_if_changed},
+    integrate::{self, integrate},
     lint,
     patches::{self, Patch},
     project::Project,
     source::{self, Source},
-    steps::{write_if_changed, Step},
+    steps::Step,
 };
 use anyhow::{bail, Context, Result};
+use fs_err as fs;
 use std::{
     ffi::OsStr,
-    fs,
     path::{Path, PathBuf},
 };
 
@@ -43,27 +45,28 @@ pub fn run(project: &Project) -> Result<()> {
     }
     let step = Step::start(project, "series", "writing patches, and applying them")?;
     let who = |key: &str| {
-        let mut command = project.command("git");
+        let mut command = step.command("git");
         command.current_dir(&project.root).args(["config", key]);
         let advice = format!("git config --global {key} says who signs the patches off");
         step.output(&mut command, &advice)
     };
     let sender = (who("user.name")?, who("user.email")?);
-    let (_, list) = make(project, &step, FOLDER, &sender)?;
+    let (_, list) = make(&step, FOLDER, &sender)?;
     step.done(&format!("{} patches in {FOLDER}", list.len()));
     Ok(())
 }
 
-/// The same, whoever the caller is, and checkpatch on each; what is good, and all.
-pub fn check(project: &Project, step: &Step) -> Result<(usize, usize)> {
-    let (source, list) = make(project, step, "build/series-test", &nobody())?;
-    let (good, all) = lint::checkpatch_series(project, &source.tree, step, list)?;
-    Ok((good + 1, all + 1))
+/// The same, whoever the caller is, and checkpatch on each.
+pub fn check(step: &Step) -> Result<Count> {
+    let (source, list) = make(step, "build/series-test", &nobody())?;
+    let mut count = lint::checkpatch_on(step, &source.tree, list.iter().map(|path| (None, path)))?;
+    count += Count::one(true);
+    Ok(count)
 }
 
 /// The patches, in a folder that a command may use for a while.
-pub fn patches_for(project: &Project, step: &Step) -> Result<Vec<PathBuf>> {
-    Ok(make(project, step, "build/series-steps", &nobody())?.1)
+pub fn patches_for(step: &Step) -> Result<Vec<PathBuf>> {
+    Ok(make(step, "build/series-steps", &nobody())?.1)
 }
 
 fn nobody() -> (String, String) {
@@ -73,11 +76,11 @@ fn nobody() -> (String, String) {
 /// Writes the patches, and makes sure of them: `git am` takes them, and what it
 /// leaves is what `make integrate` makes. Others are not left behind.
 fn make(
-    project: &Project,
     step: &Step,
     folder: &str,
     (name, email): &(String, String),
 ) -> Result<(Source, Vec<PathBuf>)> {
+    let project = step.project;
     let folder = project.root.join(folder);
     let _ = fs::remove_dir_all(&folder);
     // A tree of the caller's is only read.
@@ -97,7 +100,6 @@ fn make(
     }
     let (name, email) = (name.trim(), email.trim());
     let git = Git {
-        project,
         step,
         tree: sent,
         sender: format!("{name} <{email}>"),
@@ -115,7 +117,7 @@ fn make(
     git.run("am --quiet", &list)?;
     git.run("diff --exit-code series sent", NOTHING)?;
     integrate(&project.root, &Source::of_caller(&integrated))?;
-    let mut diff = project.command("diff");
+    let mut diff = step.command("diff");
     // No build needs the pages and MAINTAINERS, so that only the series has them.
     let other = [".git", ".integrated-*", "Documentation", "MAINTAINERS"];
     diff.args(["--recursive", "--brief"]);
@@ -123,13 +125,13 @@ fn make(
     let advice = "what the series makes has to be what make integrate makes";
     step.run(diff.args([&integrated, &git.tree]), advice)?;
     fs::rename(place("patches"), &folder)?;
-    let name = |path: PathBuf| path.file_name().map(|name| folder.join(name));
-    Ok((source, list.into_iter().filter_map(name).collect()))
+    let list = list.iter().map(|path| folder.join(name_of(path)));
+    Ok((source, list.collect()))
 }
 
 /// The patches in the order of the list, which has to name all that there are.
 fn read(root: &Path) -> Result<Vec<Patch>> {
-    let order = fs::read_to_string(root.join(PARTS).join("order")).context("no order")?;
+    let order = fs::read_to_string(root.join(PARTS).join("order"))?;
     let mut all = integrate::patches(root)?;
     all.extend(patches::read(&root.join(PARTS))?);
     let mut list = Vec::new();
@@ -153,13 +155,12 @@ fn add(root: &Path, tree: &Path, file: &str) -> Result<()> {
     let there = |(folder, place)| Some(format!("{place}{}", file.strip_prefix(folder)?));
     let moved = [PAGES, integrate::SELFTESTS].into_iter().find_map(there);
     let to = moved.unwrap_or(format!("{}/{file}", integrate::PLACE));
-    let text = fs::read(&from).with_context(|| format!("cannot read {}", from.display()))?;
-    write_if_changed(&tree.join(to), &text).map(drop)
+    write_if_changed(&tree.join(to), fs::read(&from)?).map(drop)
 }
 
 /// The page as a letter: its title is the subject.
 fn letter(root: &Path) -> Result<String> {
-    let page = fs::read_to_string(root.join(COVER)).context(COVER)?;
+    let page = fs::read_to_string(root.join(COVER))?;
     let (_, text) = page.split_once("=\n").context(COVER)?;
     let (title, text) = text.split_once('\n').context(COVER)?;
     let text = text.trim_start_matches(['=', '\n']).replace("``", "");
@@ -168,8 +169,7 @@ fn letter(root: &Path) -> Result<String> {
 
 /// A repository that is thrown away.
 struct Git<'a> {
-    project: &'a Project,
-    step: &'a Step,
+    step: &'a Step<'a>,
     tree: PathBuf,
     /// Who signs the patches off.
     sender: String,
@@ -178,7 +178,7 @@ struct Git<'a> {
 impl Git<'_> {
     /// Runs a command on it, whatever else the caller's settings are.
     fn run(&self, words: &str, more: impl IntoIterator<Item: AsRef<OsStr>>) -> Result<()> {
-        let mut command = self.project.command("git");
+        let mut command = self.step.command("git");
         for name in ["GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE"] {
             command.env_remove(name);
         }
@@ -197,11 +197,11 @@ impl Git<'_> {
     /// Commits a patch.
     fn make(&self, patch: &Patch) -> Result<()> {
         for file in patch.header("Files") {
-            add(&self.project.root, &self.tree, file)?;
+            add(&self.step.project.root, &self.tree, file)?;
         }
         if !patch.files().is_empty() {
-            let applied = patch.apply(&self.tree);
-            applied.context("the kernel tree has to be as it was released")?;
+            let context = "the kernel tree has to be as it was released";
+            patch.apply(&self.tree).context(context)?;
         }
         let list = self.tree.join("MAINTAINERS");
         let text = fs::read_to_string(&list)?;
@@ -211,7 +211,7 @@ impl Git<'_> {
 
     /// Writes the commits as patches, with a cover letter, which is not returned.
     fn write(&self, folder: &Path) -> Result<Vec<PathBuf>> {
-        let cover = letter(&self.project.root)?;
+        let cover = letter(&self.step.project.root)?;
         self.run("config branch.series.description", [cover])?;
         let how = "--cover-letter --cover-from-description=subject --rfc --zero-commit";
         self.run(&format!("format-patch --quiet {how} main -o"), [folder])?;

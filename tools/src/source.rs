@@ -4,15 +4,14 @@
 use crate::{
     apt::{self, Root},
     deps::Version,
+    files::{make_anew, name_of, paths_in},
+    hash::Key,
     project::Project,
     steps::Step,
 };
 use anyhow::{bail, Context, Result};
-use std::{
-    fs,
-    path::{Path, PathBuf},
-    process::Stdio,
-};
+use fs_err as fs;
+use std::path::{Path, PathBuf};
 
 /// Where a source of Linux 7.3 or newer is found, best first: the suites roll.
 const SUITES: [&str; 3] = ["trixie-backports", "forky", "sid"];
@@ -35,22 +34,38 @@ pub struct Source {
 impl Source {
     /// A tree of which nothing is kept.
     pub fn of_caller(tree: &Path) -> Self {
-        let name = tree.file_name().unwrap_or_default().to_string_lossy();
-        let key = crate::hash::key([tree.as_os_str().as_encoded_bytes()]);
+        let mut key = Key::default();
+        key.add_path(tree);
         Self {
-            name: format!("{name}-{key}"),
+            name: format!("{}-{}", name_of(tree), key.finish()),
             tree: tree.to_owned(),
             pristine: None,
         }
     }
 
-    /// A file as the kernel has it. What is kept was kept before the tree's own
-    /// was changed, so it is looked for after that was read.
+    /// One of the cache.
+    fn of_folder(path: &Path) -> Self {
+        Self {
+            tree: path.join("tree"),
+            name: name_of(path),
+            pristine: Some(path.join("pristine")),
+        }
+    }
+
+    /// A file as the kernel has it, if it has it: what is kept of one that a patch makes
+    /// is empty. What is kept was kept before the tree's own was changed, so it is looked
+    /// for after that was read.
     pub fn pristine_text(&self, file: &str) -> Option<Vec<u8>> {
         let own = fs::read(self.tree.join(file)).ok();
         let kept = self.pristine.as_ref().map(|folder| folder.join(file));
-        kept.and_then(|path| fs::read(path).ok()).or(own)
+        let text = kept.and_then(|path| fs::read(path).ok()).or(own);
+        text.filter(|text| !text.is_empty())
     }
+}
+
+/// Whether a place in the cache has a tree that was unpacked to its end.
+fn is_whole(place: &Path) -> bool {
+    place.join("tree/Makefile").is_file()
 }
 
 /// The caller's tree (`KDIR=`), one in the cache, or one from Debian.
@@ -59,12 +74,10 @@ pub fn find(project: &Project) -> Result<Source> {
         return Ok(Source::of_caller(tree));
     }
     let folder = project.cache.join("source");
-    if !project.update {
-        if let Some(source) = newest_in(&folder) {
-            return Ok(source);
-        }
+    match newest_in(&folder) {
+        Some(source) if !project.update => Ok(source),
+        _ => fetch(project, &folder),
     }
-    fetch(project, &folder)
 }
 
 /// A tree that nobody has changed, in `folder`; takes half a minute.
@@ -73,31 +86,14 @@ pub fn unpacked(project: &Project, folder: &Path) -> Result<Source> {
     fetch(project, folder)
 }
 
-/// The newest tree in the cache that was unpacked to its end.
+/// The newest tree in the cache.
 fn newest_in(folder: &Path) -> Option<Source> {
-    fs::read_dir(folder)
-        .ok()?
-        .flatten()
-        .map(|entry| entry.path())
-        .filter(|path| path.join("tree/Makefile").is_file())
-        .filter_map(|path| {
-            let version = Version::find(path.file_name()?.to_str()?.split('_').nth(1)?)?;
-            Some((version, path))
-        })
-        .max()
-        .map(|(_, path)| of_folder(&path))
-}
-
-fn of_folder(path: &Path) -> Source {
-    Source {
-        tree: path.join("tree"),
-        name: path
-            .file_name()
-            .unwrap_or_default()
-            .to_string_lossy()
-            .into_owned(),
-        pristine: Some(path.join("pristine")),
-    }
+    let places = paths_in(folder).ok()?.into_iter();
+    let versions = places.filter(|place| is_whole(place)).filter_map(|place| {
+        let version = Version::find(name_of(&place).split('_').nth(1)?)?;
+        Some((version, place))
+    });
+    versions.max().map(|(_, place)| Source::of_folder(&place))
 }
 
 fn fetch(project: &Project, folder: &Path) -> Result<Source> {
@@ -109,37 +105,39 @@ fn fetch(project: &Project, folder: &Path) -> Result<Source> {
         "source",
         "looking for the newest Linux 7.x in Debian",
     )?;
-    let (root, package, version) = newest_offered(project, &step)?;
+    let (root, package, version) = newest_offered(&step)?;
     let place = folder.join(format!("{package}_{version}"));
-    if place.join("tree/Makefile").is_file() {
-        step.done(&format!("{version} is there"));
-        return Ok(of_folder(&place));
+    if !is_whole(&place) {
+        let debs = project.cache.join("deb");
+        // apt writes an epoch's colon as %3a.
+        let deb = format!("{package}_{}_all.deb", version.replace(':', "%3a"));
+        let deb = debs.join(deb);
+        if !deb.is_file() {
+            root.download(&["download", &package], &debs)?;
+        }
+        unpack(&step, &deb, &package, &place)?;
     }
-    let deb = match downloaded(&project.cache.join("deb"), &package, &version) {
-        Some(path) => path,
-        None => root.download(project, &step, &package, &project.cache.join("deb"))?,
-    };
-    unpack(project, &step, &deb, &package, &place)?;
     step.done(&format!("{package} {version} is there"));
-    Ok(of_folder(&place))
+    Ok(Source::of_folder(&place))
 }
 
-/// The newest fitting source package of the first suite that has one.
-fn newest_offered(project: &Project, step: &Step) -> Result<(Root, String, String)> {
+/// The newest fitting source package of the first suite that has one, and its version.
+fn newest_offered<'a>(step: &'a Step) -> Result<(Root<'a>, String, String)> {
     for suite in SUITES {
-        let Ok(root) = Root::of_suite(project, step, suite, "amd64") else {
+        let Ok(root) = Root::of_suites(step, &[suite.to_owned()], "amd64") else {
             continue;
         };
-        let newest = root
-            .names(project, step, "linux-source-")?
+        let names = root.ask(&["pkgnames", "linux-source-"], "linux-source-")?;
+        let newest = names
             .into_iter()
-            .filter_map(|name| {
-                let version = Version::find(name.strip_prefix("linux-source-")?)?;
-                (version >= OLDEST && version < TOO_NEW).then_some((version, name))
-            })
+            .filter_map(|name| Some((Version::find(&name)?, name)))
+            .filter(|(version, _)| (OLDEST..TOO_NEW).contains(version))
             .max();
-        if let Some((_, package)) = newest {
-            let version = root.version(project, step, &package)?;
+        if let Some((_, name)) = newest {
+            let package = format!("linux-source-{name}");
+            let versions = root.ask(&["show", "--no-all-versions", &package], "Version: ")?;
+            let version = versions.into_iter().next();
+            let version = version.with_context(|| format!("apt knows no version of {package}"))?;
             return Ok((root, package, version));
         }
     }
@@ -149,51 +147,25 @@ fn newest_offered(project: &Project, step: &Step) -> Result<(Root, String, Strin
     )
 }
 
-fn downloaded(folder: &Path, package: &str, version: &str) -> Option<PathBuf> {
-    // apt writes an epoch's colon as %3a.
-    let name = format!("{package}_{}_all.deb", version.replace(':', "%3a"));
-    Some(folder.join(name)).filter(|path| path.is_file())
-}
-
 /// Unpacks the archive within the package; the tree appears when it is whole.
-fn unpack(project: &Project, step: &Step, deb: &Path, package: &str, place: &Path) -> Result<()> {
-    let partial = place.with_extension("partial");
-    let _ = fs::remove_dir_all(&partial);
-    fs::create_dir_all(partial.join("tree"))?;
-    let archive = format!("./usr/src/{package}.tar.xz");
+fn unpack(step: &Step, deb: &Path, package: &str, place: &Path) -> Result<()> {
+    let partial = place.join("partial");
+    let tree = partial.join("tree");
+    make_anew(&tree)?;
     let advice = "the package is broken: remove it and run it again";
-    let mut outer = project
-        .command("dpkg-deb")
-        .arg("--fsys-tarfile")
-        .arg(deb)
-        .stdout(Stdio::piped())
-        .stderr(step.log_file()?)
-        .spawn()
-        .context("cannot start dpkg-deb")?;
-    let mut inner = project
-        .command("tar")
-        .args(["--extract", "--to-stdout", "--file=-", &archive])
-        .stdin(outer.stdout.take().context("no pipe")?)
-        .stdout(Stdio::piped())
-        .stderr(step.log_file()?)
-        .spawn()
-        .context("cannot start tar")?;
+    let mut command = step.command("dpkg-deb");
+    step.run(command.arg("-x").arg(deb).arg(&partial), advice)?;
     step.run(
-        project
-            .command("tar")
-            .args(["--extract", "--file=-", "--strip-components=1"])
-            .args(["--use-compress-program=xz -dT0", "--no-same-owner"])
+        step.command("tar")
+            .args(["--extract", "--strip-components=1", "--no-same-owner"])
+            .args(["--use-compress-program=xz -dT0", "--file"])
+            .arg(partial.join(format!("usr/src/{package}.tar.xz")))
             .arg("--directory")
-            .arg(partial.join("tree"))
-            .stdin(inner.stdout.take().context("no pipe")?),
+            .arg(&tree),
         advice,
     )?;
-    if !inner.wait()?.success() | !outer.wait()?.success() {
-        step.fail(&format!("unpacking {}", deb.display()), advice)?;
-    }
-    let _ = fs::remove_dir_all(place);
-    fs::rename(&partial, place)?;
-    Ok(())
+    fs::rename(&tree, place.join("tree"))?;
+    Ok(fs::remove_dir_all(&partial)?)
 }
 
 #[cfg(test)]
@@ -203,6 +175,7 @@ mod tests {
     #[test]
     fn the_newest_whole_tree_is_taken() {
         let folder = tempfile::tempdir().unwrap();
+        assert!(newest_in(folder.path()).is_none());
         for (name, whole) in [
             ("linux-source-7.3_7.3.1-1", true),
             ("linux-source-7.3_7.3.4-1~bpo13+1", true),
@@ -217,12 +190,5 @@ mod tests {
         let source = newest_in(folder.path()).unwrap();
         assert_eq!(source.name, "linux-source-7.3_7.3.4-1~bpo13+1");
         assert!(source.tree.ends_with("tree"));
-    }
-
-    #[test]
-    fn an_empty_cache_has_none() {
-        let folder = tempfile::tempdir().unwrap();
-        assert!(newest_in(folder.path()).is_none());
-        assert!(newest_in(&folder.path().join("none")).is_none());
     }
 }

@@ -3,11 +3,16 @@
 //! when it is done; what the commands print goes to a log. A command that
 //! fails shows the end of its log and one line on what to do.
 
-use crate::project::Project;
+use crate::{
+    files::{name_of, read_lossy},
+    project::Project,
+};
 use anyhow::{bail, Context, Result};
+use fs_err::{self as fs, File};
 use std::{
-    fs::{self, File, OpenOptions},
-    io::{Read, Seek, SeekFrom, Write},
+    ffi::OsStr,
+    io::Write,
+    iter,
     path::{Path, PathBuf},
     process::{Command, Stdio},
     time::{Duration, Instant},
@@ -17,19 +22,21 @@ use std::{
 const SIGN_OF_LIFE: Duration = Duration::from_secs(30);
 
 /// A step of the work, with its own log.
-pub struct Step {
+pub struct Step<'a> {
+    pub project: &'a Project,
     name: String,
     log: PathBuf,
     start: Instant,
 }
 
-impl Step {
+impl<'a> Step<'a> {
     /// Says what starts, and empties its log.
-    pub fn start(project: &Project, name: &str, doing: &str) -> Result<Self> {
+    pub fn start(project: &'a Project, name: &str, doing: &str) -> Result<Self> {
         println!("           {name}: {doing} ...");
         let log = project.logs.join(format!("{name}.log"));
-        File::create(&log).with_context(|| format!("cannot write {}", log.display()))?;
+        File::create(&log)?;
         Ok(Self {
+            project,
             name: name.to_owned(),
             log,
             start: Instant::now(),
@@ -51,13 +58,18 @@ impl Step {
         &self.log
     }
 
-    /// An open end of the log.
-    pub fn log_file(&self) -> Result<File> {
-        OpenOptions::new()
-            .create(true)
-            .append(true)
-            .open(&self.log)
-            .with_context(|| format!("cannot write {}", self.log.display()))
+    /// An open end of the log, for the output of a command.
+    fn log_end(&self) -> Result<Stdio> {
+        Ok(self.open_log()?.into_parts().0.into())
+    }
+
+    fn open_log(&self) -> Result<File> {
+        Ok(fs::OpenOptions::new().append(true).open(&self.log)?)
+    }
+
+    /// See [`Project::command`].
+    pub fn command(&self, program: impl AsRef<OsStr>) -> Command {
+        self.project.command(program)
     }
 
     /// Runs a command, its output to the log.
@@ -66,43 +78,64 @@ impl Step {
     ///
     /// The command could not be started or failed; `advice` is what to do then.
     pub fn run(&self, command: &mut Command, advice: &str) -> Result<()> {
-        if self.status(command)? {
-            return Ok(());
+        match self.attempt(command)? {
+            (true, _) => Ok(()),
+            _ => self.fail(&program_name(command), advice),
         }
-        self.fail(&program_name(command), advice)
     }
 
-    /// Runs a command, its output to the log, and says whether it succeeded.
-    pub fn status(&self, command: &mut Command) -> Result<bool> {
-        let mut log = self.log_file()?;
-        writeln!(log, "+ {}", line_of(command))?;
-        command
-            .stdout(Stdio::from(log.try_clone()?))
-            .stderr(Stdio::from(log));
+    /// Runs a command, its output to the log; whether it succeeded, and that output.
+    pub fn attempt(&self, command: &mut Command) -> Result<(bool, String)> {
+        let before = self.note(command)?;
         let mut child = command
+            .stdout(self.log_end()?)
+            .stderr(self.log_end()?)
             .spawn()
             .with_context(|| format!("cannot start {}", program_name(command)))?;
         let mut next = self.start.elapsed() + SIGN_OF_LIFE;
-        loop {
+        let status = loop {
             if let Some(status) = child.try_wait()? {
-                return Ok(status.success());
+                break status;
             }
             std::thread::sleep(Duration::from_millis(50));
             if self.start.elapsed() > next {
-                self.sign_of_life();
+                let tail = self.tail(1);
+                let line: String = tail.trim().chars().take(60).collect();
+                println!("[{:>7.1} s] {}: ... {line}", self.seconds(), self.name);
                 next = self.start.elapsed() + SIGN_OF_LIFE;
             }
-        }
+        };
+        let log = fs::read(&self.log)?;
+        let output = String::from_utf8_lossy(&log[before.min(log.len())..]);
+        Ok((status.success(), output.into_owned()))
     }
 
-    /// Like [`Step::status`], and shows what a command said that failed.
+    /// Runs a command and shows what it said if it failed.
     pub fn check(&self, command: &mut Command) -> Result<bool> {
-        let before = fs::metadata(&self.log)?.len();
-        let good = self.status(command)?;
+        let (good, output) = self.attempt(command)?;
         if !good {
-            self.show(&tail_from(&self.log, before, 15));
+            self.show_end(&output);
         }
         Ok(good)
+    }
+
+    /// Shows the last lines of what a command said.
+    pub fn show_end(&self, output: &str) {
+        self.show(&last_lines(output, 15));
+    }
+
+    /// Runs a command and returns its standard output; the rest to the log.
+    pub fn output(&self, command: &mut Command, advice: &str) -> Result<String> {
+        self.note(command)?;
+        let output = command
+            .stderr(self.log_end()?)
+            .output()
+            .with_context(|| format!("cannot start {}", program_name(command)))?;
+        self.open_log()?.write_all(&output.stdout)?;
+        if !output.status.success() {
+            self.fail(&program_name(command), advice)?;
+        }
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }
 
     /// Shows lines of a log, indented.
@@ -112,140 +145,64 @@ impl Step {
         }
     }
 
-    /// Runs a command and returns its standard output; the rest to the log.
-    pub fn output(&self, command: &mut Command, advice: &str) -> Result<String> {
-        let mut log = self.log_file()?;
-        writeln!(log, "+ {}", line_of(command))?;
-        let output = command
-            .stderr(Stdio::from(log.try_clone()?))
-            .output()
-            .with_context(|| format!("cannot start {}", program_name(command)))?;
-        log.write_all(&output.stdout)?;
-        if !output.status.success() {
-            self.fail(&program_name(command), advice)?;
-        }
-        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
-    }
-
     /// The error of a command that failed: the log's end is printed before.
     pub fn fail(&self, what: &str, advice: &str) -> Result<()> {
-        let tail = tail(&self.log, 15);
+        let tail = self.tail(15);
         self.show(&tail);
         println!("    | the whole log: {}", self.log.display());
         let advice = known_cause(&tail).unwrap_or(advice);
         bail!("{}: {what} failed; {advice}", self.name)
     }
 
-    fn sign_of_life(&self) {
-        let tail = tail(&self.log, 1);
-        let line: String = tail.trim().chars().take(60).collect();
-        println!("[{:>7.1} s] {}: ... {line}", self.seconds(), self.name);
+    fn tail(&self, lines: usize) -> String {
+        last_lines(&read_lossy(&self.log).unwrap_or_default(), lines)
+    }
+
+    /// Writes a command into the log as one would type it; where its output begins.
+    fn note(&self, command: &Command) -> Result<usize> {
+        let words = iter::once(command.get_program()).chain(command.get_args());
+        let words: Vec<_> = words.map(OsStr::to_string_lossy).collect();
+        let mut log = self.open_log()?;
+        let folder = command.get_current_dir();
+        let folder = folder.map(|folder| format!("cd {}; ", folder.display()));
+        writeln!(log, "+ {}{}", folder.unwrap_or_default(), words.join(" "))?;
+        Ok(log.metadata()?.len().try_into()?)
     }
 }
 
 fn program_name(command: &Command) -> String {
-    Path::new(command.get_program())
-        .file_name()
-        .unwrap_or(command.get_program())
-        .to_string_lossy()
-        .into_owned()
+    name_of(Path::new(command.get_program()))
 }
 
-/// A command as one would type it.
-fn line_of(command: &Command) -> String {
-    let words = std::iter::once(command.get_program()).chain(command.get_args());
-    let words: Vec<_> = words.map(|word| word.to_string_lossy()).collect();
-    match command.get_current_dir() {
-        Some(folder) => format!("cd {}; {}", folder.display(), words.join(" ")),
-        None => words.join(" "),
-    }
+fn last_lines(text: &str, count: usize) -> String {
+    let all: Vec<&str> = text.lines().collect();
+    all[all.len().saturating_sub(count)..].join("\n")
 }
 
 /// Causes that have nothing to do with the step they hit.
 fn known_cause(text: &str) -> Option<&'static str> {
-    let any = |words: &[&str]| words.iter().any(|word| text.contains(word));
-    if any(&["No space left on device", "os error 28"]) {
-        return Some(
+    const CAUSES: [(&[&str], &str); 3] = [
+        (
+            &["No space left on device", "os error 28"],
             "the disk is full: free some space, or name another cache with S390_IOMMU_CACHE=",
-        );
-    }
-    if any(&[
-        "Temporary failure resolving",
-        "Could not resolve host",
-        "Could not connect",
-        "Connection timed out",
-        "Network is unreachable",
-        "failed to download from",
-    ]) {
-        return Some(
+        ),
+        (
+            &[
+                "Temporary failure resolving",
+                "Could not resolve host",
+                "Could not connect",
+                "Connection timed out",
+                "Network is unreachable",
+                "failed to download from",
+            ],
             "the network or the mirror does not answer: check the connection and run it again",
-        );
-    }
-    if any(&["Could not get lock", "Unable to acquire the dpkg"]) {
-        return Some("another apt or dpkg is at work: wait for it and run it again");
-    }
-    None
-}
-
-/// The last lines of a file, as far as they can be read.
-pub fn tail(path: &Path, lines: usize) -> String {
-    tail_from(path, 0, lines)
-}
-
-/// The last lines of what follows an offset.
-fn tail_from(path: &Path, offset: u64, lines: usize) -> String {
-    let read = || -> std::io::Result<String> {
-        let mut file = File::open(path)?;
-        let size = file.metadata()?.len();
-        file.seek(SeekFrom::Start(size.saturating_sub(16 * 1024).max(offset)))?;
-        let mut bytes = Vec::new();
-        file.read_to_end(&mut bytes)?;
-        Ok(String::from_utf8_lossy(&bytes).into_owned())
-    };
-    let text = read().unwrap_or_default();
-    let all: Vec<&str> = text.lines().collect();
-    all[all.len().saturating_sub(lines)..].join("\n")
-}
-
-/// Writes a file if its content differs, so that its time tells when it changed.
-pub fn write_if_changed(path: &Path, content: &[u8]) -> Result<bool> {
-    if fs::read(path).is_ok_and(|old| old == content) {
-        return Ok(false);
-    }
-    if let Some(folder) = path.parent() {
-        fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
-    }
-    fs::write(path, content).with_context(|| format!("cannot write {}", path.display()))?;
-    Ok(true)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_full_disk_is_named() {
-        let cause = known_cause("fatal: write: No space left on device").unwrap();
-        assert!(cause.contains("disk is full"));
-        assert!(known_cause("error: expected `;`").is_none());
-    }
-
-    #[test]
-    fn unchanged_content_keeps_the_file() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("a/b");
-        assert!(write_if_changed(&path, b"x").unwrap());
-        let before = fs::metadata(&path).unwrap().modified().unwrap();
-        assert!(!write_if_changed(&path, b"x").unwrap());
-        assert_eq!(before, fs::metadata(&path).unwrap().modified().unwrap());
-    }
-
-    #[test]
-    fn tail_is_the_end() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("log");
-        fs::write(&path, "1\n2\n3\n").unwrap();
-        assert_eq!(tail(&path, 2), "2\n3");
-        assert_eq!(tail(&folder.path().join("none"), 2), "");
-    }
+        ),
+        (
+            &["Could not get lock", "Unable to acquire the dpkg"],
+            "another apt or dpkg is at work: wait for it and run it again",
+        ),
+    ];
+    let is_seen = |signs: &[&str]| signs.iter().any(|sign| text.contains(sign));
+    let cause = CAUSES.iter().find(|(signs, _)| is_seen(signs))?;
+    Some(cause.1)
 }

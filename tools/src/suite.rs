@@ -7,86 +7,162 @@ mod peer;
 pub mod torture;
 
 use crate::{
+    count::Count,
     deps,
+    files::read_lossy,
     guest::Machine,
     kernel::{self, Flavour, Kernel},
-    ktap::Outcome,
     lint, mutants, passthrough,
-    project::{variable, Project},
-    qemu::Boot,
+    project::{text, Project},
+    qemu::{Boot, EVERYTHING},
     readme, series,
     steps::Step,
 };
-use anyhow::{bail, Context, Result};
-use std::{fs, path::Path, time::Duration};
+use anyhow::{anyhow, Context, Result};
+use fs_err as fs;
+use std::time::Duration;
+
+/// A part of `make test`: its name, and what it does.
+type Part = (&'static str, fn(&mut Suite));
+
+/// All parts. What takes long on two processors is run by name only.
+const PARTS: [Part; 19] = [
+    // the license in every file
+    ("license", |suite| {
+        let doing = "looking for the license in every file";
+        suite.step("license", doing, lint::check_licenses);
+    }),
+    // rustfmt
+    ("format", |suite| {
+        suite.step("format", "checking the formatting", lint::check_format);
+    }),
+    // the pages of Documentation/, without a warning
+    ("docs", |suite| {
+        let work = |step: &Step| lint::write_pages(step).map(Count::one);
+        suite.step("htmldocs", "writing the pages", work);
+    }),
+    // the unit tests of this program
+    ("tools", |suite| {
+        let work = |step: &Step| cargo_test(step, "tools", "");
+        suite.step("tools", "testing the tools", work);
+    }),
+    // the driver's pure files on the host
+    ("host", |suite| {
+        let work = |step: &Step| cargo_test(step, "tests/host", "");
+        suite.step("host", "testing the pure files on this machine", work);
+    }),
+    // the same under every interleaving of a few threads
+    ("model", |suite| {
+        let work = |step: &Step| cargo_test(step, "tests/host", "--cfg loom");
+        suite.step("model", "checking every interleaving", work);
+    }),
+    // operations on the tables that a fuzzer makes up, for a while
+    ("fuzz", |suite| {
+        suite.step("fuzz", "fuzzing the tables", fuzz);
+    }),
+    // changes by which the tests above have to fail
+    ("mutants", |suite| {
+        let doing = "applying the changes that tests must notice";
+        suite.step("mutants", doing, mutants::check);
+    }),
+    // the patches for the kernel's lists: git am, checkpatch
+    ("series", |suite| {
+        // It reads the cache, which a kernel that was built holds.
+        suite.kernel = None;
+        suite.step("series", "making the patches, checkpatch", series::check);
+    }),
+    // clippy on the programs and on the driver
+    ("clippy", |suite| {
+        suite.step("clippy", "clippy on the programs", lint::clippy_programs);
+        let doing = "clippy on the driver and on modules";
+        suite.with_kernel("clippy-driver", doing, lint::clippy_driver);
+    }),
+    // rustdoc on the driver, without a warning
+    ("rustdoc", |suite| {
+        let work = |kernel: &Kernel, step: &Step| lint::write_rustdoc(kernel, step).map(Count::one);
+        suite.with_kernel("rustdoc", "writing the driver's pages", work);
+    }),
+    // the kernel's checkpatch
+    ("checkpatch", |suite| {
+        suite.with_kernel("checkpatch", "checkpatch on all C", lint::checkpatch);
+    }),
+    // everything in the guest
+    ("guest", |suite| suite.guest()),
+    // this driver and the one in C in the same suites
+    ("peer", |suite| suite.peer()),
+    // the guest on the emulator of `make machine`
+    ("machine", |suite| suite.machine()),
+    // functions that come and go, hostile calls: two boots of `make torture`
+    ("torture", |suite| suite.torture()),
+    // the driver as a module
+    ("module", |suite| suite.module()),
+    // a guest inside the guest, on a function that is passed through
+    ("passthrough", |suite| {
+        // Its two kernels want the cache, one after the other.
+        suite.kernel = None;
+        let count = passthrough::short(suite.project, suite.flavour);
+        suite.keep("passthrough", count);
+    }),
+    // `make run`, and that the README shows what it and all other parts print
+    ("readme", |suite| suite.readme()),
+];
+const LONG: [&str; 2] = ["passthrough", "torture"];
 
 /// A boot with all suites takes a fraction of this.
 const LIMIT: Duration = Duration::from_secs(900);
 /// The boots of `make test`. Memory decides how large the windows are: those of
 /// a machine with 32 GiB are known to the last digit.
 const BOOTS: [Variant; 9] = [
-    Variant {
-        name: "lazy",
-        words: "",
-        memory: 2,
-    },
-    Variant {
-        name: "strict",
-        words: "iommu.strict=1",
-        memory: 2,
-    },
-    Variant {
-        name: "parameters",
-        words: "iommu.passthrough=1 s390_iommu=strict s390_iommu_aperture=2 \
+    variant("lazy", "", &[]),
+    variant("strict", "iommu.strict=1", &[]),
+    variant(
+        "parameters",
+        "iommu.passthrough=1 s390_iommu=strict s390_iommu_aperture=2 \
             guest.suite=boot,nvme,nic,counters",
-        memory: 2,
-    },
+        &[],
+    ),
     Variant {
-        name: "memory",
-        words: "guest.suite=boot,nvme,nic,counters",
         memory: 32,
+        ..variant("memory", "guest.suite=boot,nvme,nic,counters", &[])
     },
-    Variant {
-        name: SMALL,
-        words: "iommu.strict=1 s390_iommu_aperture=1 guest.suite=boot,nvme",
-        memory: 2,
-    },
-    Variant {
-        name: LARGER[0],
-        words: "iommu.strict=1 s390_iommu_aperture=64 guest.suite=boot,nvme",
-        memory: 2,
-    },
-    Variant {
-        name: LARGER[1],
-        words: "iommu.strict=1 s390_iommu_aperture=512 guest.suite=boot,nvme",
-        memory: 2,
-    },
-    Variant {
-        name: LARGER[2],
-        words: "iommu.strict=1 s390_iommu_aperture=0 guest.suite=boot,nvme",
-        memory: 2,
-    },
-    Variant {
-        name: MORE_LATER,
-        words: "iommu.strict=1 guest.suite=nvme",
-        memory: 2,
-    },
+    variant(
+        SMALL,
+        "iommu.strict=1 s390_iommu_aperture=1 guest.suite=boot,nvme",
+        &[],
+    ),
+    variant(
+        LARGER[0],
+        "iommu.strict=1 s390_iommu_aperture=64 guest.suite=boot,nvme",
+        &[],
+    ),
+    variant(
+        LARGER[1],
+        "iommu.strict=1 s390_iommu_aperture=512 guest.suite=boot,nvme",
+        &[],
+    ),
+    variant(
+        LARGER[2],
+        "iommu.strict=1 s390_iommu_aperture=0 guest.suite=boot,nvme",
+        &[],
+    ),
+    // The machine may get more memory later: windows reach to its end.
+    variant(
+        LARGER[3],
+        "iommu.strict=1 guest.suite=nvme",
+        &["-m", "maxmem=64G"],
+    ),
 ];
 /// Windows as large as memory, larger, and as large as the machine grants: the way
 /// to user space takes as long.
 const SMALL: &str = "aperture-1";
-const LARGER: [&str; 4] = ["aperture-64", "aperture-512", "aperture-0", MORE_LATER];
-/// The machine may get more memory later: windows reach to its end.
-const MORE_LATER: &str = "maxmem";
-const MAXIMUM: [&str; 2] = ["-m", "maxmem=64G"];
+const LARGER: [&str; 4] = ["aperture-64", "aperture-512", "aperture-0", "maxmem"];
 /// How much longer the large window may take: a share, and seconds.
 const LONGER: (f64, f64) = (0.2, 0.3);
 /// How many random number generators the guest has: as many as a domain has room
 /// for without further memory.
-const GENERATORS: usize = 6;
+pub const GENERATORS: usize = 6;
 /// The driver's KUnit suites run at boot; the guest's program reads their results.
-const KUNIT: &str = "kunit.enable=1 kunit.autorun=1 kunit.filter_glob=s390_iommu*";
-
+pub const KUNIT: &str = "kunit.enable=1 kunit.autorun=1 kunit.filter_glob=s390_iommu*";
 /// No line of QEMU's begins so.
 const NOTHING: &str = "\0";
 
@@ -95,131 +171,46 @@ struct Variant {
     name: &'static str,
     /// Words for the kernel's command line and for the guest's program.
     words: &'static str,
+    /// QEMU's arguments beside those of any boot.
+    arguments: &'static [&'static str],
     /// In GiB.
     memory: u32,
 }
 
-/// A part of `make test`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Part {
-    /// the license in every file
-    License,
-    /// rustfmt
-    Format,
-    /// the pages of Documentation/, without a warning
-    Docs,
-    /// the patches for the kernel's lists: git am, checkpatch
-    Series,
-    /// clippy on the programs and on the driver
-    Clippy,
-    /// the unit tests of this program
-    Tools,
-    /// the driver's pure files on the host
-    Host,
-    /// the same under every interleaving of a few threads
-    Model,
-    /// operations on the tables that a fuzzer makes up, for a while
-    Fuzz,
-    /// changes by which the tests above have to fail
-    Mutants,
-    /// rustdoc on the driver, without a warning
-    Rustdoc,
-    /// the kernel's checkpatch
-    Checkpatch,
-    /// everything in the guest
-    Guest,
-    /// this driver and the one in C in the same suites
-    Peer,
-    /// the guest on the emulator of `make machine`
-    Machine,
-    /// the driver as a module
-    Module,
-    /// functions that come and go, hostile calls: two boots of `make torture`
-    Torture,
-    /// a guest inside the guest, on a function that is passed through
-    Passthrough,
-    /// `make run`, and that the README shows what is printed
-    Readme,
-}
-
-const ALL: [Part; 19] = [
-    Part::License,
-    Part::Format,
-    Part::Docs,
-    Part::Tools,
-    Part::Host,
-    Part::Model,
-    Part::Fuzz,
-    Part::Mutants,
-    Part::Series,
-    Part::Clippy,
-    Part::Rustdoc,
-    Part::Checkpatch,
-    Part::Guest,
-    Part::Peer,
-    Part::Machine,
-    Part::Torture,
-    Part::Module,
-    Part::Passthrough,
-    // Looks at the results of all others.
-    Part::Readme,
-];
-
-/// Results of a part.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Count {
-    passed: usize,
-    failed: usize,
-    skipped: usize,
-}
-
-impl Count {
-    fn of((good, all): (usize, usize)) -> Self {
-        Self {
-            passed: good,
-            failed: all - good,
-            skipped: 0,
-        }
-    }
-
-    fn add(&mut self, other: Self) {
-        self.passed += other.passed;
-        self.failed += other.failed;
-        self.skipped += other.skipped;
-    }
-
-    fn one(good: bool) -> Self {
-        Self::of((usize::from(good), 1))
+const fn variant(
+    name: &'static str,
+    words: &'static str,
+    arguments: &'static [&'static str],
+) -> Variant {
+    Variant {
+        name,
+        words,
+        arguments,
+        memory: 2,
     }
 }
 
 /// `make test`; `PART=a,b` names some of its parts.
 pub fn run(project: &Project, flavour: &Flavour) -> Result<()> {
-    match variable("PART") {
-        Some(names) => only(project, flavour, &parts(&names.to_string_lossy())?),
-        // What takes long on two processors: by name only.
-        None => {
-            let long = [Part::Passthrough, Part::Torture];
-            let default: Vec<_> = ALL.into_iter().filter(|p| !long.contains(p)).collect();
-            only(project, flavour, &default)
-        }
-    }
-}
-
-/// The parts of these names.
-fn parts(names: &str) -> Result<Vec<Part>> {
-    let find = |name: &str| {
-        let is = |part: &&Part| format!("{part:?}").eq_ignore_ascii_case(name);
-        ALL.iter().find(is).copied().with_context(|| {
-            let known = ALL.map(|part| format!("{part:?}").to_lowercase());
-            format!("PART={names}: there is no {name}, but {}", known.join(" "))
-        })
+    let names = match text("PART") {
+        Some(names) => names,
+        None => PARTS.map(|(name, _)| name).join(","),
     };
-    names.split([',', ' ']).map(find).collect()
+    let is_wanted = |name: &&str| text("PART").is_some() || !LONG.contains(name);
+    let names: Vec<&str> = names.split([',', ' ']).filter(is_wanted).collect();
+    only(project, flavour, &names)
 }
 
 /// Some parts of it.
-pub fn only(project: &Project, flavour: &Flavour, parts: &[Part]) -> Result<()> {
+pub fn only(project: &Project, flavour: &Flavour, names: &[&str]) -> Result<()> {
+    let find = |name: &&str| {
+        let part = PARTS.iter().find(|part| part.0.eq_ignore_ascii_case(name));
+        part.with_context(|| {
+            let known = PARTS.map(|part| part.0).join(" ");
+            format!("PART={}: there is no {name}, but {known}", names.join(","))
+        })
+    };
+    let parts = names.iter().map(find).collect::<Result<Vec<_>>>()?;
     deps::ensure(project)?;
     let mut suite = Suite {
         project,
@@ -227,8 +218,8 @@ pub fn only(project: &Project, flavour: &Flavour, parts: &[Part]) -> Result<()> 
         kernel: None,
         summary: Vec::new(),
     };
-    for part in parts {
-        suite.part(*part);
+    for (_, work) in parts {
+        work(&mut suite);
     }
     suite.finish()
 }
@@ -242,102 +233,10 @@ struct Suite<'a> {
 }
 
 impl Suite<'_> {
-    fn part(&mut self, part: Part) {
-        match part {
-            Part::License => self.step(
-                "license",
-                "looking for the license in every file",
-                |project, step| lint::check_licenses(project, step).map(Count::of),
-            ),
-            Part::Format => self.step("format", "checking the formatting", |project, step| {
-                lint::check_format(project, step).map(Count::of)
-            }),
-            Part::Tools => self.step("tools", "testing the tools", |project, step| {
-                cargo_test(project, step, "tools", "")
-            }),
-            Part::Host => self.step(
-                "host",
-                "testing the pure files on this machine",
-                |project, step| cargo_test(project, step, "tests/host", ""),
-            ),
-            Part::Model => self.step("model", "checking every interleaving", |project, step| {
-                cargo_test(project, step, "tests/host", "--cfg loom")
-            }),
-            Part::Fuzz => self.step("fuzz", "fuzzing the tables", fuzz),
-            Part::Mutants => {
-                self.step(
-                    "mutants",
-                    "applying the changes that tests must notice",
-                    |project, step| mutants::check(project, step).map(Count::of),
-                );
-            }
-            Part::Series => {
-                // It reads the cache, which a kernel that was built holds.
-                self.kernel = None;
-                self.step(
-                    "series",
-                    "making the patches, checkpatch",
-                    |project, step| series::check(project, step).map(Count::of),
-                );
-            }
-            Part::Clippy => {
-                self.step("clippy", "clippy on the programs", |project, step| {
-                    lint::clippy_programs(project, step).map(Count::of)
-                });
-                self.with_kernel(
-                    "clippy-driver",
-                    "clippy on the driver and on modules",
-                    |project, kernel, step| {
-                        lint::clippy_driver(project, kernel, step).map(Count::of)
-                    },
-                );
-            }
-            Part::Rustdoc => self.with_kernel(
-                "rustdoc",
-                "writing the driver's pages",
-                |project, kernel, step| lint::write_rustdoc(project, kernel, step).map(Count::one),
-            ),
-            Part::Checkpatch => {
-                self.with_kernel(
-                    "checkpatch",
-                    "checkpatch on all C",
-                    |project, kernel, step| {
-                        lint::checkpatch(project, &kernel.source.tree, step).map(Count::of)
-                    },
-                );
-            }
-            Part::Docs => self.step("htmldocs", "writing the pages", |project, step| {
-                lint::write_pages(project, step).map(Count::one)
-            }),
-            Part::Guest => self.guest(),
-            Part::Peer => self.peer(),
-            Part::Machine => self.machine(),
-            Part::Module => self.module(),
-            Part::Torture => self.torture(),
-            Part::Passthrough => {
-                // Its two kernels want the cache, one after the other.
-                self.kernel = None;
-                let counts = passthrough::short(self.project, self.flavour);
-                let count = counts.map(|(passed, failed, skipped)| Count {
-                    passed,
-                    failed,
-                    skipped,
-                });
-                self.keep("passthrough", count);
-            }
-            Part::Readme => self.readme(),
-        }
-    }
-
     /// Runs a part and keeps its result; an error is a failure.
-    fn step(
-        &mut self,
-        name: &str,
-        doing: &str,
-        work: impl FnOnce(&Project, &Step) -> Result<Count>,
-    ) {
+    fn step(&mut self, name: &str, doing: &str, work: impl FnOnce(&Step) -> Result<Count>) {
         let count = Step::start(self.project, name, doing).and_then(|step| {
-            let count = work(self.project, &step)?;
+            let count = work(&step)?;
             if count.failed > 0 {
                 println!("    | the whole log: {}", step.log().display());
             }
@@ -350,16 +249,13 @@ impl Suite<'_> {
     fn keep(&mut self, name: &str, count: Result<Count>) {
         let count = match count {
             // A part that did nothing has not passed.
-            Ok(count) if count == Count::default() => {
-                println!("error: {name}: nothing was run");
-                Count::one(false)
-            }
-            Ok(count) => count,
-            Err(error) => {
-                println!("error: {error:#}");
-                Count::one(false)
-            }
+            Ok(count) if count == Count::default() => Err(anyhow!("{name}: nothing was run")),
+            other => other,
         };
+        let count = count.unwrap_or_else(|error| {
+            println!("error: {error:#}");
+            Count::one(false)
+        });
         self.summary.push((name.to_owned(), count));
     }
 
@@ -367,104 +263,88 @@ impl Suite<'_> {
         &mut self,
         name: &str,
         doing: &str,
-        work: impl FnOnce(&Project, &Kernel, &Step) -> Result<Count>,
+        work: impl FnOnce(&Kernel, &Step) -> Result<Count>,
     ) {
-        let project = self.project;
-        let Some(kernel) = self.kernel() else {
-            return self.keep(name, Err(anyhow::anyhow!("{name}: there is no kernel")));
-        };
-        self.step(name, doing, |_, step| work(project, &kernel, step));
-        self.kernel = Some(Some(kernel));
+        if let Some(kernel) = self.kernel_for(name) {
+            self.step(name, doing, |step| work(&kernel, step));
+            self.kernel = Some(Some(kernel));
+        }
     }
 
     /// Takes the kernel out, building it the first time.
     fn kernel(&mut self) -> Option<Kernel> {
-        match self.kernel.take() {
-            Some(kernel) => {
-                if kernel.is_none() {
-                    self.kernel = Some(None);
-                }
-                kernel
-            }
-            None => match kernel::build(self.project, self.flavour) {
-                Ok(kernel) => {
-                    self.keep("kernel", Ok(Count::one(true)));
-                    Some(kernel)
-                }
-                Err(error) => {
-                    self.keep("kernel", Err(error));
-                    self.kernel = Some(None);
-                    None
-                }
-            },
+        let kernel = self.kernel.take().unwrap_or_else(|| {
+            let built = kernel::build(self.project, self.flavour);
+            let (kernel, error) = match built {
+                Ok(kernel) => (Some(kernel), None),
+                Err(error) => (None, Some(error)),
+            };
+            self.keep("kernel", error.map_or(Ok(Count::one(true)), Err));
+            kernel
+        });
+        if kernel.is_none() {
+            self.kernel = Some(None);
         }
+        kernel
+    }
+
+    /// The same for a part, which has failed if there is none.
+    fn kernel_for(&mut self, name: &str) -> Option<Kernel> {
+        let kernel = self.kernel();
+        if kernel.is_none() {
+            self.keep(name, Err(anyhow!("{name}: there is no kernel")));
+        }
+        kernel
     }
 
     fn guest(&mut self) {
-        let Some(kernel) = self.kernel() else {
-            let error = anyhow::anyhow!("guest: there is no kernel to boot");
-            return self.keep("guest", Err(error));
+        let Some(kernel) = self.kernel_for("guest") else {
+            return;
         };
-        match Machine::of_kernel(self.project, kernel) {
-            Ok(machine) => {
-                for variant in &BOOTS {
-                    self.boot(&machine, variant);
-                }
-                self.step("guest-apertures", "comparing the boots", |project, step| {
-                    compare_boots(project, step).map(Count::one)
-                });
-            }
-            Err(error) => self.keep("guest", Err(error)),
+        let machine = match Machine::of_kernel(self.project, kernel) {
+            Ok(machine) => machine,
+            Err(error) => return self.keep("guest", Err(error)),
+        };
+        for variant in &BOOTS {
+            let name = format!("guest-{}", variant.name);
+            let boot = Self::boot_of(&machine, &name, variant);
+            self.run_boot(&name, &boot, NOTHING);
         }
-    }
-
-    fn boot(&mut self, machine: &Machine, variant: &Variant) {
-        let name = format!("guest-{}", variant.name);
-        let boot = Self::boot_of(machine, &name, variant);
-        self.run_boot(&name, &boot, NOTHING);
+        self.step("guest-apertures", "comparing the boots", compare_boots);
     }
 
     fn boot_of<'b>(machine: &'b Machine, name: &'b str, variant: &Variant) -> Boot<'b> {
         let append = format!("guest.mode=test {KUNIT} {}", variant.words);
-        let mut boot = machine.boot(name, append, LIMIT);
-        boot.plugged = &["nvme", "igb", "e1000e", "nvme1"];
-        boot.generators = GENERATORS;
-        boot.memory = variant.memory;
-        if variant.name == MORE_LATER {
-            boot.arguments = &MAXIMUM;
+        Boot {
+            plugged: EVERYTHING,
+            generators: GENERATORS,
+            memory: variant.memory,
+            arguments: variant.arguments,
+            // Races want more than two.
+            processors: 4,
+            ..machine.boot(name, append, LIMIT)
         }
-        // Races want more than two.
-        boot.processors = 4;
-        boot
     }
 
     /// Boots and counts what the guest's program reports. A line of QEMU's with
     /// this word is a failure.
     fn run_boot(&mut self, name: &str, boot: &Boot, wrong: &str) {
-        self.step(name, "running the guest's suites", |project, step| {
+        self.step(name, "running the guest's suites", |step| {
             let mut found = 0;
-            let report = boot.run(project, |line| {
+            let report = boot.run(step.project, |line| {
                 found += usize::from(line.starts_with(wrong));
                 if line.starts_with("not ok ") {
                     println!("    | {line}");
                 }
             })?;
-            let mut count = Count {
-                passed: report.count(&Outcome::Passed),
-                failed: report.count(&Outcome::Failed),
-                skipped: report.count(&Outcome::Skipped),
-            };
-            for fault in report.faults(true) {
-                println!("    | {fault}");
-                count.failed += 1;
-            }
+            let mut faults = report.faults(true);
             if found > 0 {
-                println!("    | {found} lines begin with {wrong}");
-                count.failed += 1;
+                faults.push(format!("{found} lines begin with {wrong}"));
             }
-            let console = project.logs.join(format!("{name}.console.log"));
-            fs::copy(&console, step.log())
-                .with_context(|| format!("cannot copy {}", console.display()))?;
+            step.show(&faults.join("\n"));
+            let mut count = report.tally();
+            count.failed += faults.len();
+            fs::copy(step.project.console(name), step.log())?;
             Ok(count)
         });
     }
@@ -473,32 +353,26 @@ impl Suite<'_> {
     /// the README.
     fn readme(&mut self) {
         let mut lines = self.summary_lines();
-        lines.push(last_line(&self.sum()));
+        lines.push(self.sum().to_string());
         let summary = lines.join("\n").replace("FAIL", "ok  ");
         let is_default = *self.flavour == ["rust"];
         // That process wants the cache for itself.
         self.kernel = None;
-        self.step(
-            "run",
-            "make run, as the README shows it",
-            |project, step| {
-                let printed = readme::output_of("run", step.log())?;
-                // The README shows the driver that is built in.
-                if !is_default {
-                    return Ok(Count::one(true));
-                }
-                readme::check(project, "make run", &printed)?;
-                readme::check(project, "make test", &summary)?;
-                Ok(Count::of((2, 2)))
-            },
-        );
+        self.step("run", "make run, as the README shows it", |step| {
+            let printed = readme::output_of("run", step.log())?;
+            // The README shows the driver that is built in.
+            if !is_default {
+                return Ok(Count::one(true));
+            }
+            readme::check(step.project, "make run", &printed)?;
+            readme::check(step.project, "make test", &summary)?;
+            Ok([true; 2].into_iter().collect())
+        });
     }
 
     fn sum(&self) -> Count {
         let mut sum = Count::default();
-        for (_, count) in &self.summary {
-            sum.add(*count);
-        }
+        self.summary.iter().for_each(|(_, count)| sum += *count);
         sum
     }
 
@@ -514,27 +388,18 @@ impl Suite<'_> {
         self.summary.iter().map(line).collect()
     }
 
-    /// The summary; its last line is one that any reader of test results takes.
     fn finish(self) -> Result<()> {
-        println!();
-        for line in self.summary_lines() {
-            println!("{line}");
-        }
-        let sum = self.sum();
-        println!("{}", last_line(&sum));
-        if sum.failed > 0 || sum.passed == 0 {
-            // The line above says it all.
-            std::process::exit(1);
-        }
+        println!("\n{}", self.summary_lines().join("\n"));
+        self.sum().finish();
         Ok(())
     }
 }
 
 /// Whether large windows cost no time at boot.
-fn compare_boots(project: &Project, step: &Step) -> Result<bool> {
+fn compare_boots(step: &Step) -> Result<Count> {
     let time = |name| {
-        let path = project.logs.join(format!("guest-{name}.console.log"));
-        user_space(&read(&path)?)
+        let path = step.project.console(&format!("guest-{name}"));
+        user_space(&read_lossy(&path)?)
             .with_context(|| format!("{}: no sign of user space", path.display()))
     };
     let small = time(SMALL)?;
@@ -545,9 +410,9 @@ fn compare_boots(project: &Project, step: &Step) -> Result<bool> {
         text += &format!(", {name} {large:.2} s");
         fast &= large <= small * (1.0 + LONGER.0) + LONGER.1;
     }
-    println!("    | {text}");
+    step.show(&text);
     fs::write(step.log(), &text)?;
-    Ok(fast)
+    Ok(Count::one(fast))
 }
 
 /// When the kernel started the guest's program, in seconds.
@@ -557,27 +422,15 @@ fn user_space(console: &str) -> Option<f64> {
     time.trim().parse().ok()
 }
 
-fn last_line(sum: &Count) -> String {
-    let mut line = format!("{} passed, {} failed", sum.passed, sum.failed);
-    if sum.skipped > 0 {
-        line += &format!(", {} skipped", sum.skipped);
-    }
-    line
-}
-
 /// The tests of a program of the checkout, with flags for the compiler.
-fn cargo_test(project: &Project, step: &Step, folder: &str, flags: &str) -> Result<Count> {
-    let folder = project.root.join(folder);
-    let manifest = folder.join("Cargo.toml");
-    if !manifest.is_file() {
-        bail!("{} is not there", manifest.display());
-    }
-    let target = lint::target_folder(project, &folder);
-    let mut command = project.command(&project.cargo);
+fn cargo_test(step: &Step, folder: &str, flags: &str) -> Result<Count> {
+    let folder = step.project.root.join(folder);
+    let target = lint::target_folder(step.project, &folder);
+    let mut command = step.command(&step.project.cargo);
     command
         .args(["test", "--release", "--locked", "--no-fail-fast"])
         .arg("--manifest-path")
-        .arg(manifest);
+        .arg(folder.join("Cargo.toml"));
     if flags.is_empty() {
         command.env("CARGO_TARGET_DIR", target);
     } else {
@@ -585,10 +438,11 @@ fn cargo_test(project: &Project, step: &Step, folder: &str, flags: &str) -> Resu
         command.env("CARGO_TARGET_DIR", target.with_extension("flags"));
         command.env("RUSTFLAGS", flags);
     }
-    let good = step.check(&mut command)?;
-    let mut count = count_results(&read(step.log())?);
-    if !good && count.failed == 0 {
-        count.failed = 1;
+    let (good, output) = step.attempt(&mut command)?;
+    let mut count = count_results(&output);
+    if !good {
+        step.show_end(&output);
+        count.failed = count.failed.max(1);
     }
     Ok(count)
 }
@@ -602,11 +456,12 @@ const FUZZ_FLAGS: &str = "--cfg fuzzing -Cpasses=sancov-module \
 
 /// A bounded run of the fuzz target, from its corpus. What it finds anew stays
 /// out of the checkout.
-fn fuzz(project: &Project, step: &Step) -> Result<Count> {
+fn fuzz(step: &Step) -> Result<Count> {
+    let project = step.project;
     let folder = project.root.join("tests/host/fuzz");
     let scratch = project.build.join("fuzz");
     fs::create_dir_all(&scratch)?;
-    let mut command = project.command(&project.cargo);
+    let mut command = step.command(&project.cargo);
     command
         .args(["run", "--release", "--locked"])
         .args(["--target", "x86_64-unknown-linux-gnu"])
@@ -618,32 +473,24 @@ fn fuzz(project: &Project, step: &Step) -> Result<Count> {
         .current_dir(&scratch)
         .env("CARGO_TARGET_DIR", lint::target_folder(project, &folder))
         .env("RUSTFLAGS", FUZZ_FLAGS);
-    let good = step.status(&mut command)?;
-    let ran = read(step.log())?.contains("Done 20000 runs");
-    Ok(Count::one(good && ran))
-}
-
-fn read(path: &Path) -> Result<String> {
-    let bytes = fs::read(path)?;
-    Ok(String::from_utf8_lossy(&bytes).into_owned())
+    let (good, output) = step.attempt(&mut command)?;
+    Ok(Count::one(good && output.contains("Done 20000 runs")))
 }
 
 /// Adds up cargo's `test result: ok. 3 passed; 0 failed; 1 ignored; ...` lines.
 fn count_results(log: &str) -> Count {
     let mut sum = Count::default();
     for line in log.lines().filter_map(|l| l.strip_prefix("test result: ")) {
-        let number = |word: &str| -> usize {
-            line.split([';', '.'])
-                .filter_map(|part| part.trim().split_once(' '))
-                .find(|(_, name)| *name == word)
-                .and_then(|(number, _)| number.parse().ok())
-                .unwrap_or(0)
+        let words: Vec<&str> = line.split([' ', ';']).collect();
+        let number = |word| {
+            let pair = words.windows(2).find(|pair| pair[1] == word);
+            pair.and_then(|pair| pair[0].parse().ok()).unwrap_or(0)
         };
-        sum.add(Count {
+        sum += Count {
             passed: number("passed"),
             failed: number("failed"),
             skipped: number("ignored"),
-        });
+        };
     }
     sum
 }
@@ -657,19 +504,9 @@ mod tests {
         let log = "running 3 tests\n\
             test result: ok. 3 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out; finished in 0.1s\n\
             test result: FAILED. 2 passed; 1 failed; 0 ignored; 0 measured; 0 filtered out; finished in 0.1s\n";
-        let want = Count {
-            passed: 5,
-            failed: 1,
-            skipped: 1,
-        };
-        assert_eq!(count_results(log), want);
+        let want = "5 passed, 1 failed, 1 skipped";
+        assert_eq!(count_results(log).to_string(), want);
         assert_eq!(count_results("error: could not compile"), Count::default());
-    }
-
-    #[test]
-    fn parts_are_found_by_name() {
-        assert_eq!(parts("tools,module").unwrap(), [Part::Tools, Part::Module]);
-        assert!(parts("tools,none").is_err());
     }
 
     #[test]
@@ -677,13 +514,5 @@ mod tests {
         let console = "[    0.1] Linux\n[    1.579874] Run /init as init process\n";
         assert_eq!(user_space(console), Some(1.579874));
         assert_eq!(user_space("[    0.1] Linux"), None);
-    }
-
-    #[test]
-    fn the_last_line() {
-        let mut sum = Count::of((5, 6));
-        assert_eq!(last_line(&sum), "5 passed, 1 failed");
-        sum.skipped = 2;
-        assert_eq!(last_line(&sum), "5 passed, 1 failed, 2 skipped");
     }
 }

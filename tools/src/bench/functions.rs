@@ -2,12 +2,11 @@
 //! What many functions cost: on a machine, and on one domain.
 
 use super::{
-    table::{digits, ratio},
+    table::{digits, ratio, Table},
     Bench,
 };
 use anyhow::{Context, Result};
 use serde::Serialize;
-use std::fmt::Write;
 
 /// How many random number generators the machines of a comparison have.
 pub const MACHINES: [usize; 2] = [0, 128];
@@ -85,18 +84,10 @@ impl Bench {
     /// What many functions cost.
     pub fn functions_table(&self) -> Result<String> {
         let ((few, ours), (c_few, theirs)) = (self.functions_of("rust")?, self.functions_of("c")?);
-        let mut text = format!(
-            "\nMany functions:\n\n{:<48}{:>14}{:>14}{:>9}\n",
-            "", "this driver", "C driver", "C/ours"
-        );
+        let mut table = Table::new("Many functions", &[48, 14, 14, 9]);
+        table.line("", ["this driver", "C driver", "C/ours"]);
         let mut line = |what: &str, a: u64, b: u64| {
-            writeln!(
-                text,
-                "{what:<48}{:>14}{:>14}{:>9.2}",
-                digits(a),
-                digits(b),
-                ratio(b, a)
-            )
+            table.line(what, [digits(a), digits(b), format!("{:.2}", ratio(b, a))]);
         };
         let more = |few: &Functions, many: &Functions, pick: fn(&Functions) -> u64| {
             let count = many.count.saturating_sub(few.count).max(1);
@@ -104,33 +95,23 @@ impl Bench {
         };
         for (few, c_few) in [(few, c_few), (ours, theirs)] {
             let what = format!("{} functions: ms to user space", few.count);
-            line(&what, few.booted, c_few.booted)?;
+            line(&what, few.booted, c_few.booted);
         }
-        let kernel: fn(&Functions) -> u64 = |boot| boot.kernel;
-        let tables: fn(&Functions) -> u64 = |boot| boot.tables;
-        line(
-            "bytes of slabs and per-CPU memory a function",
-            more(few, ours, kernel),
-            more(c_few, theirs, kernel),
-        )?;
-        line(
-            "bytes of tables a function",
-            more(few, ours, tables),
-            more(c_few, theirs, tables),
-        )?;
+        let both = |pick| (more(few, ours, pick), more(c_few, theirs, pick));
+        let (a, b) = both(|boot| boot.kernel);
+        line("bytes of slabs and per-CPU memory a function", a, b);
+        let (a, b) = both(|boot| boot.tables);
+        line("bytes of tables a function", a, b);
         for (a, b) in ours.shared.iter().zip(&theirs.shared) {
-            line(
-                &format!("{} on a domain: ns an attach", a.0),
-                a.1 / a.0,
-                b.1 / b.0,
-            )?;
-            line(&format!("{} on a domain: ns a full flush", a.0), a.2, b.2)?;
+            let domain = format!("{} on a domain", a.0);
+            line(&format!("{domain}: ns an attach"), a.1 / a.0, b.1 / b.0);
+            line(&format!("{domain}: ns a full flush"), a.2, b.2);
         }
         if let (Some(a), Some(b)) = (ours.unplugged, theirs.unplugged) {
-            line(&format!("{} unplugged: microseconds, all", a.0), a.1, b.1)?;
-            line("microseconds, the median", a.2, b.2)?;
+            line(&format!("{} unplugged: microseconds, all", a.0), a.1, b.1);
+            line("microseconds, the median", a.2, b.2);
         }
-        Ok(text)
+        Ok(table.text)
     }
 }
 

@@ -3,12 +3,12 @@
 
 use super::{
     judge::Bound,
-    table::{digits, ratio},
+    table::{digits, ratio, Table},
     Bench,
 };
 use anyhow::{Context, Result};
 use serde::Serialize;
-use std::{collections::BTreeMap, fmt::Write, thread};
+use std::{collections::BTreeMap, thread};
 
 /// The numbers of CPUs: a guest has as many as the last one.
 pub const CPUS: [u8; 4] = [1, 2, 4, 8];
@@ -106,10 +106,6 @@ impl Scale {
     }
 }
 
-fn median(sorted: &[u64]) -> u64 {
-    sorted[sorted.len() / 2]
-}
-
 /// How many CPUs of a guest run at the same time on this machine.
 fn cores() -> u8 {
     thread::available_parallelism().map_or(1, |cores| cores.get().min(u8::MAX.into()) as u8)
@@ -153,62 +149,48 @@ impl Bench {
     /// Both as tables.
     pub fn scale_table(&self) -> Result<String> {
         let (ours, theirs) = self.scales()?;
-        let mut text = format!(
-            "\nPairs of a map and an unmap of 4 KiB a second, median (lowest to highest); judged \
-             up to {} CPUs:\n\n{:<16}{:>5}{:>36}{:>36}{:>10}{:>10}{:>9}\n",
-            cores(),
-            "",
-            "CPUs",
-            "this driver",
-            "C driver",
-            "/generic",
-            "/generic",
-            "ours/C"
+        let head = format!(
+            "Pairs of a map and an unmap of 4 KiB a second, median (lowest to highest); judged \
+             up to {} CPUs",
+            cores()
         );
+        let mut rates = Table::new(&head, &[16, 5, 36, 36, 10, 10, 9]);
+        let columns = "CPUs|this driver|C driver|/generic|/generic|ours/C";
+        rates.line("", columns.split('|'));
         for (layout, title) in LAYOUTS {
             for cpus in CPUS {
                 let (a, b) = (ours.percent(layout, cpus)?, theirs.percent(layout, cpus)?);
-                writeln!(
-                    text,
-                    "{title:<16}{cpus:>5}{:>36}{:>36}{:>10.2}{:>10.2}{:>9.2}",
+                let ratios = [a as f64 / 100.0, b as f64 / 100.0, ratio(a, b)];
+                let spreads = [
+                    cpus.to_string(),
                     spread(ours.rates(DRIVER, layout, cpus)?),
                     spread(theirs.rates(DRIVER, layout, cpus)?),
-                    a as f64 / 100.0,
-                    b as f64 / 100.0,
-                    ratio(a, b)
-                )?;
+                ];
+                let ratios = ratios.map(|ratio| format!("{ratio:.2}"));
+                rates.line(title, spreads.into_iter().chain(ratios));
             }
         }
-        writeln!(
-            text,
-            "\nBytes of tables for a GiB, and what is left when all was unmapped:\n\n\
-             {:<22}{:>14}{:>13}{:>11}{:>13}{:>11}{:>13}{:>11}",
-            "", "mapped", "this driver", "left", "C driver", "left", "generic_pt", "left"
-        )?;
+        let head = "Bytes of tables for a GiB, and what is left when all was unmapped";
+        let mut memory = Table::new(head, &[22, 14, 13, 11, 13, 11, 13, 11]);
+        let columns = "mapped|this driver|left|C driver|left|generic_pt|left";
+        memory.line("", columns.split('|'));
         for (pattern, title) in PATTERNS {
             let a = ours.memory(DRIVER, pattern)?;
             let b = theirs.memory(DRIVER, pattern)?;
             let c = ours.memory(GENERIC, pattern)?;
-            writeln!(
-                text,
-                "{title:<22}{:>14}{:>13}{:>11}{:>13}{:>11}{:>13}{:>11}",
-                digits(a.mapped),
-                digits(a.tables),
-                digits(a.left),
-                digits(b.tables),
-                digits(b.left),
-                digits(c.tables),
-                digits(c.left)
-            )?;
+            let tables = [a, b, c]
+                .into_iter()
+                .flat_map(|memory| [memory.tables, memory.left]);
+            memory.line(title, [a.mapped].into_iter().chain(tables).map(digits));
         }
-        Ok(text)
+        Ok(rates.text + &memory.text)
     }
 }
 
 fn spread(sorted: &[u64]) -> String {
     let (low, high) = (sorted[0], sorted[sorted.len() - 1]);
-    let (middle, low, high) = (digits(median(sorted)), digits(low), digits(high));
-    format!("{middle} ({low} to {high})")
+    let middle = digits(sorted[sorted.len() / 2]);
+    format!("{middle} ({} to {})", digits(low), digits(high))
 }
 
 #[cfg(test)]

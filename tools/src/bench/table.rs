@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-//! The figures as a table for people, and as a record for programs.
+//! The figures as tables for people, and as a record for programs.
 
 use super::{
     judge::{Bound, Verdict},
@@ -7,19 +7,53 @@ use super::{
 };
 use anyhow::Result;
 use serde::Serialize;
-use std::fmt::Write;
+use std::{collections::BTreeMap, fmt::Write};
+
+/// Lines with a title and columns.
+pub struct Table {
+    pub text: String,
+    /// How wide the title is, and each column.
+    widths: &'static [usize],
+}
+
+impl Table {
+    pub fn new(head: &str, widths: &'static [usize]) -> Self {
+        Self {
+            text: format!("\n{head}:\n\n"),
+            widths,
+        }
+    }
+
+    /// The title to the left, cells to the right of their columns.
+    pub fn line<T: ToString>(&mut self, title: &str, cells: impl IntoIterator<Item = T>) {
+        self.text += &format!("{title:<width$}", width = self.widths[0]);
+        for (cell, width) in cells.into_iter().zip(&self.widths[1..]) {
+            self.text += &format!("{:>width$}", cell.to_string());
+        }
+        self.text.push('\n');
+    }
+}
+
+/// What is shown of a call: its key in the record, two lines of a head, the guest and what
+/// was measured there.
+const COLUMNS: [(&str, [&str; 2], &str, &str); 6] = [
+    ("large_off", ["this driver", OFF], OFF, "driver"),
+    ("large_on", ["", ON], ON, "driver"),
+    ("c_driver", ["C driver", ""], C, "driver"),
+    ("x86_64", ["generic_pt", "x86-64"], OFF, "x86-64"),
+    ("floor", ["floor", "1 size"], OFF, "floor"),
+    ("floor_two_sizes", ["", "2 sizes"], OFF, "floor2"),
+];
 
 /// A call on a case, everywhere.
 #[derive(Serialize)]
 struct Row {
+    #[serde(skip)]
+    title: &'static str,
     case: &'static str,
     call: &'static str,
-    large_off: u64,
-    large_on: u64,
-    c_driver: u64,
-    x86_64: u64,
-    floor: u64,
-    floor_two_sizes: u64,
+    #[serde(flatten)]
+    figures: BTreeMap<&'static str, u64>,
     /// The floor and one store a page.
     one_store_a_page: u64,
     ratio_large_off: f64,
@@ -56,21 +90,23 @@ fn rows(bench: &Bench) -> Result<Vec<Row>> {
 }
 
 fn row(bench: &Bench, case: &Case, call: &'static str, pick: fn(Cost) -> u64) -> Result<Row> {
-    let get = |guest, subject| bench.cost(guest, subject, case).map(pick);
-    let (off, on, c) = (get(OFF, "driver")?, get(ON, "driver")?, get(C, "driver")?);
-    let floor = get(OFF, "floor")?;
+    let get = |(key, _, guest, subject)| {
+        let cost: Cost = bench.cost(guest, subject, case)?;
+        Ok((key, pick(cost)))
+    };
+    let figures = COLUMNS
+        .into_iter()
+        .map(get)
+        .collect::<Result<BTreeMap<_, _>>>()?;
+    let c = figures["c_driver"];
     Ok(Row {
+        title: case.title,
         case: case.name,
         call,
-        large_off: off,
-        large_on: on,
-        c_driver: c,
-        x86_64: get(OFF, "x86-64")?,
-        floor,
-        floor_two_sizes: get(OFF, "floor2")?,
-        one_store_a_page: floor + case.pages,
-        ratio_large_off: ratio(c, off),
-        ratio_large_on: ratio(c, on),
+        one_store_a_page: figures["floor"] + case.pages,
+        ratio_large_off: ratio(c, figures["large_off"]),
+        ratio_large_on: ratio(c, figures["large_on"]),
+        figures,
     })
 }
 
@@ -78,49 +114,47 @@ pub fn ratio(theirs: u64, ours: u64) -> f64 {
     theirs as f64 / ours.max(1) as f64
 }
 
-/// The table, and a line on every bound.
+/// The tables, and a line on every bound.
 pub fn of(bench: &Bench, verdict: &Verdict) -> Result<String> {
-    let mut text = String::new();
-    writeln!(text, "\nInstructions, Linux {}:\n", bench.kernel)?;
-    writeln!(
-        text,
-        "{:<17}{:<6}{:>11}{:>11}{:>12}{:>11}{:>9}{:>9}{:>11}{:>9}{:>9}",
-        "", "", "this driver", "", "C driver", "generic_pt", "floor", "", "one store", "C/ours", ""
-    )?;
-    writeln!(
-        text,
-        "{:<17}{:<6}{:>11}{:>11}{:>12}{:>11}{:>9}{:>9}{:>11}{:>9}{:>9}  bounds",
-        "", "", OFF, ON, "", "x86-64", "1 size", "2 sizes", "a page", "off", "on"
-    )?;
+    let head = format!("Instructions, Linux {}", bench.kernel);
+    let mut table = Table::new(&head, &[23, 11, 11, 12, 11, 9, 9, 11, 9, 9]);
+    for (index, more) in [["one store", "C/ours", ""], ["a page", "off", "on"]]
+        .iter()
+        .enumerate()
+    {
+        table.line("", COLUMNS.map(|column| column.1[index]).iter().chain(more));
+    }
+    table.text.insert_str(table.text.len() - 1, "  bounds");
     for row in rows(bench)? {
-        let title = CASES.iter().find(|case| case.name == row.case);
-        writeln!(
-            text,
-            "{:<17}{:<6}{:>11}{:>11}{:>12}{:>11}{:>9}{:>9}{:>11}{:>9.2}{:>9.2}  {}",
-            title.map_or(row.case, |case| case.title),
-            row.call,
-            digits(row.large_off),
-            digits(row.large_on),
-            digits(row.c_driver),
-            digits(row.x86_64),
-            digits(row.floor),
-            digits(row.floor_two_sizes),
-            digits(row.one_store_a_page),
-            row.ratio_large_off,
-            row.ratio_large_on,
-            bounds_of(verdict, row.case, row.call)
-        )?;
+        let figures = COLUMNS.map(|column| row.figures[column.0]);
+        let figures = figures
+            .into_iter()
+            .chain([row.one_store_a_page])
+            .map(digits);
+        let ratios = [row.ratio_large_off, row.ratio_large_on].map(|ratio| format!("{ratio:.2}"));
+        let title = format!("{:<17}{}", row.title, row.call);
+        table.line(&title, figures.chain(ratios));
+        let these = verdict.bounds.iter();
+        let these = these.filter(|bound| bound.case == row.case && bound.call == row.call);
+        let bounds = these.map(describe).collect::<Vec<_>>().join(", ");
+        table
+            .text
+            .insert_str(table.text.len() - 1, &format!("  {bounds}"));
     }
-    let ours = bench.flush_of("rust")?;
-    text += &flush(ours, bench.flush_of("c")?);
-    for bound in verdict.bounds.iter().filter(|bound| bound.case == "flush") {
-        writeln!(text, "{}", describe(bound))?;
-    }
+    let mut text = table.text;
+    let bounds_of = |cases: &[&str]| {
+        let these = verdict
+            .bounds
+            .iter()
+            .filter(|bound| cases.contains(&bound.case));
+        these
+            .map(|bound| describe(bound) + "\n")
+            .collect::<String>()
+    };
+    text += &flush(bench.flush_of("rust")?, bench.flush_of("c")?);
+    text += &bounds_of(&["flush"]);
     text += &bench.scale_table()?;
-    let others = verdict.bounds.iter();
-    for bound in others.filter(|bound| matches!(bound.case, "scale" | "memory")) {
-        writeln!(text, "{}", describe(bound))?;
-    }
+    text += &bounds_of(&["scale", "memory"]);
     text += &bench.functions_table()?;
     let same = match bench.differences.len() {
         0 => "identical".to_owned(),
@@ -137,45 +171,28 @@ pub fn of(bench: &Bench, verdict: &Verdict) -> Result<String> {
 }
 
 fn flush(ours: &Flush, theirs: &Flush) -> String {
-    let line = |what: &str, a: u64, b: u64| {
-        let (left, right) = (digits(a), digits(b));
-        format!("{what:<30}{left:>17}{right:>17}{:>9.1}\n", ratio(b, a))
-    };
-    let range = |flush: &Flush| format!("{:#x}+{:#x}", flush.first_start, flush.first_size);
-    let mut text = format!(
-        "\nFull flush, window {} GiB, {} pages live, batches of {} pages at {:#x}:\n\n\
-         {:<30}{:>17}{:>17}{:>9}\n",
+    let head = format!(
+        "Full flush, window {} GiB, {} pages live, batches of {} pages at {:#x}",
         ours.window >> 30,
         ours.live,
         ours.pages,
-        ours.corner,
-        "a batch",
-        "this driver",
-        "C driver",
-        "C/ours"
+        ours.corner
     );
-    text += &line("nanoseconds, median", ours.median, theirs.median);
-    text += &line("nanoseconds, best", ours.best, theirs.best);
-    let per_batch = |sum: u64, flush: &Flush| sum / flush.batches.max(1);
-    text += &line(
-        "bytes refreshed",
-        per_batch(ours.bytes, ours),
-        per_batch(theirs.bytes, theirs),
-    );
-    text += &line("RPCIT in all batches", ours.ranges, theirs.ranges);
-    text += &format!(
-        "{:<16}{:>31}{:>33}\n",
-        "the first",
-        range(ours),
-        range(theirs)
-    );
-    text
-}
-
-fn bounds_of(verdict: &Verdict, case: &str, call: &str) -> String {
-    let all = verdict.bounds.iter();
-    let these = all.filter(|bound| bound.case == case && bound.call == call);
-    these.map(describe).collect::<Vec<_>>().join(", ")
+    let mut table = Table::new(&head, &[30, 17, 17, 9]);
+    table.line("a batch", ["this driver", "C driver", "C/ours"]);
+    let per_batch = |flush: &Flush| flush.bytes / flush.batches.max(1);
+    for (what, a, b) in [
+        ("nanoseconds, median", ours.median, theirs.median),
+        ("nanoseconds, best", ours.best, theirs.best),
+        ("bytes refreshed", per_batch(ours), per_batch(theirs)),
+        ("RPCIT in all batches", ours.ranges, theirs.ranges),
+    ] {
+        table.line(what, [digits(a), digits(b), format!("{:.1}", ratio(b, a))]);
+    }
+    let range = |flush: &Flush| format!("{:#x}+{:#x}", flush.first_start, flush.first_size);
+    table.widths = &[16, 31, 33];
+    table.line("the first", [range(ours), range(theirs)]);
+    table.text
 }
 
 fn describe(bound: &Bound) -> String {
@@ -186,15 +203,10 @@ fn describe(bound: &Bound) -> String {
 
 /// A number with its thousands apart.
 pub fn digits(number: u64) -> String {
-    let plain = number.to_string();
-    let mut text = String::new();
-    for (index, digit) in plain.chars().enumerate() {
-        if index > 0 && (plain.len() - index) % 3 == 0 {
-            text.push(',');
-        }
-        text.push(digit);
+    match number {
+        0..1000 => number.to_string(),
+        _ => format!("{},{:03}", digits(number / 1000), number % 1000),
     }
-    text
 }
 
 #[cfg(test)]
@@ -203,7 +215,6 @@ mod tests {
 
     #[test]
     fn thousands() {
-        assert_eq!(digits(0), "0");
         assert_eq!(digits(999), "999");
         assert_eq!(digits(14_400_000), "14,400,000");
     }

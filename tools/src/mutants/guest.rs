@@ -1,62 +1,60 @@
 // SPDX-License-Identifier: GPL-2.0
 //! Mutants that only a guest notices: a kernel and a boot for each.
 
-use super::{Mutant, Place};
+use super::{Mutant, Place, KILLED};
 use crate::{
+    count::Count,
+    files::make_anew,
     guest::Machine,
-    kernel::{self, Flavour},
+    kernel::{self, flavour, Flavour},
     ktap::{Outcome, Report},
     project::Project,
-    qemu::Boot,
+    qemu::{Boot, EVERYTHING},
     steps::Step,
+    suite::{GENERATORS, KUNIT},
 };
 use anyhow::Result;
-use std::{collections::BTreeSet, fs, path::Path, time::Duration};
+use std::{collections::BTreeSet, path::Path, time::Duration};
 
 const LIMIT: Duration = Duration::from_secs(900);
-const KUNIT: &str = "kunit.enable=1 kunit.autorun=1 kunit.filter_glob=s390_iommu*";
 
-/// Boots without a mutant, then with each. Returns how many were killed, and how many
-/// were not.
-pub(super) fn run(project: &Project, place: Place, list: &[&Mutant]) -> Result<(usize, usize)> {
+/// Boots without a mutant, then with each.
+pub(super) fn run(project: &Project, place: Place, list: &[&Mutant]) -> Result<Count> {
     if list.is_empty() {
-        return Ok((0, 0));
+        return Ok(Count::default());
     }
-    let fragments: &[&str] = match place {
-        Place::Debug => &["rust", "debug", "torture"],
-        _ => &["rust"],
-    };
-    let flavour: Flavour = fragments.iter().map(|name| (*name).to_owned()).collect();
+    let flavour = flavour(match place {
+        Place::Debug => "rust,debug,torture",
+        _ => "rust",
+    });
     let machine = Machine::prepare(project, &flavour)?;
     let step = Step::start(project, "mutants-guest", "the named tests without a mutant")?;
     let report = report(project, &machine, &machine.image, list)?;
     for mutant in list {
-        if outcome(&report, mutant) != Some(&Outcome::Passed) {
+        if outcome(&report, mutant) != Some(Outcome::Passed) {
             step.fail(&mutant.test, "repair it, or its name, first")?;
         }
     }
     step.done("all of them pass");
-    let mut killed = 0;
-    for mutant in list {
+    let results = list.iter().map(|mutant| {
         let step = Step::start(project, &format!("mutant-{}", mutant.name), &mutant.test)?;
-        let found = try_one(project, &machine, &flavour, &step, mutant)?;
-        killed += usize::from(found == "killed");
+        let found = try_one(&machine, &flavour, &step, mutant)?;
         step.done(found);
-    }
-    Ok((killed, list.len() - killed))
+        Ok(found == KILLED)
+    });
+    results.collect()
 }
 
 fn try_one(
-    project: &Project,
     machine: &Machine,
     flavour: &Flavour,
     step: &Step,
     mutant: &Mutant,
 ) -> Result<&'static str> {
+    let project = step.project;
     let root = project.build.join("mutants-guest");
-    let _ = fs::remove_dir_all(&root);
-    fs::create_dir_all(&root)?;
-    let mut copy = project.command("sh");
+    make_anew(&root)?;
+    let mut copy = step.command("sh");
     copy.current_dir(&project.root)
         .args(["-c", "git ls-files -z | xargs -0 cp --parents -t \"$0\""]);
     step.run(copy.arg(&root), "the checkout cannot be copied")?;
@@ -74,7 +72,7 @@ fn try_one(
     };
     let report = report(project, machine, &image, &[mutant])?;
     Ok(match outcome(&report, mutant) {
-        Some(Outcome::Failed) => "killed",
+        Some(Outcome::Failed) => KILLED,
         Some(_) => "FAILED: it survives",
         None => "FAILED: its test did not end",
     })
@@ -94,16 +92,16 @@ fn report(project: &Project, machine: &Machine, image: &Path, list: &[&Mutant]) 
     let append = format!("guest.mode=test {KUNIT} guest.suite={suites}");
     let boot = Boot {
         image,
-        plugged: &["nvme", "igb", "e1000e", "nvme1"],
-        generators: 6,
+        plugged: EVERYTHING,
+        generators: GENERATORS,
         processors: 4,
         ..machine.boot("mutants-guest", append, LIMIT)
     };
     boot.run(project, |_| {})
 }
 
-fn outcome<'a>(report: &'a Report, mutant: &Mutant) -> Option<&'a Outcome> {
+fn outcome(report: &Report, mutant: &Mutant) -> Option<Outcome> {
     let mut points = report.points.iter();
     let point = points.find(|point| point.name == mutant.test)?;
-    Some(&point.outcome)
+    Some(point.outcome)
 }

@@ -2,31 +2,13 @@
 //! Boots on the emulator of `make machine`, whose functions are as real machines
 //! have them: the suites of the usual boots, and those that only it can run.
 
-use super::{Suite, Variant};
-use crate::{guest, kselftest, machine, project::variable, qemu::USUAL};
-use anyhow::{anyhow, Result};
-
-/// A boot on this emulator.
-struct Special {
-    variant: Variant,
-    /// QEMU's arguments beside those of any boot.
-    arguments: &'static [&'static str],
-}
-
-const fn special(
-    name: &'static str,
-    words: &'static str,
-    arguments: &'static [&'static str],
-) -> Special {
-    Special {
-        variant: Variant {
-            name,
-            words,
-            memory: 2,
-        },
-        arguments,
-    }
-}
+use super::{variant, Suite, Variant};
+use crate::{
+    guest, kselftest, machine,
+    project::{more_words, variable},
+    qemu::USUAL,
+};
+use anyhow::{Context, Result};
 
 /// A hit in a function's cache that the tables do not bear out any more. In strict
 /// mode no access of a device comes after its unmap.
@@ -40,8 +22,8 @@ const NOT_SHADOWED: &[&str] = &[
     "zpci.x-rereg-keeps=on",
 ];
 
-const BOOTS: [Special; 9] = [
-    special(
+const BOOTS: [Variant; 9] = [
+    variant(
         "identity",
         "iommu.passthrough=1 guest.type=identity memhp_default_state=online_movable \
             s390_iommu_aperture=0 guest.suite=boot,nvme,nic,dma,hotplug,memory",
@@ -57,13 +39,13 @@ const BOOTS: [Special; 9] = [
         ],
     ),
     // The DMA API translates, the tests attach identity and leave it.
-    special(
+    variant(
         "relaxed",
         "guest.suite=boot,transitions",
         &["-global", "zpci.relaxed-translation=on"],
     ),
     // The first drive has three levels and the second five, the cards four and five.
-    special(
+    variant(
         "levels",
         "s390_iommu_aperture=0 guest.levels=5 \
             guest.ends=0001:0x3ffffffffff,0002:0x1fffffffffffff \
@@ -78,7 +60,7 @@ const BOOTS: [Special; 9] = [
         ],
     ),
     // The drives have windows of 2 GiB, one of which begins in the middle of the other.
-    special(
+    variant(
         "windows",
         "s390_iommu_aperture=0 guest.starts=0020:0x140000000 \
             guest.ends=0001:0x17fffffff,0020:0x1bfffffff guest.suite=boot,nvme,windows,nic",
@@ -89,8 +71,8 @@ const BOOTS: [Special; 9] = [
             "zpci,uid=32,target=nvme1,sdma=0x140000000,edma=0x1bfffffff",
         ],
     ),
-    special("iotlb-lazy", "", NOT_SHADOWED),
-    special(
+    variant("iotlb-lazy", "", NOT_SHADOWED),
+    variant(
         "iotlb-strict",
         "iommu.strict=1",
         &[
@@ -102,21 +84,21 @@ const BOOTS: [Special; 9] = [
             STALE,
         ],
     ),
-    special(
+    variant(
         "vfs",
         "guest.suite=boot,vfs,nic",
         &["-global", "s390-pcihost.extended-config=on"],
     ),
     // What is run on real machines, beside a drive that is used
-    special("hardware", "guest.suite=hardware", NOT_SHADOWED),
+    variant("hardware", "guest.suite=hardware", NOT_SHADOWED),
     // Until the refresh after a re-registration a function may hit the old table.
-    special("replace", "guest.suite=gapless", NOT_SHADOWED),
+    variant("replace", "guest.suite=gapless", NOT_SHADOWED),
 ];
 
 /// The kernel's selftests of VFIO, and ours, that other boots have to skip: VFs made by
 /// vfio-pci, and huge pages. vfio-pci cannot claim the VFs of its PF on s390, where they
 /// become VFs after its notifier was called: it has their identity, and igbvf is a module.
-const SELFTESTS: Special = special(
+const SELFTESTS: Variant = variant(
     "selftests",
     "guest.mode=kselftest guest.suite=vfio,s390_iommu guest.only=sriov,dma_mapping_test,hugetlb \
         vfio_pci.enable_sriov=1 vfio_pci.ids=8086:10ca hugepagesz=1M hugepages=16",
@@ -124,7 +106,7 @@ const SELFTESTS: Special = special(
 );
 
 /// The guest names the functions whose instructions are refused.
-const FAULTS: Special = special(
+const FAULTS: Variant = variant(
     "faults",
     "guest.suite=faults",
     &["-device", "zpci,id=zpci-nvme,target=nvme"],
@@ -134,53 +116,47 @@ impl Suite<'_> {
     /// All boots on this emulator, or that of `BOOT=`; it is built if there is none.
     pub(super) fn machine(&mut self) {
         let named = variable("BOOT");
-        let is_wanted = |special: &&Special| {
-            let name = special.variant.name;
-            named.as_ref().is_none_or(|named| named == name)
-        };
-        let suites: Vec<&Special> = BOOTS.iter().chain([&FAULTS]).collect();
+        let is_wanted = |variant: &&Variant| named.as_ref().is_none_or(|name| name == variant.name);
+        let suites: Vec<&Variant> = BOOTS.iter().chain([&FAULTS]).collect();
         for (boots, has_programs) in [(suites, false), (vec![&SELFTESTS], true)] {
             let boots: Vec<_> = boots.into_iter().filter(is_wanted).collect();
             if boots.is_empty() {
                 continue;
             }
-            match self.special_machine(has_programs) {
-                Ok(machine) => {
-                    for special in boots {
-                        self.special_boot(&machine, special);
-                    }
+            let machine = match self.special_machine(has_programs) {
+                Ok(machine) => machine,
+                Err(error) => {
+                    self.keep("machine", Err(error));
+                    continue;
                 }
-                Err(error) => self.keep("machine", Err(error)),
+            };
+            for variant in boots {
+                self.special_boot(&machine, variant, has_programs);
             }
         }
     }
 
     fn special_machine(&mut self, has_programs: bool) -> Result<guest::Machine> {
         let qemu = machine::build(self.project)?;
-        let kernel = self
-            .kernel()
-            .ok_or_else(|| anyhow!("machine: there is no kernel to boot"))?;
+        let kernel = self.kernel();
+        let kernel = kernel.context("machine: there is no kernel to boot")?;
         let programs = match has_programs {
             true => kselftest::programs(self.project, &kernel)?,
             false => Vec::new(),
         };
-        let mut machine = guest::Machine::with_files(self.project, &kernel, &programs)?;
-        machine.qemu = qemu;
-        Ok(machine)
+        let machine = guest::Machine::with_files(self.project, &kernel, &programs)?;
+        Ok(guest::Machine { qemu, ..machine })
     }
 
-    fn special_boot(&mut self, machine: &guest::Machine, special: &Special) {
-        let name = format!("machine-{}", special.variant.name);
-        let mut boot = Self::boot_of(machine, &name, &special.variant);
-        boot.arguments = special.arguments;
-        if name.ends_with(SELFTESTS.variant.name) {
+    fn special_boot(&mut self, machine: &guest::Machine, variant: &Variant, has_programs: bool) {
+        let name = format!("machine-{}", variant.name);
+        let mut boot = Self::boot_of(machine, &name, variant);
+        if has_programs {
             boot.devices = &kselftest::DEVICES;
             boot.plugged = USUAL;
             boot.generators = 0;
         }
-        if let Some(words) = variable("APPEND") {
-            boot.append += &format!(" {}", words.to_string_lossy());
-        }
+        boot.append += &format!(" {}", more_words());
         self.run_boot(&name, &boot, STALE);
     }
 }

@@ -7,19 +7,21 @@
 //! is compiled anew is its Rust. The module is built twice, by that kernel and
 //! outside of it; the guest loads both.
 
-use super::{Count, Suite};
+use super::Suite;
 use crate::{
+    count::Count,
+    files::make_anew,
     guest::Machine,
     initramfs,
-    kernel::{self, Flavour, Kernel},
+    kernel::{self, flavour, with_driver, Flavour, Kernel},
     modules,
     project::Project,
     qemu::{Boot, USUAL},
     steps::Step,
 };
-use anyhow::{bail, Context, Result};
+use anyhow::{bail, Result};
+use fs_err as fs;
 use std::{
-    fs,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -66,30 +68,26 @@ impl Suite<'_> {
         });
         let append = format!("pci=off {append}");
         self.boot_with(&parts.machine, "guest-pci-off", &append, |_| {});
-        for (other, flavour) in [
-            ("rust", self.flavour.clone()),
-            ("c", vec!["c".to_owned()] as Flavour),
-        ] {
-            self.beside(&parts.machine, other, &flavour);
-        }
+        self.beside(&parts.machine, "rust", self.flavour);
+        self.beside(&parts.machine, "c", &flavour("c"));
     }
 
     /// Builds the kernel, the external module, and the guest's roots.
     fn parts(&mut self) -> Result<Parts> {
-        let flavour = as_module(self.flavour)?;
+        let flavour = with_driver(self.flavour, "module");
+        if !flavour.iter().any(|name| name == "module") {
+            bail!("CONFIG={} has no driver to be a module", flavour.join(","));
+        }
         let kernel = kernel::build(self.project, &flavour)?;
         let mut files = Vec::new();
         let mut version = String::new();
-        self.step("module", "building the external module", |project, step| {
-            let external = modules::build_for_tests(project, &kernel, step)?;
+        self.step("module", "building the external module", |step| {
+            let external = modules::build_for_tests(&kernel, step)?;
             let built = kernel.objects.join("drivers/iommu/s390/s390_iommu.ko");
-            version = modinfo(project, step, &built, "version")?;
-            files.push((
-                "lib/modules/external/s390_iommu.ko".to_owned(),
-                external.clone(),
-            ));
-            let mut count = check_modinfo(project, step, &built, &version)?;
-            count.add(check_modinfo(project, step, &external, &version)?);
+            version = modinfo(step, &built, "version")?;
+            let mut count = check_modinfo(step, &built, &version)?;
+            count += check_modinfo(step, &external, &version)?;
+            files.push(("lib/modules/external/s390_iommu.ko".to_owned(), external));
             Ok(count)
         });
         if files.is_empty() {
@@ -109,8 +107,7 @@ impl Suite<'_> {
         let name = format!("guest-beside-{other}");
         let image = kernel::build(self.project, flavour).and_then(|kernel| {
             let image = self.project.build.join(format!("{name}.bzImage"));
-            fs::copy(&kernel.image, &image)
-                .with_context(|| format!("cannot copy {}", kernel.image.display()))?;
+            fs::copy(&kernel.image, &image)?;
             Ok(image)
         });
         let image = match image {
@@ -136,23 +133,10 @@ impl Suite<'_> {
     }
 }
 
-/// The same configuration with the driver as a module.
-fn as_module(flavour: &Flavour) -> Result<Flavour> {
-    let rename = |name: &String| match name.as_str() {
-        "rust" => "module".to_owned(),
-        other => other.to_owned(),
-    };
-    let flavour: Flavour = flavour.iter().map(rename).collect();
-    if !flavour.iter().any(|name| name == "module") {
-        bail!("CONFIG={} has no driver to be a module", flavour.join(","));
-    }
-    Ok(flavour)
-}
-
 /// A field of what `modinfo` says of a module.
-fn modinfo(project: &Project, step: &Step, module: &Path, field: &str) -> Result<String> {
+fn modinfo(step: &Step, module: &Path, field: &str) -> Result<String> {
     let text = step.output(
-        project.command("modinfo").args(["-F", field]).arg(module),
+        step.command("modinfo").args(["-F", field]).arg(module),
         "the module is not what it should be",
     )?;
     Ok(text.trim_end().to_owned())
@@ -163,8 +147,7 @@ type Check<'a> = &'a dyn Fn(&str) -> bool;
 
 /// Compares the fields with what they must be. The guest compares the version
 /// with what the driver says at its start.
-fn check_modinfo(project: &Project, step: &Step, module: &Path, version: &str) -> Result<Count> {
-    let mut count = Count::default();
+fn check_modinfo(step: &Step, module: &Path, version: &str) -> Result<Count> {
     let is_version = |text: &str| text == version && text.contains('.');
     let is_parameter = |text: &str| {
         text.lines().count() == 1 && text.starts_with("large_pages:Large pages: 0 off, 1 on")
@@ -178,35 +161,31 @@ fn check_modinfo(project: &Project, step: &Step, module: &Path, version: &str) -
         ("version", &is_version),
         ("parm", &is_parameter),
     ];
-    for (field, is_right) in checks {
-        let text = modinfo(project, step, module, field)?;
+    let results = checks.into_iter().map(|(field, is_right)| {
+        let text = modinfo(step, module, field)?;
         let good = is_right(&text);
         if !good {
             println!("    | {}: {field} is {text:?}", module.display());
         }
-        count.add(Count::one(good));
-    }
-    Ok(count)
+        Ok(good)
+    });
+    results.collect()
 }
 
 /// A file system with the guest's program as its /sbin/init.
 fn root_image(project: &Project, kernel: &Kernel) -> Result<PathBuf> {
     let step = Step::start(project, "root", "making a root file system")?;
     let tree = project.build.join(format!("root-{}", kernel.label()));
-    let _ = fs::remove_dir_all(&tree);
+    make_anew(&tree)?;
     for folder in ["bin", "dev", "proc", "sbin", "sys", "tmp", "mnt"] {
-        fs::create_dir_all(tree.join(folder))?;
+        fs::create_dir(tree.join(folder))?;
     }
     fs::copy(initramfs::init_path(project), tree.join("sbin/init"))?;
-    fs::copy(
-        initramfs::busybox(project, &step)?,
-        tree.join("bin/busybox"),
-    )?;
+    fs::copy(initramfs::busybox(&step)?, tree.join("bin/busybox"))?;
     let image = tree.with_extension("ext2");
     let _ = fs::remove_file(&image);
     step.run(
-        project
-            .command("mke2fs")
+        step.command("mke2fs")
             .args(["-q", "-t", "ext2", "-d"])
             .arg(&tree)
             .arg(&image)
@@ -215,20 +194,4 @@ fn root_image(project: &Project, kernel: &Kernel) -> Result<PathBuf> {
     )?;
     step.done("made");
     Ok(image)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_driver_becomes_a_module() {
-        let flavour = |text: &str| -> Flavour { text.split(',').map(str::to_owned).collect() };
-        assert_eq!(
-            as_module(&flavour("rust,debug")).unwrap(),
-            ["module", "debug"]
-        );
-        assert_eq!(as_module(&flavour("module")).unwrap(), ["module"]);
-        assert!(as_module(&flavour("c")).is_err());
-    }
 }

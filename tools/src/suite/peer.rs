@@ -2,8 +2,9 @@
 //! This driver beside the one in C, on the same kernel and in the same suites: what
 //! C's does right, this one does right.
 
-use super::{Count, Suite};
+use super::Suite;
 use crate::{
+    count::Count,
     guest::Machine,
     kernel::{self, Flavour},
     ktap::{Outcome, Point, Report},
@@ -21,20 +22,24 @@ impl Suite<'_> {
     /// Boots both. What C's driver fails at is shown, and is no failure of ours.
     pub(super) fn peer(&mut self) {
         let ours = self.peer_report("peer-rust", &self.flavour.clone());
-        let c = self.peer_report("peer-c", &vec!["c".to_owned()]);
-        self.step("peer", "comparing with the driver in C", |_, _| {
+        let c = self.peer_report("peer-c", &kernel::flavour("c"));
+        self.step("peer", "comparing with the driver in C", |_| {
             let (ours, c) = (ours?, c?);
             let worse = worse(&ours, &c);
             for name in &worse {
                 println!("    | the driver in C does it, this one does not: {name}");
             }
-            let passed = c.count(&Outcome::Passed);
+            let passed = c.count(Outcome::Passed);
             println!(
                 "    | this driver passes {} of {}, the one in C {passed}",
-                ours.count(&Outcome::Passed),
+                ours.count(Outcome::Passed),
                 ours.points.len(),
             );
-            Ok(Count::of((passed - worse.len(), passed)))
+            Ok(Count {
+                passed: passed - worse.len(),
+                failed: worse.len(),
+                skipped: 0,
+            })
         });
     }
 
@@ -46,8 +51,8 @@ impl Suite<'_> {
         let append = format!("guest.mode=test iommu.strict=1 guest.suite={SUITES}");
         let boot = machine.boot(name, append, LIMIT);
         let mut report = None;
-        self.step(name, "running suites of the guest", |project, _| {
-            let seen = report.insert(boot.run(project, |line| {
+        self.step(name, "running suites of the guest", |step| {
+            let seen = report.insert(boot.run(step.project, |line| {
                 if line.contains(FIGURE) {
                     println!("    | {line}");
                 }

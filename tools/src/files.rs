@@ -1,0 +1,68 @@
+// SPDX-License-Identifier: GPL-2.0
+//! Folders and files.
+
+use anyhow::Result;
+use fs_err as fs;
+use std::path::{Path, PathBuf};
+
+/// The paths in a folder, in the order of their names.
+pub fn paths_in(folder: &Path) -> Result<Vec<PathBuf>> {
+    let paths = fs::read_dir(folder)?.map(|entry| Ok(entry?.path()));
+    let mut list = paths.collect::<Result<Vec<_>>>()?;
+    list.sort();
+    Ok(list)
+}
+
+/// Those whose names end in `.kind`.
+pub fn paths_of_kind(folder: &Path, kind: &str) -> Result<Vec<PathBuf>> {
+    let mut list = paths_in(folder)?;
+    list.retain(|path| path.extension().is_some_and(|found| found == kind));
+    Ok(list)
+}
+
+/// All files below a folder, relative to it; none without the folder.
+pub fn files_below(folder: &Path) -> Result<Vec<String>> {
+    let mut list = Vec::new();
+    let mut folders = vec![folder.to_owned()];
+    while let Some(next) = folders.pop() {
+        for path in paths_in(&next).unwrap_or_default() {
+            if path.is_dir() {
+                folders.push(path);
+            } else {
+                list.push(path.strip_prefix(folder)?.to_string_lossy().into_owned());
+            }
+        }
+    }
+    list.sort();
+    Ok(list)
+}
+
+/// The last part of a path.
+pub fn name_of(path: &Path) -> String {
+    let name = path.file_name().unwrap_or_default();
+    name.to_string_lossy().into_owned()
+}
+
+/// A text that may have other bytes in it.
+pub fn read_lossy(path: &Path) -> Result<String> {
+    Ok(String::from_utf8_lossy(&fs::read(path)?).into_owned())
+}
+
+/// A folder with nothing in it.
+pub fn make_anew(folder: &Path) -> Result<()> {
+    let _ = fs::remove_dir_all(folder);
+    Ok(fs::create_dir_all(folder)?)
+}
+
+/// Writes a file if its content differs, so that its time tells when it changed.
+pub fn write_if_changed(path: &Path, content: impl AsRef<[u8]>) -> Result<bool> {
+    let content = content.as_ref();
+    if fs::read(path).is_ok_and(|old| old == content) {
+        return Ok(false);
+    }
+    if let Some(folder) = path.parent() {
+        fs::create_dir_all(folder)?;
+    }
+    fs::write(path, content)?;
+    Ok(true)
+}
