@@ -39,7 +39,7 @@ pub struct Bound {
     /// "map" or "unmap".
     pub call: &'static str,
     /// What is bounded.
-    pub what: &'static str,
+    pub what: String,
     pub figure: u64,
     pub limit: u64,
     pub met: bool,
@@ -49,14 +49,14 @@ impl Bound {
     pub fn new(
         case: &'static str,
         call: &'static str,
-        what: &'static str,
+        what: impl Into<String>,
         figure: u64,
         limit: u64,
     ) -> Self {
         Self {
             case,
             call,
-            what,
+            what: what.into(),
             figure,
             limit,
             met: figure <= limit,
@@ -99,6 +99,7 @@ impl Bench {
             bounds.push(Bound::new("flush", "flush", what, figure, limit));
         }
         bounds.extend(self.judge_scale()?);
+        bounds.extend(self.judge_throughput()?);
         Ok(Verdict { bounds })
     }
 

@@ -156,6 +156,8 @@ pub fn of(bench: &Bench, verdict: &Verdict) -> Result<String> {
     text += &bench.scale_table()?;
     text += &bounds_of(&["scale", "memory"]);
     text += &bench.functions_table()?;
+    text += &bench.throughput_table()?;
+    text += &bounds_of(&["throughput"]);
     let same = match bench.differences.len() {
         0 => "identical".to_owned(),
         count => format!("NOT IDENTICAL in {count} figures"),
