@@ -44,6 +44,8 @@ enum Devices {
     None,
     /// The drives and cards, and kernels in files of the first drive.
     Kernels,
+    /// The same, on the kernel of most boots, and memory for one that waits.
+    Crash,
 }
 
 /// A kernel that a boot needs.
@@ -66,7 +68,7 @@ struct Campaign {
     is_short: bool,
 }
 
-const BOOTS: [Campaign; 8] = [
+const BOOTS: [Campaign; 9] = [
     Campaign {
         name: "suites",
         words: "iommu.strict=1",
@@ -113,6 +115,12 @@ const BOOTS: [Campaign; 8] = [
         name: "kexec",
         words: "guest.suite=kexec",
         devices: Devices::Kernels,
+        is_short: false,
+    },
+    Campaign {
+        name: "crash",
+        words: "guest.suite=crash crashkernel=768M",
+        devices: Devices::Crash,
         is_short: false,
     },
 ];
@@ -182,7 +190,7 @@ impl Suite<'_> {
             };
             let name = format!("torture-{}", campaign.name);
             let kernels = match campaign.devices {
-                Devices::Kernels => Some(self.kernels(&machine.1)?),
+                Devices::Kernels | Devices::Crash => Some(self.kernels(&machine.1)?),
                 _ => None,
             };
             let mut boot = boot_of(&machine.1, &name, campaign);
@@ -224,6 +232,8 @@ impl Suite<'_> {
 
     /// A file system with kernels of both drivers, and the guest's root.
     fn kernels(&mut self, machine: &Machine) -> Result<PathBuf> {
+        // The cache is needed for it.
+        self.kernel = None;
         let other = kernel::build(self.project, &vec!["c".to_owned()])?;
         let step = Step::start(self.project, "kernels", "making a file system of kernels")?;
         let tree = self.project.build.join("kernels");
@@ -268,7 +278,10 @@ fn boot_of<'a>(machine: &'a Machine, name: &'a str, campaign: &Campaign) -> Boot
             boot.storm = Some("virtio");
         }
         Devices::None => boot.plugged = &[],
-        Devices::Kernels => boot.plugged = &["nvme", "igb", "e1000e", "nvme1"],
+        Devices::Kernels | Devices::Crash => {
+            boot.plugged = &["nvme", "igb", "e1000e", "nvme1"];
+            boot.memory = 3;
+        }
     }
     boot
 }
