@@ -3,11 +3,8 @@
  * Suite "aperture": dma-iommu hands out no IOVA that the function cannot
  * reach, and comes to a clean end when there are no more.
  */
-#define pr_fmt(fmt) "aperture: " fmt
-
 #include <linux/delay.h>
 #include <linux/dma-mapping.h>
-#include <linux/module.h>
 #include <linux/sizes.h>
 #include <linux/vmalloc.h>
 
@@ -124,6 +121,4 @@ static const struct test_case cases[] = {
 	{}
 };
 
-TEST_SUITE(aperture, cases, &fn, NULL);
-MODULE_DESCRIPTION("Test of the DMA API's address space");
-MODULE_LICENSE("GPL");
+TEST_SUITE(aperture, "Test of the DMA API's address space", cases, &fn, NULL);

@@ -3,14 +3,10 @@
  * Suite "attach": replacing domains, sharing domains, and what must not
  * depend on what is attached.
  */
-#define pr_fmt(fmt) "attach: " fmt
-
 #include <linux/kthread.h>
-#include <linux/module.h>
 #include <linux/pci.h>
 #include <linux/sizes.h>
 
-#include "iommu-priv.h"
 #include "iommu_test.h"
 
 #define REPLACES 1000
@@ -19,18 +15,7 @@ static struct test_function *fn;
 static struct test_queue queue;
 static struct test_domain pair[2];
 
-static int begin(void)
-{
-	inject_reset();
-	return test_pair_claim_mapped(pair, fn, &queue);
-}
-
-static void end(void)
-{
-	test_pair_release(pair);
-}
-
-static const struct test_setup two_domains = { begin, end };
+TEST_SETUP(two_domains, test_pair_claim_mapped(pair, fn, &queue), test_pair_release(pair));
 
 /* Maps and unmaps on both domains, far from what the device uses. */
 static int disturb(void *unused)
@@ -97,29 +82,22 @@ static int replace_disturbed(void)
 
 static int check_counts(void)
 {
-	struct inject_counts counts;
-	int errors = atomic_read(&fn->errors);
-	int ret;
+	struct inject_counts counts = inject_counts();
+	int ret = test_expect_errors(fn, 0);
 
-	inject_counts(&counts);
-	if (errors)
-		return test_fail("%d error events", errors);
-	if (counts.outside)
-		return test_fail("%u refreshes outside the window", counts.outside);
-	ret = test_expect_replaces(&counts, REPLACES);
-	if (ret)
-		return ret;
-	if (!counts.refreshes)
-		return test_fail("no refresh came: is the probe in the right place?");
-	return 0;
+	if (!ret && counts.outside)
+		ret = test_fail("%u refreshes outside the window", counts.outside);
+	if (!ret)
+		ret = test_expect_replaces(REPLACES);
+	if (!ret && !counts.refreshes)
+		ret = test_fail("no refresh came: is the probe in the right place?");
+	return ret;
 }
 
 static int test_replaces(void)
 {
-	int ret = test_replace(&pair[0]);
+	int ret = test_start_on(&pair[0], &queue);
 
-	if (!ret)
-		ret = test_domain_start(&pair[0], &queue);
 	inject_reset();
 	if (!ret)
 		ret = replace_disturbed();
@@ -131,22 +109,20 @@ static int test_replaces(void)
  */
 static int test_no_deregistration(void)
 {
-	struct inject_counts counts;
 	unsigned int round;
-	int ret = test_replace(&pair[0]);
+	int ret = test_attach(&pair[0]);
 
 	inject_reset();
 	for (round = 1; !ret && round <= 10; round++)
-		ret = test_replace(&pair[round % 2]);
-	inject_counts(&counts);
-	return ret ? ret : test_expect_replaces(&counts, 10);
+		ret = test_attach(&pair[round % 2]);
+	return ret ? ret : test_expect_replaces(10);
 }
 
 /* From the DMA API's domain and back, on a function that nobody claimed. */
 static int test_from_default(void)
 {
 	struct device *dev = &fn->pdev->dev;
-	struct iommu_domain *before = iommu_get_domain_for_dev(dev);
+	struct iommu_domain *before = test_current(fn);
 	struct test_domain dom;
 	int ret = test_domain_alloc(&dom, fn);
 
@@ -162,32 +138,14 @@ static int test_from_default(void)
 		admin_stop(fn);
 		iommu_detach_device(dom.domain, dev);
 	}
-	if (!ret && iommu_get_domain_for_dev(dev) != before)
+	if (!ret && test_current(fn) != before)
 		ret = test_fail("the default domain is not back");
 	test_domain_free(&dom);
 	return ret;
 }
 
 /* The DMA API's own queue works, after everything else that was attached. */
-static int test_dma_api(void)
-{
-	struct device *dev = &fn->pdev->dev;
-	dma_addr_t iova;
-	void *pages = dma_alloc_coherent(dev, 3 * PAGE_SIZE, &iova, GFP_KERNEL);
-	int ret;
-
-	if (!pages)
-		return test_fail("dma_alloc_coherent failed");
-	ret = admin_start(fn, pages, iova, pages + PAGE_SIZE, iova + PAGE_SIZE);
-	page_poison(pages + 2 * PAGE_SIZE);
-	if (!ret)
-		ret = admin_identify(fn, iova + 2 * PAGE_SIZE);
-	if (!ret && !page_is_identity(fn, pages + 2 * PAGE_SIZE))
-		ret = test_fail("the device's data is not in the page");
-	admin_stop(fn);
-	dma_free_coherent(dev, 3 * PAGE_SIZE, pages, iova);
-	return ret;
-}
+TEST_CALL(afterwards, test_dma_api(fn, NULL))
 
 /* Two functions on one domain */
 
@@ -198,9 +156,9 @@ static int check_second(struct test_domain *dom, struct test_function *second,
 	int ret;
 
 	view.fn = second;
-	ret = iommu_attach_group_handle(dom->domain, second->group, &view.handle);
+	ret = test_attach(&view);
 	if (ret)
-		return test_fail("attach of the second: error %d", ret);
+		return ret;
 	ret = admin_start(second, own->sq, data_iova(second) + SZ_1M,
 			  own->cq, data_iova(second) + SZ_2M);
 	if (!ret)
@@ -218,7 +176,7 @@ static int check_second(struct test_domain *dom, struct test_function *second,
 	if (!ret)
 		ret = test_domain_check(dom);
 	admin_stop(second);
-	iommu_detach_group_handle(dom->domain, second->group);
+	test_detach(&view);
 	if (!ret && test_domain_check(dom))
 		ret = test_fail("the first stopped when the second left");
 	return ret;
@@ -240,11 +198,8 @@ static void unmap_own(struct test_domain *dom)
 static int share_domain(struct test_function *second, struct test_queue *own)
 {
 	struct test_domain *dom = &pair[0];
-	int ret = test_replace(dom);
+	int ret = test_start_on(dom, &queue);
 
-	if (ret)
-		return test_fail("attach: error %d", ret);
-	ret = test_domain_start(dom, &queue);
 	if (!ret)
 		ret = test_domain_check(dom);
 	if (!ret)
@@ -302,15 +257,15 @@ static int test_reserved(void)
 	int ret = expect_window("on the DMA API's domain", fn->first, fn->last);
 
 	if (!ret)
-		ret = begin();
+		ret = begin_two_domains();
 	if (ret)
 		return ret;
 	ret = expect_window("blocked", fn->first, fn->last);
 	if (!ret)
-		ret = test_replace(&pair[0]);
+		ret = test_attach(&pair[0]);
 	if (!ret)
 		ret = expect_window("on a paging domain", fn->first, fn->last);
-	end();
+	end_two_domains();
 	return ret;
 }
 
@@ -327,9 +282,9 @@ static int test_window_constant(void)
 				 last, &fn->last);
 	/* A change shows where the window can be cut: make it longer for a while. */
 	zdev->end_dma = last + SZ_1M;
-	ret = begin();
+	ret = begin_two_domains();
 	if (!ret)
-		end();
+		end_two_domains();
 	if (!ret && (zdev->start_dma != start || zdev->end_dma != last + SZ_1M))
 		ret = test_fail("a domain operation wrote the window's end: %#llx, was %#llx",
 				zdev->end_dma, last + SZ_1M);
@@ -344,11 +299,8 @@ static const struct test_case cases[] = {
 	{ "replace 1000 times, DMA hits the new domain", test_replaces, &two_domains },
 	{ "from the DMA API's domain and back", test_from_default },
 	{ "two functions on one domain", test_shared, &two_domains },
-	{ "the DMA API works afterwards", test_dma_api },
+	{ "the DMA API works afterwards", test_afterwards },
 	{}
 };
 
-TEST_SUITE(attach, cases, &fn, &queue);
-MODULE_IMPORT_NS("IOMMUFD_INTERNAL");
-MODULE_DESCRIPTION("Tests of attaching and replacing domains");
-MODULE_LICENSE("GPL");
+TEST_SUITE(attach, "Tests of attaching and replacing domains", cases, &fn, &queue);

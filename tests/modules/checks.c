@@ -5,6 +5,7 @@
  */
 #define pr_fmt(fmt) "iommu_test: " fmt
 
+#include <linux/dma-mapping.h>
 #include <linux/export.h>
 #include <linux/gfp.h>
 #include <linux/sizes.h>
@@ -23,11 +24,10 @@
  */
 int test_run_on(struct test_domain *dom, struct test_queue *queue)
 {
-	int ret = test_replace(dom);
+	int ret = test_attach(dom);
 
-	if (ret)
-		return test_fail("attach: error %d", ret);
-	ret = test_domain_map(dom, queue);
+	if (!ret)
+		ret = test_domain_map(dom, queue);
 	if (!ret)
 		ret = test_domain_start(dom, queue);
 	return ret ? ret : test_domain_check(dom);
@@ -70,7 +70,7 @@ int test_expect_running(struct test_domain *dom)
 	struct test_function *fn = dom->fn;
 	int ret;
 
-	if (iommu_get_domain_for_dev(&fn->pdev->dev) != dom->domain)
+	if (test_current(fn) != dom->domain)
 		return test_fail("the core has another domain");
 	ret = test_domain_check(dom);
 	if (ret)
@@ -83,6 +83,38 @@ int test_expect_running(struct test_domain *dom)
 	return 0;
 }
 EXPORT_SYMBOL_GPL(test_expect_running);
+
+/**
+ * test_expect_on() - the same, and the controller is started before
+ * @dom: the domain
+ * @queue: the pages that are mapped there
+ *
+ * Returns: 0 or a failed test
+ */
+int test_expect_on(struct test_domain *dom, struct test_queue *queue)
+{
+	int ret = test_domain_start(dom, queue);
+
+	return ret ? ret : test_expect_running(dom);
+}
+EXPORT_SYMBOL_GPL(test_expect_on);
+
+/**
+ * test_expect_errors() - so many error events were reported, and no more
+ * @fn: the function
+ * @expected: how many the test has asked for
+ *
+ * Returns: 0 or a failed test
+ */
+int test_expect_errors(struct test_function *fn, int expected)
+{
+	int errors = atomic_read(&fn->errors);
+
+	if (errors != expected)
+		return test_fail("%d error events, %d were asked for", errors, expected);
+	return 0;
+}
+EXPORT_SYMBOL_GPL(test_expect_errors);
 
 /**
  * test_expect_blocked() - the device reaches nothing
@@ -116,32 +148,68 @@ int test_expect_blocked(struct test_domain *dom, struct test_queue *queue,
 EXPORT_SYMBOL_GPL(test_expect_blocked);
 
 /**
- * test_expect_replaces() - whether each replace was one re-registration
- * @counts: what the machine was asked for
- * @replaces: how many there were
+ * test_dma_api() - DMA through a queue that the DMA API has mapped
+ * @fn: the function, on the DMA API's domain
+ * @meanwhile: what that has to survive, or NULL
  *
  * Returns: 0 or a failed test
  */
-int test_expect_replaces(const struct inject_counts *counts, unsigned int replaces)
+int test_dma_api(struct test_function *fn, int (*meanwhile)(void))
 {
-	if (counts->operations[FC_REREGISTER] != replaces)
+	struct device *dev = &fn->pdev->dev;
+	size_t size = 3 * PAGE_SIZE;
+	dma_addr_t iova;
+	void *pages = dma_alloc_coherent(dev, size, &iova, GFP_KERNEL);
+	void *data = pages + 2 * PAGE_SIZE;
+	int ret;
+
+	if (!pages)
+		return test_fail("dma_alloc_coherent failed");
+	ret = admin_start(fn, pages, iova, pages + PAGE_SIZE, iova + PAGE_SIZE);
+	if (!ret)
+		ret = admin_check(fn, iova + 2 * PAGE_SIZE, data);
+	if (!ret && meanwhile) {
+		ret = meanwhile();
+		if (!ret)
+			ret = admin_check(fn, iova + 2 * PAGE_SIZE, data);
+	}
+	admin_stop(fn);
+	dma_free_coherent(dev, size, pages, iova);
+	return ret;
+}
+EXPORT_SYMBOL_GPL(test_dma_api);
+
+/**
+ * test_expect_replaces() - whether each replace was one re-registration
+ * @replaces: how many there were since inject_reset()
+ *
+ * Returns: 0 or a failed test
+ */
+int test_expect_replaces(unsigned int replaces)
+{
+	struct inject_counts counts = inject_counts();
+
+	if (counts.operations[FC_REREGISTER] != replaces)
 		return test_fail("%u re-registrations, not one a replace",
-				 counts->operations[FC_REREGISTER]);
-	if (counts->operations[FC_DEREGISTER])
-		return test_fail("%u deregistrations", counts->operations[FC_DEREGISTER]);
+				 counts.operations[FC_REREGISTER]);
+	if (counts.operations[FC_DEREGISTER])
+		return test_fail("%u deregistrations", counts.operations[FC_DEREGISTER]);
 	return 0;
 }
 EXPORT_SYMBOL_GPL(test_expect_replaces);
 
 /**
  * test_break() - bring the function into the error state
- * @fn: the function, its controller started. Until its device lock is given
- *	up, which the caller holds, the kernel does not recover it.
+ * @fn: the function, its controller started
+ *
+ * Whatever the result, test_recover() has to follow: the kernel does not recover
+ * the function before.
  *
  * Returns: 0 or a failed test
  */
 int test_break(struct test_function *fn)
 {
+	device_lock(&fn->pdev->dev);
 	reinit_completion(&fn->resumed);
 	if (!admin_identify(fn, data_iova(fn) + SZ_1M))
 		return test_fail("DMA to an unmapped IOVA was let through");
@@ -152,14 +220,33 @@ int test_break(struct test_function *fn)
 EXPORT_SYMBOL_GPL(test_break);
 
 /**
+ * test_recover() - let the kernel recover the function after test_break()
+ * @fn: the function
+ * @ret: the result up to now; the recovery is waited for if it is 0
+ *
+ * The error does not count any more.
+ *
+ * Returns: that result, or that of the recovery: 0 or a failed test
+ */
+int test_recover(struct test_function *fn, int ret)
+{
+	device_unlock(&fn->pdev->dev);
+	if (!ret)
+		ret = test_wait_recovery(fn);
+	atomic_set(&fn->errors, 0);
+	return ret;
+}
+EXPORT_SYMBOL_GPL(test_recover);
+
+/**
  * test_expect_gone() - the device does not reach what was unmapped
  * @dom: the domain that it is attached to
  * @queue: the queue's pages
  * @page: what was mapped
  * @iova: where
  *
- * That is an error event; the controller runs anew when the function was
- * recovered from it.
+ * That is an error event, which does not count; the controller runs anew when
+ * the function was recovered from it.
  *
  * Returns: 0 or a failed test
  */
@@ -169,9 +256,11 @@ int test_expect_gone(struct test_domain *dom, struct test_queue *queue,
 	int ret;
 
 	page_poison(page);
+	reinit_completion(&dom->fn->resumed);
 	if (!admin_identify(dom->fn, iova) || !page_is_poison(page))
 		return test_fail("DMA to %pad was let through after the unmap", &iova);
 	ret = test_wait_recovery(dom->fn);
+	atomic_set(&dom->fn->errors, 0);
 	return ret ? ret : test_domain_start(dom, queue);
 }
 EXPORT_SYMBOL_GPL(test_expect_gone);

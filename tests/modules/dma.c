@@ -2,9 +2,6 @@
 /*
  * Suite "dma": what the device reads and writes is what the domain says.
  */
-#define pr_fmt(fmt) "dma: " fmt
-
-#include <linux/module.h>
 #include <linux/sizes.h>
 
 #include "iommu_test.h"
@@ -22,11 +19,10 @@ static int start(void)
 
 static int attach_then_map(void)
 {
-	int ret = test_replace(&dom);
+	int ret = test_attach(&dom);
 
-	if (ret)
-		return test_fail("attach failed");
-	ret = test_domain_map(&dom, &queue);
+	if (!ret)
+		ret = test_domain_map(&dom, &queue);
 	return ret ? ret : start();
 }
 
@@ -34,9 +30,7 @@ static int map_then_attach(void)
 {
 	int ret = test_domain_map(&dom, &queue);
 
-	if (!ret && test_replace(&dom))
-		ret = test_fail("attach failed");
-	return ret ? ret : start();
+	return ret ? ret : test_start_on(&dom, &queue);
 }
 
 static void end(void)
@@ -49,10 +43,8 @@ static void end(void)
 
 static int begin(int (*attach)(void))
 {
-	int ret;
+	int ret = test_claim(fn);
 
-	inject_reset();
-	ret = test_claim(fn);
 	if (ret)
 		return ret;
 	ret = test_domain_alloc(&dom, fn);
@@ -91,67 +83,26 @@ static const struct test_setup attached = { begin_attached, end };
 static const struct test_setup populated = { begin_populated, end };
 static const struct test_setup reset_blocked = { begin_reset, end };
 
-static int expect_no_errors(void)
-{
-	int errors = atomic_read(&fn->errors);
-
-	return errors ? test_fail("%d error events", errors) : 0;
-}
-
 static int test_dma(void)
 {
 	int ret = test_domain_check(&dom);
 
-	return ret ? ret : expect_no_errors();
-}
-
-/* The first IOVA at which mapping, unmapping and DMA took place is mapped to
- * another page: the device must write to that one.
- */
-static int move_data(void *page)
-{
-	void *old = dom.data;
-	int ret;
-
-	iommu_unmap(dom.domain, data_iova(fn), PAGE_SIZE);
-	ret = test_map_page(&dom, data_iova(fn), page);
-	if (ret)
-		return test_fail("map: error %d", ret);
-	page_poison(old);
-	dom.data = page;
-	ret = test_domain_check(&dom);
-	if (!ret && !page_is_poison(old))
-		ret = test_fail("the page that was unmapped was written to");
-	return ret;
+	return ret ? ret : test_expect_errors(fn, 0);
 }
 
 #define MOVES 200
 
-static int check_moves(void)
-{
-	void *other = (void *)get_zeroed_page(GFP_KERNEL);
-	unsigned int i;
-	void *page;
-	int ret = 0;
-
-	if (!other)
-		return -ENOMEM;
-	for (i = 0; !ret && i < MOVES; i++) {
-		page = dom.data;
-		ret = move_data(other);
-		other = dom.data == other ? page : other;
-	}
-	free_page((unsigned long)other);
-	return ret;
-}
-
+/* Where the device has been, another page takes the place of the first one, again
+ * and again: the device must write to that.
+ */
 static int test_stale(void)
 {
-	int ret = test_domain_check(&dom);
+	unsigned int i;
+	int ret = 0;
 
-	if (!ret)
-		ret = check_moves();
-	return ret ? ret : expect_no_errors();
+	for (i = 0; !ret && i < MOVES; i++)
+		ret = test_expect_running(&dom);
+	return ret;
 }
 
 /* The machine refuses what the device tries; nothing is written; after the
@@ -182,10 +133,7 @@ static int expect_recovered(void)
 	return ret ? test_fail("after the recovery the function's DMA does not work") : 0;
 }
 
-static int test_unmapped(void)
-{
-	return expect_refused(data_iova(fn) + SZ_1M);
-}
+TEST_CALL(unmapped, expect_refused(data_iova(fn) + SZ_1M))
 
 /* The device has used the page of data, which is unmapped now. */
 static int expect_data_gone(void)
@@ -211,22 +159,11 @@ static int expect_gone(void *page, dma_addr_t iova)
 	return test_expect_gone(&dom, &queue, page, iova);
 }
 
-/* As the DMA API's queue does it: many unmaps, then one flush of everything. */
-static void unmap_queued(dma_addr_t iova, size_t size)
-{
-	struct iommu_iotlb_gather gather;
-
-	iommu_iotlb_gather_init(&gather);
-	gather.queued = true;
-	iommu_unmap_fast(dom.domain, iova, size, &gather);
-	iommu_flush_iotlb_all(dom.domain);
-}
-
 static int test_full_flush(void)
 {
 	int ret = test_domain_check(&dom);
 
-	unmap_queued(data_iova(fn), PAGE_SIZE);
+	test_unmap_queued(dom.domain, data_iova(fn), PAGE_SIZE);
 	return ret ? ret : expect_data_gone();
 }
 
@@ -238,15 +175,12 @@ static int check_run(void *memory)
 	dma_addr_t iova = data_iova(fn) + SZ_1M;
 	size_t size = RUN_OF_PAGES * PAGE_SIZE;
 	void *page = memory + size - PAGE_SIZE;
-	int ret = iommu_map(dom.domain, iova, virt_to_phys(memory), size,
-			    IOMMU_READ | IOMMU_WRITE, GFP_KERNEL);
+	int ret = iommu_map(dom.domain, iova, virt_to_phys(memory), size, RW, GFP_KERNEL);
 
 	if (ret)
 		return test_fail("map: error %d", ret);
-	ret = admin_identify(fn, iova + size - PAGE_SIZE);
-	if (!ret && !page_is_identity(fn, page))
-		ret = test_fail("the device's data is not in the page");
-	unmap_queued(iova, size);
+	ret = admin_check(fn, iova + size - PAGE_SIZE, page);
+	test_unmap_queued(dom.domain, iova, size);
 	return ret ? ret : expect_gone(page, iova + size - PAGE_SIZE);
 }
 
@@ -262,10 +196,7 @@ static int with_memory(size_t size, int (*check)(void *memory))
 	return ret;
 }
 
-static int test_full_flush_of_run(void)
-{
-	return with_memory(RUN_OF_PAGES * PAGE_SIZE, check_run);
-}
+TEST_CALL(full_flush_of_run, with_memory(RUN_OF_PAGES * PAGE_SIZE, check_run))
 
 static int test_recovery(void)
 {
@@ -303,7 +234,7 @@ static int test_read_only_recovery(void)
 	int ret = test_read_only();
 
 	if (!ret)
-		ret = remap_data(data_iova(fn), IOMMU_READ | IOMMU_WRITE);
+		ret = remap_data(data_iova(fn), RW);
 	return ret ? ret : expect_recovered();
 }
 
@@ -338,17 +269,12 @@ static int check_large(void *memory, size_t size)
 {
 	dma_addr_t iova = fn->first + SZ_16M;
 	size_t offset;
-	int ret = iommu_map(dom.domain, iova, virt_to_phys(memory), size,
-			    IOMMU_READ | IOMMU_WRITE, GFP_KERNEL);
+	int ret = iommu_map(dom.domain, iova, virt_to_phys(memory), size, RW, GFP_KERNEL);
 
 	if (ret)
 		return test_fail("map: error %d", ret);
-	for (offset = 0; !ret && offset < size; offset += size / 4 - PAGE_SIZE) {
-		page_poison(memory + offset);
-		ret = admin_identify(fn, iova + offset);
-		if (!ret && !page_is_identity(fn, memory + offset))
-			ret = test_fail("the data is not at offset %#zx", offset);
-	}
+	for (offset = 0; !ret && offset < size; offset += size / 4 - PAGE_SIZE)
+		ret = admin_check(fn, iova + offset, memory + offset);
 	if (!ret)
 		ret = admin_identify(fn, iova + size - PAGE_SIZE);
 	iommu_unmap(dom.domain, iova, size);
@@ -363,10 +289,7 @@ static int check_both(void *memory)
 	return ret ? ret : check_large(memory + PAGE_SIZE, SZ_2M);
 }
 
-static int test_large(void)
-{
-	return with_memory(SZ_4M, check_both);
-}
+TEST_CALL(large, with_memory(SZ_4M, check_both))
 
 /* A blocked function's DMA goes nowhere, whether or not that is an error. */
 static int test_blocked(void)
@@ -419,6 +342,4 @@ static const struct test_case cases[] = {
 	{}
 };
 
-TEST_SUITE(dma, cases, &fn, &queue);
-MODULE_DESCRIPTION("Tests of DMA through paging domains");
-MODULE_LICENSE("GPL");
+TEST_SUITE(dma, "Tests of DMA through paging domains", cases, &fn, &queue);

@@ -6,14 +6,11 @@
  */
 #define pr_fmt(fmt) "failing: " fmt
 
-#include <linux/module.h>
 #include <linux/scatterlist.h>
 #include <linux/sizes.h>
 
-#include "iommu-priv.h"
 #include "iommu_test.h"
 
-#define RW	(IOMMU_READ | IOMMU_WRITE)
 /* No memory is touched, so that any address does; no large page fits it. */
 #define PHYS	(SZ_256M + SZ_4K)
 /* No call here allocates more often. */
@@ -187,15 +184,8 @@ static int fail_maps(size_t bytes)
 	return fail_each(&call);
 }
 
-static int test_page(void)
-{
-	return fail_maps(SZ_4K);
-}
-
-static int test_run_of_pages(void)
-{
-	return fail_maps(SZ_16M + SZ_64K);
-}
+TEST_CALL(page, fail_maps(SZ_4K))
+TEST_CALL(run_of_pages, fail_maps(SZ_16M + SZ_64K))
 
 /* Segments that lie far apart in memory, and a region of IOVAs next to another */
 static struct scatterlist segments[3];
@@ -242,17 +232,7 @@ static int test_segments(void)
 
 /* Attaching: the function stays where it was, and at work */
 
-static int begin(void)
-{
-	return test_pair_claim_mapped(pair, fn, &queue);
-}
-
-static void end(void)
-{
-	test_pair_release(pair);
-}
-
-static const struct test_setup two_domains = { begin, end };
+TEST_SETUP(two_domains, test_pair_claim_mapped(pair, fn, &queue), test_pair_release(pair));
 
 static int attach(void)
 {
@@ -261,7 +241,7 @@ static int attach(void)
 
 static int attach_back(void)
 {
-	return test_replace(&pair[0]) ? test_fail("attach failed") : 0;
+	return test_attach(&pair[0]);
 }
 
 static int check_stays(void)
@@ -274,11 +254,8 @@ static int test_replaces(void)
 	static const struct failing_call call = {
 		nothing, attach, attach_back, check_stays, true
 	};
-	int ret = test_replace(&pair[0]);
+	int ret = test_start_on(&pair[0], &queue);
 
-	if (ret)
-		return test_fail("attach: error %d", ret);
-	ret = test_domain_start(&pair[0], &queue);
 	return ret ? ret : fail_each(&call);
 }
 
@@ -304,16 +281,16 @@ static int test_first_attach(void)
 
 /* A domain that another function's deeper window makes deeper */
 
-static struct test_function *deep;
+static struct test_domain view;
 
 static int attach_deep(void)
 {
-	return iommu_replace_group_handle(deep->group, pair[0].domain, &pair[1].handle);
+	return test_replace(&view);
 }
 
 static int detach_deep(void)
 {
-	iommu_detach_group_handle(pair[0].domain, deep->group);
+	test_detach(&view);
 	return 0;
 }
 
@@ -322,15 +299,14 @@ static int test_widen(void)
 	static const struct failing_call call = {
 		nothing, attach_deep, detach_deep, check_stays
 	};
+	struct test_function *deep = test_function(1);
 	int ret;
 
-	deep = test_function(1);
 	if (!deep || deep->last <= pair[0].domain->geometry.aperture_end)
 		return test_skip("no function has a deeper window than the first");
-	ret = test_replace(&pair[0]);
-	if (ret)
-		return test_fail("attach: error %d", ret);
-	ret = test_domain_start(&pair[0], &queue);
+	view = pair[0];
+	view.fn = deep;
+	ret = test_start_on(&pair[0], &queue);
 	if (!ret)
 		ret = test_claim(deep);
 	if (ret)
@@ -351,7 +327,4 @@ static const struct test_case cases[] = {
 	{}
 };
 
-TEST_SUITE(failing, cases, &fn, &queue);
-MODULE_IMPORT_NS("IOMMUFD_INTERNAL");
-MODULE_DESCRIPTION("Every allocation of a call fails in turn");
-MODULE_LICENSE("GPL");
+TEST_SUITE(failing, "Every allocation of a call fails in turn", cases, &fn, &queue);

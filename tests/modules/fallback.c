@@ -1,14 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
  * Suite "fallback": a machine that does not know re-registration, one whose
- * instructions fail for what state the function is in, and recoveries that are
- * no stricter than the C driver's.
+ * instructions fail for what state the function is in, and resets that are no
+ * stricter than the C driver's.
  */
-#define pr_fmt(fmt) "fallback: " fmt
-
-#include <linux/module.h>
-#include <linux/sizes.h>
-
 #include "iommu_test.h"
 
 static struct test_function *fn;
@@ -21,7 +16,6 @@ static const u8 for_good[] = { 16, 20, 24, 28 };
 
 static int begin(void)
 {
-	inject_reset();
 	return test_pair_claim_mapped(pair, fn, &queue);
 }
 
@@ -39,17 +33,9 @@ static void end(void)
 
 static const struct test_setup two_domains = { begin, end };
 
-static struct iommu_domain *current_domain(void)
-{
-	return iommu_get_domain_for_dev(&fn->pdev->dev);
-}
-
 static unsigned int asked_for(unsigned int operation)
 {
-	struct inject_counts counts;
-
-	inject_counts(&counts);
-	return counts.operations[operation];
+	return inject_counts().operations[operation];
 }
 
 static void no_reregistration(u8 status)
@@ -57,12 +43,18 @@ static void no_reregistration(u8 status)
 	inject_refuse_as(fn, BIT(FC_REREGISTER), 1, status);
 }
 
-/* Attached, with DMA and with flushes */
-static int expect_on(struct test_domain *dom)
+/* On the first domain, and which table that is */
+static int attach_first(u64 *table)
 {
-	int ret = test_domain_start(dom, &queue);
+	int ret = test_attach(&pair[0]);
 
-	return ret ? ret : test_expect_running(dom);
+	inject_reset();
+	if (!ret)
+		ret = test_attach(&pair[1]);
+	if (!ret)
+		ret = test_attach(&pair[0]);
+	*table = inject_table();
+	return ret;
 }
 
 static int attach_without(u8 status)
@@ -75,7 +67,7 @@ static int attach_without(u8 status)
 	if (ret)
 		return test_fail("status %u: attach: error %d", status, ret);
 	page_poison(other->data);
-	ret = expect_on(&pair[0]);
+	ret = test_expect_on(&pair[0], &queue);
 	if (!ret && !page_is_poison(other->data))
 		ret = test_fail("another domain's page was written to");
 	return ret;
@@ -105,10 +97,10 @@ static int test_from_blocked(void)
 
 	for (i = 0; !ret && i < ARRAY_SIZE(for_good); i++) {
 		inject_reset();
-		if (test_replace(&pair[1]))
-			return test_fail("attach failed");
+		ret = test_attach(&pair[1]);
 		test_detach(&pair[1]);
-		ret = attach_without(for_good[i]);
+		if (!ret)
+			ret = attach_without(for_good[i]);
 		admin_stop(fn);
 		inject_reset();
 		test_detach(&pair[0]);
@@ -121,19 +113,13 @@ static int test_from_blocked(void)
 static int test_block(void)
 {
 	u64 table;
-	int ret;
+	int ret = attach_first(&table);
 
-	if (test_replace(&pair[0]))
-		return test_fail("attach failed");
-	ret = expect_on(&pair[0]);
+	if (!ret)
+		ret = test_expect_on(&pair[0], &queue);
 	if (ret)
 		return ret;
 	admin_stop(fn);
-	/* What is registered is known from here on. */
-	inject_reset();
-	if (test_replace(&pair[1]) || test_replace(&pair[0]))
-		return test_fail("attach failed");
-	table = inject_table();
 	no_reregistration(20);
 	test_detach(&pair[0]);
 	if (inject_table() == table || (!inject_table() && !asked_for(FC_DEREGISTER)))
@@ -176,18 +162,20 @@ static int test_learned_once(void)
 	admin_stop(fn);
 	no_reregistration(20);
 	test_detach(&pair[0]);
-	if (test_replace(&pair[0]))
-		return test_fail("attach failed");
-	if (asked_for(FC_REREGISTER))
-		return test_fail("asked again for what the machine does not know");
+	ret = test_attach(&pair[0]);
+	if (!ret && asked_for(FC_REREGISTER))
+		ret = test_fail("asked again for what the machine does not know");
 	inject_reset();
 	/* The machine may be another one after a reset. */
-	ret = test_reset(fn);
-	if (!ret && (test_replace(&pair[1]) || test_replace(&pair[0])))
-		ret = test_fail("attach failed");
+	if (!ret)
+		ret = test_reset(fn);
+	if (!ret)
+		ret = test_attach(&pair[1]);
+	if (!ret)
+		ret = test_attach(&pair[0]);
 	if (!ret && !asked_for(FC_REREGISTER))
 		ret = test_fail("a reset does not make it forget");
-	return ret ? ret : expect_on(&pair[0]);
+	return ret ? ret : test_expect_on(&pair[0], &queue);
 }
 
 /* Another function knows nothing of it. */
@@ -208,8 +196,7 @@ static int test_per_function(void)
 		return ret;
 	view.fn = second;
 	inject_reset();
-	if (test_replace(&view))
-		ret = test_fail("attach of the second function failed");
+	ret = test_attach(&view);
 	if (!ret && !asked_for(FC_REREGISTER))
 		ret = test_fail("the second function pays for the first one");
 	test_detach(&view);
@@ -219,17 +206,16 @@ static int test_per_function(void)
 
 static int test_both_refused(void)
 {
+	/* What other tests made it learn is forgotten. */
 	int ret = test_reset(fn), failed;
 
-	/* What other tests made it learn is forgotten. */
+	if (!ret)
+		ret = test_attach(&pair[0]);
+	if (!ret)
+		ret = test_expect_on(&pair[0], &queue);
 	if (ret)
 		return ret;
-	if (test_replace(&pair[0]))
-		return test_fail("attach failed");
-	ret = expect_on(&pair[0]);
-	if (ret)
-		return ret;
-	inject_refuse_as(fn, BIT(FC_REGISTER) | BIT(FC_REREGISTER), 1, 20);
+	inject_refuse_as(fn, FC_ATTACH, 1, 20);
 	failed = test_replace(&pair[1]);
 	inject_reset();
 	if (!failed)
@@ -252,10 +238,8 @@ static const struct {
 
 static int attach_in_state(u8 cc, u8 status, bool fresh)
 {
-	int ret = fresh ? test_reset(fn) : 0;
+	int ret = fresh ? test_reset(fn) : test_attach(&pair[1]);
 
-	if (!fresh && test_replace(&pair[1]))
-		return test_fail("attach failed");
 	inject_refuse_as(fn, FC_ALL_TABLES, cc, status);
 	if (!ret)
 		ret = test_replace(&pair[0]);
@@ -263,13 +247,13 @@ static int attach_in_state(u8 cc, u8 status, bool fresh)
 		ret = test_fail("cc %u, status %u: attach: error %d", cc, status, ret);
 	else if (!inject_refused())
 		ret = test_fail("the attach asked for nothing that could be refused");
-	else if (current_domain() != pair[0].domain)
+	else if (test_current(fn) != pair[0].domain)
 		ret = test_fail("the core has another domain");
 	inject_reset();
 	if (!ret)
 		ret = test_reset(fn);
 	if (!ret)
-		ret = expect_on(&pair[0]);
+		ret = test_expect_on(&pair[0], &queue);
 	admin_stop(fn);
 	test_detach(&pair[0]);
 	return ret;
@@ -285,29 +269,18 @@ static int in_each_state(bool fresh)
 	return ret;
 }
 
-static int test_states_first(void)
-{
-	return in_each_state(true);
-}
-
-static int test_states_later(void)
-{
-	return in_each_state(false);
-}
+TEST_CALL(states_first, in_each_state(true))
+TEST_CALL(states_later, in_each_state(false))
 
 /* A reset whose refresh is refused */
 static int test_reset_refresh(void)
 {
 	struct zpci_dev *zdev = to_zpci(fn->pdev);
 	u64 table;
-	int ret;
+	int ret = attach_first(&table);
 
-	if (test_replace(&pair[0]))
-		return test_fail("attach failed");
-	inject_reset();
-	if (test_replace(&pair[1]) || test_replace(&pair[0]))
-		return test_fail("attach failed");
-	table = inject_table();
+	if (ret)
+		return ret;
 	inject_refuse_refresh(fn, -EIO, 1000);
 	ret = pci_reset_function(fn->pdev);
 	if (!inject_refused())
@@ -321,64 +294,7 @@ static int test_reset_refresh(void)
 	inject_reset();
 	if (ret != TEST_SKIPPED && test_reset(fn))
 		return test_fail("the function cannot be reset any more");
-	return ret ? ret : expect_on(&pair[0]);
-}
-
-/* Recovery without a reset: what was asked for meanwhile */
-
-static int recover(bool missed, struct inject_counts *counts)
-{
-	int ret;
-
-	if (test_replace(&pair[0]))
-		return test_fail("attach failed");
-	fn->keeps_state = true;
-	device_lock(&fn->pdev->dev);
-	ret = expect_on(&pair[0]);
-	if (!ret)
-		ret = test_break(fn);
-	if (missed) {
-		test_unmap_page(&pair[0], data_iova(fn));
-		if (!ret)
-			ret = test_map_page(&pair[0], data_iova(fn), pair[0].data);
-	}
-	inject_reset();
-	device_unlock(&fn->pdev->dev);
-	if (!ret)
-		ret = test_wait_recovery(fn);
-	fn->keeps_state = false;
-	atomic_set(&fn->errors, 0);
-	inject_counts(counts);
-	inject_reset();
-	if (!ret && atomic_read(&fn->resets))
-		ret = test_fail("the function was reset");
-	return ret;
-}
-
-static int test_recovery_of_nothing(void)
-{
-	struct inject_counts counts;
-	int ret = recover(false, &counts);
-	unsigned int registrations = counts.operations[FC_REGISTER] +
-		counts.operations[FC_REREGISTER];
-
-	if (!ret && (registrations || counts.refreshes))
-		ret = test_fail("%u registrations, %u refreshes, and nothing was missed",
-				registrations, counts.refreshes);
-	return ret ? ret : expect_on(&pair[0]);
-}
-
-static int test_recovery_of_unmap(void)
-{
-	struct inject_counts counts;
-	int ret = recover(true, &counts);
-	unsigned int registrations = counts.operations[FC_REGISTER] +
-		counts.operations[FC_REREGISTER];
-
-	if (!ret && (!registrations || !counts.refreshes))
-		ret = test_fail("%u registrations, %u refreshes, and an unmap was missed",
-				registrations, counts.refreshes);
-	return ret ? ret : expect_on(&pair[0]);
+	return ret ? ret : test_expect_on(&pair[0], &queue);
 }
 
 static const struct test_case cases[] = {
@@ -396,11 +312,7 @@ static const struct test_case cases[] = {
 	{ "attach in each state of a function", test_states_later, &two_domains },
 	{ "reset: a refused refresh leaves the function enabled", test_reset_refresh,
 	  &two_domains },
-	{ "recovery in which nothing was missed", test_recovery_of_nothing, &two_domains },
-	{ "recovery in which an unmap was missed", test_recovery_of_unmap, &two_domains },
 	{}
 };
 
-TEST_SUITE(fallback, cases, &fn, &queue);
-MODULE_DESCRIPTION("Tests of machines that know or grant less");
-MODULE_LICENSE("GPL");
+TEST_SUITE(fallback, "Tests of machines that know or grant less", cases, &fn, &queue);

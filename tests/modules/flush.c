@@ -8,15 +8,12 @@
 
 #include <linux/bitfield.h>
 #include <linux/kthread.h>
-#include <linux/module.h>
 #include <linux/sizes.h>
 #include <linux/smp.h>
 #include <asm/pci_dma.h>
 
 #include "iommu-pages.h"
 #include "iommu_test.h"
-
-#define RW	(IOMMU_READ | IOMMU_WRITE)
 
 /* No device touches it, so that any address does; not one inside a large page. */
 #define PHYS	0x10001000UL
@@ -36,10 +33,8 @@ static struct inject_step steps[INJECT_STEPS];
 
 static int begin(void)
 {
-	int ret;
+	int ret = test_pair_claim(pair, fn);
 
-	inject_reset();
-	ret = test_pair_claim(pair, fn);
 	if (ret)
 		return ret;
 	/* Which table the machine has is known from the attach. */
@@ -51,7 +46,6 @@ static int begin(void)
 
 static void end(void)
 {
-	inject_reset();
 	test_pair_release(pair);
 }
 
@@ -64,30 +58,27 @@ static int map_at(dma_addr_t iova, size_t size)
 	return ret ? test_fail("map at %pad: error %d", &iova, ret) : 0;
 }
 
-/* Unmaps as the DMA API's queue does. What the gather holds is given back after
- * the flush.
- */
-static int unmap_later(dma_addr_t iova, size_t size, struct iommu_iotlb_gather *gather)
+static int unmap(dma_addr_t iova, size_t size, bool queued)
 {
-	iommu_iotlb_gather_init(gather);
-	gather->queued = true;
-	if (iommu_unmap_fast(dom->domain, iova, size, gather) != size)
-		return test_fail("unmap at %pad did not unmap", &iova);
-	return 0;
+	size_t done = queued ? test_unmap_queued(dom->domain, iova, size) :
+		iommu_unmap(dom->domain, iova, size);
+
+	return done == size ? 0 : test_fail("%zu bytes at %pad were unmapped", done, &iova);
 }
 
-static void flush(struct iommu_iotlb_gather *gather)
+/* The same while the machine refuses every refresh */
+static int unmap_refused(dma_addr_t iova, size_t size, bool queued, int error)
 {
-	iommu_flush_iotlb_all(dom->domain);
-	iommu_put_pages_list(&gather->freelist);
-}
+	bool refused;
+	int ret;
 
-static unsigned int refreshes(void)
-{
-	struct inject_counts counts;
-
-	inject_counts(&counts);
-	return counts.refreshes;
+	inject_refuse_refresh(fn, error, ALL);
+	ret = unmap(iova, size, queued);
+	refused = inject_refused();
+	inject_reset();
+	if (!ret && !refused)
+		ret = test_fail("nothing was asked for that could be refused");
+	return ret;
 }
 
 /* Whether what was recorded, and not refused, covers a range */
@@ -103,26 +94,21 @@ static bool is_covered(dma_addr_t iova, size_t size)
 }
 
 /* The device has used the mapping; it must not have it any more. */
-static int expect_gone(dma_addr_t iova, const char *when)
+static int expect_gone(dma_addr_t iova)
 {
-	int ret;
-
-	page_poison(dom->data);
-	reinit_completion(&fn->resumed);
-	if (!admin_identify(fn, iova) || !page_is_poison(dom->data))
-		return test_fail("%s: DMA to what was unmapped is let through", when);
-	ret = test_wait_recovery(fn);
-	atomic_set(&fn->errors, 0);
-	return ret;
+	return test_expect_gone(dom, &queue, dom->data, iova);
 }
 
 /* The price of a full flush */
+
+/* What the last one of these asked for */
+static struct inject_counts counts;
 
 /* Pages at equal distances: how many RPCITs the flush of all takes, while so
  * many are refused for want of resources.
  */
 static int flush_scattered(unsigned int count, size_t stride, unsigned int refusals,
-			   unsigned int most, struct inject_counts *counts)
+			   unsigned int most)
 {
 	struct iommu_iotlb_gather gather;
 	unsigned int i;
@@ -140,46 +126,24 @@ static int flush_scattered(unsigned int count, size_t stride, unsigned int refus
 	while (i--)
 		iommu_unmap_fast(dom->domain, corner + i * stride, PAGE_SIZE, &gather);
 	inject_refuse_refresh(fn, -ENOMEM, refusals);
-	flush(&gather);
-	inject_counts(counts);
+	iommu_flush_iotlb_all(dom->domain);
+	iommu_put_pages_list(&gather.freelist);
+	counts = inject_counts();
 	inject_reset();
 	/* What was refused is not left for the next test. */
 	iommu_flush_iotlb_all(dom->domain);
-	if (!ret && !counts->refreshes)
+	if (!ret && !counts.refreshes)
 		ret = test_fail("the flush asked for nothing");
-	if (!ret && counts->refreshes > most)
+	if (!ret && counts.refreshes > most)
 		ret = test_fail("the flush of %u pages took %u refreshes, not %u at most",
-				count, counts->refreshes, most);
+				count, counts.refreshes, most);
 	return ret;
 }
 
-static int test_512(void)
-{
-	struct inject_counts counts;
-
-	return flush_scattered(511, SZ_4M, 0, MOST_REFRESHES, &counts);
-}
-
-static int test_1024(void)
-{
-	struct inject_counts counts;
-
-	return flush_scattered(1023, SZ_2M, 0, MOST_REFRESHES, &counts);
-}
-
-static int test_512_no_resources(void)
-{
-	struct inject_counts counts;
-
-	return flush_scattered(511, SZ_4M, ALL, 2, &counts);
-}
-
-static int test_no_resources_once(void)
-{
-	struct inject_counts counts;
-
-	return flush_scattered(511, SZ_4M, 1, MOST_REFRESHES, &counts);
-}
+TEST_CALL(512, flush_scattered(511, SZ_4M, 0, MOST_REFRESHES))
+TEST_CALL(1024, flush_scattered(1023, SZ_2M, 0, MOST_REFRESHES))
+TEST_CALL(512_no_resources, flush_scattered(511, SZ_4M, ALL, 2))
+TEST_CALL(no_resources_once, flush_scattered(511, SZ_4M, 1, MOST_REFRESHES))
 
 /* How long an interrupt of the CPU that flushes has to wait, at most */
 struct patience {
@@ -226,13 +190,12 @@ static int patience_start(struct patience *patience)
 static int test_interrupts(void)
 {
 	struct patience patience;
-	struct inject_counts counts;
 	int ret;
 
 	migrate_disable();
 	ret = patience_start(&patience);
 	if (!ret) {
-		ret = flush_scattered(1023, SZ_2M, 0, ALL, &counts);
+		ret = flush_scattered(1023, SZ_2M, 0, ALL);
 		kthread_stop(patience.task);
 	}
 	migrate_enable();
@@ -301,7 +264,6 @@ static int test_map_nothing(void)
 /* Each MiB by itself: a chunk, wherever chunks are counted from. */
 static int test_every_chunk(void)
 {
-	struct iommu_iotlb_gather gather;
 	dma_addr_t iova;
 	unsigned int i;
 	int ret = 0;
@@ -309,14 +271,10 @@ static int test_every_chunk(void)
 	for (i = 0; !ret && i < CHUNKS; i++) {
 		iova = fn->first + i * SZ_1M + SZ_128K;
 		ret = map_at(iova, PAGE_SIZE);
-		if (!ret)
-			ret = unmap_later(iova, PAGE_SIZE, &gather);
-		if (ret)
-			break;
-		inject_reset();
 		inject_record(fn);
-		flush(&gather);
-		if (!is_covered(iova, PAGE_SIZE))
+		if (!ret)
+			ret = unmap(iova, PAGE_SIZE, true);
+		if (!ret && !is_covered(iova, PAGE_SIZE))
 			ret = test_fail("the flush left chunk %u out", i);
 	}
 	return ret;
@@ -326,7 +284,6 @@ static int test_every_chunk(void)
 static int test_half_of_chunks(void)
 {
 	static const unsigned int chunks[] = { 8, 40, 63, 104 };
-	struct iommu_iotlb_gather gather;
 	dma_addr_t iova;
 	unsigned int i;
 	int ret = 0;
@@ -335,15 +292,11 @@ static int test_half_of_chunks(void)
 		iova = fn->first + chunks[i] * SZ_1M;
 		ret = test_map_page(dom, iova, dom->data);
 		if (!ret)
-			ret = test_domain_start(dom, &queue);
-		if (!ret)
 			ret = admin_identify(fn, iova);
 		if (!ret)
-			ret = unmap_later(iova, PAGE_SIZE, &gather);
-		if (ret)
-			break;
-		flush(&gather);
-		ret = expect_gone(iova, "after a full flush");
+			ret = unmap(iova, PAGE_SIZE, true);
+		if (!ret)
+			ret = expect_gone(iova);
 	}
 	return ret;
 }
@@ -358,7 +311,6 @@ static int sync_two(dma_addr_t one, dma_addr_t other)
 		ret = map_at(other, PAGE_SIZE);
 	if (ret)
 		return ret;
-	inject_reset();
 	inject_record(fn);
 	iommu_iotlb_gather_init(&gather);
 	iommu_unmap_fast(dom->domain, one, PAGE_SIZE, &gather);
@@ -400,61 +352,25 @@ static void unmap_other(void)
 static int make_up(bool queued, int error, void (*next)(void))
 {
 	dma_addr_t iova = data_iova(fn);
-	struct iommu_iotlb_gather gather;
-	bool refused;
 	int ret = test_domain_check(dom);
 
-	if (ret)
-		return ret;
-	inject_refuse_refresh(fn, error, ALL);
-	if (queued) {
-		ret = unmap_later(iova, PAGE_SIZE, &gather);
-		flush(&gather);
-	} else if (iommu_unmap(dom->domain, iova, PAGE_SIZE) != PAGE_SIZE) {
-		ret = test_fail("unmap did not unmap");
-	}
-	refused = inject_refused();
-	inject_reset();
-	if (!ret && !refused)
-		ret = test_fail("nothing was asked for that could be refused");
+	if (!ret)
+		ret = unmap_refused(iova, PAGE_SIZE, queued, error);
 	if (ret)
 		return ret;
 	inject_record(fn);
 	next();
 	if (!is_covered(iova, PAGE_SIZE))
 		return test_fail("the refused refresh is forgotten");
-	return expect_gone(iova, "made up for");
+	return expect_gone(iova);
 }
 
-static int test_flush_then_flush(void)
-{
-	return make_up(true, -EIO, flush_again);
-}
-
-static int test_flush_then_unmap(void)
-{
-	return make_up(true, -EIO, unmap_other);
-}
-
-static int test_unmap_then_flush(void)
-{
-	return make_up(false, -EIO, flush_again);
-}
-
-static int test_unmap_then_unmap(void)
-{
-	return make_up(false, -EIO, unmap_other);
-}
-
-static int test_no_resources_then_flush(void)
-{
-	return make_up(true, -ENOMEM, flush_again);
-}
-
-static int test_no_resources_then_unmap(void)
-{
-	return make_up(false, -ENOMEM, unmap_other);
-}
+TEST_CALL(flush_then_flush, make_up(true, -EIO, flush_again))
+TEST_CALL(flush_then_unmap, make_up(true, -EIO, unmap_other))
+TEST_CALL(unmap_then_flush, make_up(false, -EIO, flush_again))
+TEST_CALL(unmap_then_unmap, make_up(false, -EIO, unmap_other))
+TEST_CALL(no_resources_then_flush, make_up(true, -ENOMEM, flush_again))
+TEST_CALL(no_resources_then_unmap, make_up(false, -ENOMEM, unmap_other))
 
 /* Tables: a reference of ours tells whether the driver has given its own up. */
 
@@ -490,28 +406,6 @@ static dma_addr_t own_mib(void)
 	return fn->first + SZ_16M;
 }
 
-static int unmap_table(bool queued, int error, struct page *page)
-{
-	struct iommu_iotlb_gather gather;
-	bool refused;
-	int ret = 0;
-
-	inject_refuse_refresh(fn, error, ALL);
-	if (queued) {
-		ret = unmap_later(own_mib(), SZ_1M, &gather);
-		flush(&gather);
-	} else if (iommu_unmap(dom->domain, own_mib(), SZ_1M) != SZ_1M) {
-		ret = test_fail("unmap did not unmap");
-	}
-	refused = inject_refused();
-	inject_reset();
-	if (!ret && !refused)
-		ret = test_fail("nothing was asked for that could be refused");
-	if (!ret && is_given_back(page))
-		ret = test_fail("a table was freed that the machine may be walking");
-	return ret;
-}
-
 static int free_domain(void)
 {
 	void *page;
@@ -537,7 +431,9 @@ static int lose_table(bool queued, int error, bool frees)
 	page = table ? hold_table(own_mib()) : NULL;
 	if (!page)
 		return test_fail("there is no table of three levels");
-	ret = unmap_table(queued, error, page);
+	ret = unmap_refused(own_mib(), SZ_1M, queued, error);
+	if (!ret && is_given_back(page))
+		ret = test_fail("a table was freed that the machine may be walking");
 	if (!ret && !frees)
 		iommu_flush_iotlb_all(dom->domain);
 	if (!ret && frees)
@@ -549,40 +445,13 @@ static int lose_table(bool queued, int error, bool frees)
 	return ret;
 }
 
-static int test_tables_strict(void)
-{
-	return lose_table(false, -EIO, false);
-}
-
-static int test_tables_queued(void)
-{
-	return lose_table(true, -EIO, false);
-}
-
-static int test_tables_no_resources_strict(void)
-{
-	return lose_table(false, -ENOMEM, false);
-}
-
-static int test_tables_no_resources_queued(void)
-{
-	return lose_table(true, -ENOMEM, false);
-}
-
-static int test_tables_freed_strict(void)
-{
-	return lose_table(false, -EIO, true);
-}
-
-static int test_tables_freed_queued(void)
-{
-	return lose_table(true, -EIO, true);
-}
-
-static int test_tables_freed_no_resources(void)
-{
-	return lose_table(true, -ENOMEM, true);
-}
+TEST_CALL(tables_strict, lose_table(false, -EIO, false))
+TEST_CALL(tables_queued, lose_table(true, -EIO, false))
+TEST_CALL(tables_no_resources_strict, lose_table(false, -ENOMEM, false))
+TEST_CALL(tables_no_resources_queued, lose_table(true, -ENOMEM, false))
+TEST_CALL(tables_freed_strict, lose_table(false, -EIO, true))
+TEST_CALL(tables_freed_queued, lose_table(true, -EIO, true))
+TEST_CALL(tables_freed_no_resources, lose_table(true, -ENOMEM, true))
 
 /* Flushes may overlap; none may rest on what another has not done yet. */
 static bool is_done_meanwhile;
@@ -596,32 +465,29 @@ static void flush_beside(void)
 
 static int test_overlap(void)
 {
-	struct iommu_iotlb_gather gather;
 	bool beside;
 	int ret = test_domain_check(dom);
 
-	if (!ret)
-		ret = unmap_later(data_iova(fn), PAGE_SIZE, &gather);
+	is_done_meanwhile = false;
 	if (!ret)
 		ret = inject_pause_start(fn, 0, flush_beside);
 	if (ret)
 		return ret;
-	is_done_meanwhile = false;
-	flush(&gather);
+	ret = unmap(data_iova(fn), PAGE_SIZE, true);
 	beside = inject_pause_end();
 	inject_reset();
-	if (!beside)
-		return test_fail("a flush has to wait until another one is done");
-	if (!is_done_meanwhile)
-		return test_fail("a flush returned before what it was for was refreshed");
-	return expect_gone(data_iova(fn), "after two flushes");
+	if (!ret && !beside)
+		ret = test_fail("a flush has to wait until another one is done");
+	if (!ret && !is_done_meanwhile)
+		ret = test_fail("a flush returned before what it was for was refreshed");
+	return ret ? ret : expect_gone(data_iova(fn));
 }
 
 /* Attach and block: no more than what is mapped */
 
 static int expect_no_refresh(const char *what)
 {
-	unsigned int asked = refreshes();
+	unsigned int asked = inject_counts().refreshes;
 
 	return asked ? test_fail("%s: %u refreshes, nothing is mapped", what, asked) : 0;
 }
@@ -633,9 +499,9 @@ static int test_attach_empty(void)
 	admin_stop(fn);
 	test_detach(dom);
 	inject_reset();
-	if (test_replace(&pair[1]))
-		return test_fail("attach failed");
-	ret = expect_no_refresh("attach");
+	ret = test_attach(&pair[1]);
+	if (!ret)
+		ret = expect_no_refresh("attach");
 	inject_reset();
 	test_detach(&pair[1]);
 	return ret ? ret : expect_no_refresh("block");
@@ -668,10 +534,8 @@ static int test_attach_spans(void)
 		return ret;
 	admin_stop(fn);
 	test_detach(dom);
-	inject_reset();
 	inject_record(fn);
-	if (test_replace(dom))
-		ret = test_fail("attach failed");
+	ret = test_attach(dom);
 	if (!ret)
 		ret = expect_spans(data_iova(fn), far);
 	iommu_unmap(dom->domain, far, PAGE_SIZE);
@@ -712,6 +576,4 @@ static const struct test_case cases[] = {
 	{}
 };
 
-TEST_SUITE(flush, cases, &fn, &queue);
-MODULE_DESCRIPTION("Tests of flushes and of what they cost");
-MODULE_LICENSE("GPL");
+TEST_SUITE(flush, "Tests of flushes and of what they cost", cases, &fn, &queue);

@@ -15,6 +15,7 @@
 
 #include "internal.h"
 
+#include "iommu-pages.h"
 /* iommu_replace_group_handle() is for iommufd, the one way from a domain to
  * another without a stop at the blocked one.
  */
@@ -281,8 +282,7 @@ EXPORT_SYMBOL_GPL(test_suite);
  */
 int test_map_page(struct test_domain *dom, dma_addr_t iova, void *page)
 {
-	return iommu_map(dom->domain, iova, virt_to_phys(page), PAGE_SIZE,
-			 IOMMU_READ | IOMMU_WRITE, GFP_KERNEL);
+	return iommu_map(dom->domain, iova, virt_to_phys(page), PAGE_SIZE, RW, GFP_KERNEL);
 }
 EXPORT_SYMBOL_GPL(test_map_page);
 
@@ -299,6 +299,29 @@ void test_unmap_page(struct test_domain *dom, dma_addr_t iova)
 		iommu_unmap(dom->domain, iova, PAGE_SIZE);
 }
 EXPORT_SYMBOL_GPL(test_unmap_page);
+
+/**
+ * test_unmap_queued() - unmap as the DMA API's queue does: one flush of
+ *	everything is what ends it
+ * @domain: the domain
+ * @iova: where
+ * @size: how much
+ *
+ * Returns: how much was unmapped
+ */
+size_t test_unmap_queued(struct iommu_domain *domain, dma_addr_t iova, size_t size)
+{
+	struct iommu_iotlb_gather gather;
+	size_t done;
+
+	iommu_iotlb_gather_init(&gather);
+	gather.queued = true;
+	done = iommu_unmap_fast(domain, iova, size, &gather);
+	iommu_flush_iotlb_all(domain);
+	iommu_put_pages_list(&gather.freelist);
+	return done;
+}
+EXPORT_SYMBOL_GPL(test_unmap_queued);
 
 /**
  * test_domain_alloc() - make an empty domain, and a page of data for it
@@ -391,15 +414,7 @@ EXPORT_SYMBOL_GPL(test_domain_start);
  */
 int test_domain_check(struct test_domain *dom)
 {
-	int ret;
-
-	page_poison(dom->data);
-	ret = admin_identify(dom->fn, data_iova(dom->fn));
-	if (ret)
-		return ret;
-	if (!page_is_identity(dom->fn, dom->data))
-		return test_fail("the device's data is not in the page");
-	return 0;
+	return admin_check(dom->fn, data_iova(dom->fn), dom->data);
 }
 EXPORT_SYMBOL_GPL(test_domain_check);
 
@@ -447,12 +462,15 @@ static void settle(struct test_function *fn)
  * test_claim() - take the function from the DMA API; it is blocked afterwards
  * @fn: the function
  *
+ * What is asked of the machine is counted anew, and not refused.
+ *
  * Returns: 0 or a failed test
  */
 int test_claim(struct test_function *fn)
 {
 	int ret;
 
+	inject_reset();
 	settle(fn);
 	ret = iommu_device_claim_dma_owner(&fn->pdev->dev, fn);
 	return ret ? test_fail("claim: error %d", ret) : 0;
@@ -481,6 +499,35 @@ int test_replace(struct test_domain *dom)
 					  &dom->handle);
 }
 EXPORT_SYMBOL_GPL(test_replace);
+
+/**
+ * test_attach() - the same where nothing else than success is expected
+ * @dom: the domain
+ *
+ * Returns: 0 or a failed test
+ */
+int test_attach(struct test_domain *dom)
+{
+	int ret = test_replace(dom);
+
+	return ret ? test_fail("attach: error %d", ret) : 0;
+}
+EXPORT_SYMBOL_GPL(test_attach);
+
+/**
+ * test_start_on() - attach the domain, and start the controller there
+ * @dom: the domain
+ * @queue: the pages that are mapped there
+ *
+ * Returns: 0 or a failed test
+ */
+int test_start_on(struct test_domain *dom, struct test_queue *queue)
+{
+	int ret = test_attach(dom);
+
+	return ret ? ret : test_domain_start(dom, queue);
+}
+EXPORT_SYMBOL_GPL(test_start_on);
 
 /**
  * test_detach() - block the function
@@ -517,14 +564,15 @@ int test_pair_claim(struct test_domain pair[2], struct test_function *fn)
 EXPORT_SYMBOL_GPL(test_pair_claim);
 
 /**
- * test_pair_release() - block the function, free the domains, and give the
- *	function back
+ * test_pair_release() - refuse nothing any more, block the function, free the
+ *	domains, and give the function back
  * @pair: the domains; one of them may be attached
  */
 void test_pair_release(struct test_domain pair[2])
 {
 	struct test_function *fn = pair[0].fn;
 
+	inject_reset();
 	admin_stop(fn);
 	test_detach(&pair[0]);
 	test_domain_free(&pair[0]);

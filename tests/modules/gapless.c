@@ -7,7 +7,6 @@
 #define pr_fmt(fmt) "gapless: " fmt
 
 #include <linux/kthread.h>
-#include <linux/module.h>
 #include <linux/sizes.h>
 
 #include "iommu_test.h"
@@ -160,34 +159,28 @@ static int replace_beside_work(void)
 
 static int check_counts(void)
 {
-	struct inject_counts counts;
-	int errors = atomic_read(&fn->errors);
+	unsigned int refreshes = inject_counts().refreshes;
 	int ret;
 
-	inject_counts(&counts);
 	pr_info("%u commands beside %u replaces, %u of them crossed, %u maps, %u refreshes\n",
-		commands, REPLACES, crossed, 2 * maps, counts.refreshes);
-	if (errors)
-		return test_fail("%d error events", errors);
-	if (!crossed)
-		return test_fail("no replace came into a command");
-	ret = test_expect_replaces(&counts, REPLACES);
-	if (ret)
-		return ret;
+		commands, REPLACES, crossed, 2 * maps, refreshes);
+	ret = test_expect_errors(fn, 0);
+	if (!ret && !crossed)
+		ret = test_fail("no replace came into a command");
+	if (!ret)
+		ret = test_expect_replaces(REPLACES);
 	/* For what the function keeps of the old table; at 16 MiB from each other,
 	 * mappings are refreshed by themselves.
 	 */
-	if (counts.refreshes < REPLACES)
-		return test_fail("%u refreshes, not one a replace", counts.refreshes);
-	return 0;
+	if (!ret && refreshes < REPLACES)
+		ret = test_fail("%u refreshes, not one a replace", refreshes);
+	return ret;
 }
 
 static int test_replaces(void)
 {
-	int ret = test_replace(&pair[0]);
+	int ret = test_start_on(&pair[0], &queue);
 
-	if (!ret)
-		ret = test_domain_start(&pair[0], &queue);
 	inject_reset();
 	if (!ret)
 		ret = replace_beside_work();
@@ -199,18 +192,16 @@ static int test_replaces(void)
 /* Both domains get what the device finds at once. */
 static int test_maps(void)
 {
-	struct inject_counts counts;
-	int ret = test_replace(&pair[0]);
+	unsigned int refreshes;
+	int ret = test_start_on(&pair[0], &queue);
 
-	if (!ret)
-		ret = test_domain_start(&pair[0], &queue);
 	atomic_set(&attached, 2);
 	inject_reset();
 	while (!ret && maps < REPLACES)
 		ret = work_once();
-	inject_counts(&counts);
-	if (!ret && counts.refreshes)
-		ret = test_fail("%u refreshes, and nothing was unmapped", counts.refreshes);
+	refreshes = inject_counts().refreshes;
+	if (!ret && refreshes)
+		ret = test_fail("%u refreshes, and nothing was unmapped", refreshes);
 	return ret;
 }
 
@@ -220,6 +211,4 @@ static const struct test_case cases[] = {
 	{}
 };
 
-TEST_SUITE(gapless, cases, &fn, &queue);
-MODULE_DESCRIPTION("Domains replaced under DMA");
-MODULE_LICENSE("GPL");
+TEST_SUITE(gapless, "Domains replaced under DMA", cases, &fn, &queue);

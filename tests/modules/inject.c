@@ -8,6 +8,7 @@
  */
 #define pr_fmt(fmt) "iommu_test: " fmt
 
+#include <linux/cleanup.h>
 #include <linux/cpumask.h>
 #include <linux/kprobes.h>
 #include <linux/kthread.h>
@@ -89,6 +90,11 @@ enum {
 	PAUSE_DONE,
 };
 
+static bool is_one_of(u8 operation, unsigned long operations)
+{
+	return operation < BITS_PER_LONG && (operations & BIT(operation));
+}
+
 static bool is_handle_of(struct test_function *fn, u64 request)
 {
 	return fn && to_zpci(fn->pdev)->fh == (u32)(request >> 32);
@@ -105,7 +111,7 @@ static int return_early(struct pt_regs *regs, unsigned long value)
 /* The emulator and the tests' functions take what is not refused here. */
 static void note_table(u8 operation, const struct zpci_fib *fib)
 {
-	if (operation == FC_REGISTER || operation == FC_REREGISTER)
+	if (is_one_of(operation, FC_ATTACH))
 		inject.counts.table = fib->iota;
 	else if (operation == FC_DEREGISTER)
 		inject.counts.table = 0;
@@ -140,50 +146,42 @@ static void hold_up(u64 request)
 	}
 }
 
-static bool is_table_operation(u8 operation)
-{
-	return operation == FC_REGISTER || operation == FC_DEREGISTER ||
-	       operation == FC_REREGISTER;
-}
-
 /* u8 zpci_mod_fc(u64 req, struct zpci_fib *fib, u8 *status) */
 static int on_mod_fc(struct kprobe *probe, struct pt_regs *regs)
 {
 	const struct zpci_fib *fib = (void *)regs->gprs[3];
 	u64 request = regs->gprs[2];
 	u8 operation = request & 0xff;
-	bool refuse, identity, nth;
+	bool on_table = is_one_of(operation, FC_ALL_TABLES);
+	u8 *status = (void *)regs->gprs[4];
+	bool refuse;
 
-	if (is_table_operation(operation))
+	if (on_table)
 		hold_up(request);
-	raw_spin_lock(&inject.lock);
-	nth = is_table_operation(operation) && refuse_table && !--refuse_table;
+	guard(raw_spinlock)(&inject.lock);
 	inject.counts.operations[operation % 16]++;
 	inject.counts.gisas[operation % 16] = fib->gd;
-	refuse = is_handle_of(inject.fn, request) &&
-		 operation < BITS_PER_LONG &&
-		 (inject.operations & BIT(operation)) &&
+	refuse = is_handle_of(inject.fn, request) && is_one_of(operation, inject.operations) &&
 		 !(inject.identity_only && fib->iota);
 	inject.refused += refuse;
 	if (!refuse)
 		note_table(operation, fib);
-	if (is_table_operation(operation))
+	if (on_table)
 		record(request, (struct inject_step) {
 			.operation = operation, .refused = refuse, .table = fib->iota,
 		});
-	identity = !fib->iota && is_handle_of(identity_fn, request) &&
-		   (operation == FC_REGISTER || operation == FC_REREGISTER);
-	raw_spin_unlock(&inject.lock);
 
-	if (nth) {
-		*(u8 *)regs->gprs[4] = refuse_status;
+	if (on_table && refuse_table && !--refuse_table) {
+		*status = refuse_status;
 		return return_early(regs, refuse_cc);
 	}
 	if (refuse) {
-		*(u8 *)regs->gprs[4] = READ_ONCE(inject.status);
-		return return_early(regs, READ_ONCE(inject.cc));
+		*status = inject.status;
+		return return_early(regs, inject.cc);
 	}
-	return identity ? return_early(regs, 0) : 0;
+	if (!fib->iota && is_handle_of(identity_fn, request) && is_one_of(operation, FC_ATTACH))
+		return return_early(regs, 0);
+	return 0;
 }
 
 /* A function that is not bound to us has no window that we know. */
@@ -209,7 +207,7 @@ static int on_refresh(struct kprobe *probe, struct pt_regs *regs)
 	int error;
 
 	hold_up(request);
-	raw_spin_lock(&inject.lock);
+	guard(raw_spinlock)(&inject.lock);
 	inject.counts.refreshes++;
 	inject.counts.outside += is_outside(request, regs->gprs[3], regs->gprs[4]);
 	/* A probe by breakpoint turns them off itself, one by ftrace does not. */
@@ -229,8 +227,6 @@ static int on_refresh(struct kprobe *probe, struct pt_regs *regs)
 	record(request, (struct inject_step) {
 		.refused = refuse, .start = regs->gprs[3], .size = regs->gprs[4],
 	});
-	raw_spin_unlock(&inject.lock);
-
 	return refuse ? return_early(regs, error) : 0;
 }
 
@@ -248,9 +244,7 @@ static struct kprobe refresh_probe = {
  */
 void inject_reset(void)
 {
-	unsigned long flags;
-
-	raw_spin_lock_irqsave(&inject.lock, flags);
+	guard(raw_spinlock_irqsave)(&inject.lock);
 	inject.fn = NULL;
 	inject.operations = 0;
 	inject.operations_then = 0;
@@ -260,21 +254,18 @@ void inject_reset(void)
 	memset(&inject.counts, 0, sizeof(inject.counts));
 	inject.recorded = NULL;
 	inject.step_count = 0;
-	raw_spin_unlock_irqrestore(&inject.lock, flags);
 }
 EXPORT_SYMBOL_GPL(inject_reset);
 
 /**
  * inject_counts() - what was asked for since inject_reset()
- * @counts: where to put it
+ *
+ * Returns: what was counted
  */
-void inject_counts(struct inject_counts *counts)
+struct inject_counts inject_counts(void)
 {
-	unsigned long flags;
-
-	raw_spin_lock_irqsave(&inject.lock, flags);
-	*counts = inject.counts;
-	raw_spin_unlock_irqrestore(&inject.lock, flags);
+	guard(raw_spinlock_irqsave)(&inject.lock);
+	return inject.counts;
 }
 EXPORT_SYMBOL_GPL(inject_counts);
 
@@ -285,10 +276,7 @@ EXPORT_SYMBOL_GPL(inject_counts);
  */
 u64 inject_table(void)
 {
-	struct inject_counts counts;
-
-	inject_counts(&counts);
-	return counts.table;
+	return inject_counts().table;
 }
 EXPORT_SYMBOL_GPL(inject_table);
 
@@ -302,15 +290,12 @@ EXPORT_SYMBOL_GPL(inject_table);
 void inject_refuse_as(struct test_function *fn, unsigned long operations,
 		      u8 cc, u8 status)
 {
-	unsigned long flags;
-
 	inject_reset();
-	raw_spin_lock_irqsave(&inject.lock, flags);
+	guard(raw_spinlock_irqsave)(&inject.lock);
 	inject.fn = fn;
 	inject.operations = operations;
 	inject.cc = cc;
 	inject.status = status;
-	raw_spin_unlock_irqrestore(&inject.lock, flags);
 }
 EXPORT_SYMBOL_GPL(inject_refuse_as);
 
@@ -332,12 +317,9 @@ EXPORT_SYMBOL_GPL(inject_refuse);
  */
 void inject_refuse_identity(struct test_function *fn)
 {
-	unsigned long flags;
-
-	inject_refuse(fn, BIT(FC_REGISTER) | BIT(FC_REREGISTER));
-	raw_spin_lock_irqsave(&inject.lock, flags);
+	inject_refuse(fn, FC_ATTACH);
+	guard(raw_spinlock_irqsave)(&inject.lock);
 	inject.identity_only = true;
-	raw_spin_unlock_irqrestore(&inject.lock, flags);
 }
 EXPORT_SYMBOL_GPL(inject_refuse_identity);
 
@@ -350,14 +332,11 @@ EXPORT_SYMBOL_GPL(inject_refuse_identity);
 void inject_refuse_refresh(struct test_function *fn, int error,
 			   unsigned int count)
 {
-	unsigned long flags;
-
 	inject_reset();
-	raw_spin_lock_irqsave(&inject.lock, flags);
+	guard(raw_spinlock_irqsave)(&inject.lock);
 	inject.fn = fn;
 	inject.refresh_error = error;
 	inject.refreshes = count;
-	raw_spin_unlock_irqrestore(&inject.lock, flags);
 }
 EXPORT_SYMBOL_GPL(inject_refuse_refresh);
 
@@ -371,14 +350,11 @@ EXPORT_SYMBOL_GPL(inject_refuse_refresh);
 void inject_refuse_from_refresh(struct test_function *fn, int error,
 				unsigned long operations)
 {
-	unsigned long flags;
-
 	inject_refuse_refresh(fn, error, 1);
-	raw_spin_lock_irqsave(&inject.lock, flags);
+	guard(raw_spinlock_irqsave)(&inject.lock);
 	inject.operations_then = operations;
 	inject.cc = REFUSED_CC;
 	inject.status = REFUSED_STATUS;
-	raw_spin_unlock_irqrestore(&inject.lock, flags);
 }
 EXPORT_SYMBOL_GPL(inject_refuse_from_refresh);
 
@@ -399,12 +375,9 @@ EXPORT_SYMBOL_GPL(inject_refused);
  */
 void inject_record(struct test_function *fn)
 {
-	unsigned long flags;
-
-	raw_spin_lock_irqsave(&inject.lock, flags);
+	guard(raw_spinlock_irqsave)(&inject.lock);
 	inject.recorded = fn;
 	inject.step_count = 0;
-	raw_spin_unlock_irqrestore(&inject.lock, flags);
 }
 EXPORT_SYMBOL_GPL(inject_record);
 
@@ -416,14 +389,9 @@ EXPORT_SYMBOL_GPL(inject_record);
  */
 unsigned int inject_steps(struct inject_step *steps)
 {
-	unsigned long flags;
-	unsigned int count;
-
-	raw_spin_lock_irqsave(&inject.lock, flags);
-	count = inject.step_count;
-	memcpy(steps, inject.steps, count * sizeof(*steps));
-	raw_spin_unlock_irqrestore(&inject.lock, flags);
-	return count;
+	guard(raw_spinlock_irqsave)(&inject.lock);
+	memcpy(steps, inject.steps, inject.step_count * sizeof(*steps));
+	return inject.step_count;
 }
 EXPORT_SYMBOL_GPL(inject_steps);
 
@@ -447,9 +415,8 @@ static int on_krealloc(struct kprobe *probe, struct pt_regs *regs)
 {
 	if (current != READ_ONCE(inject.victim))
 		return 0;
-	raw_spin_lock(&inject.lock);
+	guard(raw_spinlock)(&inject.lock);
 	inject.refused++;
-	raw_spin_unlock(&inject.lock);
 	return return_early(regs, 0);
 }
 

@@ -2,17 +2,12 @@
 /*
  * Suite "api": a paging domain by the public IOMMU API, no device attached.
  */
-#define pr_fmt(fmt) "iommu_api: " fmt
-
-#include <linux/module.h>
 #include <linux/prandom.h>
 #include <linux/scatterlist.h>
 #include <linux/sizes.h>
 #include <linux/vmalloc.h>
 
 #include "iommu_test.h"
-
-#define RW	(IOMMU_READ | IOMMU_WRITE)
 
 /* No memory is touched, so that any address does; not 0, which is "none". */
 #define PHYS	0x10000000UL
@@ -22,16 +17,19 @@ static struct test_function *fn;
 /* Where to map: the start of the function's window */
 static unsigned long base;
 
-static int fresh_domain(void)
+static int begin(void)
 {
-	if (domain)
-		iommu_domain_free(domain);
+	base = fn->first;
 	domain = iommu_paging_domain_alloc(&fn->pdev->dev);
-	if (!IS_ERR(domain))
-		return 0;
-	domain = NULL;
-	return test_fail("no domain");
+	return IS_ERR(domain) ? test_fail("no domain: error %pe", domain) : 0;
 }
+
+static void end(void)
+{
+	iommu_domain_free(domain);
+}
+
+static const struct test_setup fresh = { begin, end };
 
 static int map(unsigned long iova, phys_addr_t phys, size_t size)
 {
@@ -363,11 +361,13 @@ static int test_overlap_nothing(void)
 
 static int test_unmap_hole(void)
 {
+	int ret = map(base + SZ_4K, PHYS, SZ_4K);
+
 	/* Where no table is, and where one is */
-	if (iommu_unmap(domain, base + SZ_1G, SZ_64M) ||
-	    iommu_unmap(domain, base, SZ_4K))
-		return test_fail("a hole was unmapped");
-	return 0;
+	if (!ret && (iommu_unmap(domain, base + SZ_1G, SZ_64M) ||
+		     iommu_unmap(domain, base, SZ_4K)))
+		ret = test_fail("a hole was unmapped");
+	return ret ? ret : unmap(base + SZ_4K, SZ_4K);
 }
 
 static int test_unmap_into_hole(void)
@@ -560,10 +560,10 @@ static int test_soak(void)
 	return ret;
 }
 
-static int test_attach(void)
+static int test_attached(void)
 {
 	struct device *dev = &fn->pdev->dev;
-	struct iommu_domain *before = iommu_get_domain_for_dev(dev);
+	struct iommu_domain *before = test_current(fn);
 	int ret = map(base, PHYS, SZ_64K);
 
 	if (ret)
@@ -571,7 +571,7 @@ static int test_attach(void)
 	ret = iommu_attach_device(domain, dev);
 	if (ret)
 		return test_fail("attach: error %d", ret);
-	if (iommu_get_domain_for_dev(dev) != domain)
+	if (test_current(fn) != domain)
 		ret = test_fail("the domain is not attached");
 	if (!ret)
 		ret = expect_range(base, PHYS, SZ_64K);
@@ -580,71 +580,40 @@ static int test_attach(void)
 	if (!ret)
 		ret = unmap(base, SZ_64K);
 	iommu_detach_device(domain, dev);
-	if (!ret && iommu_get_domain_for_dev(dev) != before)
+	if (!ret && test_current(fn) != before)
 		ret = test_fail("the default domain is not back");
 	return ret;
 }
 
 /* Mappings that are still there when the domain goes must not matter. */
-static int test_free_populated(void)
-{
-	int ret = fresh_domain();
-
-	if (!ret)
-		ret = map(base, PHYS, SZ_8M);
-	return ret ? ret : fresh_domain();
-}
+TEST_CALL(free_populated, map(base, PHYS, SZ_8M))
 
 static const struct test_case cases[] = {
-	{ "the aperture is the table's reach", test_geometry },
-	{ "map and unmap 4 KiB to 256 MiB", test_sizes },
-	{ "map and unmap across tables", test_odd_ranges },
-	{ "iova_to_phys keeps the offset", test_offset },
-	{ "iova_to_phys keeps the offset in 2 MiB", test_large_offset },
-	{ "misaligned map is refused", test_misaligned_map },
-	{ "misaligned unmap does nothing", test_misaligned_unmap },
-	{ "zero size does nothing", test_zero_size },
-	{ "overflowing map is refused", test_overflow },
-	{ "map outside the aperture is refused", test_outside_map },
-	{ "unmap outside the aperture does nothing", test_outside_unmap },
-	{ "lookup outside the aperture finds nothing", test_outside_lookup },
-	{ "first and last page of the aperture", test_edges },
-	{ "map over a live page is refused", test_overlap_page },
-	{ "map of a range over a live page changes nothing", test_overlap_range },
-	{ "map over empty tables", test_overlap_nothing },
-	{ "unmap of a hole does nothing", test_unmap_hole },
-	{ "unmap stops at a hole", test_unmap_into_hole },
-	{ "map again elsewhere", test_remap },
-	{ "read-only map", test_read_only },
-	{ "map a scatterlist", test_scattered },
-	{ "random maps and unmaps against a shadow", test_soak },
-	{ "map, attach, map, unmap, detach", test_attach },
-	{ "free a populated domain", test_free_populated },
+	{ "the aperture is the table's reach", test_geometry, &fresh },
+	{ "map and unmap 4 KiB to 256 MiB", test_sizes, &fresh },
+	{ "map and unmap across tables", test_odd_ranges, &fresh },
+	{ "iova_to_phys keeps the offset", test_offset, &fresh },
+	{ "iova_to_phys keeps the offset in 2 MiB", test_large_offset, &fresh },
+	{ "misaligned map is refused", test_misaligned_map, &fresh },
+	{ "misaligned unmap does nothing", test_misaligned_unmap, &fresh },
+	{ "zero size does nothing", test_zero_size, &fresh },
+	{ "overflowing map is refused", test_overflow, &fresh },
+	{ "map outside the aperture is refused", test_outside_map, &fresh },
+	{ "unmap outside the aperture does nothing", test_outside_unmap, &fresh },
+	{ "lookup outside the aperture finds nothing", test_outside_lookup, &fresh },
+	{ "first and last page of the aperture", test_edges, &fresh },
+	{ "map over a live page is refused", test_overlap_page, &fresh },
+	{ "map of a range over a live page changes nothing", test_overlap_range, &fresh },
+	{ "map over empty tables", test_overlap_nothing, &fresh },
+	{ "unmap of a hole does nothing", test_unmap_hole, &fresh },
+	{ "unmap stops at a hole", test_unmap_into_hole, &fresh },
+	{ "map again elsewhere", test_remap, &fresh },
+	{ "read-only map", test_read_only, &fresh },
+	{ "map a scatterlist", test_scattered, &fresh },
+	{ "random maps and unmaps against a shadow", test_soak, &fresh },
+	{ "map, attach, map, unmap, detach", test_attached, &fresh },
+	{ "free a populated domain", test_free_populated, &fresh },
 	{}
 };
 
-static int __init iommu_api_init(void)
-{
-	int ret;
-
-	fn = test_function(0);
-	if (!fn)
-		return -ENODEV;
-	base = fn->first;
-	ret = fresh_domain();
-	if (ret)
-		return ret;
-	ret = test_run("api", cases);
-	iommu_domain_free(domain);
-	return ret;
-}
-
-static void __exit iommu_api_exit(void)
-{
-	test_forget("api");
-}
-
-module_init(iommu_api_init);
-module_exit(iommu_api_exit);
-MODULE_DESCRIPTION("Tests of the IOMMU API on a paging domain");
-MODULE_LICENSE("GPL");
+TEST_SUITE(api, "Tests of the IOMMU API on a paging domain", cases, &fn, NULL);

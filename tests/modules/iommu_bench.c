@@ -12,33 +12,18 @@
  */
 #define pr_fmt(fmt) "iommu_bench: " fmt
 
-#include <linux/generic_pt/iommu.h>
-#include <linux/iommu.h>
 #include <linux/jiffies.h>
 #include <linux/kprobes.h>
 #include <linux/math64.h>
 #include <linux/minmax.h>
-#include <linux/module.h>
-#include <linux/pci.h>
-#include <linux/sizes.h>
 #include <linux/sort.h>
 #include <asm/timex.h>
 
-#include "iommu-pages.h"
-
-static char *bdf = "0000:00:00.0";
-module_param(bdf, charp, 0444);
-MODULE_PARM_DESC(bdf, "PCI function whose IOMMU is measured");
+#include "bench.h"
 
 static bool flush;
 module_param(flush, bool, 0444);
 MODULE_PARM_DESC(flush, "measure full flushes, not maps; the function must have no driver");
-
-#define RW	(IOMMU_READ | IOMMU_WRITE)
-
-/* No memory is touched, so that any address does. */
-#define IOVA	0x200000000UL
-#define PHYS	0x40000000UL
 
 /* The best of these counts: now and then the page allocator tidies up. */
 #define ROUNDS	4
@@ -251,37 +236,16 @@ static struct iommu_domain floor_two_sizes = {
 	.pgsize_bitmap = SZ_4K | SZ_1M,
 };
 
-/* The x86-64 format, set up as for an IOMMU that flushes ranges */
-
-static void x86_64_sync(struct iommu_domain *domain, struct iommu_iotlb_gather *gather)
-{
-	iommu_put_pages_list(&gather->freelist);
-}
-
-static const struct iommu_domain_ops x86_64_ops = {
-	IOMMU_PT_DOMAIN_OPS(x86_64),
-	.iotlb_sync = x86_64_sync,
-};
-
 static int measure_x86_64(void)
 {
-	static const struct pt_iommu_x86_64_cfg cfg = {
-		.common.features = BIT(PT_FEAT_FLUSH_RANGE),
-		.common.hw_max_vasz_lg2 = 47,
-		.common.hw_max_oasz_lg2 = 52,
-		.top_level = 3,
-	};
-	static struct pt_iommu_x86_64 table = {
-		.iommu.nid = NUMA_NO_NODE,
-		.iommu.domain.type = IOMMU_DOMAIN_UNMANAGED,
-		.iommu.domain.ops = &x86_64_ops,
-	};
-	int ret = pt_iommu_x86_64_init(&table, &cfg, GFP_KERNEL);
+	static struct pt_iommu_x86_64 table;
+	struct iommu_domain *domain = x86_64_make(&table);
+	int ret;
 
-	if (ret)
-		return ret;
-	ret = measure("x86-64", &table.iommu.domain);
-	pt_iommu_deinit(&table.iommu);
+	if (IS_ERR(domain))
+		return PTR_ERR(domain);
+	ret = measure("x86-64", domain);
+	x86_64_free(domain);
 	return ret;
 }
 
@@ -442,28 +406,9 @@ static int bench_flush(struct pci_dev *pdev)
 	return ret;
 }
 
-static int __init iommu_bench_init(void)
+static int bench_either(struct pci_dev *pdev)
 {
-	unsigned int seg, bus, slot, function;
-	struct pci_dev *pdev;
-	int ret;
-
-	if (sscanf(bdf, "%x:%x:%x.%x", &seg, &bus, &slot, &function) != 4)
-		return -EINVAL;
-	pdev = pci_get_domain_bus_and_slot(seg, bus, PCI_DEVFN(slot, function));
-	if (!pdev)
-		return -ENODEV;
-	ret = flush ? bench_flush(pdev) : bench_maps(pdev);
-	pci_dev_put(pdev);
-	return ret;
+	return flush ? bench_flush(pdev) : bench_maps(pdev);
 }
 
-static void __exit iommu_bench_exit(void)
-{
-}
-
-module_init(iommu_bench_init);
-module_exit(iommu_bench_exit);
-MODULE_IMPORT_NS("GENERIC_PT_IOMMU");
-MODULE_DESCRIPTION("Measures what map, unmap and a full flush cost");
-MODULE_LICENSE("GPL");
+BENCH(iommu_bench, "Measures what map, unmap and a full flush cost", bench_either);

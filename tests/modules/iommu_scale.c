@@ -12,21 +12,12 @@
 #define pr_fmt(fmt) "iommu_scale: " fmt
 
 #include <linux/delay.h>
-#include <linux/generic_pt/iommu.h>
-#include <linux/iommu.h>
 #include <linux/kthread.h>
 #include <linux/math64.h>
 #include <linux/mm.h>
-#include <linux/module.h>
-#include <linux/pci.h>
-#include <linux/sizes.h>
 #include <linux/vmstat.h>
 
-#include "iommu-pages.h"
-
-static char *bdf = "0000:00:00.0";
-module_param(bdf, charp, 0444);
-MODULE_PARM_DESC(bdf, "PCI function whose IOMMU is measured");
+#include "bench.h"
 
 static unsigned int rounds = 5;
 module_param(rounds, uint, 0444);
@@ -35,12 +26,6 @@ MODULE_PARM_DESC(rounds, "how often each figure is taken");
 static unsigned int window = 60;
 module_param(window, uint, 0444);
 MODULE_PARM_DESC(window, "milliseconds that a figure takes");
-
-#define RW	(IOMMU_READ | IOMMU_WRITE)
-
-/* No memory is touched, so that any address does. */
-#define IOVA	0x200000000UL
-#define PHYS	0x40000000UL
 
 #define MOST	8
 
@@ -252,45 +237,16 @@ static struct iommu_domain *make_driver(struct pci_dev *pdev, unsigned int index
 	return iommu_paging_domain_alloc(&pdev->dev);
 }
 
-static void x86_64_sync(struct iommu_domain *domain, struct iommu_iotlb_gather *gather)
-{
-	iommu_put_pages_list(&gather->freelist);
-}
-
-static const struct iommu_domain_ops x86_64_ops = {
-	IOMMU_PT_DOMAIN_OPS(x86_64),
-	.iotlb_sync = x86_64_sync,
-};
-
-static struct pt_iommu_x86_64 x86_64s[ARRAY_SIZE(patterns)];
-
 static struct iommu_domain *make_x86_64(struct pci_dev *pdev, unsigned int index)
 {
-	struct pt_iommu_x86_64 *table = &x86_64s[index];
-	static const struct pt_iommu_x86_64_cfg cfg = {
-		.common.features = BIT(PT_FEAT_FLUSH_RANGE),
-		.common.hw_max_vasz_lg2 = 47,
-		.common.hw_max_oasz_lg2 = 52,
-		.top_level = 3,
-	};
-	int ret;
+	static struct pt_iommu_x86_64 tables[ARRAY_SIZE(patterns)];
 
-	memset(table, 0, sizeof(*table));
-	table->iommu.nid = NUMA_NO_NODE;
-	table->iommu.domain.type = IOMMU_DOMAIN_UNMANAGED;
-	table->iommu.domain.ops = &x86_64_ops;
-	ret = pt_iommu_x86_64_init(table, &cfg, GFP_KERNEL);
-	return ret ? ERR_PTR(ret) : &table->iommu.domain;
-}
-
-static void free_x86_64(struct iommu_domain *domain)
-{
-	pt_iommu_deinit(container_of(domain, struct pt_iommu, domain));
+	return x86_64_make(&tables[index]);
 }
 
 static const struct subject subjects[] = {
 	{ "driver", make_driver, iommu_domain_free },
-	{ "x86-64", make_x86_64, free_x86_64 },
+	{ "x86-64", make_x86_64, x86_64_free },
 };
 
 static int scale(struct pci_dev *pdev)
@@ -345,31 +301,13 @@ static int memory(struct pci_dev *pdev)
 	return ret;
 }
 
-static int __init iommu_scale_init(void)
+static int measure_both(struct pci_dev *pdev)
 {
-	unsigned int seg, bus, slot, function;
-	struct pci_dev *pdev;
 	int ret;
 
-	if (sscanf(bdf, "%x:%x:%x.%x", &seg, &bus, &slot, &function) != 4)
-		return -EINVAL;
-	pdev = pci_get_domain_bus_and_slot(seg, bus, PCI_DEVFN(slot, function));
-	if (!pdev)
-		return -ENODEV;
 	pr_info("cpus %u rounds %u window %u\n", num_online_cpus(), rounds, window);
 	ret = scale(pdev);
-	if (!ret)
-		ret = memory(pdev);
-	pci_dev_put(pdev);
-	return ret;
+	return ret ? ret : memory(pdev);
 }
 
-static void __exit iommu_scale_exit(void)
-{
-}
-
-module_init(iommu_scale_init);
-module_exit(iommu_scale_exit);
-MODULE_IMPORT_NS("GENERIC_PT_IOMMU");
-MODULE_DESCRIPTION("Measures how maps and unmaps scale, and the memory of tables");
-MODULE_LICENSE("GPL");
+BENCH(iommu_scale, "Measures how maps and unmaps scale, and the memory of tables", measure_both);

@@ -38,18 +38,50 @@ struct test_setup {
 };
 
 /**
+ * TEST_SETUP() - a setup that is a call before and one after
+ * @_name: the setup
+ * @_begin: the call before the test, with its arguments
+ * @_end: the call after it
+ */
+#define TEST_SETUP(_name, _begin, _end)					\
+static int begin_##_name(void)						\
+{									\
+	return _begin;							\
+}									\
+									\
+static void end_##_name(void)						\
+{									\
+	_end;								\
+}									\
+									\
+static const struct test_setup _name = { begin_##_name, end_##_name }
+
+/**
  * struct test_case - one line of the results; an empty one ends a list
  * @name: what is tested
  * @run: the test; 0, TEST_SKIPPED, or a negative error
  * @setup: what it starts from, or NULL
  * @breaks: whether it provokes an error event, also where test_is_calm()
+ * @list: instead of all that, a list of the suite in another file
  */
 struct test_case {
 	const char *name;
 	int (*run)(void);
 	const struct test_setup *setup;
 	bool breaks;
+	const struct test_case *list;
 };
+
+/**
+ * TEST_CALL() - a test that is one call, with its arguments
+ * @_name: makes the function test_<name>
+ * @_call: the call
+ */
+#define TEST_CALL(_name, _call)						\
+static int test_##_name(void)						\
+{									\
+	return _call;							\
+}
 
 int test_run(const char *suite, const struct test_case *cases);
 void test_forget(const char *suite);
@@ -115,6 +147,7 @@ int admin_identify(struct test_function *fn, dma_addr_t iova);
 void page_poison(void *page);
 bool page_is_poison(const void *page);
 bool page_is_identity(struct test_function *fn, const void *page);
+int admin_check(struct test_function *fn, dma_addr_t iova, void *page);
 
 /* A domain with mappings for the admin queue and a page of data */
 
@@ -164,11 +197,12 @@ int test_suite(const char *name, const struct test_case *cases,
 /**
  * TEST_SUITE() - a module that is a suite, and no more than that
  * @_name: the suite's name, not in quotation marks
+ * @_about: the module's description
  * @_cases: its tests
  * @_fn: pointer to where they find the first function under test
  * @_queue: pointer to where they find pages for an admin queue, or NULL
  */
-#define TEST_SUITE(_name, _cases, _fn, _queue)				\
+#define TEST_SUITE(_name, _about, _cases, _fn, _queue)			\
 static int __init _name##_init(void)					\
 {									\
 	return test_suite(#_name, _cases, _fn, _queue);			\
@@ -179,10 +213,15 @@ static void __exit _name##_exit(void)					\
 {									\
 	test_forget(#_name);						\
 }									\
-module_exit(_name##_exit)
+module_exit(_name##_exit);						\
+MODULE_DESCRIPTION(_about);						\
+MODULE_LICENSE("GPL")
+
+#define RW	(IOMMU_READ | IOMMU_WRITE)
 
 int test_map_page(struct test_domain *dom, dma_addr_t iova, void *page);
 void test_unmap_page(struct test_domain *dom, dma_addr_t iova);
+size_t test_unmap_queued(struct iommu_domain *domain, dma_addr_t iova, size_t size);
 
 int test_domain_alloc(struct test_domain *dom, struct test_function *fn);
 int test_domain_map(struct test_domain *dom, struct test_queue *queue);
@@ -200,17 +239,28 @@ int test_pair_claim_mapped(struct test_domain pair[2], struct test_function *fn,
 			   struct test_queue *queue);
 void test_pair_release(struct test_domain pair[2]);
 int test_replace(struct test_domain *dom);
+int test_attach(struct test_domain *dom);
+int test_start_on(struct test_domain *dom, struct test_queue *queue);
 void test_detach(struct test_domain *dom);
 
 /* Where a function is: for the core, for its DMA, and for flushes */
 
+static inline struct iommu_domain *test_current(struct test_function *fn)
+{
+	return iommu_get_domain_for_dev(&fn->pdev->dev);
+}
+
 int test_run_on(struct test_domain *dom, struct test_queue *queue);
 int test_expect_running(struct test_domain *dom);
+int test_expect_on(struct test_domain *dom, struct test_queue *queue);
+int test_expect_errors(struct test_function *fn, int expected);
 int test_expect_blocked(struct test_domain *dom, struct test_queue *queue,
 			void *page);
 int test_expect_gone(struct test_domain *dom, struct test_queue *queue,
 		     void *page, dma_addr_t iova);
+int test_dma_api(struct test_function *fn, int (*meanwhile)(void));
 int test_break(struct test_function *fn);
+int test_recover(struct test_function *fn, int ret);
 
 /* In a guest with a function that is passed through */
 
@@ -225,7 +275,8 @@ int test_expect_outside(unsigned int pages);
 #define FC_REREGISTER	6
 #define FC_RESET_ERROR	7
 
-#define FC_ALL_TABLES	(BIT(FC_REGISTER) | BIT(FC_DEREGISTER) | BIT(FC_REREGISTER))
+#define FC_ATTACH	(BIT(FC_REGISTER) | BIT(FC_REREGISTER))
+#define FC_ALL_TABLES	(FC_ATTACH | BIT(FC_DEREGISTER))
 
 /**
  * struct inject_counts - what the driver asked for since inject_reset()
@@ -264,10 +315,10 @@ struct inject_step {
 	u64 size;
 };
 
-int test_expect_replaces(const struct inject_counts *counts, unsigned int replaces);
+int test_expect_replaces(unsigned int replaces);
 
 void inject_reset(void);
-void inject_counts(struct inject_counts *counts);
+struct inject_counts inject_counts(void);
 u64 inject_table(void);
 void inject_record(struct test_function *fn);
 unsigned int inject_steps(struct inject_step *steps);

@@ -213,3 +213,23 @@ bool page_is_identity(struct test_function *fn, const void *page)
 	return le16_to_cpu(id->vid) == fn->pdev->vendor && *last != POISON;
 }
 EXPORT_SYMBOL_GPL(page_is_identity);
+
+/**
+ * admin_check() - have the device write its identity to a page
+ * @fn: the function, its controller started
+ * @iova: where the page is mapped
+ * @page: the page
+ *
+ * Returns: 0 if all of it is there, or a failed test
+ */
+int admin_check(struct test_function *fn, dma_addr_t iova, void *page)
+{
+	int ret;
+
+	page_poison(page);
+	ret = admin_identify(fn, iova);
+	if (!ret && !page_is_identity(fn, page))
+		ret = test_fail("the device's data is not in the page");
+	return ret;
+}
+EXPORT_SYMBOL_GPL(admin_check);

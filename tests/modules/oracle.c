@@ -16,7 +16,6 @@
 #include "iommu-pages.h"
 #include "iommu_test.h"
 
-#define RW		(IOMMU_READ | IOMMU_WRITE)
 /* No memory is touched, so that any address does; no large page fits it. */
 #define PHYS		(SZ_256M + SZ_4K)
 #define MAX_THREADS	4
@@ -272,11 +271,7 @@ static int begin(void)
 
 	if (ret)
 		return ret;
-	ret = test_replace(&pair[0]);
-	if (ret)
-		ret = test_fail("attach: error %d", ret);
-	if (!ret)
-		ret = test_domain_start(&pair[0], &queue);
+	ret = test_start_on(&pair[0], &queue);
 	if (ret)
 		test_pair_release(pair);
 	return ret;
@@ -302,9 +297,7 @@ static int beside(int (*work)(unsigned int round))
 	stopped = stop();
 	if (!ret)
 		ret = stopped;
-	if (!ret && atomic_read(&fn->errors))
-		ret = test_fail("%d error events", atomic_read(&fn->errors));
-	return ret;
+	return ret ? ret : test_expect_errors(fn, 0);
 }
 
 /* The device writes where it is told to. */
@@ -313,10 +306,7 @@ static int dma_once(unsigned int round)
 	return test_domain_check(&pair[0]);
 }
 
-static int test_dma(void)
-{
-	return beside(dma_once);
-}
+TEST_CALL(dma, beside(dma_once))
 
 /* It does so in whichever domain it is. */
 static int replace_once(unsigned int round)
@@ -325,17 +315,11 @@ static int replace_once(unsigned int round)
 	int ret;
 
 	admin_stop(fn);
-	ret = test_replace(dom);
-	if (ret)
-		return test_fail("round %u: attach: error %d", round, ret);
-	ret = test_domain_start(dom, &queue);
+	ret = test_start_on(dom, &queue);
 	return ret ? ret : test_domain_check(dom);
 }
 
-static int test_replaces(void)
-{
-	return beside(replace_once);
-}
+TEST_CALL(replaces, beside(replace_once))
 
 /* It reaches the page that took the place of another one. */
 static int renew_once(unsigned int round)
@@ -343,10 +327,7 @@ static int renew_once(unsigned int round)
 	return test_expect_running(&pair[0]);
 }
 
-static int test_flushes(void)
-{
-	return beside(renew_once);
-}
+TEST_CALL(flushes, beside(renew_once))
 
 /* What was unmapped is out of the device's reach, whatever others flush. Maps fail
  * while the function is in the error state, so they end before.
@@ -395,10 +376,7 @@ static int reset_once(unsigned int round)
 	return ret ? ret : test_domain_check(&pair[0]);
 }
 
-static int test_resets(void)
-{
-	return beside(reset_once);
-}
+TEST_CALL(resets, beside(reset_once))
 
 static const struct test_case cases[] = {
 	{ "maps, unmaps and lookups beside DMA", test_dma, &running },
@@ -409,6 +387,4 @@ static const struct test_case cases[] = {
 	{}
 };
 
-TEST_SUITE(oracle, cases, &fn, &queue);
-MODULE_DESCRIPTION("Threads that know what is mapped, in one domain");
-MODULE_LICENSE("GPL");
+TEST_SUITE(oracle, "Threads that know what is mapped, in one domain", cases, &fn, &queue);

@@ -9,10 +9,7 @@
  * entry points are called that KVM calls, and what the machine is asked for is
  * looked at; the emulator takes a GISA and ignores it.
  */
-#define pr_fmt(fmt) "reenable: " fmt
-
 #include <linux/cleanup.h>
-#include <linux/module.h>
 
 #include "iommu_test.h"
 
@@ -26,7 +23,6 @@ static struct test_domain pair[2];
 
 static int begin(void)
 {
-	inject_reset();
 	return test_pair_claim(pair, fn);
 }
 
@@ -77,15 +73,13 @@ static void end(void)
 	test_pair_release(pair);
 }
 
-static const struct test_setup two_domains = { begin, end };
+static const struct test_setup blocked = { begin, end };
 
 static int attach_mapped(void)
 {
 	int ret = test_domain_map(&pair[0], &queue);
 
-	if (!ret && test_replace(&pair[0]))
-		ret = test_fail("attach failed");
-	return ret;
+	return ret ? ret : test_attach(&pair[0]);
 }
 
 static int check_dma(struct test_domain *on)
@@ -94,17 +88,30 @@ static int check_dma(struct test_domain *on)
 
 	if (!ret)
 		ret = test_domain_check(on);
-	if (!ret && atomic_read(&fn->errors))
-		ret = test_fail("%d error events", atomic_read(&fn->errors));
+	return ret ? ret : test_expect_errors(fn, 0);
+}
+
+static int begin_running(void)
+{
+	int ret = begin();
+
+	if (ret)
+		return ret;
+	ret = attach_mapped();
+	if (!ret)
+		ret = check_dma(&pair[0]);
+	if (ret)
+		end();
 	return ret;
 }
+
+static const struct test_setup running = { begin_running, end };
 
 /* One registration, with what is attached and with this GISA */
 static int expect_registered(u32 gisa)
 {
-	struct inject_counts counts;
+	struct inject_counts counts = inject_counts();
 
-	inject_counts(&counts);
 	if (counts.operations[FC_REGISTER] != 1)
 		return test_fail("%u registrations", counts.operations[FC_REGISTER]);
 	if (!counts.table)
@@ -119,10 +126,8 @@ static int test_reenable(void)
 {
 	static const u32 gisas[] = { GISA, 0, GISA, 0 };
 	unsigned int i;
-	int ret = attach_mapped();
+	int ret = 0;
 
-	if (!ret)
-		ret = check_dma(&pair[0]);
 	for (i = 0; !ret && i < ARRAY_SIZE(gisas); i++) {
 		inject_reset();
 		ret = cycle(gisas[i]);
@@ -166,11 +171,7 @@ static int test_changed(void)
 
 	if (!page)
 		return -ENOMEM;
-	ret = attach_mapped();
-	if (!ret)
-		ret = check_dma(&pair[0]);
-	if (!ret)
-		ret = reenable_changed(page);
+	ret = reenable_changed(page);
 	page_poison(old);
 	pair[0].data = page;
 	if (!ret)
@@ -185,11 +186,10 @@ static int test_changed(void)
 /* Blocking takes the table away, or puts an empty one in its place. */
 static int expect_named(const char *what, unsigned int operations)
 {
-	struct inject_counts counts;
+	struct inject_counts counts = inject_counts();
 	unsigned int count = 0;
 	unsigned int i;
 
-	inject_counts(&counts);
 	for (i = 0; i < ARRAY_SIZE(counts.operations); i++) {
 		if (!(operations & BIT(i)) || !counts.operations[i])
 			continue;
@@ -204,17 +204,15 @@ static int expect_named(const char *what, unsigned int operations)
 /* Replace and block, as iommufd does while the guest has the function */
 static int test_gisa(void)
 {
-	int ret = attach_mapped();
+	int ret = cycle(GISA);
 
 	if (!ret)
-		ret = cycle(GISA);
-	if (!ret)
 		ret = test_domain_map(&pair[1], &queue);
+	inject_reset();
+	if (!ret)
+		ret = test_attach(&pair[1]);
 	if (ret)
 		return ret;
-	inject_reset();
-	if (test_replace(&pair[1]))
-		return test_fail("replace failed");
 	ret = expect_named("replace", BIT(FC_REREGISTER));
 	if (!ret)
 		ret = check_dma(&pair[1]);
@@ -224,19 +222,15 @@ static int test_gisa(void)
 	if (!ret)
 		ret = expect_named("block", BIT(FC_REREGISTER) | BIT(FC_DEREGISTER));
 	/* What end() detaches, once more */
-	if (test_replace(&pair[0]))
-		return test_fail("attach failed");
-	return ret;
+	return ret ? ret : test_attach(&pair[0]);
 }
 
 /* iommufd opens a function before it attaches anything. */
 static int test_blocked(void)
 {
-	struct inject_counts counts;
 	int ret = cycle(GISA);
 
-	inject_counts(&counts);
-	if (!ret && counts.operations[FC_REGISTER])
+	if (!ret && inject_counts().operations[FC_REGISTER])
 		ret = test_fail("a blocked function was registered");
 	inject_reset();
 	if (!ret)
@@ -249,8 +243,10 @@ static int test_blocked(void)
 static int refuse_registration(void)
 {
 	struct zpci_dev *zdev = to_zpci(fn->pdev);
-	int ret = take_down();
+	int ret;
 
+	guard(mutex)(&zdev->kzdev_lock);
+	ret = take_down();
 	if (ret)
 		return ret;
 	inject_refuse(fn, BIT(FC_REGISTER));
@@ -272,14 +268,8 @@ static int refuse_registration(void)
 
 static int test_refused(void)
 {
-	struct zpci_dev *zdev = to_zpci(fn->pdev);
-	int ret = attach_mapped();
+	int ret = refuse_registration();
 
-	if (ret)
-		return ret;
-	mutex_lock(&zdev->kzdev_lock);
-	ret = refuse_registration();
-	mutex_unlock(&zdev->kzdev_lock);
 	if (!ret)
 		ret = expect_registered(0);
 	return ret ? ret : check_dma(&pair[0]);
@@ -320,14 +310,10 @@ static int enable_disabled(void)
 
 static int test_disabled_by_machine(void)
 {
-	struct inject_step steps[INJECT_STEPS];
+	static struct inject_step steps[INJECT_STEPS];
 	unsigned int i, count;
-	int ret = attach_mapped();
+	int ret = enable_disabled();
 
-	if (!ret)
-		ret = check_dma(&pair[0]);
-	if (!ret)
-		ret = enable_disabled();
 	if (ret)
 		return ret;
 	count = inject_steps(steps);
@@ -346,13 +332,8 @@ static int test_disabled_by_machine(void)
  */
 static int test_enabled_meanwhile(void)
 {
-	struct inject_counts counts;
-	int ret = attach_mapped();
+	int ret = cycle(0);
 
-	if (!ret)
-		ret = check_dma(&pair[0]);
-	if (!ret)
-		ret = cycle(0);
 	if (ret)
 		return ret;
 	/* The end of a disabling that is late: the function has a table again */
@@ -360,26 +341,23 @@ static int test_enabled_meanwhile(void)
 		return test_skip("this driver does not learn that a function is disabled");
 	inject_reset();
 	unmap_and_flush();
-	inject_counts(&counts);
-	if (!counts.refreshes)
+	if (!inject_counts().refreshes)
 		return test_fail("an unmap did not refresh an enabled function");
 	ret = test_map_page(&pair[0], data_iova(fn), pair[0].data);
 	return ret ? ret : check_dma(&pair[0]);
 }
 
 static const struct test_case cases[] = {
-	{ "with a domain attached, with and without a guest", test_reenable, &two_domains },
-	{ "a mapping that changed in between means the new page", test_changed, &two_domains },
-	{ "replace and block name the guest", test_gisa, &two_domains },
-	{ "blocked: nothing is registered before an attach", test_blocked, &two_domains },
+	{ "with a domain attached, with and without a guest", test_reenable, &running },
+	{ "a mapping that changed in between means the new page", test_changed, &running },
+	{ "replace and block name the guest", test_gisa, &running },
+	{ "blocked: nothing is registered before an attach", test_blocked, &blocked },
 	{ "disabled by the machine: no flush before it is registered again",
-	  test_disabled_by_machine, &two_domains },
+	  test_disabled_by_machine, &running },
 	{ "enabled again before the driver learns that it was disabled",
-	  test_enabled_meanwhile, &two_domains },
-	{ "a refused registration leaves the function disabled", test_refused, &two_domains },
+	  test_enabled_meanwhile, &running },
+	{ "a refused registration leaves the function disabled", test_refused, &running },
 	{}
 };
 
-TEST_SUITE(reenable, cases, &fn, &queue);
-MODULE_DESCRIPTION("Tests of what KVM does to a function");
-MODULE_LICENSE("GPL");
+TEST_SUITE(reenable, "Tests of what KVM does to a function", cases, &fn, &queue);

@@ -3,9 +3,6 @@
  * Suite "refuse": the machine refuses an instruction in the middle of an
  * attach, a map or a block, and everything is as the IOMMU core believes.
  */
-#define pr_fmt(fmt) "refuse: " fmt
-
-#include <linux/module.h>
 #include <linux/sizes.h>
 
 #include "iommu_test.h"
@@ -16,22 +13,13 @@ static struct test_domain pair[2];
 /* The page of a domain that was freed while the function was blocked */
 static void *left;
 
-#define FC_ATTACH	(BIT(FC_REGISTER) | BIT(FC_REREGISTER))
-
-static struct iommu_domain *current_domain(void)
-{
-	return iommu_get_domain_for_dev(&fn->pdev->dev);
-}
-
 static int begin(void)
 {
-	inject_reset();
 	return test_pair_claim(pair, fn);
 }
 
 static void end(void)
 {
-	inject_reset();
 	test_pair_release(pair);
 	free_page((unsigned long)left);
 	left = NULL;
@@ -39,12 +27,27 @@ static void end(void)
 
 static const struct test_setup two_domains = { begin, end };
 
-/* Where the machine needs a refresh after maps. */
+/* The function is on the first domain, and works. */
+static int begin_running(void)
+{
+	int ret = begin();
+
+	if (ret)
+		return ret;
+	ret = test_run_on(&pair[0], &queue);
+	if (ret)
+		end();
+	return ret;
+}
+
+static const struct test_setup running = { begin_running, end };
+
+/* The same where the machine needs a refresh after maps. */
 static int begin_refreshed_after_maps(void)
 {
 	int ret = test_sees_no_maps(fn);
 
-	return ret ? ret : begin();
+	return ret ? ret : begin_running();
 }
 
 static const struct test_setup refreshed_after_maps = { begin_refreshed_after_maps, end };
@@ -82,13 +85,20 @@ static int expect_only_blocked_renewed(void)
 	return ret ? ret : expect_only_blocked(left);
 }
 
-static int replace_refused(void (*refuse)(void))
+/* These operations; with none, the refresh after a good registration */
+static void refuse(unsigned long operations)
 {
-	int ret = test_run_on(&pair[0], &queue);
+	if (operations)
+		inject_refuse(fn, operations);
+	else
+		inject_refuse_refresh(fn, -EIO, 1);
+}
 
-	if (ret)
-		return ret;
-	refuse();
+static int replace_refused(unsigned long operations)
+{
+	int ret;
+
+	refuse(operations);
 	ret = expect_refusal(test_replace(&pair[1]));
 	inject_reset();
 	if (!ret)
@@ -99,41 +109,33 @@ static int replace_refused(void (*refuse)(void))
 	return ret;
 }
 
-static void refuse_attach(void)
-{
-	inject_refuse(fn, FC_ATTACH);
-}
-
-static int test_paging_to_paging(void)
-{
-	return replace_refused(refuse_attach);
-}
+TEST_CALL(paging_to_paging, replace_refused(FC_ATTACH))
+TEST_CALL(refresh_of_attach, replace_refused(0))
 
 static int test_again_and_back(void)
 {
 	unsigned int i;
-	int ret = test_run_on(&pair[1], &queue);
+	int ret = 0;
 
 	for (i = 0; !ret && i < 20; i++) {
 		inject_refuse(fn, FC_ATTACH);
-		ret = expect_refusal(test_replace(&pair[0]));
+		ret = expect_refusal(test_replace(&pair[1]));
 		inject_reset();
 		if (!ret)
-			ret = test_expect_running(&pair[1]);
+			ret = test_expect_running(&pair[0]);
 	}
 	return ret;
 }
 
 static int test_blocked_to_paging(void)
 {
-	struct iommu_domain *blocked;
+	struct iommu_domain *blocked = test_current(fn);
 	int ret;
 
-	blocked = current_domain();
 	inject_refuse(fn, FC_ATTACH);
 	ret = expect_refusal(test_replace(&pair[0]));
 	inject_reset();
-	if (!ret && current_domain() != blocked)
+	if (!ret && test_current(fn) != blocked)
 		ret = test_fail("the function is not on the blocked domain");
 	/* A flush must not hit a function that is not there. */
 	if (!ret)
@@ -145,65 +147,31 @@ static int test_blocked_to_paging(void)
 	return ret;
 }
 
-/* The domain of the DMA API, with a queue that the DMA API mapped */
-
-static int check_dma_api(void *pages, dma_addr_t iova)
+static int refuse_from_default(void)
 {
-	page_poison(pages + 2 * PAGE_SIZE);
-	if (admin_identify(fn, iova + 2 * PAGE_SIZE) ||
-	    !page_is_identity(fn, pages + 2 * PAGE_SIZE))
-		return test_fail("DMA through the default domain does not work any more");
-	return 0;
-}
+	struct iommu_domain *before = test_current(fn);
+	int ret;
 
-static int refuse_from_default(void *pages, dma_addr_t iova)
-{
-	struct iommu_domain *before = current_domain();
-	int ret = admin_start(fn, pages, iova, pages + PAGE_SIZE, iova + PAGE_SIZE);
-
-	if (!ret)
-		ret = check_dma_api(pages, iova);
-	if (ret)
-		return ret;
 	inject_refuse(fn, FC_ATTACH);
-	ret = iommu_attach_device(pair[0].domain, &fn->pdev->dev);
-	ret = expect_refusal(ret);
+	ret = expect_refusal(iommu_attach_device(pair[0].domain, &fn->pdev->dev));
 	inject_reset();
-	if (!ret && current_domain() != before)
+	if (!ret && test_current(fn) != before)
 		ret = test_fail("the core has another domain");
-	return ret ? ret : check_dma_api(pages, iova);
+	return ret;
 }
 
 static int test_default_to_paging(void)
 {
-	struct device *dev = &fn->pdev->dev;
-	dma_addr_t iova;
-	void *pages;
 	int ret = test_domain_alloc(&pair[0], fn);
 
 	if (ret)
 		return ret;
-	pages = dma_alloc_coherent(dev, 3 * PAGE_SIZE, &iova, GFP_KERNEL);
-	ret = pages ? refuse_from_default(pages, iova) : -ENOMEM;
-	admin_stop(fn);
+	ret = test_dma_api(fn, refuse_from_default);
 	/* Whatever state that is: start from the driver's defaults again. */
 	if (ret && !test_claim(fn))
 		test_release(fn);
-	if (pages)
-		dma_free_coherent(dev, 3 * PAGE_SIZE, pages, iova);
 	test_domain_free(&pair[0]);
 	return ret;
-}
-
-/* A good registration, then a refused refresh */
-static void refuse_refresh(void)
-{
-	inject_refuse_refresh(fn, -EIO, 1);
-}
-
-static int test_refresh_of_attach(void)
-{
-	return replace_refused(refuse_refresh);
 }
 
 /* The first registration: after a reset, nothing is registered. */
@@ -211,13 +179,14 @@ static int test_refresh_of_attach(void)
 /* Which table a domain has: it shows in what is registered. */
 static int find_table(struct test_domain *dom, u64 *table)
 {
+	int ret;
+
 	inject_reset();
-	if (test_replace(dom))
-		return test_fail("attach failed");
+	ret = test_attach(dom);
 	*table = inject_table();
-	if (!*table)
-		return test_fail("an attach registered nothing");
-	return 0;
+	if (!ret && !*table)
+		ret = test_fail("an attach registered nothing");
+	return ret;
 }
 
 /* Of the domain that is about to be refused */
@@ -243,17 +212,20 @@ static int begin_unregistered(void)
 
 static const struct test_setup unregistered = { begin_unregistered, end };
 
-static int test_first_registration(void)
+static int first_refused(unsigned long operations)
 {
 	int ret;
 
-	inject_refuse(fn, BIT(FC_REGISTER));
+	refuse(operations);
 	ret = expect_refusal(test_replace(&pair[0]));
 	if (!ret && inject_table() == table)
 		ret = test_fail("the refused domain's table is registered");
 	inject_reset();
-	return ret ? ret : expect_only_blocked(pair[0].data);
+	return ret ? ret : expect_only_blocked_renewed();
 }
+
+TEST_CALL(first_registration, first_refused(BIT(FC_REGISTER)))
+TEST_CALL(first_refresh, first_refused(0))
 
 /* The second of the two instructions: a machine that does not know it is asked
  * in another way. Both refused, see the suite "fallback".
@@ -263,30 +235,14 @@ static int test_first_table(void)
 	int ret;
 
 	inject_refuse(fn, BIT(FC_REREGISTER));
-	ret = test_replace(&pair[0]);
-	if (ret)
-		ret = test_fail("attach: error %d", ret);
-	else if (!inject_refused())
+	ret = test_attach(&pair[0]);
+	if (!ret && !inject_refused())
 		ret = test_skip("this driver registers the table at once");
-	else if (inject_table() != table)
+	else if (!ret && inject_table() != table)
 		ret = test_fail("the machine has table %#llx, not %#llx", inject_table(),
 				table);
 	inject_reset();
-	if (!ret)
-		ret = test_domain_start(&pair[0], &queue);
-	return ret ? ret : test_expect_running(&pair[0]);
-}
-
-static int test_first_refresh(void)
-{
-	int ret;
-
-	inject_refuse_refresh(fn, -EIO, 1);
-	ret = expect_refusal(test_replace(&pair[0]));
-	if (!ret && inject_table() == table)
-		ret = test_fail("the refused domain's table is still registered");
-	inject_reset();
-	return ret ? ret : expect_only_blocked_renewed();
+	return ret ? ret : test_expect_on(&pair[0], &queue);
 }
 
 /* The new table's refresh is refused, and then these operations, by which the
@@ -309,7 +265,7 @@ static int lose_both(unsigned long operations, unsigned int tries)
 		ret = test_fail("the old table was not put back");
 	while (!ret && --tries)
 		ret = expect_refusal(test_replace(&pair[1]));
-	if (!ret && current_domain() != pair[0].domain)
+	if (!ret && test_current(fn) != pair[0].domain)
 		ret = test_fail("the core has another domain");
 	if (!ret && (inject_table() == table) != !!(operations & BIT(FC_DEREGISTER)))
 		ret = test_fail("the machine has table %#llx, the new one is %#llx",
@@ -337,16 +293,11 @@ static int restore_reset(unsigned int tries)
 	if (!ret && !inject_is_freed())
 		ret = test_fail("the machine has no table, and the old one is not freed");
 	if (!ret)
-		ret = test_domain_start(&pair[0], &queue);
-	if (!ret)
-		ret = test_expect_running(&pair[0]);
+		ret = test_expect_on(&pair[0], &queue);
 	return ret ? ret : expect_to_run(&pair[1]);
 }
 
-static int test_restore_reset(void)
-{
-	return restore_reset(1);
-}
+TEST_CALL(restore_reset, restore_reset(1))
 
 /* Whether the tables of the old domain go with it, once it is not attached */
 static int expect_old_freed(void)
@@ -356,8 +307,8 @@ static int expect_old_freed(void)
 
 	inject_watch();
 	admin_stop(fn);
-	if (!ret && test_replace(&pair[1]))
-		ret = test_fail("attach failed");
+	if (!ret)
+		ret = test_attach(&pair[1]);
 	if (!ret)
 		ret = test_domain_renew(&pair[0], &page);
 	if (!ret && !inject_is_freed())
@@ -376,108 +327,83 @@ static int test_restore_often(void)
 	return ret ? ret : expect_old_freed();
 }
 
-/* In the error state, until the kernel may recover the function: it takes the
- * device's lock first.
- */
-static int attach_broken(void)
-{
-	int ret;
-
-	device_lock(&fn->pdev->dev);
-	ret = test_break(fn);
-	if (!ret && test_replace(&pair[1]))
-		ret = test_fail("attach in the error state failed");
-	if (!ret && current_domain() != pair[1].domain)
-		ret = test_fail("the core has another domain");
-	device_unlock(&fn->pdev->dev);
-	return ret ? ret : test_wait_recovery(fn);
-}
-
 static int test_attach_in_error(void)
 {
-	int ret = test_run_on(&pair[0], &queue);
+	int ret = test_domain_map(&pair[1], &queue);
 
-	if (!ret)
-		ret = test_domain_map(&pair[1], &queue);
-	if (!ret)
-		ret = attach_broken();
-	atomic_set(&fn->errors, 0);
-	if (!ret)
-		ret = test_domain_start(&pair[1], &queue);
-	if (!ret)
-		ret = test_expect_running(&pair[1]);
-	return ret;
-}
-
-static int block_broken(void)
-{
-	int ret;
-
-	device_lock(&fn->pdev->dev);
+	if (ret)
+		return ret;
 	ret = test_break(fn);
-	test_detach(&pair[0]);
-	device_unlock(&fn->pdev->dev);
-	return ret ? ret : test_wait_recovery(fn);
+	if (!ret)
+		ret = test_attach(&pair[1]);
+	if (!ret && test_current(fn) != pair[1].domain)
+		ret = test_fail("the core has another domain");
+	ret = test_recover(fn, ret);
+	return ret ? ret : test_expect_on(&pair[1], &queue);
 }
 
 static int test_block_in_error(void)
 {
-	int ret = test_run_on(&pair[0], &queue);
+	int ret = test_break(fn);
 
-	if (!ret)
-		ret = block_broken();
-	atomic_set(&fn->errors, 0);
+	test_detach(&pair[0]);
+	ret = test_recover(fn, ret);
 	return ret ? ret : expect_only_blocked_renewed();
 }
 
 /* Refused maps */
 
-static int map_extra(struct test_domain *dom)
+static dma_addr_t extra_iova(void)
 {
-	return test_map_page(dom, data_iova(fn) + SZ_1M, dom->data);
+	return data_iova(fn) + SZ_1M;
 }
 
-static int check_extra(struct test_domain *dom)
+static int map_extra(void)
 {
-	int ret;
+	return test_map_page(&pair[0], extra_iova(), pair[0].data);
+}
 
-	page_poison(dom->data);
-	ret = admin_identify(fn, data_iova(fn) + SZ_1M);
-	if (!ret && !page_is_identity(fn, dom->data))
-		ret = test_fail("the device's data is not in the page");
-	return ret;
+/* The map's own refresh, and then everything, once */
+static int expect_second_try(void)
+{
+	static struct inject_step steps[INJECT_STEPS];
+
+	if (inject_steps(steps) != 2 || !steps[0].refused || steps[1].refused)
+		return test_fail("%u of %u refreshes were refused", inject_refused(),
+				 inject_counts().refreshes);
+	if (steps[1].start > sq_iova(fn) || steps[1].start + steps[1].size <= extra_iova())
+		return test_fail("%#llx bytes from %#llx were refreshed, not everything",
+				 steps[1].size, steps[1].start);
+	return 0;
 }
 
 static int test_map_no_memory(void)
 {
-	int ret = test_run_on(&pair[0], &queue);
+	int ret;
 
-	if (!ret) {
-		inject_refuse_refresh(fn, -ENOMEM, 1);
-		ret = map_extra(&pair[0]);
-		if (ret)
-			ret = test_fail("map: error %d, where a refresh of everything helps", ret);
-		else if (!inject_refused())
-			ret = test_fail("map asked for no refresh");
-		inject_reset();
-	}
+	inject_refuse_refresh(fn, -ENOMEM, 1);
+	inject_record(fn);
+	ret = map_extra();
+	if (ret)
+		ret = test_fail("map: error %d, where a refresh of everything helps", ret);
+	else
+		ret = expect_second_try();
+	inject_reset();
 	if (!ret)
-		ret = check_extra(&pair[0]);
-	test_unmap_page(&pair[0], data_iova(fn) + SZ_1M);
+		ret = admin_check(fn, extra_iova(), pair[0].data);
+	test_unmap_page(&pair[0], extra_iova());
 	return ret;
 }
 
 static int test_map_error(void)
 {
-	int ret = test_run_on(&pair[0], &queue);
+	int ret = 0;
 
-	if (!ret) {
-		inject_refuse_refresh(fn, -EIO, 1);
-		if (!map_extra(&pair[0]))
-			ret = test_fail("map succeeds, the machine did not see it");
-		inject_reset();
-	}
-	if (!ret && iommu_iova_to_phys(pair[0].domain, data_iova(fn) + SZ_1M))
+	inject_refuse_refresh(fn, -EIO, 1);
+	if (!map_extra())
+		ret = test_fail("map succeeds, the machine did not see it");
+	inject_reset();
+	if (!ret && iommu_iova_to_phys(pair[0].domain, extra_iova()))
 		ret = test_fail("map failed and left a translation");
 	if (!ret)
 		ret = test_domain_check(&pair[0]);
@@ -492,7 +418,7 @@ static int map_refused_for(struct test_function *victim)
 	int ret;
 
 	inject_refuse_refresh(victim, -EIO, 1);
-	ret = map_extra(&pair[0]);
+	ret = map_extra();
 	if (!inject_refused())
 		ret = test_fail("map does not refresh both functions");
 	else if (!ret)
@@ -500,7 +426,7 @@ static int map_refused_for(struct test_function *victim)
 	else
 		ret = 0;
 	inject_reset();
-	test_unmap_page(&pair[0], data_iova(fn) + SZ_1M);
+	test_unmap_page(&pair[0], extra_iova());
 	return ret;
 }
 
@@ -536,7 +462,7 @@ static int two_errors(void)
 	int ret;
 
 	inject_refuse_refresh(NULL, -EIO, 2);
-	ret = map_extra(&pair[0]);
+	ret = map_extra();
 	if (inject_refused() != 2)
 		return test_fail("%u of two functions were asked", inject_refused());
 	inject_reset();
@@ -546,13 +472,12 @@ static int two_errors(void)
 static int test_map_error_of_two(void)
 {
 	struct test_domain view = pair[0];
-	int ret = test_replace(&pair[0]);
+	int ret;
 
 	view.fn = second;
-	if (!ret)
-		ret = test_replace(&view);
+	ret = test_attach(&view);
 	if (ret)
-		return test_fail("attach: error %d", ret);
+		return ret;
 	ret = map_refused_for(fn);
 	if (!ret)
 		ret = map_refused_for(second);
@@ -565,19 +490,17 @@ static int test_map_error_of_two(void)
 /* Nobody gets the error; what comes after works. */
 static int test_unmap_error(void)
 {
-	int ret = test_run_on(&pair[0], &queue);
+	int ret = map_extra();
 
-	if (!ret)
-		ret = map_extra(&pair[0]);
-	if (!ret) {
-		inject_refuse_refresh(fn, -EIO, 1);
-		if (iommu_unmap(pair[0].domain, data_iova(fn) + SZ_1M, PAGE_SIZE) != PAGE_SIZE)
-			ret = test_fail("unmap did not unmap");
-		else if (!inject_refused())
-			ret = test_fail("unmap asked for no refresh");
-		inject_reset();
-	}
-	if (!ret && iommu_iova_to_phys(pair[0].domain, data_iova(fn) + SZ_1M))
+	if (ret)
+		return ret;
+	inject_refuse_refresh(fn, -EIO, 1);
+	if (iommu_unmap(pair[0].domain, extra_iova(), PAGE_SIZE) != PAGE_SIZE)
+		ret = test_fail("unmap did not unmap");
+	else if (!inject_refused())
+		ret = test_fail("unmap asked for no refresh");
+	inject_reset();
+	if (!ret && iommu_iova_to_phys(pair[0].domain, extra_iova()))
 		ret = test_fail("unmap left a translation");
 	if (!ret)
 		ret = test_expect_running(&pair[0]);
@@ -605,36 +528,33 @@ static int find_others(void)
 	pci_dev_put(pdev);
 	if (other_count == INLINE_MEMBERS)
 		return 0;
-	while (other_count)
-		iommu_group_put(others[--other_count]);
 	return test_skip("there are no %u other functions", INLINE_MEMBERS);
 }
 
-static void release_others(void)
+static void put_others(void)
 {
-	while (other_count) {
-		iommu_detach_group(pair[1].domain, others[--other_count]);
-		iommu_group_put(others[other_count]);
-	}
+	while (other_count)
+		iommu_group_put(others[--other_count]);
 }
 
 static int begin_full(void)
 {
 	int ret = find_others();
 
-	if (ret)
-		return ret;
-	ret = begin();
 	if (!ret)
-		return 0;
-	while (other_count)
-		iommu_group_put(others[--other_count]);
+		ret = begin();
+	if (ret)
+		put_others();
 	return ret;
 }
 
 static void end_full(void)
 {
-	release_others();
+	unsigned int i;
+
+	for (i = 0; i < other_count; i++)
+		iommu_detach_group(pair[1].domain, others[i]);
+	put_others();
 	end();
 }
 
@@ -675,7 +595,7 @@ static int test_no_memory(void)
  */
 static int test_block(void)
 {
-	struct iommu_domain *blocked = current_domain();
+	struct iommu_domain *blocked = test_current(fn);
 	int ret = find_table(&pair[0], &table);
 
 	inject_watch();
@@ -688,7 +608,7 @@ static int test_block(void)
 	if (!ret && !inject_refused())
 		ret = test_fail("the block asked for nothing that could be refused");
 	inject_reset();
-	if (!ret && current_domain() != blocked)
+	if (!ret && test_current(fn) != blocked)
 		ret = test_fail("the function is not on the blocked domain");
 	/* The old domain goes; a flush of it must not look for the function. */
 	if (!ret)
@@ -707,12 +627,12 @@ static int test_block(void)
 /* What is refused can be replaced by taking the table away. */
 static int test_block_by_deregistration(void)
 {
-	int ret = test_run_on(&pair[0], &queue);
+	int ret = 0;
 
 	admin_stop(fn);
 	inject_refuse(fn, FC_ATTACH);
 	test_detach(&pair[0]);
-	if (!ret && inject_table())
+	if (inject_table())
 		ret = test_fail("the machine has table %#llx", inject_table());
 	inject_reset();
 	return ret ? ret : expect_only_blocked_renewed();
@@ -744,11 +664,11 @@ static int test_freed_attached(void)
 }
 
 static const struct test_case cases[] = {
-	{ "attach from a paging domain", test_paging_to_paging, &two_domains },
-	{ "attach from a paging domain, twenty times", test_again_and_back, &two_domains },
+	{ "attach from a paging domain", test_paging_to_paging, &running },
+	{ "attach from a paging domain, twenty times", test_again_and_back, &running },
 	{ "attach from the blocked domain", test_blocked_to_paging, &two_domains },
 	{ "attach from the DMA API's domain", test_default_to_paging },
-	{ "refresh after a good registration", test_refresh_of_attach, &two_domains },
+	{ "refresh after a good registration", test_refresh_of_attach, &running },
 	{ "first registration, from a function that is not registered",
 	  test_first_registration, &unregistered },
 	{ "table after the first registration", test_first_table, &unregistered },
@@ -758,20 +678,18 @@ static const struct test_case cases[] = {
 	{ "new table, then everything, three times; a reset", test_restore_often,
 	  &two_domains },
 	{ "a domain is freed while it is attached", test_freed_attached, &two_domains },
-	{ "attach in the error state", test_attach_in_error, &two_domains },
-	{ "block in the error state", test_block_in_error, &two_domains },
+	{ "attach in the error state", test_attach_in_error, &running },
+	{ "block in the error state", test_block_in_error, &running },
 	{ "map: refresh without resources is tried again",
 	  test_map_no_memory, &refreshed_after_maps },
 	{ "map: refresh with an error undoes the map", test_map_error, &refreshed_after_maps },
 	{ "map: the error of one of two functions is returned",
 	  test_map_error_of_two, &two_functions },
-	{ "unmap: the error of a refresh", test_unmap_error, &two_domains },
+	{ "unmap: the error of a refresh", test_unmap_error, &running },
 	{ "attach without memory", test_no_memory, &full_domain },
-	{ "block, deregistration is not refused", test_block_by_deregistration, &two_domains },
+	{ "block, deregistration is not refused", test_block_by_deregistration, &running },
 	{ "block", test_block, &two_domains },
 	{}
 };
 
-TEST_SUITE(refuse, cases, &fn, &queue);
-MODULE_DESCRIPTION("Tests of attach, map and block under refusal");
-MODULE_LICENSE("GPL");
+TEST_SUITE(refuse, "Tests of attach, map and block under refusal", cases, &fn, &queue);

@@ -4,9 +4,6 @@
  * were unmapped mean none, and their neighbours what they meant before. In all
  * sizes and ways in which a hypervisor that shadows our tables learns of it.
  */
-#define pr_fmt(fmt) "remap: " fmt
-
-#include <linux/module.h>
 #include <linux/scatterlist.h>
 #include <linux/sizes.h>
 
@@ -19,12 +16,12 @@ static struct test_domain dom;
 /* Two blocks, as large as they come. What is larger than a piece maps it again
  * and again: a guest of a guest has little memory.
  */
-#define BLOCK_SIZE SZ_4M
-#define PIECE_SIZE SZ_2M
+#define BLOCK_BYTES SZ_4M
+#define PIECE_BYTES SZ_2M
 #define LARGEST SZ_64M
 
 static void *blocks[2];
-static struct scatterlist pieces[LARGEST / PIECE_SIZE];
+static struct scatterlist pieces[LARGEST / PIECE_BYTES];
 
 /**
  * struct shape - what is mapped and unmapped by one call each
@@ -54,7 +51,7 @@ static dma_addr_t neighbour_iova(void)
 
 static size_t piece_size(void)
 {
-	return min(shape.size, PIECE_SIZE);
+	return min(shape.size, PIECE_BYTES);
 }
 
 /* In a block from its start, where large pages can map it, or behind that. */
@@ -72,39 +69,26 @@ static int map(void *memory)
 	sg_init_table(pieces, count);
 	for (i = 0; i < count; i++)
 		sg_set_buf(&pieces[i], memory, piece_size());
-	ret = iommu_map_sg(dom.domain, first_iova(), pieces, count,
-			   IOMMU_READ | IOMMU_WRITE, GFP_KERNEL);
+	ret = iommu_map_sg(dom.domain, first_iova(), pieces, count, RW, GFP_KERNEL);
 	return ret == shape.size ? 0 : test_fail("%zd bytes were mapped", ret);
 }
 
 static int unmap(void)
 {
-	struct iommu_iotlb_gather gather;
 	size_t size;
 
-	if (shape.queued) {
-		iommu_iotlb_gather_init(&gather);
-		gather.queued = true;
-		size = iommu_unmap_fast(dom.domain, first_iova(), shape.size, &gather);
-		iommu_flush_iotlb_all(dom.domain);
-	} else {
+	if (shape.queued)
+		size = test_unmap_queued(dom.domain, first_iova(), shape.size);
+	else
 		size = iommu_unmap(dom.domain, first_iova(), shape.size);
-	}
 	return size == shape.size ? 0 : test_fail("%zu bytes were unmapped", size);
 }
 
 static int check_page(void *memory, size_t offset)
 {
-	void *page = memory + offset % piece_size();
-	dma_addr_t iova = first_iova() + offset;
-	int ret;
+	int ret = admin_check(fn, first_iova() + offset, memory + offset % piece_size());
 
-	page_poison(page);
-	ret = admin_identify(fn, iova);
-	if (!ret && !page_is_identity(fn, page))
-		ret = test_fail("the data is not in the new memory at offset %#zx",
-				offset);
-	return ret;
+	return ret ? test_fail("DMA does not reach the new memory at offset %#zx", offset) : 0;
 }
 
 /* The first page, the last one, and one in the middle */
@@ -140,9 +124,7 @@ static int expect_poison(const void *memory)
 
 static int check_neighbour(void)
 {
-	page_poison(dom.data);
-	if (admin_identify(fn, neighbour_iova()) ||
-	    !page_is_identity(fn, dom.data))
+	if (admin_check(fn, neighbour_iova(), dom.data))
 		return test_fail("DMA to the page behind does not work");
 	return 0;
 }
@@ -247,11 +229,11 @@ static int attached(int (*check)(void))
 	return ret;
 }
 
-static int run(struct shape wanted, int (*check)(void))
+static int run(int (*check)(void), dma_addr_t iova, size_t size, bool queued)
 {
 	int ret;
 
-	shape = wanted;
+	shape = (struct shape) { iova, size, queued };
 	if (neighbour_iova() + PAGE_SIZE - 1 > fn->last)
 		return test_skip("the window is too small");
 	ret = test_claim(fn);
@@ -262,35 +244,29 @@ static int run(struct shape wanted, int (*check)(void))
 	return ret;
 }
 
-#define TEST(_name, _check, _iova, _size, _queued)			\
-static int test_##_name(void)						\
-{									\
-	return run((struct shape) { _iova, _size, _queued }, _check);	\
-}
-
 /* Across page tables' limits */
 #define ASKEW (SZ_16M + SZ_512K)
 
-TEST(strict_4k_remap, remap, SZ_16M, SZ_4K, false)
-TEST(strict_4k_unmapped, unmapped, SZ_16M, SZ_4K, false)
-TEST(strict_1m_remap, remap, SZ_16M, SZ_1M, false)
-TEST(strict_1m_unmapped, unmapped, SZ_16M, SZ_1M, false)
-TEST(strict_2m_remap, remap, SZ_16M, SZ_2M, false)
-TEST(strict_2m_unmapped, unmapped, SZ_16M, SZ_2M, false)
-TEST(strict_askew_remap, remap, ASKEW, SZ_2M, false)
-TEST(strict_askew_unmapped, unmapped, ASKEW, SZ_2M, false)
-TEST(strict_64m_remap, remap, SZ_16M, SZ_64M, false)
-TEST(strict_64m_unmapped, unmapped, SZ_16M, SZ_64M, false)
-TEST(lazy_4k_remap, remap, SZ_16M, SZ_4K, true)
-TEST(lazy_4k_unmapped, unmapped, SZ_16M, SZ_4K, true)
-TEST(lazy_1m_remap, remap, SZ_16M, SZ_1M, true)
-TEST(lazy_1m_unmapped, unmapped, SZ_16M, SZ_1M, true)
-TEST(lazy_2m_remap, remap, SZ_16M, SZ_2M, true)
-TEST(lazy_2m_unmapped, unmapped, SZ_16M, SZ_2M, true)
-TEST(lazy_askew_remap, remap, ASKEW, SZ_2M, true)
-TEST(lazy_askew_unmapped, unmapped, ASKEW, SZ_2M, true)
-TEST(lazy_64m_remap, remap, SZ_16M, SZ_64M, true)
-TEST(lazy_64m_unmapped, unmapped, SZ_16M, SZ_64M, true)
+TEST_CALL(strict_4k_remap, run(remap, SZ_16M, SZ_4K, false))
+TEST_CALL(strict_4k_unmapped, run(unmapped, SZ_16M, SZ_4K, false))
+TEST_CALL(strict_1m_remap, run(remap, SZ_16M, SZ_1M, false))
+TEST_CALL(strict_1m_unmapped, run(unmapped, SZ_16M, SZ_1M, false))
+TEST_CALL(strict_2m_remap, run(remap, SZ_16M, SZ_2M, false))
+TEST_CALL(strict_2m_unmapped, run(unmapped, SZ_16M, SZ_2M, false))
+TEST_CALL(strict_askew_remap, run(remap, ASKEW, SZ_2M, false))
+TEST_CALL(strict_askew_unmapped, run(unmapped, ASKEW, SZ_2M, false))
+TEST_CALL(strict_64m_remap, run(remap, SZ_16M, SZ_64M, false))
+TEST_CALL(strict_64m_unmapped, run(unmapped, SZ_16M, SZ_64M, false))
+TEST_CALL(lazy_4k_remap, run(remap, SZ_16M, SZ_4K, true))
+TEST_CALL(lazy_4k_unmapped, run(unmapped, SZ_16M, SZ_4K, true))
+TEST_CALL(lazy_1m_remap, run(remap, SZ_16M, SZ_1M, true))
+TEST_CALL(lazy_1m_unmapped, run(unmapped, SZ_16M, SZ_1M, true))
+TEST_CALL(lazy_2m_remap, run(remap, SZ_16M, SZ_2M, true))
+TEST_CALL(lazy_2m_unmapped, run(unmapped, SZ_16M, SZ_2M, true))
+TEST_CALL(lazy_askew_remap, run(remap, ASKEW, SZ_2M, true))
+TEST_CALL(lazy_askew_unmapped, run(unmapped, ASKEW, SZ_2M, true))
+TEST_CALL(lazy_64m_remap, run(remap, SZ_16M, SZ_64M, true))
+TEST_CALL(lazy_64m_unmapped, run(unmapped, SZ_16M, SZ_64M, true))
 
 static const struct test_case cases[] = {
 	{ "strict: 4K mapped again", test_strict_4k_remap },
@@ -321,7 +297,7 @@ static void free_blocks(void)
 	unsigned int i;
 
 	for (i = 0; i < ARRAY_SIZE(blocks); i++)
-		free_pages((unsigned long)blocks[i], get_order(BLOCK_SIZE));
+		free_pages((unsigned long)blocks[i], get_order(BLOCK_BYTES));
 }
 
 static int __init remap_init(void)
@@ -330,7 +306,7 @@ static int __init remap_init(void)
 	int ret;
 
 	for (i = 0; i < ARRAY_SIZE(blocks); i++) {
-		blocks[i] = (void *)__get_free_pages(GFP_KERNEL, get_order(BLOCK_SIZE));
+		blocks[i] = (void *)__get_free_pages(GFP_KERNEL, get_order(BLOCK_BYTES));
 		if (!blocks[i]) {
 			free_blocks();
 			return -ENOMEM;

@@ -155,6 +155,16 @@ static bool is_wanted(const struct test_case *test)
 	return is_named(test->name) && !(test->breaks && test_is_calm());
 }
 
+static void run_list(struct results *results, const struct test_case *test)
+{
+	for (; test->name || test->list; test++) {
+		if (test->list)
+			run_list(results, test->list);
+		else if (is_wanted(test))
+			add_line(results, test->name, run_case(test));
+	}
+}
+
 /**
  * test_run() - run the tests of a suite
  * @suite: its name
@@ -165,13 +175,10 @@ static bool is_wanted(const struct test_case *test)
 int test_run(const char *suite, const struct test_case *cases)
 {
 	struct results *results = new_results(suite);
-	const struct test_case *test;
 
 	if (!results)
 		return -ENOMEM;
-	for (test = cases; test->name; test++)
-		if (is_wanted(test))
-			add_line(results, test->name, run_case(test));
+	run_list(results, cases);
 	results->file = debugfs_create_blob(suite, 0444, root, &results->blob);
 	mutex_lock(&results_lock);
 	list_add(&results->node, &all_results);

@@ -3,9 +3,7 @@
  * Suite "seeing", the part in the kernel: attaches that are refused or not. What
  * can be observed of them the guest's suite of the same name looks for.
  */
-#define pr_fmt(fmt) "seeing: " fmt
-
-#include <linux/module.h>
+#include <linux/moduleparam.h>
 
 #include "iommu_test.h"
 
@@ -16,17 +14,7 @@ MODULE_PARM_DESC(many, "refuse many attaches");
 static struct test_function *fn;
 static struct test_domain pair[2];
 
-static int begin(void)
-{
-	return test_pair_claim(pair, fn);
-}
-
-static void end(void)
-{
-	test_pair_release(pair);
-}
-
-static const struct test_setup two_domains = { begin, end };
+TEST_SETUP(two_domains, test_pair_claim(pair, fn), test_pair_release(pair));
 
 static int expect_refused(struct test_domain *dom)
 {
@@ -44,11 +32,11 @@ static int test_attaches(void)
 	unsigned int i;
 	int ret;
 
-	ret = test_replace(&pair[0]);
+	ret = test_attach(&pair[0]);
 	if (!ret)
-		ret = test_replace(&pair[1]);
+		ret = test_attach(&pair[1]);
 	if (ret)
-		return test_fail("attach: error %d", ret);
+		return ret;
 	for (i = 0; !ret && i < (many ? 30 : 1); i++)
 		ret = expect_refused(&pair[0]);
 	test_detach(&pair[1]);
@@ -65,6 +53,4 @@ static const struct test_case lots[] = {
 	{}
 };
 
-TEST_SUITE(seeing, many ? lots : one, &fn, NULL);
-MODULE_DESCRIPTION("Attaches to look at");
-MODULE_LICENSE("GPL");
+TEST_SUITE(seeing, "Attaches to look at", many ? lots : one, &fn, NULL);

@@ -7,11 +7,8 @@
  * an error event that the test did not ask for is a flush that hit the wrong
  * moment. A flush that was missed shows in where the device writes.
  */
-#define pr_fmt(fmt) "stress: " fmt
-
 #include <linux/delay.h>
 #include <linux/kthread.h>
-#include <linux/module.h>
 #include <linux/sizes.h>
 
 #include "iommu_test.h"
@@ -26,28 +23,7 @@ static struct test_function *fn;
 static struct test_queue queue;
 static struct test_domain pair[2];
 
-static int begin(void)
-{
-	inject_reset();
-	return test_pair_claim_mapped(pair, fn, &queue);
-}
-
-static void end(void)
-{
-	inject_reset();
-	test_pair_release(pair);
-}
-
-static const struct test_setup two_domains = { begin, end };
-
-static int expect_errors(int expected)
-{
-	int errors = atomic_read(&fn->errors);
-
-	if (errors != expected)
-		return test_fail("%d error events, %d were asked for", errors, expected);
-	return 0;
-}
+TEST_SETUP(two_domains, test_pair_claim_mapped(pair, fn, &queue), test_pair_release(pair));
 
 /* Map on a domain with the CPU's interrupts off, as a driver's submission path
  * may do.
@@ -58,8 +34,7 @@ static int map_atomic(struct iommu_domain *domain, dma_addr_t iova, void *page)
 	int ret;
 
 	local_irq_save(flags);
-	ret = iommu_map(domain, iova, virt_to_phys(page), PAGE_SIZE,
-			IOMMU_READ | IOMMU_WRITE, GFP_ATOMIC);
+	ret = iommu_map(domain, iova, virt_to_phys(page), PAGE_SIZE, RW, GFP_ATOMIC);
 	local_irq_restore(flags);
 	return ret;
 }
@@ -158,7 +133,7 @@ static int expect_no_failures(void)
 /* No error event, and every map and unmap worked. */
 static int expect_undisturbed(void)
 {
-	int ret = expect_errors(0);
+	int ret = test_expect_errors(fn, 0);
 
 	return ret ? ret : expect_no_failures();
 }
@@ -173,9 +148,9 @@ static int start_and_check(void)
 /* The function can still be attached, and its DMA works. */
 static int attach_and_check(void)
 {
-	if (test_replace(&pair[0]))
-		return test_fail("attach after all that failed");
-	return start_and_check();
+	int ret = test_attach(&pair[0]);
+
+	return ret ? ret : start_and_check();
 }
 
 /* Every transition, with the controller off */
@@ -210,7 +185,7 @@ static int run_transitions(void)
 
 static int test_transitions(void)
 {
-	struct inject_counts counts;
+	unsigned int outside;
 	int ret;
 
 	inject_reset();
@@ -218,11 +193,11 @@ static int test_transitions(void)
 	if (!ret)
 		ret = run_transitions();
 	settle();
-	inject_counts(&counts);
+	outside = inject_counts().outside;
 	if (!ret)
 		ret = expect_undisturbed();
-	if (!ret && counts.outside)
-		ret = test_fail("%u refreshes outside the window", counts.outside);
+	if (!ret && outside)
+		ret = test_fail("%u refreshes outside the window", outside);
 	return ret ? ret : attach_and_check();
 }
 
@@ -316,40 +291,33 @@ static int run_races(void)
 
 static int test_races(void)
 {
-	int ret = 0;
+	int ret = test_start_on(&pair[0], &queue);
 
-	if (test_replace(&pair[0]))
-		ret = test_fail("attach failed");
-	if (!ret)
-		ret = test_domain_start(&pair[0], &queue);
 	if (!ret)
 		ret = run_races();
-	if (!ret)
-		ret = expect_errors(0);
-	return ret;
+	return ret ? ret : test_expect_errors(fn, 0);
 }
 
 /* What the platform does to the function */
 
 static int begin_attached(void)
 {
-	int ret = begin();
+	int ret = begin_two_domains();
 
 	if (ret)
 		return ret;
-	if (test_replace(&pair[0]))
-		ret = test_fail("attach failed");
+	ret = test_attach(&pair[0]);
 	if (!ret)
 		ret = start_workers();
 	if (ret)
-		end();
+		end_two_domains();
 	return ret;
 }
 
 static void end_attached(void)
 {
 	stop_workers();
-	end();
+	end_two_domains();
 }
 
 static const struct test_setup attached = { begin_attached, end_attached };
@@ -450,7 +418,7 @@ static int test_recoveries(void)
 			ret = start_and_check();
 	}
 	settle();
-	return ret ? ret : expect_errors(RECOVERIES);
+	return ret ? ret : test_expect_errors(fn, RECOVERIES);
 }
 
 /* The same beside recoveries. Where the function happens to be blocked, the
@@ -486,8 +454,7 @@ static int test_attach_and_recovery(void)
 	if (ret)
 		return ret;
 	ret = recover_beside_attaches();
-	stop_workers();
-	end();
+	end_attached();
 	if (ret)
 		return ret;
 	/* This waits for the last recovery. */
@@ -497,8 +464,8 @@ static int test_attach_and_recovery(void)
 	ret = start_and_check();
 	stop_workers();
 	if (!ret)
-		ret = expect_errors(0);
-	end();
+		ret = test_expect_errors(fn, 0);
+	end_two_domains();
 	return ret;
 }
 
@@ -512,6 +479,4 @@ static const struct test_case cases[] = {
 	{}
 };
 
-TEST_SUITE(stress, cases, &fn, &queue);
-MODULE_DESCRIPTION("Tests of flushes beside changes of a function's state");
-MODULE_LICENSE("GPL");
+TEST_SUITE(stress, "Tests of flushes beside changes of a function's state", cases, &fn, &queue);

@@ -3,9 +3,6 @@
  * Suite "windows": one domain, and two functions whose windows begin and end
  * elsewhere. For an emulator that was started with such.
  */
-#define pr_fmt(fmt) "windows: " fmt
-
-#include <linux/module.h>
 #include <linux/sizes.h>
 
 #include "iommu_test.h"
@@ -44,13 +41,8 @@ static int start(unsigned int i)
 
 static int expect_hit(unsigned int i, dma_addr_t iova)
 {
-	void *data = views[0].data;
-	int ret;
+	int ret = admin_check(functions[i], iova, views[0].data);
 
-	page_poison(data);
-	ret = admin_identify(functions[i], iova);
-	if (!ret && !page_is_identity(functions[i], data))
-		ret = test_fail("the data is not in the page");
 	return ret ? test_fail("function %u does not reach %pad, which is mapped", i, &iova) : 0;
 }
 
@@ -90,9 +82,9 @@ static int run_on(unsigned int i)
 	views[i].domain = views[0].domain;
 	views[i].data = views[0].data;
 	views[i].fn = functions[i];
-	ret = test_replace(&views[i]);
+	ret = test_attach(&views[i]);
 	if (ret)
-		return test_fail("attach of function %u: error %d", i, ret);
+		return ret;
 	ret = test_map_page(&views[0], queue_iova(i, 0), queues[i].sq);
 	if (!ret)
 		ret = test_map_page(&views[0], queue_iova(i, 1), queues[i].cq);
@@ -115,34 +107,39 @@ static int run_both(void)
 	return ret;
 }
 
-static int begin_domain(void)
+static int find_second(void)
 {
-	int ret = test_domain_alloc(&views[0], functions[0]);
-
-	if (ret)
-		return ret;
-	ret = run_both();
-	if (ret)
-		test_domain_free(&views[0]);
-	return ret;
+	functions[1] = test_function(1);
+	return functions[1] ? 0 : test_fail("there is no second NVMe function");
 }
 
 static int begin(void)
 {
-	int ret;
+	int ret = find_second();
 
-	inject_reset();
-	ret = test_claim(functions[0]);
+	if (!ret)
+		ret = test_queue_alloc(&queues[1]);
 	if (ret)
 		return ret;
-	ret = test_claim(functions[1]);
-	if (!ret) {
-		ret = begin_domain();
-		if (ret)
-			test_release(functions[1]);
-	}
+	ret = test_claim(functions[0]);
 	if (ret)
-		test_release(functions[0]);
+		goto out_queue;
+	ret = test_claim(functions[1]);
+	if (ret)
+		goto out_first;
+	ret = test_domain_alloc(&views[0], functions[0]);
+	if (ret)
+		goto out_second;
+	ret = run_both();
+	if (!ret)
+		return 0;
+	test_domain_free(&views[0]);
+out_second:
+	test_release(functions[1]);
+out_first:
+	test_release(functions[0]);
+out_queue:
+	test_queue_free(&queues[1]);
 	return ret;
 }
 
@@ -153,15 +150,15 @@ static void end(void)
 	test_domain_free(&views[0]);
 	test_release(functions[1]);
 	test_release(functions[0]);
+	test_queue_free(&queues[1]);
 }
 
 static const struct test_setup shared = { begin, end };
 
 static int expect_no_refresh_outside(void)
 {
-	struct inject_counts counts;
+	struct inject_counts counts = inject_counts();
 
-	inject_counts(&counts);
 	if (counts.outside)
 		return test_fail("%u of %u refreshes are outside of the function's window",
 				 counts.outside, counts.refreshes);
@@ -172,7 +169,10 @@ static int test_windows(void)
 {
 	struct zpci_dev *zdev;
 	unsigned int i;
+	int ret = find_second();
 
+	if (ret)
+		return ret;
 	if (functions[0]->first == functions[1]->first ||
 	    functions[0]->last == functions[1]->last)
 		return test_fail("this machine's windows do not differ at both ends");
@@ -279,7 +279,6 @@ static int test_above(void)
 /* Of a queued unmap of what only one of them reaches, and of what both do */
 static int test_full_flush(void)
 {
-	struct iommu_iotlb_gather gather;
 	dma_addr_t iovas[] = { functions[0]->first, common_first() };
 	unsigned int i;
 	int ret = 0;
@@ -288,10 +287,7 @@ static int test_full_flush(void)
 		ret = test_map_page(&views[0], iovas[i], views[0].data);
 		if (!ret)
 			ret = expect_hit(0, iovas[i]);
-		iommu_iotlb_gather_init(&gather);
-		gather.queued = true;
-		iommu_unmap_fast(views[0].domain, iovas[i], PAGE_SIZE, &gather);
-		iommu_flush_iotlb_all(views[0].domain);
+		test_unmap_queued(views[0].domain, iovas[i], PAGE_SIZE);
 		if (!ret)
 			ret = check_remapped(iovas[1]);
 	}
@@ -307,34 +303,5 @@ static const struct test_case cases[] = {
 	{}
 };
 
-static int __init windows_init(void)
-{
-	unsigned int i;
-	int ret;
-
-	for (i = 0; i < FUNCTIONS; i++) {
-		functions[i] = test_function(i);
-		if (!functions[i])
-			return -ENODEV;
-	}
-	ret = test_queue_alloc(&queues[0]);
-	if (ret)
-		return ret;
-	ret = test_queue_alloc(&queues[1]);
-	if (!ret) {
-		ret = test_run("windows", cases);
-		test_queue_free(&queues[1]);
-	}
-	test_queue_free(&queues[0]);
-	return ret;
-}
-module_init(windows_init);
-
-static void __exit windows_exit(void)
-{
-	test_forget("windows");
-}
-module_exit(windows_exit);
-
-MODULE_DESCRIPTION("Functions of different windows on one domain");
-MODULE_LICENSE("GPL");
+TEST_SUITE(windows, "Functions of different windows on one domain", cases,
+	   &functions[0], &queues[0]);

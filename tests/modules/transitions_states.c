@@ -1,0 +1,275 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * Suite "transitions": from each thing that can be attached to each other one,
+ * what the machine is asked, and in which order; what a recovery without a
+ * reset and a reset bring back; and unmaps at each moment of a transition.
+ *
+ * Here: where a function may be, how it gets there, and whether it is there.
+ *
+ * The emulator offers no function that may skip translation. For the tests of
+ * identity one is made to look as if, and what would register identity does
+ * not reach the machine: they show what it is asked, not that DMA works so.
+ */
+#include <linux/sizes.h>
+
+#include "iommu-priv.h"
+#include "transitions.h"
+
+struct test_function *fn;
+struct test_queue queue;
+struct test_domain pair[2];
+u64 tables[2];
+
+static struct iommu_attach_handle identity_handle;
+/* The table of blocked functions */
+static u64 empty_table;
+
+const char *const state_names[] = {
+	[UNREGISTERED] = "blocked, not registered",
+	[EMPTY] = "blocked, empty table",
+	[IDENTITY] = "identity",
+	[PAGING_A] = "paging A",
+	[PAGING_B] = "paging B",
+	[FORCED] = "blocked by force",
+};
+
+/* Going to a state */
+
+struct iommu_domain *identity_domain(void)
+{
+	return dev_iommu_ops(&fn->pdev->dev)->domain_alloc_identity(&fn->pdev->dev);
+}
+
+int replace_by_identity(struct iommu_domain *identity)
+{
+	return iommu_replace_group_handle(fn->group, identity, &identity_handle);
+}
+
+int go_to(enum state state)
+{
+	struct iommu_domain *identity;
+	int ret;
+
+	switch (state) {
+	case FORCED:
+		ret = test_replace(&pair[1]);
+		inject_refuse(fn, FC_ATTACH);
+		test_detach(&pair[1]);
+		inject_reset();
+		return ret;
+	case THERE_AND_BACK:
+		ret = test_replace(&pair[1]);
+		return ret ? ret : test_replace(&pair[0]);
+	case UNREGISTERED:
+		test_detach(&pair[0]);
+		return test_reset(fn);
+	case RESET:
+		return test_reset(fn);
+	case EMPTY:
+		test_detach(&pair[0]);
+		return 0;
+	case IDENTITY:
+		identity = identity_domain();
+		return IS_ERR(identity) ? PTR_ERR(identity) : replace_by_identity(identity);
+	default:
+		return test_replace(&pair[state - PAGING_A]);
+	}
+}
+
+int start_from(enum state state)
+{
+	int ret = 0;
+
+	/* The empty table is there once something was attached. From identity,
+	 * the machine must have something that can be replaced.
+	 */
+	if (state == EMPTY || state == IDENTITY)
+		ret = go_to(PAGING_B);
+	if (!ret)
+		ret = go_to(state);
+	return ret ? test_fail("to start from %s: error %d", state_names[state], ret) : 0;
+}
+
+/* What is not asked for by the core: it attaches again what is attached. */
+int attach_again(void)
+{
+	struct iommu_domain *domain = test_current(fn);
+
+	return domain->ops->attach_dev(domain, &fn->pdev->dev, domain);
+}
+
+/* What is asked of the machine, as text */
+
+static const char *name_of(u64 table)
+{
+	if (!table)
+		return "identity";
+	if (table == empty_table)
+		return "empty";
+	if (table == tables[0])
+		return "A";
+	return table == tables[1] ? "B" : "something else";
+}
+
+/* All that is mapped in each domain, and maybe more */
+static bool covers_mapped(const struct inject_step *step)
+{
+	return step->start <= sq_iova(fn) &&
+		step->start + step->size >= data_iova(fn) + PAGE_SIZE;
+}
+
+/* More than one refresh of all that is mapped is as good as one. */
+static bool is_repeated(const struct inject_step *step)
+{
+	return !step[-1].operation && !step->operation && !step[-1].refused &&
+		!step->refused && covers_mapped(step - 1) && covers_mapped(step);
+}
+
+static int add_step(char *text, size_t size, const struct inject_step *step)
+{
+	const char *refused = step->refused ? " refused" : "";
+
+	switch (step->operation) {
+	case FC_REGISTER:
+		return scnprintf(text, size, "REG %s%s", name_of(step->table), refused);
+	case FC_REREGISTER:
+		return scnprintf(text, size, "REREG %s%s", name_of(step->table), refused);
+	case FC_DEREGISTER:
+		return scnprintf(text, size, "DEREG%s", refused);
+	default:
+		return scnprintf(text, size, "refresh%s%s",
+				 covers_mapped(step) ? "" : " of a part", refused);
+	}
+}
+
+int expect_asked(const char *expected)
+{
+	static struct inject_step steps[INJECT_STEPS];
+	unsigned int i, count = inject_steps(steps);
+	char text[256] = "";
+	size_t used = 0;
+
+	for (i = 0; i < count; i++) {
+		if (i && is_repeated(&steps[i]))
+			continue;
+		if (i)
+			used += scnprintf(text + used, sizeof(text) - used, ", ");
+		used += add_step(text + used, sizeof(text) - used, &steps[i]);
+	}
+	if (strcmp(text, expected))
+		return test_fail("asked: \"%s\", not \"%s\"", text, expected);
+	return 0;
+}
+
+/* Two domains with mappings, their tables known */
+
+static int find_tables(void)
+{
+	unsigned int i;
+	int ret;
+
+	inject_reset();
+	for (i = 0; i < ARRAY_SIZE(pair); i++) {
+		ret = test_attach(&pair[i]);
+		if (ret)
+			return ret;
+		tables[i] = inject_table();
+	}
+	test_detach(&pair[0]);
+	empty_table = inject_table();
+	if (!tables[0] || tables[0] == tables[1] || !empty_table ||
+	    empty_table == tables[1])
+		return test_fail("tables %#llx, %#llx and, blocked, %#llx",
+				 tables[0], tables[1], empty_table);
+	return 0;
+}
+
+static void end(void)
+{
+	test_pair_release(pair);
+	inject_offer_identity(fn, false);
+}
+
+static int begin(void)
+{
+	int ret = test_pair_claim_mapped(pair, fn, &queue);
+
+	if (ret)
+		return ret;
+	ret = find_tables();
+	if (ret)
+		end();
+	return ret;
+}
+
+static int begin_with_identity(void)
+{
+	int ret = begin();
+
+	if (!ret)
+		inject_offer_identity(fn, true);
+	return ret;
+}
+
+const struct test_setup two_domains = { begin, end };
+const struct test_setup with_identity = { begin_with_identity, end };
+
+/* Whether the function is where it was sent */
+
+/* Flushes of a domain that was left must not look for the function. */
+static int expect_left(struct test_domain *dom)
+{
+	unsigned int before = inject_counts().refreshes;
+	int ret;
+
+	ret = iommu_map(dom->domain, data_iova(fn) + SZ_1M, virt_to_phys(dom->data),
+			PAGE_SIZE, IOMMU_READ, GFP_KERNEL);
+	if (ret)
+		return test_fail("map: error %d", ret);
+	iommu_unmap(dom->domain, data_iova(fn) + SZ_1M, PAGE_SIZE);
+	if (inject_counts().refreshes != before)
+		return test_fail("a flush of a domain that is not attached hit the function");
+	return 0;
+}
+
+static int expect_identity(void)
+{
+	int ret;
+
+	if (test_current(fn) != identity_domain())
+		return test_fail("the core has another domain than identity");
+	ret = expect_left(&pair[0]);
+	return ret ? ret : expect_left(&pair[1]);
+}
+
+int expect_state(enum state state)
+{
+	struct test_domain *other = &pair[state == PAGING_A];
+	int ret;
+
+	switch (state) {
+	case UNREGISTERED:
+	case EMPTY:
+		return test_expect_blocked(&pair[0], &queue, pair[0].data);
+	case IDENTITY:
+		return expect_identity();
+	default:
+		page_poison(other->data);
+		ret = expect_left(other);
+		if (!ret)
+			ret = test_expect_on(&pair[state - PAGING_A], &queue);
+		if (!ret && !page_is_poison(other->data))
+			ret = test_fail("the other domain's page was written to");
+		return ret;
+	}
+}
+
+static const struct test_case cases[] = {
+	{ .list = attach_cases },
+	{ .list = recovery_cases },
+	{ .list = moment_cases },
+	{}
+};
+
+TEST_SUITE(transitions, "Tests of what is asked of the machine, and when", cases, &fn, &queue);
+MODULE_IMPORT_NS("IOMMUFD_INTERNAL");
