@@ -137,16 +137,16 @@ pub fn run(project: &Project) -> Result<()> {
     for (flavour, guests) in PLANS {
         bench.measure(project, flavour, guests)?;
     }
-    let verdict = bench.judge()?;
-    print!("{}", table::of(&bench, &verdict)?);
+    let bounds = bench.judge()?;
+    print!("{}", table::of(&bench, &bounds)?);
     let folder = project.build.join("bench");
     fs::create_dir_all(&folder)?;
     let (json, svg) = (folder.join("bench.json"), folder.join("bench.svg"));
-    let text = serde_json::to_string_pretty(&table::record(&bench, &verdict)?)?;
+    let text = serde_json::to_string_pretty(&table::record(&bench, &bounds)?)?;
     fs::write(&json, text + "\n")?;
     chart::draw(&bench, &svg).with_context(|| format!("cannot write {}", svg.display()))?;
     println!("written: {} and {}", json.display(), svg.display());
-    let faults = verdict.faults(&bench);
+    let faults = judge::faults(&bench, &bounds);
     if !faults.is_empty() {
         bail!("bench: {}", faults.join("; "));
     }
@@ -347,13 +347,15 @@ mod tests {
         assert_eq!(differences("x", &a, &Figures::new()).len(), 1);
     }
 
+    fn faults(bench: &Bench) -> Vec<String> {
+        judge::faults(bench, &bench.judge().unwrap())
+    }
+
     #[test]
     fn a_figure_over_its_bound_is_a_fault() {
-        let good = bench(168);
-        assert!(good.judge().unwrap().faults(&good).is_empty());
-        let bad = bench(169);
-        let faults = bad.judge().unwrap().faults(&bad);
-        assert_eq!(faults, ["4K unmap, large off: 169 is over 168"]);
+        assert!(faults(&bench(168)).is_empty());
+        let over = "4K unmap, large off: 169 is over 168";
+        assert_eq!(faults(&bench(169)), [over]);
     }
 
     #[test]
@@ -361,15 +363,15 @@ mod tests {
         let mut bench = bench(100);
         let on = bench.guests.get_mut(ON).unwrap();
         on.get_mut("driver 64K").unwrap().map += 1;
-        let faults = bench.judge().unwrap().faults(&bench);
-        assert_eq!(faults, ["64K map, share with large: 101 is over 100"]);
+        let over = "64K map, share with large: 101 is over 100";
+        assert_eq!(faults(&bench), [over]);
     }
 
     #[test]
     fn a_missing_figure_or_one_that_changes_is_a_fault() {
         let mut bench = bench(1);
         bench.differences.push("x".into());
-        assert_eq!(bench.judge().unwrap().faults(&bench).len(), 1);
+        assert_eq!(faults(&bench).len(), 1);
         bench.guests.get_mut(ON).unwrap().remove("driver 1G");
         assert!(bench.judge().is_err());
     }

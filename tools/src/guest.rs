@@ -148,17 +148,3 @@ pub fn shell(project: &Project, flavour: &Flavour) -> Result<()> {
     let append = format!("guest.mode=shell {}", more_words());
     machine.boot("shell", append, LIMIT).shell(project)
 }
-
-#[cfg(test)]
-mod tests {
-    use super::is_interesting;
-
-    #[test]
-    fn the_kernels_chatter_is_left_out() {
-        assert!(is_interesting("nvme0n1: 64 MiB written and read back"));
-        assert!(is_interesting("[    0.000000] Linux version 7.3.4"));
-        assert!(is_interesting("[    1.5] WARNING: CPU: 0 PID: 1"));
-        assert!(!is_interesting("[    0.012345] Memory: 2 GiB"));
-        assert!(!is_interesting(""));
-    }
-}

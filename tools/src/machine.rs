@@ -203,15 +203,4 @@ mod tests {
         assert_eq!(newest_of(&offered), Some((Version(10, 0, 14), &offered[1])));
         assert_eq!(newest_of(&offered[..1]), None);
     }
-
-    #[test]
-    fn archives_in_the_cache() {
-        let folder = tempfile::tempdir().unwrap();
-        let name = "qemu_10.0.13+ds.orig.tar.xz";
-        for name in ["qemu_10.0.9+ds.orig.tar.xz", name, "other_10.0.13.deb"] {
-            fs::write(folder.path().join(name), "").unwrap();
-        }
-        let found = newest_in(folder.path()).unwrap();
-        assert_eq!(found, (Version(10, 0, 13), folder.path().join(name)));
-    }
 }

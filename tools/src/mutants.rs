@@ -219,16 +219,3 @@ fn passes(step: &Step, tree: &Path, place: Place, tests: &[&str]) -> Result<bool
     }
     Ok(good)
 }
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn killers_are_named() {
-        let (place, test) = parse("model threads::widen").unwrap();
-        assert_eq!((place, &*test), (Place::Model, "threads::widen"));
-        assert!(parse("nothing").is_none());
-        assert!(parse("somewhere else").is_none());
-    }
-}

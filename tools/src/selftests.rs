@@ -173,28 +173,3 @@ fn libraries(step: &Step) -> Result<PathBuf> {
     Root::of_suites(step, &[suite], "s390x")?.unpack(&words, &folder)?;
     Ok(folder)
 }
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn programs_are_what_can_be_executed() {
-        let folder = tempfile::tempdir().unwrap();
-        for target in TARGETS {
-            assert!(programs(folder.path()).is_err());
-            let at = folder.path().join(target);
-            fs::create_dir_all(at.join("objects")).unwrap();
-            for (name, mode) in [("test.o", 0o644), ("test", 0o755)] {
-                fs::write(at.join(name), "").unwrap();
-                fs::set_permissions(at.join(name), PermissionsExt::from_mode(mode)).unwrap();
-            }
-        }
-        let names = programs(folder.path())
-            .unwrap()
-            .into_iter()
-            .map(|(name, _)| name);
-        let names: Vec<String> = names.collect();
-        assert_eq!(names, ["iommu/test", "s390_iommu/test", "vfio/test"]);
-    }
-}

@@ -72,14 +72,9 @@ impl Bound {
     }
 }
 
-/// All bounds.
-pub struct Verdict {
-    pub bounds: Vec<Bound>,
-}
-
 impl Bench {
     /// Holds every bound against its figure.
-    pub fn judge(&self) -> Result<Verdict> {
+    pub fn judge(&self) -> Result<Vec<Bound>> {
         let mut bounds = Vec::new();
         for (name, guest, limit) in BOUNDS {
             let figure = self.cost(guest, "driver", case(name)?)?;
@@ -99,7 +94,7 @@ impl Bench {
             bounds.push(Bound::new("flush", "flush", what, figure, limit));
         }
         bounds.extend(self.judge_scale()?);
-        Ok(Verdict { bounds })
+        Ok(bounds)
     }
 
     /// What the driver adds to what the core takes for itself.
@@ -124,17 +119,15 @@ fn case(name: &str) -> Result<&'static Case> {
     case.with_context(|| format!("bench: there is no case {name}"))
 }
 
-impl Verdict {
-    /// What makes the command fail.
-    pub fn faults(&self, bench: &Bench) -> Vec<String> {
-        let missed = self.bounds.iter().filter(|bound| !bound.met).map(|bound| {
-            format!(
-                "{} {}, {}: {} is over {}",
-                bound.case, bound.call, bound.what, bound.figure, bound.limit
-            )
-        });
-        let counts = bench.differences.iter();
-        let counts = counts.map(|text| format!("the counts do not repeat: {text}"));
-        missed.chain(counts).collect()
-    }
+/// What makes the command fail.
+pub fn faults(bench: &Bench, bounds: &[Bound]) -> Vec<String> {
+    let missed = bounds.iter().filter(|bound| !bound.met).map(|bound| {
+        format!(
+            "{} {}, {}: {} is over {}",
+            bound.case, bound.call, bound.what, bound.figure, bound.limit
+        )
+    });
+    let counts = bench.differences.iter();
+    let counts = counts.map(|text| format!("the counts do not repeat: {text}"));
+    missed.chain(counts).collect()
 }

@@ -1,10 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 //! The figures as tables for people, and as a record for programs.
 
-use super::{
-    judge::{Bound, Verdict},
-    Bench, Case, Cost, Flush, C, CASES, OFF, ON,
-};
+use super::{judge::Bound, Bench, Case, Cost, Flush, C, CASES, OFF, ON};
 use anyhow::Result;
 use serde::Serialize;
 use std::{collections::BTreeMap, fmt::Write};
@@ -71,11 +68,11 @@ pub struct Record<'a> {
 }
 
 /// All of it.
-pub fn record<'a>(bench: &'a Bench, verdict: &'a Verdict) -> Result<Record<'a>> {
+pub fn record<'a>(bench: &'a Bench, bounds: &'a [Bound]) -> Result<Record<'a>> {
     Ok(Record {
         unit: "instructions of the guest a call; of full flushes nanoseconds and bytes",
         table: rows(bench)?,
-        bounds: &verdict.bounds,
+        bounds,
         bench,
     })
 }
@@ -115,7 +112,7 @@ pub fn ratio(theirs: u64, ours: u64) -> f64 {
 }
 
 /// The tables, and a line on every bound.
-pub fn of(bench: &Bench, verdict: &Verdict) -> Result<String> {
+pub fn of(bench: &Bench, bounds: &[Bound]) -> Result<String> {
     let head = format!("Instructions, Linux {}", bench.kernel);
     let mut table = Table::new(&head, &[23, 11, 11, 12, 11, 9, 9, 11, 9, 9]);
     for (index, more) in [["one store", "C/ours", ""], ["a page", "off", "on"]]
@@ -134,19 +131,16 @@ pub fn of(bench: &Bench, verdict: &Verdict) -> Result<String> {
         let ratios = [row.ratio_large_off, row.ratio_large_on].map(|ratio| format!("{ratio:.2}"));
         let title = format!("{:<17}{}", row.title, row.call);
         table.line(&title, figures.chain(ratios));
-        let these = verdict.bounds.iter();
+        let these = bounds.iter();
         let these = these.filter(|bound| bound.case == row.case && bound.call == row.call);
-        let bounds = these.map(describe).collect::<Vec<_>>().join(", ");
+        let these = these.map(describe).collect::<Vec<_>>().join(", ");
         table
             .text
-            .insert_str(table.text.len() - 1, &format!("  {bounds}"));
+            .insert_str(table.text.len() - 1, &format!("  {these}"));
     }
     let mut text = table.text;
     let bounds_of = |cases: &[&str]| {
-        let these = verdict
-            .bounds
-            .iter()
-            .filter(|bound| cases.contains(&bound.case));
+        let these = bounds.iter().filter(|bound| cases.contains(&bound.case));
         these
             .map(|bound| describe(bound) + "\n")
             .collect::<String>()
@@ -160,12 +154,12 @@ pub fn of(bench: &Bench, verdict: &Verdict) -> Result<String> {
         0 => "identical".to_owned(),
         count => format!("NOT IDENTICAL in {count} figures"),
     };
-    let met = verdict.bounds.iter().filter(|bound| bound.met).count();
+    let met = bounds.iter().filter(|bound| bound.met).count();
     writeln!(
         text,
         "\nEvery count was taken in {} boots: {same}. Bounds: {met} of {} met.",
         bench.runs,
-        verdict.bounds.len()
+        bounds.len()
     )?;
     Ok(text)
 }
