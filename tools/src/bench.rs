@@ -42,9 +42,7 @@ const PLANS: [(&str, Guests); 2] = [
 
 /// This driver without large pages of 1 MiB.
 const OFF: &str = "large off";
-/// This driver with them.
 const ON: &str = "large on";
-/// The C driver.
 const C: &str = "C driver";
 
 /// What is mapped and unmapped: its name in the guest's lines, its title, and
@@ -69,7 +67,6 @@ const CASES: [Case; 6] = [
     case("singles", "256 single pages", 256),
 ];
 
-/// Instructions.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
 struct Cost {
     map: u64,
@@ -83,14 +80,11 @@ type Figures = BTreeMap<String, Cost>;
 /// Full flushes: batches of unmaps in one corner of a wide window.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize)]
 struct Flush {
-    /// Bytes of the window.
     window: u64,
     /// Pages that stay mapped.
     live: u64,
-    /// Pages of a batch.
     pages: u64,
     batches: u64,
-    /// Where the pages of a batch start.
     corner: u64,
     /// Nanoseconds of a batch, the best and the median.
     best: u64,
@@ -103,7 +97,6 @@ struct Flush {
     first_size: u64,
 }
 
-/// Everything that was measured.
 #[derive(Serialize)]
 struct Bench {
     kernel: String,
@@ -120,7 +113,6 @@ struct Bench {
     functions: BTreeMap<&'static str, Vec<Functions>>,
 }
 
-/// `make bench`.
 pub fn run(project: &Project) -> Result<()> {
     if project.kout.is_some() {
         bail!("bench: two kernels do not fit into one KOUT=; leave it out");

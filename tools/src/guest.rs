@@ -22,15 +22,11 @@ const PHASES: [(&str, &str); 2] = [("lazy", ""), ("strict", "iommu.strict=1")];
 /// A boot with its transfers takes a fraction of this.
 const LIMIT: Duration = Duration::from_secs(300);
 
-/// What is needed for a boot.
 pub struct Machine {
-    /// The emulator.
     pub qemu: PathBuf,
-    /// The kernel's version.
     pub version: Version,
     /// The kernel, out of reach of who builds the next one.
     pub image: PathBuf,
-    /// The guest's root.
     pub initrd: PathBuf,
 }
 
@@ -57,7 +53,6 @@ impl Machine {
         })
     }
 
-    /// A boot of it.
     pub fn boot<'a>(&'a self, name: &'a str, append: String, limit: Duration) -> Boot<'a> {
         Boot {
             name,

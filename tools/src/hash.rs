@@ -7,7 +7,6 @@ use fs_err as fs;
 use sha2::{Digest, Sha256};
 use std::path::{Path, PathBuf};
 
-/// A key of all that was added, in this order.
 #[derive(Default)]
 pub struct Key(Sha256);
 
@@ -23,7 +22,6 @@ impl Key {
         self.add(path.as_os_str().as_encoded_bytes());
     }
 
-    /// Adds a file's path and content.
     pub fn add_file(&mut self, path: &Path) -> Result<()> {
         self.add_path(path);
         self.add(fs::read(path)?);
@@ -50,7 +48,6 @@ pub struct Stamp {
 }
 
 impl Stamp {
-    /// A stamp in this folder, for this input.
     pub fn new(folder: &Path, key: Option<String>) -> Self {
         let path = folder.join(".s390-iommu-built");
         Self { path, key }
@@ -66,7 +63,6 @@ impl Stamp {
         let _ = fs::remove_file(&self.path);
     }
 
-    /// After building.
     pub fn write(&self) -> Result<()> {
         if let Some(key) = &self.key {
             fs::write(&self.path, key)?;

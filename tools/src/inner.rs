@@ -19,7 +19,6 @@ use std::{
 
 /// Where the guest finds it.
 pub const FOLDER: &str = "l2";
-/// The package and its program.
 const PACKAGE: &str = "qemu-system-s390x";
 /// The loader that s390x programs name.
 const LOADER: &str = "ld64.so.1";

@@ -22,15 +22,10 @@ use std::{
 /// Space that a first build needs: source, objects and ccache, in bytes.
 const SPACE: u64 = 7 << 30;
 
-/// A kernel that was built.
 pub struct Kernel {
-    /// Its source, with the driver in it.
     pub source: Source,
-    /// Its version.
     pub version: Version,
-    /// The `O=` folder.
     pub objects: PathBuf,
-    /// What QEMU boots.
     pub image: PathBuf,
     /// Changes when the kernel does; `None` for a tree of the caller's.
     pub key: Option<String>,
@@ -312,14 +307,12 @@ fn check_foreign(config: &Path, wanted: &str) -> Result<()> {
     Ok(())
 }
 
-/// The last lines of `make kernel`.
 pub fn print_places(kernel: &Kernel) {
     println!("image={}", kernel.image.display());
     println!("source={}", kernel.source.tree.display());
     println!("objects={}", kernel.objects.display());
 }
 
-/// `make integrate`.
 pub fn integrate_only(project: &Project) -> Result<()> {
     // A tree of the caller's is not in the cache.
     let _lock = project.kdir.is_none().then(|| project.lock()).transpose()?;

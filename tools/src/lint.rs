@@ -18,15 +18,12 @@ use std::{
     process::Command,
 };
 
-/// The edition of Rust code in the kernel.
 const KERNEL_EDITION: &str = "2021";
-/// What every file says.
 const LICENSE: &str = "SPDX-License-Identifier: GPL-2.0";
 /// The files that people write, by the ends of their names.
 const SOURCES: [&str; 12] = [
     "rs", "c", "h", "toml", "config", "sh", "rst", "py", "s", "Makefile", "Kbuild", "Kconfig",
 ];
-/// The programs of the checkout.
 const PROGRAMS: [&str; 5] = [
     "tools",
     "tests/host",
@@ -79,7 +76,6 @@ fn format_commands(project: &Project, check: bool) -> Result<Vec<Command>> {
     Ok(list)
 }
 
-/// `make fmt`.
 pub fn format(project: &Project) -> Result<()> {
     deps::ensure(project)?;
     let step = Step::start(project, "fmt", "formatting all Rust")?;
@@ -90,12 +86,10 @@ pub fn format(project: &Project) -> Result<()> {
     Ok(())
 }
 
-/// Checks the formatting.
 pub fn check_format(step: &Step) -> Result<Count> {
     count(step, format_commands(step.project, true)?)
 }
 
-/// Runs all commands, and counts those that succeed.
 fn count(step: &Step, commands: impl IntoIterator<Item = Command>) -> Result<Count> {
     let commands = commands.into_iter();
     commands
@@ -119,7 +113,6 @@ pub fn check_licenses(step: &Step) -> Result<Count> {
         .collect())
 }
 
-/// The files of the checkout that people write.
 fn source_files(root: &Path) -> Result<Vec<PathBuf>> {
     let mut list = Vec::new();
     for path in paths_in(root)? {
@@ -135,7 +128,6 @@ fn source_files(root: &Path) -> Result<Vec<PathBuf>> {
     Ok(list)
 }
 
-/// Clippy on the programs.
 pub fn clippy_programs(step: &Step) -> Result<Count> {
     let project = step.project;
     let clippy = project.rust_tool("cargo-clippy");
@@ -254,7 +246,6 @@ pub fn checkpatch_on<'a>(
     count(step, commands)
 }
 
-/// `make htmldocs`.
 pub fn htmldocs(project: &Project) -> Result<()> {
     let step = Step::start(project, "htmldocs", "writing the pages")?;
     if !write_pages(&step)? {
@@ -278,7 +269,6 @@ pub fn write_pages(step: &Step) -> Result<bool> {
     )
 }
 
-/// `make rustdoc`.
 pub fn rustdoc(project: &Project, flavour: &Flavour) -> Result<()> {
     let kernel = kernel::build(project, flavour)?;
     let step = Step::start(project, "rustdoc", "writing the driver's pages")?;

@@ -19,7 +19,6 @@ const RELEASE: &str = "trixie";
 /// What the patches are for: these, and what was corrected since.
 const OLDEST: Version = Version(10, 0, 13);
 const TOO_NEW: Version = Version(10, 1, 0);
-/// The program.
 const NAME: &str = "qemu-system-s390x";
 /// Nothing but the emulator. The firmware is Debian's, its archive of QEMU's source has
 /// none.
@@ -38,7 +37,6 @@ const CONFIGURE: &[&str] = &[
     "--firmwarepath=/usr/share/qemu",
 ];
 
-/// `make machine`.
 pub fn run(project: &Project) -> Result<()> {
     println!("machine={}", build(project)?.display());
     Ok(())
@@ -132,7 +130,6 @@ fn newest_of(offered: &[String]) -> Option<(Version, &String)> {
         .max()
 }
 
-/// Unpacks and patches.
 fn prepare(
     project: &Project,
     archive: &Path,

@@ -12,13 +12,9 @@ use std::{
     process::Command,
 };
 
-/// A patch.
 pub struct Patch {
-    /// Its file's name.
     pub name: String,
-    /// What it says.
     pub text: String,
-    /// Where it is.
     pub path: PathBuf,
 }
 
@@ -35,7 +31,6 @@ pub fn read(folder: &Path) -> Result<Vec<Patch>> {
     paths.into_iter().map(read).collect()
 }
 
-/// Applies all to a tree.
 pub fn apply(patches: &[Patch], tree: &Path) -> Result<()> {
     patches.iter().try_for_each(|patch| patch.apply(tree))
 }

@@ -49,7 +49,6 @@ const SMALLER: &str = "-O2 -DMEMCPY_REGION_SIZE=SZ_32M -DTEST_TIMEOUT_DEFAULT=30
 /// A program and its name below the folder of selftests, `vfio/vfio_pci_device_test`.
 pub type Program = (String, PathBuf);
 
-/// Builds all of them, static and for s390x.
 pub fn build(project: &Project, kernel: &Kernel) -> Result<Vec<Program>> {
     let step = Step::start(project, "selftests", "building the selftests")?;
     let folder = project.build.join("selftests");

@@ -20,9 +20,7 @@ pub const OLDEST: Version = Version(7, 3, 0);
 /// The first that nobody can know yet.
 pub const TOO_NEW: Version = Version(8, 0, 0);
 
-/// A kernel tree.
 pub struct Source {
-    /// The tree.
     pub tree: PathBuf,
     /// For keys of what is built from it.
     pub name: String,
@@ -43,7 +41,6 @@ impl Source {
         }
     }
 
-    /// One of the cache.
     fn of_folder(path: &Path) -> Self {
         Self {
             tree: path.join("tree"),
@@ -80,7 +77,6 @@ pub fn find(project: &Project) -> Result<Source> {
     }
 }
 
-/// The newest tree in the cache.
 fn newest_in(folder: &Path) -> Option<Source> {
     let places = paths_in(folder).ok()?.into_iter();
     let versions = places.filter(|place| is_whole(place)).filter_map(|place| {

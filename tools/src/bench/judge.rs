@@ -31,14 +31,10 @@ const fn bound(
     (name, guest, Cost { map, unmap })
 }
 
-/// A figure and its bound.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize)]
 pub struct Bound {
-    /// The name of the case.
     pub case: &'static str,
-    /// "map" or "unmap".
     pub call: &'static str,
-    /// What is bounded.
     pub what: &'static str,
     pub figure: u64,
     pub limit: u64,
@@ -63,7 +59,6 @@ impl Bound {
         }
     }
 
-    /// For both calls.
     fn both(case: &'static str, what: &'static str, figure: Cost, limit: Cost) -> [Self; 2] {
         [
             Self::new(case, "map", what, figure.map, limit.map),
@@ -107,7 +102,6 @@ impl Bench {
         })
     }
 
-    /// The full flushes of a driver.
     pub fn flush_of(&self, flavour: &str) -> Result<&Flush> {
         let flush = self.flush.get(flavour);
         flush.with_context(|| format!("bench: no full flush was measured for {flavour}"))

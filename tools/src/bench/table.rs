@@ -57,7 +57,6 @@ struct Row {
     ratio_large_on: f64,
 }
 
-/// What is written as JSON.
 #[derive(Serialize)]
 pub struct Record<'a> {
     unit: &'static str,
@@ -67,7 +66,6 @@ pub struct Record<'a> {
     bench: &'a Bench,
 }
 
-/// All of it.
 pub fn record<'a>(bench: &'a Bench, bounds: &'a [Bound]) -> Result<Record<'a>> {
     Ok(Record {
         unit: "instructions of the guest a call; of full flushes nanoseconds and bytes",
@@ -111,7 +109,6 @@ pub fn ratio(theirs: u64, ours: u64) -> f64 {
     theirs as f64 / ours.max(1) as f64
 }
 
-/// The tables, and a line on every bound.
 pub fn of(bench: &Bench, bounds: &[Bound]) -> Result<String> {
     let head = format!("Instructions, Linux {}", bench.kernel);
     let mut table = Table::new(&head, &[23, 11, 11, 12, 11, 9, 9, 11, 9, 9]);
