@@ -41,6 +41,12 @@ pub fn name_of(path: &Path) -> String {
     name.to_string_lossy().into_owned()
 }
 
+/// The content of all these files.
+pub fn read_all(paths: impl IntoIterator<Item: AsRef<Path>>) -> Result<Vec<Vec<u8>>> {
+    let texts = paths.into_iter().map(|path| fs::read(path.as_ref()));
+    Ok(texts.collect::<std::io::Result<_>>()?)
+}
+
 /// A text that may have other bytes in it.
 pub fn read_lossy(path: &Path) -> Result<String> {
     Ok(String::from_utf8_lossy(&fs::read(path)?).into_owned())

@@ -3,8 +3,8 @@
 
 use crate::{
     apt::{self, Root},
-    files::{name_of, paths_in},
-    hash::{Key, Stamp},
+    files::{name_of, paths_in, read_all},
+    hash::{self, Stamp},
     kernel::{variable, Kernel},
     project::Project,
     steps::Step,
@@ -231,13 +231,10 @@ fn modules_key(source: &Path, kernel: &Kernel) -> Result<Option<String>> {
     let Some(of_kernel) = &kernel.key else {
         return Ok(None);
     };
-    let mut key = Key::default();
-    key.add(of_kernel);
-    key.add_path(&kernel.objects);
-    for file in paths_in(source)?.iter().filter(|path| path.is_file()) {
-        key.add_file(file)?;
-    }
-    Ok(Some(key.finish()))
+    let mut files = paths_in(source)?;
+    files.retain(|path| path.is_file());
+    let texts = read_all(&files)?;
+    Ok(Some(hash::key((of_kernel, &kernel.objects, files, texts))))
 }
 
 /// `modules.order` names the objects of the modules, relative to the folder.

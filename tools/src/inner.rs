@@ -5,8 +5,7 @@
 use crate::{
     apt::{self, Root},
     files::name_of,
-    hash::Key,
-    initramfs,
+    hash, initramfs,
     project::Project,
     steps::Step,
 };
@@ -35,11 +34,8 @@ pub fn qemu(project: &Project) -> Result<PathBuf> {
     let codename = apt::codename().context(
         "the inner guest's QEMU comes from Debian's packages, this is no Debian 12 or 13",
     )?;
-    let mut key = Key::default();
-    for part in [&codename, PACKAGE, LAYOUT] {
-        key.add(part);
-    }
-    let path = folder.join(format!("qemu-{}.cpio", key.finish()));
+    let key = hash::key((&codename, PACKAGE, LAYOUT));
+    let path = folder.join(format!("qemu-{key}.cpio"));
     if path.is_file() {
         return Ok(path);
     }

@@ -5,8 +5,8 @@
 use crate::{
     apt::{self, Root},
     deps::{self, Version},
-    files::{make_anew, name_of, paths_in, paths_of_kind},
-    hash::Key,
+    files::{make_anew, name_of, paths_in, paths_of_kind, read_all},
+    hash,
     project::Project,
     steps::Step,
 };
@@ -48,13 +48,8 @@ pub fn build(project: &Project) -> Result<PathBuf> {
     let _lock = project.lock_file("machine.lock")?;
     let (archive, version) = source(project)?;
     let patches = paths_of_kind(&project.root.join("integration/qemu"), "patch")?;
-    let mut key = Key::default();
-    key.add(version.to_string());
-    key.add(CONFIGURE.join(" "));
-    for path in &patches {
-        key.add(fs::read(path)?);
-    }
-    let place = project.cache.join(format!("machine-{}", key.finish()));
+    let key = hash::key((version, CONFIGURE, read_all(&patches)?));
+    let place = project.cache.join(format!("machine-{key}"));
     let program = place.join(NAME);
     if program.is_file() {
         return Ok(program);

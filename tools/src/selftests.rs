@@ -6,8 +6,9 @@
 
 use crate::{
     apt::{self, Root},
-    files::{make_anew, name_of, paths_in},
-    hash::{Key, Stamp},
+    deps::GCC,
+    files::{make_anew, name_of, paths_in, read_all},
+    hash::{self, Stamp},
     integrate,
     kernel::{variable, Kernel},
     patches::{self, Patch},
@@ -108,18 +109,13 @@ fn key(project: &Project, kernel: &Kernel, patches: &[Patch]) -> Result<Option<S
     if kernel.source.pristine.is_none() {
         return Ok(None);
     }
-    let mut key = Key::default();
-    key.add(&kernel.source.name);
-    key.add(SMALLER);
-    for patch in patches {
-        key.add(&patch.text);
-    }
-    for file in integrate::selftest_files(&project.root)? {
-        key.add_file(&file)?;
-    }
-    key.add_program(Path::new("s390x-linux-gnu-gcc"));
-    key.add_path(&project.build);
-    Ok(Some(key.finish()))
+    let patches: Vec<&String> = patches.iter().map(|patch| &patch.text).collect();
+    let files = integrate::selftest_files(&project.root)?;
+    let texts = read_all(&files)?;
+    let gcc = hash::of_program(Path::new(GCC));
+    let name = &kernel.source.name;
+    let key = hash::key((name, SMALLER, patches, files, texts, gcc, &project.build));
+    Ok(Some(key))
 }
 
 /// Copies what is needed, links as what they point at: most point at headers

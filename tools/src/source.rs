@@ -5,7 +5,7 @@ use crate::{
     apt::{self, Root},
     deps::Version,
     files::{make_anew, name_of, paths_in},
-    hash::Key,
+    hash,
     project::Project,
     steps::Step,
 };
@@ -32,10 +32,8 @@ pub struct Source {
 impl Source {
     /// A tree of which nothing is kept.
     pub fn of_caller(tree: &Path) -> Self {
-        let mut key = Key::default();
-        key.add_path(tree);
         Self {
-            name: format!("{}-{}", name_of(tree), key.finish()),
+            name: format!("{}-{}", name_of(tree), hash::key(tree)),
             tree: tree.to_owned(),
             pristine: None,
         }
