@@ -13,7 +13,7 @@ use anyhow::{bail, Context, Result};
 use fs_err as fs;
 use functions::Functions;
 use scale::Scale;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use std::{
     collections::{BTreeMap, BTreeSet},
     time::Duration,
@@ -78,22 +78,25 @@ struct Cost {
 type Figures = BTreeMap<String, Cost>;
 
 /// Full flushes: batches of unmaps in one corner of a wide window.
-#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize)]
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 struct Flush {
     window: u64,
     /// Pages that stay mapped.
     live: u64,
+    /// Pages of a batch, and where they start.
     pages: u64,
     batches: u64,
+    #[serde(rename(deserialize = "start"))]
     corner: u64,
     /// Nanoseconds of a batch, the best and the median.
     best: u64,
     median: u64,
-    /// RPCIT of all batches, and the bytes that they name.
+    /// RPCIT of all batches, the bytes that they name, and the first of them.
     ranges: u64,
     bytes: u64,
-    /// The first of them.
+    #[serde(rename(deserialize = "first"))]
     first_start: u64,
+    #[serde(rename(deserialize = "size"))]
     first_size: u64,
 }
 
@@ -273,23 +276,8 @@ fn flush(lines: &[String]) -> Result<Flush> {
             values.extend(number.map(|number| (pair[0], number)));
         }
     }
-    let value = |word: &str| {
-        let value = values.get(word).copied();
-        value.with_context(|| format!("bench: the guest printed no {word}"))
-    };
-    Ok(Flush {
-        window: value("window")?,
-        live: value("live")?,
-        pages: value("pages")?,
-        batches: value("batches")?,
-        corner: value("start")?,
-        best: value("best")?,
-        median: value("median")?,
-        ranges: value("ranges")?,
-        bytes: value("bytes")?,
-        first_start: value("first")?,
-        first_size: value("size")?,
-    })
+    let values = serde_json::to_value(values)?;
+    serde_json::from_value(values).context("bench: the guest did not print all of a flush")
 }
 
 #[cfg(test)]

@@ -269,14 +269,8 @@ pub fn qemu(project: &Project) -> Result<PathBuf> {
 
 /// A program that the caller named.
 fn named(path: &Path, variable: &str, minimum: Version) -> Result<PathBuf> {
-    let version = version_of(path)?;
-    if version < minimum {
-        bail!(
-            "{variable}={} is {version}; {minimum} is needed",
-            path.display()
-        );
-    }
-    Ok(path.to_owned())
+    let found = Need::new(path, "").since(minimum).find();
+    found.with_context(|| format!("{variable}={} is older than {minimum}", path.display()))
 }
 
 /// A bindgen that the kernel takes, by `BINDGEN=`, `PATH`, or built into the cache.

@@ -55,11 +55,7 @@ pub fn build(project: &Project, kernel: &Kernel, extra: &[Extra]) -> Result<Path
         modules.extend(external_modules(&step, kernel, folder, &[])?);
     }
     let count = modules.len();
-    files.extend(
-        modules
-            .into_iter()
-            .map(|module| into_folder("lib/modules", module)),
-    );
+    files.extend(modules.into_iter().map(in_modules));
     files.extend_from_slice(extra);
     let path = project.build.join(format!("initrd-{}.gz", kernel.label()));
     let output = GzEncoder::new(create(&path)?, Compression::fast());
@@ -75,11 +71,7 @@ pub fn build_small(project: &Project, kernel: &Kernel, suites: &[&str], path: &P
     let (program, name) = PROGRAMS[0];
     let mut files = vec![(name.to_owned(), guest_program(&step, program)?)];
     let modules = external_modules(&step, kernel, MODULES[0], suites)?;
-    files.extend(
-        modules
-            .into_iter()
-            .map(|module| into_folder("lib/modules", module)),
-    );
+    files.extend(modules.into_iter().map(in_modules));
     pack(create(path)?, FEW_FOLDERS, &files)?.flush()?;
     step.done("packed");
     Ok(())
@@ -95,6 +87,10 @@ pub fn pack_files(path: &Path, folder: &str, files: &[PathBuf]) -> Result<()> {
 
 fn into_folder(folder: &str, file: PathBuf) -> Extra {
     (format!("{folder}/{}", name_of(&file)), file)
+}
+
+fn in_modules(module: PathBuf) -> Extra {
+    into_folder("lib/modules", module)
 }
 
 fn create(path: &Path) -> Result<BufWriter<File>> {
@@ -240,10 +236,8 @@ fn modules_key(source: &Path, kernel: &Kernel) -> Result<Option<String>> {
 /// `modules.order` names the objects of the modules, relative to the folder.
 fn modules_in(folder: &Path) -> Vec<PathBuf> {
     let text = fs::read_to_string(folder.join("modules.order")).unwrap_or_default();
-    let modules = text
-        .lines()
-        .map(|line| folder.join(line).with_extension("ko"));
-    modules.collect()
+    let objects = text.lines().map(|line| folder.join(line));
+    objects.map(|path| path.with_extension("ko")).collect()
 }
 
 struct Archive<W: Write> {

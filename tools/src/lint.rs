@@ -24,6 +24,8 @@ const LICENSE: &str = "SPDX-License-Identifier: GPL-2.0";
 const SOURCES: [&str; 12] = [
     "rs", "c", "h", "toml", "config", "sh", "rst", "py", "s", "Makefile", "Kbuild", "Kconfig",
 ];
+/// The folders where nobody does.
+const MADE: [&str; 3] = ["build", "target", ".git"];
 const PROGRAMS: [&str; 5] = [
     "tools",
     "tests/host",
@@ -91,10 +93,10 @@ pub fn check_format(step: &Step) -> Result<Count> {
 }
 
 fn count(step: &Step, commands: impl IntoIterator<Item = Command>) -> Result<Count> {
-    let commands = commands.into_iter();
-    commands
-        .map(|mut command| step.check(&mut command))
-        .collect()
+    let results = commands
+        .into_iter()
+        .map(|mut command| step.check(&mut command));
+    results.collect()
 }
 
 /// Looks for the license in the first lines of each source file.
@@ -107,10 +109,8 @@ pub fn check_licenses(step: &Step) -> Result<Count> {
         }
         good
     };
-    Ok(source_files(&step.project.root)?
-        .iter()
-        .map(has_license)
-        .collect())
+    let files = source_files(&step.project.root)?;
+    Ok(files.iter().map(has_license).collect())
 }
 
 fn source_files(root: &Path) -> Result<Vec<PathBuf>> {
@@ -118,10 +118,7 @@ fn source_files(root: &Path) -> Result<Vec<PathBuf>> {
     for path in paths_in(root)? {
         if !path.is_dir() {
             list.extend(has_kind(&path, &SOURCES).then_some(path));
-        } else if !["build", "target", ".git"]
-            .iter()
-            .any(|name| path.ends_with(name))
-        {
+        } else if !MADE.contains(&&*name_of(&path)) {
             list.extend(source_files(&path)?);
         }
     }
@@ -142,9 +139,8 @@ pub fn clippy_programs(step: &Step) -> Result<Count> {
             command.env("CARGO_TARGET_DIR", target_folder(project, &folder));
             command.args(["clippy", "--locked", "--all-targets"]);
         }
-        command
-            .arg("--manifest-path")
-            .arg(folder.join("Cargo.toml"));
+        command.arg("--manifest-path");
+        command.arg(folder.join("Cargo.toml"));
         command.args(["--", "--deny", "warnings"]);
         command
     });
@@ -218,9 +214,8 @@ pub fn checkpatch(kernel: &Kernel, step: &Step) -> Result<Count> {
     let patches = integrate::patches(&step.project.root)?;
     let files = files.iter().map(|file| (Some("--file"), file));
     // Whoever sends a patch signs it.
-    let patches = patches
-        .iter()
-        .map(|patch| (Some("--no-signoff"), &patch.path));
+    let patches = patches.iter().map(|patch| &patch.path);
+    let patches = patches.map(|path| (Some("--no-signoff"), path));
     checkpatch_on(step, &kernel.source.tree, files.chain(patches))
 }
 
@@ -233,14 +228,8 @@ pub fn checkpatch_on<'a>(
     let commands = files.map(|(option, file)| {
         let mut command = step.command("perl");
         command.current_dir(tree);
-        command.args([
-            "scripts/checkpatch.pl",
-            "--strict",
-            "--terse",
-            "--ignore",
-            IGNORED,
-        ]);
-        command.args(option).arg(file);
+        command.args(["scripts/checkpatch.pl", "--strict", "--terse"]);
+        command.args(["--ignore", IGNORED]).args(option).arg(file);
         command
     });
     count(step, commands)

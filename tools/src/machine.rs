@@ -12,13 +12,17 @@ use crate::{
 };
 use anyhow::{bail, Result};
 use fs_err as fs;
-use std::path::{Path, PathBuf};
+use std::{
+    ops::Range,
+    path::{Path, PathBuf},
+};
 
 /// The release of Debian that has the version which the patches are for.
 const RELEASE: &str = "trixie";
 /// What the patches are for: these, and what was corrected since.
 const OLDEST: Version = Version(10, 0, 13);
 const TOO_NEW: Version = Version(10, 1, 0);
+const FITTING: Range<Version> = OLDEST..TOO_NEW;
 const NAME: &str = "qemu-system-s390x";
 /// Nothing but the emulator. The firmware is Debian's, its archive of QEMU's source has
 /// none.
@@ -106,22 +110,18 @@ fn source(project: &Project) -> Result<(PathBuf, Version)> {
 }
 
 fn newest_in(folder: &Path) -> Option<(Version, PathBuf)> {
-    let mut names: Vec<String> = paths_in(folder)
-        .ok()?
-        .iter()
-        .map(|path| name_of(path))
-        .collect();
+    let paths = paths_in(folder).ok()?;
+    let mut names: Vec<String> = paths.iter().map(|path| name_of(path)).collect();
     names.retain(|name| name.starts_with("qemu_"));
     newest_of(&names).map(|(version, name)| (version, folder.join(name)))
 }
 
 /// The newest that the patches are for.
 fn newest_of(offered: &[String]) -> Option<(Version, &String)> {
-    let versions = offered
-        .iter()
-        .filter_map(|text| Some((Version::find(text)?, text)));
-    versions
-        .filter(|(version, _)| (OLDEST..TOO_NEW).contains(version))
+    let versions = offered.iter().map(|text| (Version::find(text), text));
+    let fitting = versions.filter_map(|(version, text)| Some((version?, text)));
+    fitting
+        .filter(|(version, _)| FITTING.contains(version))
         .max()
 }
 

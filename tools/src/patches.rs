@@ -142,12 +142,6 @@ mod tests {
     }
 
     #[test]
-    fn in_order_and_back() {
-        assert_eq!(changed("a\nb\n", "", apply).unwrap(), "a\nY\nb\nN\n");
-        assert_eq!(changed("a\nY\nb\n", "N\n", revert).unwrap(), "a\nb\n");
-    }
-
-    #[test]
     fn what_does_not_fit_is_named() {
         let error = |f, new| changed(f, new, apply).unwrap_err().to_string();
         let text = error("a\nc\n", "");

@@ -29,6 +29,11 @@ impl Table {
         }
         self.text.push('\n');
     }
+
+    /// Appends to the last line.
+    fn append(&mut self, text: &str) {
+        self.text.insert_str(self.text.len() - 1, text);
+    }
 }
 
 /// What is shown of a call: its key in the record, two lines of a head, the guest and what
@@ -89,10 +94,7 @@ fn row(bench: &Bench, case: &Case, call: &'static str, pick: fn(Cost) -> u64) ->
         let cost: Cost = bench.cost(guest, subject, case)?;
         Ok((key, pick(cost)))
     };
-    let figures = COLUMNS
-        .into_iter()
-        .map(get)
-        .collect::<Result<BTreeMap<_, _>>>()?;
+    let figures: BTreeMap<_, _> = COLUMNS.into_iter().map(get).collect::<Result<_>>()?;
     let c = figures["c_driver"];
     Ok(Row {
         title: case.title,
@@ -113,34 +115,29 @@ pub fn of(bench: &Bench, bounds: &[Bound]) -> Result<String> {
     let head = format!("Instructions, Linux {}", bench.kernel);
     let mut table = Table::new(&head, &[23, 11, 11, 12, 11, 9, 9, 11, 9, 9]);
     for (index, more) in [["one store", "C/ours", ""], ["a page", "off", "on"]]
-        .iter()
+        .into_iter()
         .enumerate()
     {
-        table.line("", COLUMNS.map(|column| column.1[index]).iter().chain(more));
+        let heads = COLUMNS.map(|column| column.1[index]);
+        table.line("", heads.into_iter().chain(more));
     }
-    table.text.insert_str(table.text.len() - 1, "  bounds");
+    table.append("  bounds");
     for row in rows(bench)? {
         let figures = COLUMNS.map(|column| row.figures[column.0]);
-        let figures = figures
-            .into_iter()
-            .chain([row.one_store_a_page])
-            .map(digits);
+        let figures = figures.into_iter().chain([row.one_store_a_page]);
         let ratios = [row.ratio_large_off, row.ratio_large_on].map(|ratio| format!("{ratio:.2}"));
         let title = format!("{:<17}{}", row.title, row.call);
-        table.line(&title, figures.chain(ratios));
+        table.line(&title, figures.map(digits).chain(ratios));
         let these = bounds.iter();
         let these = these.filter(|bound| bound.case == row.case && bound.call == row.call);
         let these = these.map(describe).collect::<Vec<_>>().join(", ");
-        table
-            .text
-            .insert_str(table.text.len() - 1, &format!("  {these}"));
+        table.append(&format!("  {these}"));
     }
     let mut text = table.text;
     let bounds_of = |cases: &[&str]| {
         let these = bounds.iter().filter(|bound| cases.contains(&bound.case));
-        these
-            .map(|bound| describe(bound) + "\n")
-            .collect::<String>()
+        let lines = these.map(|bound| describe(bound) + "\n");
+        lines.collect::<String>()
     };
     text += &flush(bench.flush_of("rust")?, bench.flush_of("c")?);
     text += &bounds_of(&["flush"]);
