@@ -275,11 +275,9 @@ pub fn write_rustdoc(kernel: &Kernel, step: &Step) -> Result<bool> {
     let project = step.project;
     let made = kernel.objects.join("drivers/iommu/s390/.s390_iommu.o.cmd");
     let text = fs::read_to_string(&made).context("the driver was not built here")?;
-    let line = documentation_command(
-        &text,
-        &project.rust_tool("rustdoc"),
-        &project.build.join("rustdoc"),
-    );
+    let (rustdoc, output) = (project.rust_tool("rustdoc"), project.build.join("rustdoc"));
+    let words = (rustdoc.to_string_lossy(), output.to_string_lossy());
+    let line = documentation_command(&text, &words.0, &words.1);
     let line = line.context("the kernel's record of the build is not understood")?;
     let mut command = step.command("sh");
     // As the kernel does: its options are unstable.
@@ -292,48 +290,24 @@ pub fn write_rustdoc(kernel: &Kernel, step: &Step) -> Result<bool> {
     Ok(good)
 }
 
-/// Turns the call of rustc in a `.cmd` file of kbuild into one of rustdoc: what makes it
-/// another crate or another target stays, what is about warnings and objects goes.
-fn documentation_command(text: &str, rustdoc: &Path, output: &Path) -> Option<String> {
-    const WITH_VALUE: [&str; 4] = ["--extern", "--crate-type", "-L", "--cfg"];
-    const KEPT: [&str; 11] = [
-        // Features that became stable since the kernel named them.
-        "-Astable_features",
-        "--edition",
-        "--target",
-        "--sysroot",
-        "-Zallow-features",
-        "-Zcrate-attr",
-        "-Zunstable-options",
-        "-Zpacked-stack",
-        "-Ctarget-",
-        "-Cpanic",
-        "@",
-    ];
+/// Turns the call of rustc in a `.cmd` file of kbuild into one of rustdoc: what is about
+/// warnings and objects goes.
+fn documentation_command(text: &str, rustdoc: &str, output: &str) -> Option<String> {
+    const LEFT_OUT: [&str; 4] = ["-W", "-D", "--emit=", "--remap-"];
     let line = text.lines().next()?.split_once(":= ")?.1;
     // What follows the compiler is kbuild's own bookkeeping.
     let line = line.split(" ; ").next()?.replace("\\#", "#");
-    let mut words = Vec::new();
-    let mut all = line.split(' ').filter(|word| !word.is_empty());
-    while let Some(word) = all.next() {
-        let is_option = word.starts_with('-');
-        if word.ends_with("/rustc") || word == "rustc" {
-            words.push(rustdoc.display().to_string());
-        } else if WITH_VALUE.contains(&word) {
-            words.push(format!("{word} {}", all.next().unwrap_or_default()));
-        } else if !is_option && (word.contains('=') || word.ends_with(".rs"))
-            || KEPT.iter().any(|start| word.starts_with(start))
-        {
-            words.push(word.to_owned());
-        } else if ["-o", "--out-dir"].contains(&word) {
-            all.next();
-        }
-    }
-    words.push(format!(
-        // Links to private items work where these have pages.
-        "--document-private-items -Arustdoc::private_intra_doc_links --out-dir {}",
-        output.display()
-    ));
+    let mut words: Vec<&str> = line.split_whitespace().collect();
+    let compiler = words.iter().position(|word| word.ends_with("rustc"))?;
+    words[compiler] = rustdoc;
+    let folder = words.iter().position(|word| *word == "--out-dir")? + 1;
+    words[folder] = output;
+    words.retain(|word| !LEFT_OUT.iter().any(|start| word.starts_with(start)));
+    // Links to private items work where these have pages.
+    words.extend([
+        "--document-private-items",
+        "-Arustdoc::private_intra_doc_links",
+    ]);
     Some(words.join(" "))
 }
 
@@ -368,11 +342,10 @@ mod tests {
         let text = "savedcmd_x.o := OBJTREE=/o rustc --edition=2021 -Wclippy::all -Copt-level=2 \
                     --cfg a --extern kernel --out-dir y --emit=obj=x.o z/x.rs ; objtool x.o\n\n\
                     source_x := z\n";
-        let line = documentation_command(text, Path::new("/usr/bin/rustdoc"), Path::new("/out"));
         assert_eq!(
-            line.unwrap(),
-            "OBJTREE=/o /usr/bin/rustdoc --edition=2021 --cfg a --extern kernel z/x.rs \
-             --document-private-items -Arustdoc::private_intra_doc_links --out-dir /out"
+            documentation_command(text, "/bin/rustdoc", "/out").unwrap(),
+            "OBJTREE=/o /bin/rustdoc --edition=2021 -Copt-level=2 --cfg a --extern kernel \
+             --out-dir /out z/x.rs --document-private-items -Arustdoc::private_intra_doc_links"
         );
     }
 }
