@@ -13,8 +13,9 @@
 ## make mutants   break the code on purpose: do the tests notice?
 ##                (ONLY= takes those with this in their names)
 ## make kernel    build the kernel only; ends with image=, source=, objects=
-## make matrix  build the kernel in other configurations: a table of what builds
-##                (ONLY= takes those with this in their names)
+## make matrix    build the kernel in other configurations: a table of what builds
+##                (ONLY= takes those with this in their names; ONLY=steps builds it
+##                after each patch of the series)
 ## make machine   build an emulator that can do what Debian's cannot; ends with machine=
 ## make guest     boot to a shell (APPEND= adds to the kernel's command line)
 ## make modules   KDIR=<prepared tree>: build the driver as an external module

@@ -7,6 +7,7 @@ mod functions;
 mod judge;
 mod scale;
 mod table;
+mod throughput;
 
 use crate::{guest::Machine, kernel::flavour, project::Project, qemu::Boot, steps::Step};
 use anyhow::{bail, Context, Result};
@@ -18,6 +19,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     time::Duration,
 };
+use throughput::Throughput;
 
 /// A boot takes a tenth of this.
 const LIMIT: Duration = Duration::from_secs(300);
@@ -114,6 +116,7 @@ struct Bench {
     scale: BTreeMap<&'static str, Scale>,
     /// By flavour: a machine with few functions, and one with many.
     functions: BTreeMap<&'static str, Vec<Functions>>,
+    throughput: Throughput,
 }
 
 pub fn run(project: &Project) -> Result<()> {
@@ -128,10 +131,12 @@ pub fn run(project: &Project) -> Result<()> {
         flush: BTreeMap::new(),
         scale: BTreeMap::new(),
         functions: BTreeMap::new(),
+        throughput: Throughput::new(),
     };
     for (flavour, guests) in PLANS {
         bench.measure(project, flavour, guests)?;
     }
+    bench.throughput = throughput::measure_all(project)?;
     let bounds = bench.judge()?;
     print!("{}", table::of(&bench, &bounds)?);
     let folder = project.build.join("bench");
@@ -305,6 +310,7 @@ mod tests {
             flush: ["rust", "c"].map(|name| (name, Flush::default())).into(),
             scale: ["rust", "c"].map(|name| (name, scale(100))).into(),
             functions: BTreeMap::new(),
+            throughput: Throughput::new(),
         }
     }
 

@@ -122,6 +122,18 @@ fn pack<W: Write>(output: W, folders: &str, files: &[Extra]) -> Result<W> {
     Ok(newc::trailer(archive.output)?)
 }
 
+/// Archives one after the other are one to the kernel.
+pub fn join(path: &Path, parts: &[PathBuf]) -> Result<()> {
+    let mut output = File::create(path)?;
+    for part in parts {
+        let length = io::copy(&mut File::open(part)?, &mut output)?;
+        // The next one starts at a multiple of 4.
+        let padding = usize::try_from(length.next_multiple_of(4) - length)?;
+        io::copy(&mut &[0; 4][..padding], &mut output)?;
+    }
+    Ok(())
+}
+
 /// Cargo for the guest: the standard library is built along, from source,
 /// since none is there for s390x; `RUSTC_BOOTSTRAP` is what allows it.
 pub fn guest_cargo(project: &Project, program: &Path) -> Command {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
-//! A QEMU that runs inside the guest: Debian's own for s390x, with the
-//! libraries that it needs and its loader, in one folder of an archive.
+//! Programs that run inside the guest: Debian's own for s390x, with the libraries
+//! that they need and their loader, in one folder of an archive.
 
 use crate::{
     apt::{self, Root},
@@ -16,56 +16,79 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// Where the guest finds it.
-pub const FOLDER: &str = "l2";
-const PACKAGE: &str = "qemu-system-s390x";
+/// Programs, each of a package of its name.
+pub struct Programs {
+    /// Where the guest finds them.
+    pub folder: &'static str,
+    names: &'static [&'static str],
+    /// What they want beside libraries.
+    files: &'static [&'static str],
+}
+
+/// What L1 starts L2 with; it wants its boot loader even where it does not use it.
+pub const QEMU: Programs = Programs {
+    folder: "l2",
+    names: &["qemu-system-s390x"],
+    files: &["usr/share/qemu/s390-ccw.img"],
+};
+/// What keeps devices at work for `make bench`.
+pub const LOAD: Programs = Programs {
+    folder: "load",
+    names: &["fio", "iperf3"],
+    files: &[],
+};
+
 /// The loader that s390x programs name.
 const LOADER: &str = "ld64.so.1";
-/// Its boot loader, which it wants even where it does not use it.
-const FIRMWARE: &str = "usr/share/qemu/s390-ccw.img";
 /// Where Debian has libraries of s390x.
 const LIBRARIES: [&str; 2] = ["usr/lib/s390x-linux-gnu", "lib/s390x-linux-gnu"];
 /// Changes when what is packed does.
-const LAYOUT: &str = "1";
+const LAYOUT: &str = "2";
 
-/// The archive; made once for a release of Debian.
-pub fn qemu(project: &Project) -> Result<PathBuf> {
-    let folder = project.cache.join("guest");
-    let codename = apt::codename().context(
-        "the inner guest's QEMU comes from Debian's packages, this is no Debian 12 or 13",
-    )?;
-    let key = hash::key((&codename, PACKAGE, LAYOUT));
-    let path = folder.join(format!("qemu-{key}.cpio"));
-    if path.is_file() {
-        return Ok(path);
+impl Programs {
+    /// The archive; made once for a release of Debian.
+    pub fn archive(&self, project: &Project) -> Result<PathBuf> {
+        let folder = project.cache.join("guest");
+        let codename = apt::codename().context(
+            "the guest's programs come from Debian's packages, this is no Debian 12 or 13",
+        )?;
+        let key = hash::key((&codename, LAYOUT, self.names));
+        let path = folder.join(format!("{}-{key}.cpio", self.folder));
+        if path.is_file() {
+            return Ok(path);
+        }
+        let _lock = project.lock()?;
+        let doing = format!("fetching {} for the guest", self.names.join(" and "));
+        let step = Step::start(project, &format!("guest-{}", self.folder), &doing)?;
+        let tree = folder.join(self.folder);
+        // bookworm's own QEMU is too old; its backports have the one of trixie.
+        let mut suites = vec![codename.clone()];
+        if codename == "bookworm" {
+            suites.push(format!("{codename}-backports"));
+        }
+        let how = "install --download-only --yes --no-install-recommends -t";
+        let mut words: Vec<&str> = how.split(' ').collect();
+        words.push(&suites[suites.len() - 1]);
+        words.extend(self.names);
+        Root::of_suites(&step, &suites, "s390x")?.unpack(&words, &tree)?;
+        let folder = tree.join("usr/bin");
+        let programs = self.names.iter().map(|name| folder.join(name));
+        let mut files = closure(&step, &tree, programs.collect())?;
+        files.extend(self.files.iter().map(|file| tree.join(file)));
+        let partial = path.with_extension("partial");
+        initramfs::pack_files(&partial, self.folder, &files)?;
+        fs::rename(&partial, &path)?;
+        fs::remove_dir_all(&tree)?;
+        step.done(&format!("{} files packed", files.len()));
+        Ok(path)
     }
-    let _lock = project.lock()?;
-    let doing = "fetching a QEMU that runs in the guest";
-    let step = Step::start(project, "inner-qemu", doing)?;
-    let tree = folder.join("qemu");
-    // bookworm's own is too old; its backports have the one of trixie.
-    let mut suites = vec![codename.clone()];
-    if codename == "bookworm" {
-        suites.push(format!("{codename}-backports"));
-    }
-    let how = "install --download-only --yes --no-install-recommends -t";
-    let mut words: Vec<&str> = how.split(' ').collect();
-    words.extend([suites[suites.len() - 1].as_str(), PACKAGE]);
-    Root::of_suites(&step, &suites, "s390x")?.unpack(&words, &tree)?;
-    let mut files = closure(&step, &tree)?;
-    files.push(tree.join(FIRMWARE));
-    let partial = path.with_extension("partial");
-    initramfs::pack_files(&partial, FOLDER, &files)?;
-    fs::rename(&partial, &path)?;
-    fs::remove_dir_all(&tree)?;
-    step.done(&format!("{} files packed", files.len()));
-    Ok(path)
 }
 
-/// The program, its loader, and all libraries that it comes to need.
-fn closure(step: &Step, tree: &Path) -> Result<Vec<PathBuf>> {
+/// Programs, their loader, and all libraries that they come to need.
+fn closure(step: &Step, tree: &Path, programs: Vec<PathBuf>) -> Result<Vec<PathBuf>> {
     let mut found = BTreeMap::new();
-    let mut open = vec![tree.join("usr/bin").join(PACKAGE), library(tree, LOADER)?];
+    let mut open = programs;
+    open.push(library(tree, LOADER)?);
     while let Some(path) = open.pop() {
         let name = name_of(&path);
         if found.contains_key(&name) {
@@ -86,5 +109,5 @@ fn library(tree: &Path, name: &str) -> Result<PathBuf> {
     let mut paths = LIBRARIES.iter().map(|folder| tree.join(folder).join(name));
     paths
         .find(|path| path.is_file())
-        .with_context(|| format!("no package of {PACKAGE} brought the library {name}"))
+        .with_context(|| format!("no package brought the library {name}"))
 }

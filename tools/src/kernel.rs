@@ -149,6 +149,10 @@ pub fn prepare_source(project: &Project) -> Result<(Source, Version)> {
             source.tree.display()
         );
     }
+    if project.as_it_is {
+        let version = integrate::tree_version(&source.tree)?;
+        return Ok((source, version));
+    }
     let report = integrate(&project.root, &source)?;
     if project.kdir.is_some() && report.edited + report.copied > 0 {
         println!(

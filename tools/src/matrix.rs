@@ -3,9 +3,11 @@
 //! configurations that somebody may choose, and by another compiler?
 
 use crate::{
-    deps,
-    kernel::{self, Flavour},
+    count::Count,
+    deps, integrate,
+    kernel::{self, flavour, Kernel},
     project::{variable, Project},
+    series, source,
     steps::Step,
 };
 use anyhow::Result;
@@ -14,13 +16,13 @@ use std::{fs, time::Instant};
 /// A configuration: what it is called, and its fragments.
 struct Row {
     name: &'static str,
-    fragments: &'static [&'static str],
+    fragments: &'static str,
     /// Whether gcc compiles the C.
     gcc: bool,
 }
 
 impl Row {
-    const fn new(name: &'static str, fragments: &'static [&'static str]) -> Self {
+    const fn new(name: &'static str, fragments: &'static str) -> Self {
         Row {
             name,
             fragments,
@@ -30,31 +32,59 @@ impl Row {
 }
 
 const ROWS: [Row; 9] = [
-    Row::new("built in", &["rust"]),
-    Row::new("a module", &["module"]),
-    Row::new("off: the driver in C", &["c"]),
-    Row::new("no debugfs, tracepoints, KUnit", &["bare"]),
-    Row::new("a module of these", &["bare", "module"]),
-    Row::new("KVM, VFIO_PCI_ZDEV_KVM", &["rust", "kvm"]),
-    Row::new("MODVERSIONS", &["module", "modversions"]),
-    Row::new("RANDOMIZE_IDENTITY_BASE", &["rust", "identity-base"]),
+    Row::new("built in", "rust"),
+    Row::new("a module", "module"),
+    Row::new("off: the driver in C", "c"),
+    Row::new("no debugfs, tracepoints, KUnit", "bare"),
+    Row::new("a module of these", "bare,module"),
+    Row::new("KVM, VFIO_PCI_ZDEV_KVM", "rust,kvm"),
+    Row::new("MODVERSIONS", "module,modversions"),
+    Row::new("RANDOMIZE_IDENTITY_BASE", "rust,identity-base"),
     Row {
         name: "C by gcc",
-        fragments: &["rust"],
+        fragments: "rust",
         gcc: true,
     },
 ];
 
+/// The table that is printed in the end.
+#[derive(Default)]
+struct Table {
+    lines: Vec<String>,
+    count: Count,
+}
+
+impl Table {
+    /// Does a row's work, which says how many warnings there were.
+    fn row(&mut self, name: &str, work: impl FnOnce() -> Result<usize>) {
+        let start = Instant::now();
+        let word = match work() {
+            Ok(0) => "builds".to_owned(),
+            Ok(count) => format!("{count} warnings"),
+            Err(error) => {
+                println!("error: {error:#}");
+                "FAILS".to_owned()
+            }
+        };
+        self.count += Count::one(word == "builds");
+        let seconds = start.elapsed().as_secs();
+        self.lines
+            .push(format!("{name:<48} {word:<12} {seconds:>5} s"));
+    }
+}
+
 /// Builds every row, or those with `ONLY=` in their names, one after the other in one
-/// folder: what two have in common is built once.
+/// folder: what two have in common is built once. `ONLY=steps` builds the kernel after
+/// each patch of the series.
 pub fn run(project: &Project) -> Result<()> {
     deps::ensure(project)?;
     let only = variable("ONLY").unwrap_or_default();
     let only = only.to_string_lossy();
-    let mut lines = Vec::new();
-    let mut failed = 0;
+    let mut table = Table::default();
+    if only == "steps" {
+        steps(project, &mut table)?;
+    }
     for row in ROWS.iter().filter(|row| row.name.contains(&*only)) {
-        let start = Instant::now();
         let folder = if row.gcc { "matrix-gcc" } else { "matrix" };
         let project = Project {
             kout: Some(project.cache.join("objects").join(folder)),
@@ -64,39 +94,67 @@ pub fn run(project: &Project) -> Result<()> {
         if row.gcc {
             deps::program(&project, deps::GCC, "gcc-s390x-linux-gnu")?;
         }
-        let flavour: Flavour = row
-            .fragments
-            .iter()
-            .map(|name| (*name).to_owned())
-            .collect();
-        let word = match try_row(&project, &flavour) {
-            Ok(0) => "builds".to_owned(),
-            Ok(count) => format!("{count} warnings"),
-            Err(error) => {
-                println!("error: {error:#}");
-                "FAILS".to_owned()
-            }
-        };
-        failed += usize::from(word != "builds");
-        let seconds = start.elapsed().as_secs();
-        lines.push(format!("{:<32} {word:<12} {seconds:>5} s", row.name));
+        table.row(row.name, || {
+            let kernel = kernel::build(&project, &flavour(row.fragments))?;
+            warnings(&project, &kernel)
+        });
     }
     println!();
-    lines.iter().for_each(|line| println!("{line}"));
-    println!("{} passed, {failed} failed", lines.len() - failed);
-    if failed > 0 || lines.is_empty() {
-        std::process::exit(1);
+    table.lines.iter().for_each(|line| println!("{line}"));
+    table.count.finish();
+    Ok(())
+}
+
+/// Builds a tree as it was released, then after each patch; as soon as the driver can
+/// be chosen, without it, with it, and as a module.
+fn steps(project: &Project, table: &mut Table) -> Result<()> {
+    let step = Step::start(
+        project,
+        "steps",
+        "a tree as it was released, and the patches",
+    )?;
+    let patches = series::patches_for(&step)?;
+    let source = source::unpacked(project, &project.cache.join("steps"))?;
+    step.done(&format!("{} patches", patches.len()));
+    let project = Project {
+        kdir: Some(source.tree.clone()),
+        as_it_is: true,
+        kout: Some(project.cache.join("objects/steps")),
+        ..project.clone()
+    };
+    table.row("as it was released", || build(&project, "c"));
+    for patch in patches {
+        let name = patch.file_stem().unwrap_or_default().to_string_lossy();
+        let step = Step::start(&project, "patch", &name)?;
+        let mut command = project.command("patch");
+        command.args(["--strip=1", "--force", "--silent", "--input"]);
+        step.run(command.arg(&patch).current_dir(&source.tree), "correct it")?;
+        step.done("applied");
+        let is_there = fs::read_to_string(source.tree.join("drivers/iommu/Kconfig"))?
+            .contains(integrate::PLACE);
+        let configs: &[_] = if is_there {
+            &["c", "rust", "module"]
+        } else {
+            &["c"]
+        };
+        for config in configs {
+            let name = name.chars().take(36).collect::<String>();
+            table.row(&format!("{name} ({config})"), || build(&project, config));
+        }
     }
     Ok(())
 }
 
-/// Builds with W=1 for the folder of the driver, and counts its warnings.
-fn try_row(project: &Project, flavour: &Flavour) -> Result<usize> {
-    let kernel = kernel::build(project, flavour)?;
+fn build(project: &Project, config: &str) -> Result<usize> {
+    kernel::build(project, &flavour(config)).map(|_| 0)
+}
+
+/// Builds the folder of the driver with W=1, and counts its warnings.
+fn warnings(project: &Project, kernel: &Kernel) -> Result<usize> {
     let step = Step::start(project, "warnings", "the driver's folder with W=1")?;
-    let folder = format!("{}/", crate::integrate::PLACE);
+    let folder = format!("{}/", integrate::PLACE);
     // What is up to date is not compiled again.
-    let _ = fs::remove_dir_all(kernel.objects.join(crate::integrate::PLACE));
+    let _ = fs::remove_dir_all(kernel.objects.join(integrate::PLACE));
     step.run(
         kernel
             .make(project)

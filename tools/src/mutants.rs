@@ -36,6 +36,8 @@ enum Place {
     Model,
     /// Needs a kernel for each mutant.
     Guest,
+    /// Needs the kernel of `make torture` for each.
+    Debug,
 }
 
 /// A patch, and the test that finds what it breaks.
@@ -77,6 +79,7 @@ fn parse(killer: &str) -> Option<(Place, String)> {
         "host" => Place::Host,
         "model" => Place::Model,
         "guest" => Place::Guest,
+        "debug" => Place::Debug,
         _ => return None,
     };
     Some((place, test.to_owned()))
@@ -117,8 +120,9 @@ pub fn run(project: &Project) -> Result<()> {
     step.done("all of them pass");
 
     let mut count = Count::default();
-    let (guests, others): (Vec<_>, Vec<_>) =
-        list.iter().partition(|mutant| mutant.place == Place::Guest);
+    let (others, guests): (Vec<_>, Vec<_>) = list
+        .iter()
+        .partition(|mutant| matches!(mutant.place, Place::Host | Place::Model));
     for mutant in others {
         let step = Step::start(project, &format!("mutant-{}", mutant.name), &mutant.test)?;
         let outcome = try_one(&step, &tree, mutant)?;
@@ -130,11 +134,14 @@ pub fn run(project: &Project) -> Result<()> {
     if only.is_none() {
         count.skipped = guests.len();
         println!(
-            "           {} that need a guest are skipped; ONLY=guest takes them",
+            "           {} that need a guest are skipped; ONLY=guest and ONLY=debug take them",
             count.skipped
         );
-    } else if !guests.is_empty() {
-        count += guest::run(project, &guests)?;
+    } else {
+        for place in [Place::Guest, Place::Debug] {
+            let of_place = guests.iter().copied().filter(|m| m.place == place);
+            count += guest::run(project, place, &of_place.collect::<Vec<_>>())?;
+        }
     }
     println!();
     count.finish();

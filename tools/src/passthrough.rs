@@ -18,7 +18,7 @@ use fs_err::{self as fs, File};
 use std::{
     io,
     os::unix::fs::FileExt,
-    path::{Path, PathBuf},
+    path::PathBuf,
     time::{Duration, Instant},
 };
 use xxhash_rust::xxh64::xxh64;
@@ -59,7 +59,9 @@ fn rounds(project: &Project, flavour: &Flavour, words: &str) -> Result<Count> {
     }
     let inner = inner_guest(project)?;
     let mut machine = Machine::prepare(project, flavour)?;
-    machine.initrd = join(project, &inner, &machine.initrd)?;
+    let initrd = project.build.join("initrd-passthrough");
+    initramfs::join(&initrd, &[&inner[..], &[machine.initrd]].concat())?;
+    machine.initrd = initrd;
     let (mut count, claims, files) = boot(project, &machine, words)?;
     if claims.is_empty() {
         println!("    | no guest told of anything that it wrote");
@@ -134,7 +136,7 @@ fn inner_driver() -> String {
 
 /// What L1 starts L2 with, as an archive: a QEMU, a kernel, a root.
 fn inner_guest(project: &Project) -> Result<Vec<PathBuf>> {
-    let folder = project.build.join(inner::FOLDER);
+    let folder = project.build.join(inner::QEMU.folder);
     fs::create_dir_all(&folder)?;
     let (image, root) = (folder.join("image"), folder.join("root.cpio"));
     {
@@ -144,21 +146,8 @@ fn inner_guest(project: &Project) -> Result<Vec<PathBuf>> {
         initramfs::build_small(project, &kernel, &MODULES, &root)?;
     }
     let guest = project.build.join("l2.cpio");
-    initramfs::pack_files(&guest, inner::FOLDER, &[image, root])?;
-    Ok(vec![inner::qemu(project)?, guest])
-}
-
-/// Archives one after the other are one to the kernel.
-fn join(project: &Project, first: &[PathBuf], last: &Path) -> Result<PathBuf> {
-    let path = project.build.join("initrd-passthrough");
-    let mut output = File::create(&path)?;
-    for part in first.iter().map(PathBuf::as_path).chain([last]) {
-        let length = io::copy(&mut File::open(part)?, &mut output)?;
-        // The next one starts at a multiple of 4.
-        let padding = usize::try_from(length.next_multiple_of(4) - length)?;
-        io::copy(&mut &[0; 4][..padding], &mut output)?;
-    }
-    Ok(path)
+    initramfs::pack_files(&guest, inner::QEMU.folder, &[image, root])?;
+    Ok(vec![inner::QEMU.archive(project)?, guest])
 }
 
 /// What a guest says that it wrote:

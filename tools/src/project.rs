@@ -39,6 +39,8 @@ pub struct Project {
     pub qemu: Option<PathBuf>,
     /// `KDIR=`: the caller's kernel tree.
     pub kdir: Option<PathBuf>,
+    /// Whether that tree is built as it is, without the driver put in (`make matrix`).
+    pub as_it_is: bool,
     /// `KOUT=`: the caller's objects folder.
     pub kout: Option<PathBuf>,
     /// `UPDATE=1`: look for a newer kernel source though one is there.
@@ -120,6 +122,7 @@ impl Project {
             bindgen: tool_variable("BINDGEN")?,
             qemu: tool_variable("QEMU")?,
             kdir: kdir.context("KDIR= is not there")?,
+            as_it_is: false,
             kout,
             update: variable("UPDATE").is_some(),
             jobs,

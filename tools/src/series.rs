@@ -55,11 +55,19 @@ pub fn run(project: &Project) -> Result<()> {
 
 /// The same, whoever the caller is, and checkpatch on each.
 pub fn check(step: &Step) -> Result<Count> {
-    let nobody = ("Nobody Known".into(), "nobody@example.org".into());
-    let (source, list) = make(step, "build/series-test", &nobody)?;
+    let (source, list) = make(step, "build/series-test", &nobody())?;
     let mut count = lint::checkpatch_on(step, &source.tree, list.iter().map(|path| (None, path)))?;
     count += Count::one(true);
     Ok(count)
+}
+
+/// The patches, in a folder that a command may use for a while.
+pub fn patches_for(step: &Step) -> Result<Vec<PathBuf>> {
+    Ok(make(step, "build/series-steps", &nobody())?.1)
+}
+
+fn nobody() -> (String, String) {
+    ("Nobody Known".into(), "nobody@example.org".into())
 }
 
 /// Writes the patches, and makes sure of them: `git am` takes them, and what it

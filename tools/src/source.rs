@@ -75,6 +75,12 @@ pub fn find(project: &Project) -> Result<Source> {
     }
 }
 
+/// A tree that nobody has changed, in `folder`; takes half a minute.
+pub fn unpacked(project: &Project, folder: &Path) -> Result<Source> {
+    let _ = fs::remove_dir_all(folder);
+    fetch(project, folder)
+}
+
 fn newest_in(folder: &Path) -> Option<Source> {
     let places = paths_in(folder).ok()?.into_iter();
     let versions = places.filter(|place| is_whole(place)).filter_map(|place| {

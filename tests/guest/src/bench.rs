@@ -16,6 +16,7 @@ use crate::function::Function;
 use crate::kmsg;
 use crate::module::Module;
 use crate::sysfs;
+use crate::throughput;
 
 /// What sysfs says of a random number generator.
 const GENERATOR: &str = "0x1044";
@@ -34,6 +35,10 @@ pub fn run(cmdline: &Cmdline) -> Result<bool> {
         Some("functions") => {
             boot_figures()?;
             ("iommu_functions", "")
+        }
+        Some("throughput") => {
+            throughput::run()?;
+            return Ok(true);
         }
         Some(other) => bail!("guest.bench={other} is not known"),
     };

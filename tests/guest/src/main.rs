@@ -33,6 +33,7 @@ mod state;
 mod suites;
 mod switch_root;
 mod sysfs;
+mod throughput;
 mod torture;
 mod tracing;
 

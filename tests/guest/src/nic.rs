@@ -8,12 +8,13 @@ use std::fs::File;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsFd, OwnedFd};
+use std::process::{Child, Command};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
-use nix::sched::{CloneFlags, unshare};
+use nix::sched::{CloneFlags, setns, unshare};
 
 use crate::block::KIB;
 use crate::function::Function;
@@ -64,7 +65,13 @@ struct Job {
 /// first one at its end.
 struct FarSide {
     jobs: Option<Sender<Job>>,
+    namespace: OwnedFd,
     thread: Option<JoinHandle<()>>,
+}
+
+/// The far card's address, for programs.
+pub fn far_address() -> String {
+    std::net::Ipv4Addr::from(FAR).to_string()
 }
 
 /// The functions of both cards, if the machine has them.
@@ -110,6 +117,18 @@ impl Pair {
         Ok(Outcome { sent, received, time })
     }
 
+    /// Starts a program on the far side. A transfer comes before: it sets the card up.
+    pub fn start_far(&self, command: &mut Command) -> Result<Child> {
+        let namespace = self.far.namespace.as_fd();
+        // A child has the namespace of the thread that made it.
+        let start = || -> Result<Child> {
+            setns(namespace, CloneFlags::CLONE_NEWNET)?;
+            Ok(command.spawn()?)
+        };
+        std::thread::scope(|scope| scope.spawn(start).join())
+            .map_err(|_| anyhow!("the thread on the far side died"))?
+    }
+
     /// Bytes that the near card has sent and received.
     fn wire_bytes(&self) -> Result<u64> {
         let value = |file: &str| -> Result<u64> {
@@ -136,7 +155,7 @@ impl FarSide {
         let namespace =
             namespace.recv_timeout(PATIENCE).context("the far side did not start")??;
         netlink::move_to(interface, namespace.as_fd())?;
-        let far = Self { jobs: Some(jobs), thread: Some(thread) };
+        let far = Self { jobs: Some(jobs), namespace, thread: Some(thread) };
         Ok(far)
     }
 

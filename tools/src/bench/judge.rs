@@ -35,7 +35,7 @@ const fn bound(
 pub struct Bound {
     pub case: &'static str,
     pub call: &'static str,
-    pub what: &'static str,
+    pub what: String,
     pub figure: u64,
     pub limit: u64,
     pub met: bool,
@@ -45,14 +45,14 @@ impl Bound {
     pub fn new(
         case: &'static str,
         call: &'static str,
-        what: &'static str,
+        what: impl Into<String>,
         figure: u64,
         limit: u64,
     ) -> Self {
         Self {
             case,
             call,
-            what,
+            what: what.into(),
             figure,
             limit,
             met: figure <= limit,
@@ -89,6 +89,7 @@ impl Bench {
             bounds.push(Bound::new("flush", "flush", what, figure, limit));
         }
         bounds.extend(self.judge_scale()?);
+        bounds.extend(self.judge_throughput()?);
         Ok(bounds)
     }
 

@@ -183,7 +183,7 @@ impl Bench {
     }
 }
 
-fn spread(sorted: &[u64]) -> String {
+pub fn spread(sorted: &[u64]) -> String {
     let (low, high) = (sorted[0], sorted[sorted.len() - 1]);
     let middle = digits(sorted[sorted.len() / 2]);
     format!("{middle} ({} to {})", digits(low), digits(high))

@@ -7,7 +7,7 @@ use super::{Suite, GENERATORS, KUNIT, NOTHING};
 use crate::{
     deps,
     guest::Machine,
-    kernel::{self, Flavour},
+    kernel::{self, flavour, Flavour},
     project::{variable, Project},
     qemu::Boot,
     steps::Step,
@@ -44,6 +44,10 @@ enum Devices {
     None,
     /// The drives and cards, and kernels in files of the first drive.
     Kernels,
+    /// The same, on the kernel of most boots, and memory for one that waits.
+    Crash,
+    /// As for a storm, on a kernel that finds data races.
+    Races,
 }
 
 /// A kernel that a boot needs.
@@ -55,6 +59,8 @@ enum Needs {
     Fast,
     /// One with the driver as a module.
     Module,
+    /// One that finds data races.
+    Races,
 }
 
 /// A boot of the campaign.
@@ -66,7 +72,7 @@ struct Campaign {
     is_short: bool,
 }
 
-const BOOTS: [Campaign; 8] = [
+const BOOTS: [Campaign; 10] = [
     Campaign {
         name: "suites",
         words: "iommu.strict=1",
@@ -113,6 +119,18 @@ const BOOTS: [Campaign; 8] = [
         name: "kexec",
         words: "guest.suite=kexec",
         devices: Devices::Kernels,
+        is_short: false,
+    },
+    Campaign {
+        name: "races",
+        words: "guest.suite=oracle,stress,nvme,nic",
+        devices: Devices::Races,
+        is_short: false,
+    },
+    Campaign {
+        name: "crash",
+        words: "guest.suite=crash crashkernel=768M",
+        devices: Devices::Crash,
         is_short: false,
     },
 ];
@@ -182,7 +200,7 @@ impl Suite<'_> {
             };
             let name = format!("torture-{}", campaign.name);
             let kernels = match campaign.devices {
-                Devices::Kernels => Some(self.kernels(&machine.1)?),
+                Devices::Kernels | Devices::Crash => Some(self.kernels(&machine.1)?),
                 _ => None,
             };
             let mut boot = boot_of(&machine.1, &name, campaign);
@@ -200,6 +218,7 @@ impl Suite<'_> {
         let finds_mistakes = self.flavour.iter().any(|name| name == DEBUG[0]);
         match devices {
             Devices::None => Needs::Module,
+            Devices::Races => Needs::Races,
             Devices::FastStorm | Devices::Kernels if finds_mistakes => Needs::Fast,
             _ => Needs::This,
         }
@@ -214,17 +233,19 @@ impl Suite<'_> {
         }
         // The cache is needed for another kernel.
         self.kernel = None;
-        let name = if needs == Needs::Module {
-            "module"
-        } else {
-            "rust"
+        let fragments = match needs {
+            Needs::Module => "module",
+            Needs::Races => "rust,kcsan",
+            _ => "rust",
         };
-        Machine::prepare(self.project, &vec![name.to_owned()])
+        Machine::prepare(self.project, &flavour(fragments))
     }
 
     /// A file system with kernels of both drivers, and the guest's root.
     fn kernels(&mut self, machine: &Machine) -> Result<PathBuf> {
-        let other = kernel::build(self.project, &vec!["c".to_owned()])?;
+        // The cache is needed for it.
+        self.kernel = None;
+        let other = kernel::build(self.project, &flavour("c"))?;
         let step = Step::start(self.project, "kernels", "making a file system of kernels")?;
         let tree = self.project.build.join("kernels");
         fs::create_dir_all(&tree)?;
@@ -260,7 +281,7 @@ fn boot_of<'a>(machine: &'a Machine, name: &'a str, campaign: &Campaign) -> Boot
             boot.plugged = &["nvme", "igb", "e1000e", "nvme1"];
             boot.generators = GENERATORS;
         }
-        Devices::Storm | Devices::FastStorm => {
+        Devices::Storm | Devices::FastStorm | Devices::Races => {
             boot.plugged = &["nvme", "igb", "e1000e", "virtio", "nvme1"]
         }
         Devices::BootStorm => {
@@ -268,7 +289,10 @@ fn boot_of<'a>(machine: &'a Machine, name: &'a str, campaign: &Campaign) -> Boot
             boot.storm = Some("virtio");
         }
         Devices::None => boot.plugged = &[],
-        Devices::Kernels => boot.plugged = &["nvme", "igb", "e1000e", "nvme1"],
+        Devices::Kernels | Devices::Crash => {
+            boot.plugged = &["nvme", "igb", "e1000e", "nvme1"];
+            boot.memory = 3;
+        }
     }
     boot
 }

@@ -60,7 +60,7 @@ const SUITES: &[Entry] = &[
 ];
 
 /// Suites that need a machine of their own, and run only if they are named.
-const SPECIAL: [Entry; 19] = [
+const SPECIAL: [Entry; 20] = [
     ("faults", faults::run),
     ("gapless", |suite, cmdline| modules::run(suite, cmdline, "gapless")),
     ("windows", windows::run),
@@ -80,6 +80,7 @@ const SPECIAL: [Entry; 19] = [
     ("hostile", torture::hostile::run),
     ("reloads", torture::reloads::run),
     ("kexec", torture::kexec::run),
+    ("crash", torture::kexec::crash),
 ];
 
 /// Runs the suites that the command line names, or all, then looks at the log.

@@ -1,13 +1,15 @@
 // SPDX-License-Identifier: GPL-2.0
 //! From one kernel to another one under I/O, without the machine being reset: the next
 //! one finds functions as the last one left them. The kernels are files of the first
-//! drive (`tools/src/suite/torture.rs`).
+//! drive (`tools/src/suite/torture.rs`). Or the kernel crashes, and one that waited for
+//! that writes the dump to a drive.
 
 use std::convert::Infallible;
 use std::ffi::CString;
-use std::fs::File;
+use std::fs::{File, OpenOptions};
 use std::io::{Read, Write};
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 use std::time::Duration;
 
@@ -18,7 +20,7 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::reboot::{RebootMode, reboot};
 
 use super::{Campaign, work};
-use crate::block::{MIB, Transfer};
+use crate::block::{Buffer, MIB, Transfer};
 use crate::cmdline::Cmdline;
 use crate::console::say;
 use crate::function::Function;
@@ -33,6 +35,10 @@ const MOUNT: &str = "/mnt";
 /// The kernels, in the order in which they follow each other.
 const KERNELS: [&str; 3] = ["rust", "c", "rust"];
 const FILE_BYTES: usize = 4 * MIB;
+/// How much of the dump is written, and compared.
+const DUMPED: usize = 64 * MIB;
+/// `KEXEC_FILE_ON_CRASH`.
+const ON_CRASH: libc::c_ulong = 2;
 /// Where nobody writes while the kernel changes.
 const QUIET: u64 = 128 * MIB as u64;
 
@@ -46,6 +52,47 @@ pub fn run(suite: &mut Suite, cmdline: &Cmdline) -> Result<()> {
     }
     let name = format!("from kernel to kernel under I/O, {} times", campaign.rounds);
     suite.test(&name, || result.with_context(|| format!("kernel {hop}")));
+    Ok(())
+}
+
+/// A crash under I/O, and the dump of it on a drive. Both kernels run this.
+pub fn crash(suite: &mut Suite, cmdline: &Cmdline) -> Result<()> {
+    let hop = cmdline.number("guest.hop").unwrap_or(0);
+    let result = match hop {
+        0 => die(cmdline).map(|never| match never {}),
+        _ => arrive(hop).and_then(|()| dump()),
+    };
+    suite.test("a crash under I/O, and its dump on the NVMe", || result);
+    Ok(())
+}
+
+/// Returns only if it cannot be done.
+fn die(cmdline: &Cmdline) -> Result<Infallible> {
+    let mut campaign = Campaign::new(cmdline, "crash", 1);
+    let drives = Function::of_driver("nvme");
+    ensure!(drives.len() == 2, "{} drives", drives.len());
+    work_in_flight(&mut campaign, &drives, KERNELS[0], 1, ON_CRASH, || {
+        sysfs::write("/proc/sysrq-trigger", "c")
+    })
+}
+
+/// The memory of the kernel that died, to the second drive and back.
+fn dump() -> Result<()> {
+    let mut memory = File::open("/proc/vmcore").context("open the dump")?;
+    let disk = Function::of_driver("nvme")[1].disk()?;
+    let open =
+        || OpenOptions::new().read(true).write(true).custom_flags(libc::O_DIRECT).open(&disk);
+    let (written, read) = (open()?, open()?);
+    let mut bytes = Buffer::new(MIB, 0);
+    let mut again = Buffer::new(MIB, 0);
+    for part in 0..DUMPED / MIB {
+        let start = (part * MIB) as u64;
+        memory.read_exact(&mut bytes).with_context(|| format!("read {start} of the dump"))?;
+        ensure!(part > 0 || bytes.starts_with(b"\x7fELF"), "the dump is no ELF file");
+        written.write_all_at(&bytes, start)?;
+        read.read_exact_at(&mut again, start)?;
+        ensure!(bytes[..] == again[..], "MiB {part} of the dump came back as something else");
+    }
     Ok(())
 }
 
@@ -93,32 +140,50 @@ fn check_file(hop: u64) -> Result<()> {
 /// Returns only if it cannot be done.
 fn leave(campaign: &mut Campaign, next: u64) -> Result<Infallible> {
     let drives = Function::of_driver("nvme");
+    let kernel = KERNELS[(next as usize - 1) % KERNELS.len()];
+    say!("# kexec: kernel {next}: {kernel}");
+    work_in_flight(campaign, &drives, kernel, next, 0, || {
+        let done = reboot(RebootMode::RB_KEXEC);
+        bail!("kexec: {done:?}")
+    })
+}
+
+/// Writes what the next kernel looks for, has that one wait, and leaves for it while
+/// data moves. Returns only if it cannot be done.
+fn work_in_flight(
+    campaign: &mut Campaign,
+    drives: &[Function],
+    kernel: &str,
+    next: u64,
+    flags: libc::c_ulong,
+    leave: impl FnOnce() -> Result<()>,
+) -> Result<Infallible> {
     quiet(next).verify(&drives[1].disk()?)?;
     with_files(&drives[0], || {
         let mut file = File::create(Path::new(MOUNT).join("data"))?;
         file.write_all(&file_data(next))?;
         file.sync_all()?;
-        load(KERNELS[(next as usize - 1) % KERNELS.len()], next)
+        load(kernel, next, flags)
     })?;
     let (files, other) = (drives[0].disk()?, drives[1].disk()?);
     let pause = Duration::from_millis(campaign.rng.u64(0..300));
-    say!("# kexec: kernel {next}: {}", KERNELS[(next as usize - 1) % KERNELS.len()]);
     let over = Default::default();
     work::beside_packets(|| {
         std::thread::scope(|scope| {
             scope.spawn(|| work::read_to_its_end(&files, &over));
             work::beside_transfers(&other, 2000 + 100 * next, || {
                 std::thread::sleep(pause);
-                let done = reboot(RebootMode::RB_KEXEC);
+                let done = leave();
                 over.store(true, std::sync::atomic::Ordering::Relaxed);
-                bail!("kexec: {done:?}")
+                done?;
+                bail!("this kernel is still there")
             })
         })
     })
 }
 
 /// Has a kernel wait to be started, with this one's command line.
-fn load(kernel: &str, hop: u64) -> Result<()> {
+fn load(kernel: &str, hop: u64, flags: libc::c_ulong) -> Result<()> {
     let open = |name: &str| {
         let path = Path::new(MOUNT).join(name);
         File::open(&path).with_context(|| format!("open {}", path.display()))
@@ -130,7 +195,7 @@ fn load(kernel: &str, hop: u64) -> Result<()> {
     // SAFETY: two files, a text that ends with a zero, and its length with that.
     let done = unsafe {
         let (image, initrd) = (image.as_raw_fd(), initrd.as_raw_fd());
-        libc::syscall(SYS_KEXEC_FILE_LOAD, image, initrd, length, words.as_ptr(), 0)
+        libc::syscall(SYS_KEXEC_FILE_LOAD, image, initrd, length, words.as_ptr(), flags)
     };
     Errno::result(done).map(drop).context("kexec_file_load")
 }

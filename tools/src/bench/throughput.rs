@@ -1,0 +1,175 @@
+// SPDX-License-Identifier: GPL-2.0
+//! What devices move in a second with each driver: by fio and iperf3, in boots that take
+//! turns, so that what else the host does meets both.
+
+use super::{
+    judge::Bound,
+    measure,
+    scale::spread,
+    table::{ratio, Table},
+    Bench, LIMIT,
+};
+use crate::{
+    guest::Machine, initramfs, inner, kernel::flavour, project::Project, qemu::EVERYTHING,
+};
+use anyhow::{Context, Result};
+use serde::Serialize;
+use std::collections::BTreeMap;
+
+/// Boots of each driver in each mode.
+const ROUNDS: usize = 3;
+/// The DMA API's modes: a name, and words for the kernel.
+const MODES: [(&str, &str); 2] = [("lazy", "iommu.strict=0"), ("strict", "iommu.strict=1")];
+/// The drivers, and so the kernels.
+const DRIVERS: [&str; 2] = ["rust", "c"];
+
+/// What was measured of one load.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize)]
+pub struct Figures {
+    /// KiB a second, in order; one figure a boot.
+    rates: Vec<u64>,
+    /// Requests of a drive or KiB of a card, and refreshes, in all boots.
+    requests: u64,
+    refreshes: u64,
+}
+
+impl Figures {
+    /// Refreshes of a thousand requests.
+    fn refreshes_a_thousand(&self) -> u64 {
+        self.refreshes * 1000 / self.requests.max(1)
+    }
+}
+
+/// By load, mode and driver: `randread-4k-1 lazy rust`.
+pub type Throughput = BTreeMap<String, Figures>;
+
+/// Adds what a boot printed: `throughput LOAD RATE REQUESTS REFRESHES`.
+fn add(all: &mut Throughput, mode: &str, driver: &str, lines: &[String]) -> Result<()> {
+    for line in lines {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        if let ["throughput", load, rate, requests, refreshes] = words[..] {
+            let figures = all.entry(format!("{load} {mode} {driver}")).or_default();
+            figures.rates.push(rate.parse()?);
+            figures.rates.sort();
+            figures.requests += requests.parse::<u64>()?;
+            figures.refreshes += refreshes.parse::<u64>()?;
+        }
+    }
+    Ok(())
+}
+
+/// Boots both kernels in turns.
+pub fn measure_all(project: &Project) -> Result<Throughput> {
+    let load = inner::LOAD.archive(project)?;
+    let mut machines = Vec::new();
+    for driver in DRIVERS {
+        let mut machine = Machine::prepare(project, &flavour(driver))?;
+        let initrd = project.build.join(format!("initrd-throughput-{driver}"));
+        initramfs::join(&initrd, &[load.clone(), machine.initrd])?;
+        machine.initrd = initrd;
+        machines.push((driver, machine));
+    }
+    let mut all = Throughput::new();
+    for round in 1..=ROUNDS {
+        for (mode, words) in MODES {
+            for (driver, machine) in &machines {
+                let log = format!("bench-throughput-{mode}-{driver}-{round}");
+                let append = format!("guest.mode=bench guest.bench=throughput {words}");
+                let mut boot = machine.boot(&log, append, LIMIT);
+                boot.plugged = EVERYTHING;
+                add(&mut all, mode, driver, &measure(project, boot)?)?;
+            }
+        }
+    }
+    Ok(all)
+}
+
+impl Bench {
+    /// The loads that both drivers had: their names, ours, and the C driver's.
+    fn loads(&self) -> Result<Vec<(String, &Figures, &Figures)>> {
+        let ours = self.throughput.iter().filter_map(|(name, figures)| {
+            let load = name.strip_suffix(" rust")?;
+            Some((load.to_owned(), figures))
+        });
+        ours.map(|(load, ours)| {
+            let theirs = self.throughput.get(&format!("{load} c"));
+            let theirs = theirs.with_context(|| format!("bench: {load} with the C driver"))?;
+            Ok((load, ours, theirs))
+        })
+        .collect()
+    }
+
+    /// No load takes more refreshes than with the C driver, and the best of our boots
+    /// moves no less than its usual one.
+    pub fn judge_throughput(&self) -> Result<Vec<Bound>> {
+        let mut bounds = Vec::new();
+        for (load, ours, theirs) in self.loads()? {
+            let (best, usual) = (
+                ours.rates[ours.rates.len() - 1],
+                theirs.rates[theirs.rates.len() / 2],
+            );
+            let mut bound = |what: &str, figure, limit| {
+                let what = format!("{load}: {what}");
+                bounds.push(Bound::new("throughput", "both", what, figure, limit));
+            };
+            bound("C driver's median KiB a second, and our best", usual, best);
+            let (ours, theirs) = (ours.refreshes_a_thousand(), theirs.refreshes_a_thousand());
+            bound(
+                "refreshes of a thousand requests, and the C driver's",
+                ours,
+                theirs,
+            );
+        }
+        Ok(bounds)
+    }
+
+    pub fn throughput_table(&self) -> Result<String> {
+        let mut table = Table::new(
+            "KiB a second by fio (order, size, depth) and iperf3, median (lowest to highest)",
+            &[26, 34, 34, 9, 13, 13],
+        );
+        let head = [
+            "this driver",
+            "C driver",
+            "ours/C",
+            "RPCIT/1000",
+            "C driver",
+        ];
+        table.line("", head);
+        for (load, ours, theirs) in self.loads()? {
+            let median = |figures: &Figures| figures.rates[figures.rates.len() / 2];
+            table.line(
+                &load,
+                [
+                    spread(&ours.rates),
+                    spread(&theirs.rates),
+                    format!("{:.2}", ratio(median(ours), median(theirs))),
+                    ours.refreshes_a_thousand().to_string(),
+                    theirs.refreshes_a_thousand().to_string(),
+                ],
+            );
+        }
+        Ok(table.text)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn boots_are_added_and_judged() {
+        let mut bench = super::super::tests::bench(1);
+        let lines = |rate, refreshes| [format!("throughput read-128k-1 {rate} 1000 {refreshes}")];
+        for rate in [7, 5] {
+            add(&mut bench.throughput, "lazy", "rust", &lines(rate, 3)).unwrap();
+            add(&mut bench.throughput, "lazy", "c", &lines(6, 3)).unwrap();
+        }
+        assert_eq!(bench.throughput["read-128k-1 lazy rust"].rates, [5, 7]);
+        assert!(bench.judge_throughput().unwrap().iter().all(|b| b.met));
+        add(&mut bench.throughput, "lazy", "rust", &lines(5, 30)).unwrap();
+        add(&mut bench.throughput, "lazy", "c", &lines(8, 3)).unwrap();
+        add(&mut bench.throughput, "lazy", "c", &lines(8, 3)).unwrap();
+        assert!(bench.judge_throughput().unwrap().iter().all(|b| !b.met));
+    }
+}
