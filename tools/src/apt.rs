@@ -76,7 +76,6 @@ fn mirror(text: &str, label: &str) -> Option<String> {
     Some(uri.trim_end_matches('/').to_owned())
 }
 
-/// A private apt root.
 pub struct Root<'a> {
     step: &'a Step<'a>,
     options: Vec<String>,

@@ -13,7 +13,6 @@ use anyhow::{bail, Context, Result};
 use fs_err as fs;
 use std::path::Path;
 
-/// Where the checkout lies in there.
 const CHECKOUT: &str = "root/checkout";
 
 /// `SUITE=` names the release, `TARGET=` the command (default `test`).

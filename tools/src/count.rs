@@ -3,7 +3,6 @@
 
 use std::{fmt, ops::AddAssign};
 
-/// Results of a part.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Count {
     pub passed: usize,

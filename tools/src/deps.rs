@@ -14,16 +14,13 @@ use std::{
     process::Command,
 };
 
-/// The oldest rustc that the kernel takes for s390x.
 const RUSTC_MINIMUM: Version = Version(1, 96, 0);
 /// The oldest bindgen that the kernel takes, and the one that is built when there is none.
 const BINDGEN_MINIMUM: Version = Version(0, 71, 1);
 const BINDGEN_BUILT: &str = "0.72.1";
 /// The first QEMU with an `igb`.
 const QEMU_MINIMUM: Version = Version(8, 0, 0);
-/// The gcc for s390x.
 pub const GCC: &str = "s390x-linux-gnu-gcc";
-/// The oldest meson that QEMU takes.
 const MESON_MINIMUM: Version = Version(1, 5, 0);
 
 /// What every command needs that builds something: how to see that it is there, and
@@ -70,15 +67,12 @@ const MACHINE: [(&str, &str); 5] = [
     ("/usr/share/qemu/s390-ccw.img", "qemu-system-data"),
 ];
 
-/// Something that must be there.
 struct Need {
     /// How to see that it is: the name of a program or the path of a file.
     sign: PathBuf,
-    /// Debian's package that brings it.
     package: String,
     /// The variable that names another one.
     variable: Option<&'static str>,
-    /// The oldest that will do.
     minimum: Option<Version>,
     /// Whether bookworm's own is too old; its backports have that of trixie.
     of_backports: bool,
@@ -275,14 +269,8 @@ pub fn qemu(project: &Project) -> Result<PathBuf> {
 
 /// A program that the caller named.
 fn named(path: &Path, variable: &str, minimum: Version) -> Result<PathBuf> {
-    let version = version_of(path)?;
-    if version < minimum {
-        bail!(
-            "{variable}={} is {version}; {minimum} is needed",
-            path.display()
-        );
-    }
-    Ok(path.to_owned())
+    let found = Need::new(path, "").since(minimum).find();
+    found.with_context(|| format!("{variable}={} is older than {minimum}", path.display()))
 }
 
 /// A bindgen that the kernel takes, by `BINDGEN=`, `PATH`, or built into the cache.
@@ -322,8 +310,7 @@ fn sysroot(rustc: &Path) -> Option<PathBuf> {
     Some(PathBuf::from(String::from_utf8(output.stdout).ok()?.trim()))
 }
 
-/// `major.minor.patch`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Version(pub u32, pub u32, pub u32);
 
 impl Version {

@@ -5,7 +5,6 @@ use anyhow::Result;
 use fs_err as fs;
 use std::path::{Path, PathBuf};
 
-/// The paths in a folder, in the order of their names.
 pub fn paths_in(folder: &Path) -> Result<Vec<PathBuf>> {
     let paths = fs::read_dir(folder)?.map(|entry| Ok(entry?.path()));
     let mut list = paths.collect::<Result<Vec<_>>>()?;
@@ -37,10 +36,15 @@ pub fn files_below(folder: &Path) -> Result<Vec<String>> {
     Ok(list)
 }
 
-/// The last part of a path.
 pub fn name_of(path: &Path) -> String {
     let name = path.file_name().unwrap_or_default();
     name.to_string_lossy().into_owned()
+}
+
+/// The content of all these files.
+pub fn read_all(paths: impl IntoIterator<Item: AsRef<Path>>) -> Result<Vec<Vec<u8>>> {
+    let texts = paths.into_iter().map(|path| fs::read(path.as_ref()));
+    Ok(texts.collect::<std::io::Result<_>>()?)
 }
 
 /// A text that may have other bytes in it.
@@ -48,7 +52,6 @@ pub fn read_lossy(path: &Path) -> Result<String> {
     Ok(String::from_utf8_lossy(&fs::read(path)?).into_owned())
 }
 
-/// A folder with nothing in it.
 pub fn make_anew(folder: &Path) -> Result<()> {
     let _ = fs::remove_dir_all(folder);
     Ok(fs::create_dir_all(folder)?)

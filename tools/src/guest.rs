@@ -22,15 +22,11 @@ const PHASES: [(&str, &str); 2] = [("lazy", ""), ("strict", "iommu.strict=1")];
 /// A boot with its transfers takes a fraction of this.
 const LIMIT: Duration = Duration::from_secs(300);
 
-/// What is needed for a boot.
 pub struct Machine {
-    /// The emulator.
     pub qemu: PathBuf,
-    /// The kernel's version.
     pub version: Version,
     /// The kernel, out of reach of who builds the next one.
     pub image: PathBuf,
-    /// The guest's root.
     pub initrd: PathBuf,
 }
 
@@ -57,7 +53,6 @@ impl Machine {
         })
     }
 
-    /// A boot of it.
     pub fn boot<'a>(&'a self, name: &'a str, append: String, limit: Duration) -> Boot<'a> {
         Boot {
             name,
@@ -147,18 +142,4 @@ pub fn shell(project: &Project, flavour: &Flavour) -> Result<()> {
     println!("guest: Ctrl-A X ends the machine, Ctrl-A C is QEMU's monitor");
     let append = format!("guest.mode=shell {}", more_words());
     machine.boot("shell", append, LIMIT).shell(project)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::is_interesting;
-
-    #[test]
-    fn the_kernels_chatter_is_left_out() {
-        assert!(is_interesting("nvme0n1: 64 MiB written and read back"));
-        assert!(is_interesting("[    0.000000] Linux version 7.3.4"));
-        assert!(is_interesting("[    1.5] WARNING: CPU: 0 PID: 1"));
-        assert!(!is_interesting("[    0.012345] Memory: 2 GiB"));
-        assert!(!is_interesting(""));
-    }
 }

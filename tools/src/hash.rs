@@ -4,43 +4,25 @@
 use crate::project::find_program;
 use anyhow::Result;
 use fs_err as fs;
-use sha2::{Digest, Sha256};
-use std::path::{Path, PathBuf};
+use std::{
+    hash::{Hash, Hasher},
+    path::{Path, PathBuf},
+};
+use xxhash_rust::xxh64::Xxh64;
 
-/// A key of all that was added, in this order.
-#[derive(Default)]
-pub struct Key(Sha256);
+/// A key of all that is in there.
+pub fn key(parts: impl Hash) -> String {
+    let mut hasher = Xxh64::new(0);
+    parts.hash(&mut hasher);
+    format!("{:016x}", hasher.finish())
+}
 
-impl Key {
-    /// Adds a part; the borders of parts count.
-    pub fn add(&mut self, part: impl AsRef<[u8]>) {
-        let part = part.as_ref();
-        self.0.update((part.len() as u64).to_le_bytes());
-        self.0.update(part);
-    }
-
-    pub fn add_path(&mut self, path: &Path) {
-        self.add(path.as_os_str().as_encoded_bytes());
-    }
-
-    /// Adds a file's path and content.
-    pub fn add_file(&mut self, path: &Path) -> Result<()> {
-        self.add_path(path);
-        self.add(fs::read(path)?);
-        Ok(())
-    }
-
-    /// Adds what tells one version of a program from another without running it.
-    pub fn add_program(&mut self, name: &Path) {
-        let path = find_program(name).unwrap_or_else(|| name.to_owned());
-        let time = fs::metadata(&path).and_then(|data| Ok((data.len(), data.modified()?)));
-        self.add(format!("{} {:?}", path.display(), time.ok()));
-    }
-
-    pub fn finish(self) -> String {
-        let hash = self.0.finalize();
-        hash.iter().take(6).map(|b| format!("{b:02x}")).collect()
-    }
+/// What tells one version of a program from another without running it.
+pub fn of_program(name: &Path) -> impl Hash {
+    let path = find_program(name).unwrap_or_else(|| name.to_owned());
+    let data = fs::metadata(&path).ok();
+    let data = data.map(|data| (data.len(), data.modified().ok()));
+    (path, data)
 }
 
 /// Remembers from what something was built; without a key it never does.
@@ -50,7 +32,6 @@ pub struct Stamp {
 }
 
 impl Stamp {
-    /// A stamp in this folder, for this input.
     pub fn new(folder: &Path, key: Option<String>) -> Self {
         let path = folder.join(".s390-iommu-built");
         Self { path, key }
@@ -66,7 +47,6 @@ impl Stamp {
         let _ = fs::remove_file(&self.path);
     }
 
-    /// After building.
     pub fn write(&self) -> Result<()> {
         if let Some(key) = &self.key {
             fs::write(&self.path, key)?;

@@ -26,32 +26,6 @@ use std::{
 /// How long QEMU may take for an answer, and a guest to let a device go.
 const LIMIT: Duration = Duration::from_secs(60);
 
-/// What the guest wants.
-#[derive(Debug, PartialEq, Eq)]
-enum Wish<'a> {
-    Plug(&'a str),
-    Unplug(&'a str),
-    Fault(&'a str, &'a str),
-    Left(&'a str),
-    Memory(u64),
-}
-
-impl<'a> Wish<'a> {
-    fn parse(line: &'a str) -> Option<Self> {
-        let (verb, name) = line.strip_prefix("guest: want ")?.split_once(' ')?;
-        match verb {
-            "plug" => Some(Self::Plug(name)),
-            "unplug" => Some(Self::Unplug(name)),
-            "left" => Some(Self::Left(name)),
-            "memory" => name.parse().ok().map(Self::Memory),
-            "fault" => name
-                .split_once(' ')
-                .map(|(name, what)| Self::Fault(name, what)),
-            _ => None,
-        }
-    }
-}
-
 /// The connection to one QEMU.
 pub struct Hotplug {
     qmp: Qmp<Stream<BufReader<UnixStream>, UnixStream>>,
@@ -78,21 +52,24 @@ impl Hotplug {
     /// Does what a line of the console asks for; most ask for nothing. The
     /// answer goes to the guest's keyboard.
     pub fn obey(&mut self, line: &str, mut keyboard: impl Write) -> Result<()> {
-        let Some(wish) = Wish::parse(line) else {
+        let Some(wish) = line.strip_prefix("guest: want ") else {
             return Ok(());
         };
         self.greet()?;
         let done = |()| "done".to_owned();
-        let answer = match wish {
-            Wish::Plug(name) => self.plug(find(name)?).map(done),
-            Wish::Unplug(name) => self.unplug(find(name)?).map(done),
-            Wish::Fault(name, what) => self
-                .set(zpci_path(find(name)?), FAULT, what.into())
-                .map(done),
-            Wish::Left(name) => self.left(find(name)?),
-            Wish::Memory(bytes) => self
-                .set(MEMORY.to_owned(), "requested-size", bytes.into())
-                .map(done),
+        let answer = match wish.split(' ').collect::<Vec<_>>()[..] {
+            ["plug", name] => self.plug(find(name)?).map(done),
+            ["unplug", name] => self.unplug(find(name)?).map(done),
+            ["left", name] => self.left(find(name)?),
+            ["fault", name, what] => {
+                let path = zpci_path(find(name)?);
+                self.set(path, FAULT, what.into()).map(done)
+            }
+            ["memory", bytes] => {
+                let bytes: u64 = bytes.parse()?;
+                self.set(MEMORY.to_owned(), SIZE, bytes.into()).map(done)
+            }
+            _ => bail!("no guest can want {wish:?}"),
         }
         .with_context(|| format!("QEMU does not do what the guest wants, {wish:?}"))?;
         writeln!(keyboard, "{answer}").context("the guest does not listen")
@@ -201,26 +178,10 @@ fn find(id: &str) -> Result<&'static Device> {
 const FAULT: &str = "x-fault";
 /// What memory that comes later is a device of.
 const MEMORY: &str = "/machine/peripheral/memory-later";
+const SIZE: &str = "requested-size";
 
 /// What is refused is a property of the device's zPCI function, which has to have a name
 /// for this: that of the device behind `zpci-`.
 fn zpci_path(device: &Device) -> String {
     format!("/machine/peripheral/zpci-{}", device.id)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_wishes_are_read() {
-        let wish = Wish::parse;
-        assert_eq!(wish("guest: want unplug igb"), Some(Wish::Unplug("igb")));
-        let fault = Wish::Fault("nvme", "6:0:1:1:16");
-        assert_eq!(wish("guest: want fault nvme 6:0:1:1:16"), Some(fault));
-        assert_eq!(wish("guest: want memory 4096"), Some(Wish::Memory(4096)));
-        assert_eq!(wish("guest: want fault nvme"), None);
-        assert_eq!(wish("guest: want memory all"), None);
-        assert_eq!(wish("[ 1.0] guest: want plug nvme"), None);
-    }
 }

@@ -3,8 +3,8 @@
 
 use crate::{
     apt::{self, Root},
-    files::{name_of, paths_in},
-    hash::{Key, Stamp},
+    files::{name_of, paths_in, read_all},
+    hash::{self, Stamp},
     kernel::{variable, Kernel},
     project::Project,
     steps::Step,
@@ -20,7 +20,6 @@ use std::{
     process::Command,
 };
 
-/// What the guest's programs are built for.
 pub const TARGET: &str = "s390x-unknown-linux-gnu";
 /// The programs that are built for the guest, and what they are called there.
 const PROGRAMS: [(&str, &str); 2] = [
@@ -59,7 +58,8 @@ pub fn build(project: &Project, kernel: &Kernel, extra: &[Extra]) -> Result<Path
     files.extend(modules.into_iter().map(in_modules));
     files.extend_from_slice(extra);
     let path = project.build.join(format!("initrd-{}.gz", kernel.label()));
-    pack(&path, &files)?;
+    let output = GzEncoder::new(create(&path)?, Compression::fast());
+    pack(output, FOLDERS, &files)?.finish()?.flush()?;
     step.done(&format!("root with {count} modules packed"));
     Ok(path)
 }
@@ -69,42 +69,57 @@ pub fn build(project: &Project, kernel: &Kernel, extra: &[Extra]) -> Result<Path
 pub fn build_small(project: &Project, kernel: &Kernel, suites: &[&str], path: &Path) -> Result<()> {
     let step = Step::start(project, "guest-l2", "building the inner guest's root")?;
     let (program, name) = PROGRAMS[0];
-    let mut archive = Archive::new(BufWriter::new(File::create(path)?));
-    archive.folders(FEW_FOLDERS)?;
-    archive.file(name, &guest_program(&step, program)?)?;
+    let mut files = vec![(name.to_owned(), guest_program(&step, program)?)];
     let modules = external_modules(&step, kernel, MODULES[0], suites)?;
-    for (name, module) in modules.into_iter().map(in_modules) {
-        archive.file(&name, &module)?;
-    }
-    archive.end()?.flush()?;
+    files.extend(modules.into_iter().map(in_modules));
+    pack(create(path)?, FEW_FOLDERS, &files)?.flush()?;
     step.done("packed");
     Ok(())
-}
-
-fn in_modules(module: PathBuf) -> Extra {
-    (format!("lib/modules/{}", name_of(&module)), module)
 }
 
 /// Packs files into one folder of an archive that is not compressed. The kernel
 /// takes it in front of another one.
 pub fn pack_files(path: &Path, folder: &str, files: &[PathBuf]) -> Result<()> {
-    let mut archive = Archive::new(BufWriter::new(File::create(path)?));
-    for file in files {
-        archive.file(&format!("{folder}/{}", name_of(file)), file)?;
-    }
-    Ok(archive.end()?.flush()?)
+    let files = files.iter().cloned();
+    let files: Vec<Extra> = files.map(|file| into_folder(folder, file)).collect();
+    Ok(pack(create(path)?, "", &files)?.flush()?)
 }
 
-/// Packs the files into the folders and links that every guest has.
-fn pack(path: &Path, files: &[Extra]) -> Result<()> {
-    let file = BufWriter::new(File::create(path)?);
-    let mut archive = Archive::new(GzEncoder::new(file, Compression::fast()));
-    archive.folders(FOLDERS)?;
-    for (name, from) in files {
-        archive.file(name, from)?;
+fn into_folder(folder: &str, file: PathBuf) -> Extra {
+    (format!("{folder}/{}", name_of(&file)), file)
+}
+
+fn in_modules(module: PathBuf) -> Extra {
+    into_folder("lib/modules", module)
+}
+
+fn create(path: &Path) -> Result<BufWriter<File>> {
+    Ok(BufWriter::new(File::create(path)?))
+}
+
+/// Packs folders and files.
+fn pack<W: Write>(output: W, folders: &str, files: &[Extra]) -> Result<W> {
+    let mut archive = Archive {
+        output,
+        inode: 0,
+        folders: BTreeSet::new(),
+    };
+    for folder in folders.split_whitespace() {
+        archive.folder(Path::new(folder))?;
+        match folder {
+            "bin" => archive.entry("bin/sh", 0o120_777, None, b"busybox")?,
+            // It must be there before /init can mount a /dev.
+            "dev" => archive.entry("dev/console", 0o020_600, Some((5, 1)), &[])?,
+            _ => {}
+        }
     }
-    archive.entry("bin/sh", 0o120_777, None, b"busybox")?;
-    Ok(archive.end()?.finish()?.flush()?)
+    for (name, from) in files {
+        Path::new(name)
+            .parent()
+            .map_or(Ok(()), |above| archive.folder(above))?;
+        archive.entry(name, 0o100_755, None, &fs::read(from)?)?;
+    }
+    Ok(newc::trailer(archive.output)?)
 }
 
 /// Archives one after the other are one to the kernel.
@@ -149,7 +164,6 @@ pub fn init_path(project: &Project) -> PathBuf {
     program_path(project, PROGRAMS[0].0)
 }
 
-/// What every call of [`guest_cargo`] names.
 pub const GUEST_ARGUMENTS: [&str; 4] = [
     "--locked",
     "-Zbuild-std=std,panic_abort",
@@ -225,22 +239,17 @@ fn modules_key(source: &Path, kernel: &Kernel) -> Result<Option<String>> {
     let Some(of_kernel) = &kernel.key else {
         return Ok(None);
     };
-    let mut key = Key::default();
-    key.add(of_kernel);
-    key.add_path(&kernel.objects);
-    for file in paths_in(source)?.iter().filter(|path| path.is_file()) {
-        key.add_file(file)?;
-    }
-    Ok(Some(key.finish()))
+    let mut files = paths_in(source)?;
+    files.retain(|path| path.is_file());
+    let texts = read_all(&files)?;
+    Ok(Some(hash::key((of_kernel, &kernel.objects, files, texts))))
 }
 
 /// `modules.order` names the objects of the modules, relative to the folder.
 fn modules_in(folder: &Path) -> Vec<PathBuf> {
     let text = fs::read_to_string(folder.join("modules.order")).unwrap_or_default();
-    let modules = text
-        .lines()
-        .map(|line| folder.join(line).with_extension("ko"));
-    modules.collect()
+    let objects = text.lines().map(|line| folder.join(line));
+    objects.map(|path| path.with_extension("ko")).collect()
 }
 
 struct Archive<W: Write> {
@@ -250,22 +259,6 @@ struct Archive<W: Write> {
 }
 
 impl<W: Write> Archive<W> {
-    fn new(output: W) -> Self {
-        Self {
-            output,
-            inode: 0,
-            folders: BTreeSet::new(),
-        }
-    }
-
-    /// Makes folders, and the console that must be there before /init can mount a /dev.
-    fn folders(&mut self, names: &str) -> io::Result<()> {
-        for name in names.split(' ') {
-            self.folder(Path::new(name))?;
-        }
-        self.entry("dev/console", 0o020_600, Some((5, 1)), &[])
-    }
-
     /// Makes a folder, those above it first, as often as it is asked for.
     fn folder(&mut self, path: &Path) -> io::Result<()> {
         if path.as_os_str().is_empty() || !self.folders.insert(path.to_owned()) {
@@ -273,12 +266,6 @@ impl<W: Write> Archive<W> {
         }
         path.parent().map_or(Ok(()), |above| self.folder(above))?;
         self.entry(&path.to_string_lossy(), 0o040_755, None, &[])
-    }
-
-    fn file(&mut self, name: &str, from: &Path) -> io::Result<()> {
-        let folder = Path::new(name).parent();
-        folder.map_or(Ok(()), |folder| self.folder(folder))?;
-        self.entry(name, 0o100_755, None, &fs::read(from)?)
     }
 
     fn entry(
@@ -301,10 +288,6 @@ impl<W: Write> Archive<W> {
         writer.write_all(content)?;
         writer.finish().map(drop)
     }
-
-    fn end(self) -> io::Result<W> {
-        newc::trailer(self.output)
-    }
 }
 
 #[cfg(test)]
@@ -315,14 +298,11 @@ mod tests {
     #[test]
     fn the_archive_reads_back() {
         let folder = tempfile::tempdir().unwrap();
-        let (file, out) = (folder.path().join("file"), folder.path().join("out"));
+        let file = folder.path().join("file");
         fs::write(&file, "text").unwrap();
         let files = ["init", "a/b/x", "a/b/y"].map(|name| (name.to_owned(), file.clone()));
-        pack(&out, &files).unwrap();
-        let mut bytes = Vec::new();
-        let mut packed = flate2::read::GzDecoder::new(File::open(out).unwrap());
-        packed.read_to_end(&mut bytes).unwrap();
-        let mut rest = &bytes[..];
+        let archive = pack(Vec::new(), "bin dev", &files).unwrap();
+        let mut rest = &archive[..];
         let mut found = Vec::new();
         loop {
             let mut reader = cpio::NewcReader::new(rest).unwrap();

@@ -5,8 +5,7 @@
 use crate::{
     apt::{self, Root},
     files::name_of,
-    hash::Key,
-    initramfs,
+    hash, initramfs,
     project::Project,
     steps::Step,
 };
@@ -53,11 +52,8 @@ impl Programs {
         let codename = apt::codename().context(
             "the guest's programs come from Debian's packages, this is no Debian 12 or 13",
         )?;
-        let mut key = Key::default();
-        for part in [codename.as_str(), LAYOUT].iter().chain(self.names) {
-            key.add(part);
-        }
-        let path = folder.join(format!("{}-{}.cpio", self.folder, key.finish()));
+        let key = hash::key((&codename, LAYOUT, self.names));
+        let path = folder.join(format!("{}-{key}.cpio", self.folder));
         if path.is_file() {
             return Ok(path);
         }
@@ -75,10 +71,8 @@ impl Programs {
         words.push(&suites[suites.len() - 1]);
         words.extend(self.names);
         Root::of_suites(&step, &suites, "s390x")?.unpack(&words, &tree)?;
-        let programs = self
-            .names
-            .iter()
-            .map(|name| tree.join("usr/bin").join(name));
+        let folder = tree.join("usr/bin");
+        let programs = self.names.iter().map(|name| folder.join(name));
         let mut files = closure(&step, &tree, programs.collect())?;
         files.extend(self.files.iter().map(|file| tree.join(file)));
         let partial = path.with_extension("partial");

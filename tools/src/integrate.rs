@@ -41,10 +41,8 @@ const FOLDERS: [&str; 6] = [
 ];
 const KINDS: [&str; 5] = ["rs", "c", "h", "Kbuild", "Kconfig"];
 
-/// What was found and done.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Report {
-    /// The tree's version.
     pub version: Version,
     /// Files of the kernel tree that were edited now.
     pub edited: usize,
@@ -115,7 +113,6 @@ pub fn tree_version(tree: &Path) -> Result<Version> {
     Ok(version)
 }
 
-/// The patches for the kernel's own files.
 pub fn patches(root: &Path) -> Result<Vec<Patch>> {
     let list = patches::read(&root.join(PATCHES))?;
     if list.is_empty() {

@@ -3,8 +3,8 @@
 
 use crate::{
     deps::{self, Version},
-    files::{name_of, write_if_changed},
-    hash::{Key, Stamp},
+    files::{name_of, read_all, write_if_changed},
+    hash::{self, Stamp},
     integrate::{self, integrate},
     project::{find_program, Project},
     source::{self, Source},
@@ -22,15 +22,10 @@ use std::{
 /// Space that a first build needs: source, objects and ccache, in bytes.
 const SPACE: u64 = 7 << 30;
 
-/// A kernel that was built.
 pub struct Kernel {
-    /// Its source, with the driver in it.
     pub source: Source,
-    /// Its version.
     pub version: Version,
-    /// The `O=` folder.
     pub objects: PathBuf,
-    /// What QEMU boots.
     pub image: PathBuf,
     /// Changes when the kernel does; `None` for a tree of the caller's.
     pub key: Option<String>,
@@ -129,20 +124,20 @@ fn wanted_config(project: &Project, flavour: &Flavour) -> Result<String> {
 
 /// A key of all that a kernel of a tree in the cache is built from.
 fn input_key(project: &Project, source: &Source, wanted: &str, bindgen: &Path) -> Result<String> {
-    let mut key = Key::default();
-    key.add(&source.name);
-    key.add(wanted);
-    for patch in integrate::patches(&project.root)? {
-        key.add(patch.text);
-    }
-    for file in integrate::driver_files(&project.root)? {
-        key.add(fs::read(project.root.join(&file))?);
-        key.add(file);
-    }
-    for tool in [&project.llvm_tool("clang"), &project.rustc, bindgen] {
-        key.add_program(tool);
-    }
-    Ok(key.finish())
+    let patches = integrate::patches(&project.root)?;
+    let patches: Vec<String> = patches.into_iter().map(|patch| patch.text).collect();
+    let files = integrate::driver_files(&project.root)?;
+    let texts = read_all(files.iter().map(|file| project.root.join(file)))?;
+    let clang = project.llvm_tool("clang");
+    let tools = [&clang, &project.rustc, bindgen].map(hash::of_program);
+    Ok(hash::key((
+        &source.name,
+        wanted,
+        patches,
+        files,
+        texts,
+        tools,
+    )))
 }
 
 /// Finds the source and puts the driver in.
@@ -208,13 +203,9 @@ impl Kernel {
             // A folder of the caller's, with a configuration of the caller's.
             return check_foreign(&config, wanted);
         }
-        let mut key = Key::default();
-        key.add(wanted);
-        key.add(fs::read(root.join("Kconfig"))?);
-        for patch in integrate::patches(root)? {
-            key.add(patch.text);
-        }
-        let key = key.finish();
+        let patches = integrate::patches(root)?;
+        let patches: Vec<String> = patches.into_iter().map(|patch| patch.text).collect();
+        let key = hash::key((wanted, fs::read(root.join("Kconfig"))?, patches));
         if config.exists() && fs::read_to_string(&stamp).is_ok_and(|old| old == key) {
             return Ok(());
         }
@@ -316,14 +307,12 @@ fn check_foreign(config: &Path, wanted: &str) -> Result<()> {
     Ok(())
 }
 
-/// The last lines of `make kernel`.
 pub fn print_places(kernel: &Kernel) {
     println!("image={}", kernel.image.display());
     println!("source={}", kernel.source.tree.display());
     println!("objects={}", kernel.objects.display());
 }
 
-/// `make integrate`.
 pub fn integrate_only(project: &Project) -> Result<()> {
     // A tree of the caller's is not in the cache.
     let _lock = project.kdir.is_none().then(|| project.lock()).transpose()?;

@@ -39,26 +39,22 @@ pub const DEVICES: [&str; 3] = [
     "igb,romfile=",
 ];
 
-/// What one kernel reported.
 struct Results {
     title: &'static str,
     points: Vec<Point>,
-    /// What is wrong beside results that are `not ok`.
     faults: Vec<String>,
 }
 
 /// `make kselftest`. `APPEND=` adds to the kernel's command line, for example
 /// `guest.only=driver_test`.
 pub fn run(project: &Project, flavour: &Flavour) -> Result<()> {
-    let mut all = Vec::new();
-    if is_set("COMPARE") {
-        if project.kout.is_some() {
-            bail!("kselftest: two kernels do not fit into one KOUT=; leave it out");
-        }
-        all.push(test(project, "this driver", flavour)?);
+    let compare = is_set("COMPARE");
+    if compare && project.kout.is_some() {
+        bail!("kselftest: two kernels do not fit into one KOUT=; leave it out");
+    }
+    let mut all = vec![test(project, "this driver", flavour)?];
+    if compare {
         all.push(test(project, "the C driver", &with_driver(flavour, "c"))?);
-    } else {
-        all.push(test(project, "this driver", flavour)?);
     }
     let ours = &all[0];
     println!("\n{}", table(&all).join("\n"));
@@ -76,7 +72,6 @@ pub fn run(project: &Project, flavour: &Flavour) -> Result<()> {
     Ok(())
 }
 
-/// Builds a kernel and the programs, and runs all suites.
 fn test(project: &Project, title: &'static str, flavour: &Flavour) -> Result<Results> {
     let machine = {
         let kernel = kernel::build(project, flavour)?;

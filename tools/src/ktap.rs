@@ -4,7 +4,6 @@
 
 use crate::count::Count;
 
-/// One result.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
     /// `ok`
@@ -17,25 +16,20 @@ pub enum Outcome {
     Known,
 }
 
-/// A test point of the top level.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Point {
     /// Its number in the plan.
     pub number: usize,
-    /// Its name.
     pub name: String,
-    /// How it ended.
     pub outcome: Outcome,
     /// What is said of it, for example the reason of a skip.
     pub why: String,
 }
 
-/// All that one boot reported.
 #[derive(Debug, Default)]
 pub struct Report {
     /// What `1..N` promised.
     pub plan: Option<usize>,
-    /// The results, in the order in which they came.
     pub points: Vec<Point>,
     /// The status of the last line, `guest: done status=N`.
     pub status: Option<i32>,
@@ -44,7 +38,6 @@ pub struct Report {
 }
 
 impl Report {
-    /// Reads a whole console.
     pub fn parse<'a>(lines: impl IntoIterator<Item = &'a str>) -> Self {
         let mut report = Self::default();
         for line in lines {
@@ -67,7 +60,6 @@ impl Report {
         }
     }
 
-    /// How many ended so.
     pub fn count(&self, outcome: Outcome) -> usize {
         count(&self.points, outcome)
     }
@@ -81,7 +73,6 @@ impl Report {
         }
     }
 
-    /// What is wrong beside results that are `not ok`.
     pub fn faults(&self, wants_plan: bool) -> Vec<String> {
         let mut list = Vec::from_iter(self.panic.clone());
         match self.status {
@@ -109,7 +100,6 @@ impl Report {
     }
 }
 
-/// How many of these ended so.
 pub fn count<'a>(points: impl IntoIterator<Item = &'a Point>, outcome: Outcome) -> usize {
     let points = points.into_iter();
     points.filter(|point| point.outcome == outcome).count()

@@ -18,15 +18,14 @@ use std::{
     process::Command,
 };
 
-/// The edition of Rust code in the kernel.
 const KERNEL_EDITION: &str = "2021";
-/// What every file says.
 const LICENSE: &str = "SPDX-License-Identifier: GPL-2.0";
 /// The files that people write, by the ends of their names.
 const SOURCES: [&str; 12] = [
     "rs", "c", "h", "toml", "config", "sh", "rst", "py", "s", "Makefile", "Kbuild", "Kconfig",
 ];
-/// The programs of the checkout.
+/// The folders where nobody does.
+const MADE: [&str; 3] = ["build", "target", ".git"];
 const PROGRAMS: [&str; 5] = [
     "tools",
     "tests/host",
@@ -79,7 +78,6 @@ fn format_commands(project: &Project, check: bool) -> Result<Vec<Command>> {
     Ok(list)
 }
 
-/// `make fmt`.
 pub fn format(project: &Project) -> Result<()> {
     deps::ensure(project)?;
     let step = Step::start(project, "fmt", "formatting all Rust")?;
@@ -90,17 +88,15 @@ pub fn format(project: &Project) -> Result<()> {
     Ok(())
 }
 
-/// Checks the formatting.
 pub fn check_format(step: &Step) -> Result<Count> {
     count(step, format_commands(step.project, true)?)
 }
 
-/// Runs all commands, and counts those that succeed.
 fn count(step: &Step, commands: impl IntoIterator<Item = Command>) -> Result<Count> {
-    let commands = commands.into_iter();
-    commands
-        .map(|mut command| step.check(&mut command))
-        .collect()
+    let results = commands
+        .into_iter()
+        .map(|mut command| step.check(&mut command));
+    results.collect()
 }
 
 /// Looks for the license in the first lines of each source file.
@@ -113,29 +109,22 @@ pub fn check_licenses(step: &Step) -> Result<Count> {
         }
         good
     };
-    Ok(source_files(&step.project.root)?
-        .iter()
-        .map(has_license)
-        .collect())
+    let files = source_files(&step.project.root)?;
+    Ok(files.iter().map(has_license).collect())
 }
 
-/// The files of the checkout that people write.
 fn source_files(root: &Path) -> Result<Vec<PathBuf>> {
     let mut list = Vec::new();
     for path in paths_in(root)? {
         if !path.is_dir() {
             list.extend(has_kind(&path, &SOURCES).then_some(path));
-        } else if !["build", "target", ".git"]
-            .iter()
-            .any(|name| path.ends_with(name))
-        {
+        } else if !MADE.contains(&&*name_of(&path)) {
             list.extend(source_files(&path)?);
         }
     }
     Ok(list)
 }
 
-/// Clippy on the programs.
 pub fn clippy_programs(step: &Step) -> Result<Count> {
     let project = step.project;
     let clippy = project.rust_tool("cargo-clippy");
@@ -150,9 +139,8 @@ pub fn clippy_programs(step: &Step) -> Result<Count> {
             command.env("CARGO_TARGET_DIR", target_folder(project, &folder));
             command.args(["clippy", "--locked", "--all-targets"]);
         }
-        command
-            .arg("--manifest-path")
-            .arg(folder.join("Cargo.toml"));
+        command.arg("--manifest-path");
+        command.arg(folder.join("Cargo.toml"));
         command.args(["--", "--deny", "warnings"]);
         command
     });
@@ -226,9 +214,8 @@ pub fn checkpatch(kernel: &Kernel, step: &Step) -> Result<Count> {
     let patches = integrate::patches(&step.project.root)?;
     let files = files.iter().map(|file| (Some("--file"), file));
     // Whoever sends a patch signs it.
-    let patches = patches
-        .iter()
-        .map(|patch| (Some("--no-signoff"), &patch.path));
+    let patches = patches.iter().map(|patch| &patch.path);
+    let patches = patches.map(|path| (Some("--no-signoff"), path));
     checkpatch_on(step, &kernel.source.tree, files.chain(patches))
 }
 
@@ -241,20 +228,13 @@ pub fn checkpatch_on<'a>(
     let commands = files.map(|(option, file)| {
         let mut command = step.command("perl");
         command.current_dir(tree);
-        command.args([
-            "scripts/checkpatch.pl",
-            "--strict",
-            "--terse",
-            "--ignore",
-            IGNORED,
-        ]);
-        command.args(option).arg(file);
+        command.args(["scripts/checkpatch.pl", "--strict", "--terse"]);
+        command.args(["--ignore", IGNORED]).args(option).arg(file);
         command
     });
     count(step, commands)
 }
 
-/// `make htmldocs`.
 pub fn htmldocs(project: &Project) -> Result<()> {
     let step = Step::start(project, "htmldocs", "writing the pages")?;
     if !write_pages(&step)? {
@@ -278,7 +258,6 @@ pub fn write_pages(step: &Step) -> Result<bool> {
     )
 }
 
-/// `make rustdoc`.
 pub fn rustdoc(project: &Project, flavour: &Flavour) -> Result<()> {
     let kernel = kernel::build(project, flavour)?;
     let step = Step::start(project, "rustdoc", "writing the driver's pages")?;
@@ -296,11 +275,9 @@ pub fn write_rustdoc(kernel: &Kernel, step: &Step) -> Result<bool> {
     let project = step.project;
     let made = kernel.objects.join("drivers/iommu/s390/.s390_iommu.o.cmd");
     let text = fs::read_to_string(&made).context("the driver was not built here")?;
-    let line = documentation_command(
-        &text,
-        &project.rust_tool("rustdoc"),
-        &project.build.join("rustdoc"),
-    );
+    let (rustdoc, output) = (project.rust_tool("rustdoc"), project.build.join("rustdoc"));
+    let words = (rustdoc.to_string_lossy(), output.to_string_lossy());
+    let line = documentation_command(&text, &words.0, &words.1);
     let line = line.context("the kernel's record of the build is not understood")?;
     let mut command = step.command("sh");
     // As the kernel does: its options are unstable.
@@ -313,48 +290,24 @@ pub fn write_rustdoc(kernel: &Kernel, step: &Step) -> Result<bool> {
     Ok(good)
 }
 
-/// Turns the call of rustc in a `.cmd` file of kbuild into one of rustdoc: what makes it
-/// another crate or another target stays, what is about warnings and objects goes.
-fn documentation_command(text: &str, rustdoc: &Path, output: &Path) -> Option<String> {
-    const WITH_VALUE: [&str; 4] = ["--extern", "--crate-type", "-L", "--cfg"];
-    const KEPT: [&str; 11] = [
-        // Features that became stable since the kernel named them.
-        "-Astable_features",
-        "--edition",
-        "--target",
-        "--sysroot",
-        "-Zallow-features",
-        "-Zcrate-attr",
-        "-Zunstable-options",
-        "-Zpacked-stack",
-        "-Ctarget-",
-        "-Cpanic",
-        "@",
-    ];
+/// Turns the call of rustc in a `.cmd` file of kbuild into one of rustdoc: what is about
+/// warnings and objects goes.
+fn documentation_command(text: &str, rustdoc: &str, output: &str) -> Option<String> {
+    const LEFT_OUT: [&str; 4] = ["-W", "-D", "--emit=", "--remap-"];
     let line = text.lines().next()?.split_once(":= ")?.1;
     // What follows the compiler is kbuild's own bookkeeping.
     let line = line.split(" ; ").next()?.replace("\\#", "#");
-    let mut words = Vec::new();
-    let mut all = line.split(' ').filter(|word| !word.is_empty());
-    while let Some(word) = all.next() {
-        let is_option = word.starts_with('-');
-        if word.ends_with("/rustc") || word == "rustc" {
-            words.push(rustdoc.display().to_string());
-        } else if WITH_VALUE.contains(&word) {
-            words.push(format!("{word} {}", all.next().unwrap_or_default()));
-        } else if !is_option && (word.contains('=') || word.ends_with(".rs"))
-            || KEPT.iter().any(|start| word.starts_with(start))
-        {
-            words.push(word.to_owned());
-        } else if ["-o", "--out-dir"].contains(&word) {
-            all.next();
-        }
-    }
-    words.push(format!(
-        // Links to private items work where these have pages.
-        "--document-private-items -Arustdoc::private_intra_doc_links --out-dir {}",
-        output.display()
-    ));
+    let mut words: Vec<&str> = line.split_whitespace().collect();
+    let compiler = words.iter().position(|word| word.ends_with("rustc"))?;
+    words[compiler] = rustdoc;
+    let folder = words.iter().position(|word| *word == "--out-dir")? + 1;
+    words[folder] = output;
+    words.retain(|word| !LEFT_OUT.iter().any(|start| word.starts_with(start)));
+    // Links to private items work where these have pages.
+    words.extend([
+        "--document-private-items",
+        "-Arustdoc::private_intra_doc_links",
+    ]);
     Some(words.join(" "))
 }
 
@@ -389,11 +342,10 @@ mod tests {
         let text = "savedcmd_x.o := OBJTREE=/o rustc --edition=2021 -Wclippy::all -Copt-level=2 \
                     --cfg a --extern kernel --out-dir y --emit=obj=x.o z/x.rs ; objtool x.o\n\n\
                     source_x := z\n";
-        let line = documentation_command(text, Path::new("/usr/bin/rustdoc"), Path::new("/out"));
         assert_eq!(
-            line.unwrap(),
-            "OBJTREE=/o /usr/bin/rustdoc --edition=2021 --cfg a --extern kernel z/x.rs \
-             --document-private-items -Arustdoc::private_intra_doc_links --out-dir /out"
+            documentation_command(text, "/bin/rustdoc", "/out").unwrap(),
+            "OBJTREE=/o /bin/rustdoc --edition=2021 -Copt-level=2 --cfg a --extern kernel \
+             --out-dir /out z/x.rs --document-private-items -Arustdoc::private_intra_doc_links"
         );
     }
 }

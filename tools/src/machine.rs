@@ -5,21 +5,24 @@
 use crate::{
     apt::{self, Root},
     deps::{self, Version},
-    files::{make_anew, name_of, paths_in, paths_of_kind},
-    hash::Key,
+    files::{make_anew, name_of, paths_in, paths_of_kind, read_all},
+    hash,
     project::Project,
     steps::Step,
 };
 use anyhow::{bail, Result};
 use fs_err as fs;
-use std::path::{Path, PathBuf};
+use std::{
+    ops::Range,
+    path::{Path, PathBuf},
+};
 
 /// The release of Debian that has the version which the patches are for.
 const RELEASE: &str = "trixie";
 /// What the patches are for: these, and what was corrected since.
 const OLDEST: Version = Version(10, 0, 13);
 const TOO_NEW: Version = Version(10, 1, 0);
-/// The program.
+const FITTING: Range<Version> = OLDEST..TOO_NEW;
 const NAME: &str = "qemu-system-s390x";
 /// Nothing but the emulator. The firmware is Debian's, its archive of QEMU's source has
 /// none.
@@ -38,7 +41,6 @@ const CONFIGURE: &[&str] = &[
     "--firmwarepath=/usr/share/qemu",
 ];
 
-/// `make machine`.
 pub fn run(project: &Project) -> Result<()> {
     println!("machine={}", build(project)?.display());
     Ok(())
@@ -50,13 +52,8 @@ pub fn build(project: &Project) -> Result<PathBuf> {
     let _lock = project.lock_file("machine.lock")?;
     let (archive, version) = source(project)?;
     let patches = paths_of_kind(&project.root.join("integration/qemu"), "patch")?;
-    let mut key = Key::default();
-    key.add(version.to_string());
-    key.add(CONFIGURE.join(" "));
-    for path in &patches {
-        key.add(fs::read(path)?);
-    }
-    let place = project.cache.join(format!("machine-{}", key.finish()));
+    let key = hash::key((version, CONFIGURE, read_all(&patches)?));
+    let place = project.cache.join(format!("machine-{key}"));
     let program = place.join(NAME);
     if program.is_file() {
         return Ok(program);
@@ -113,26 +110,21 @@ fn source(project: &Project) -> Result<(PathBuf, Version)> {
 }
 
 fn newest_in(folder: &Path) -> Option<(Version, PathBuf)> {
-    let mut names: Vec<String> = paths_in(folder)
-        .ok()?
-        .iter()
-        .map(|path| name_of(path))
-        .collect();
+    let paths = paths_in(folder).ok()?;
+    let mut names: Vec<String> = paths.iter().map(|path| name_of(path)).collect();
     names.retain(|name| name.starts_with("qemu_"));
     newest_of(&names).map(|(version, name)| (version, folder.join(name)))
 }
 
 /// The newest that the patches are for.
 fn newest_of(offered: &[String]) -> Option<(Version, &String)> {
-    let versions = offered
-        .iter()
-        .filter_map(|text| Some((Version::find(text)?, text)));
-    versions
-        .filter(|(version, _)| (OLDEST..TOO_NEW).contains(version))
+    let versions = offered.iter().map(|text| (Version::find(text), text));
+    let fitting = versions.filter_map(|(version, text)| Some((version?, text)));
+    fitting
+        .filter(|(version, _)| FITTING.contains(version))
         .max()
 }
 
-/// Unpacks and patches.
 fn prepare(
     project: &Project,
     archive: &Path,
@@ -202,16 +194,5 @@ mod tests {
         .map(str::to_owned);
         assert_eq!(newest_of(&offered), Some((Version(10, 0, 14), &offered[1])));
         assert_eq!(newest_of(&offered[..1]), None);
-    }
-
-    #[test]
-    fn archives_in_the_cache() {
-        let folder = tempfile::tempdir().unwrap();
-        let name = "qemu_10.0.13+ds.orig.tar.xz";
-        for name in ["qemu_10.0.9+ds.orig.tar.xz", name, "other_10.0.13.deb"] {
-            fs::write(folder.path().join(name), "").unwrap();
-        }
-        let found = newest_in(folder.path()).unwrap();
-        assert_eq!(found, (Version(10, 0, 13), folder.path().join(name)));
     }
 }

@@ -50,7 +50,6 @@ pub fn build_for_tests(kernel: &Kernel, step: &Step) -> Result<PathBuf> {
     Ok(folder.join("updates/s390_iommu.ko"))
 }
 
-/// The kernel's own `make` for the external module.
 fn command(project: &Project, tree: &Path, target: &str) -> Result<Command> {
     let bindgen = deps::bindgen(project)?;
     let mut command = kernel_make(project, &bindgen);

@@ -7,7 +7,8 @@ mod guest;
 use crate::{
     count::Count,
     deps,
-    files::{name_of, paths_in, paths_of_kind, write_if_changed},
+    files::{files_below, name_of, paths_of_kind, write_if_changed},
+    integrate,
     project::{text, Project},
     steps::Step,
 };
@@ -21,26 +22,14 @@ use std::{
 
 /// A test that takes longer hangs, in seconds; it was passed in a few before.
 const LIMIT: &str = "120";
-/// What is copied: the driver, and the tests of the host.
-const COPIED: [&str; 11] = [
-    "",
-    "address_space",
-    "dma_table",
-    "function",
-    "rust",
-    "rust/iommu",
-    "zpci",
-    "tests/host",
-    "tests/host/kernel",
-    "tests/host/kernel/src",
-    "tests/host/src",
-];
+/// The tests of the host.
+const TESTS: &str = "tests/host";
+/// The kinds of files that these and the driver need.
+const KINDS: [&str; 3] = ["rs", "toml", "lock"];
 /// How the summary of a run begins in which all tests passed.
 const ALL_PASSED: &str = "test result: ok. ";
-/// The good outcome.
 const KILLED: &str = "killed";
 
-/// Where a test runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Place {
     Host,
@@ -181,14 +170,16 @@ fn try_one(step: &Step, tree: &Path, mutant: &Mutant) -> Result<&'static str> {
 fn copy(project: &Project) -> Result<PathBuf> {
     let tree = project.build.join("mutants");
     // The seeds of what failed for one mutant are not for the next.
-    let _ = fs::remove_dir_all(tree.join("tests/host/proptest-regressions"));
-    for folder in COPIED {
-        for from in paths_in(&project.root.join(folder))? {
-            let kind = from.extension().unwrap_or_default();
-            if from.is_file() && ["rs", "toml", "lock"].iter().any(|k| kind == *k) {
-                let to = tree.join(folder).join(name_of(&from));
-                write_if_changed(&to, fs::read(&from)?)?;
-            }
+    let _ = fs::remove_dir_all(tree.join(TESTS).join("proptest-regressions"));
+    let driver = integrate::driver_files(&project.root)?;
+    let tests = files_below(&project.root.join(TESTS))?.into_iter();
+    let tests = tests.filter(|file| !file.starts_with("fuzz/") && !file.contains("target/"));
+    for file in driver
+        .into_iter()
+        .chain(tests.map(|file| format!("{TESTS}/{file}")))
+    {
+        if KINDS.contains(&file.rsplit('.').next().unwrap_or_default()) {
+            write_if_changed(&tree.join(&file), fs::read(project.root.join(&file))?)?;
         }
     }
     Ok(tree)
@@ -199,7 +190,7 @@ fn cargo(step: &Step, tree: &Path, place: Place) -> Command {
     command.args(["--kill-after=5", LIMIT]);
     command.arg(&step.project.cargo);
     command.args(["test", "--release", "--locked", "--manifest-path"]);
-    command.arg(tree.join("tests/host/Cargo.toml"));
+    command.arg(tree.join(TESTS).join("Cargo.toml"));
     let target = step.project.build.join("target/mutants");
     if place == Place::Model {
         command.env("RUSTFLAGS", "--cfg loom");
@@ -226,17 +217,4 @@ fn passes(step: &Step, tree: &Path, place: Place, tests: &[&str]) -> Result<bool
         bail!("{place:?}: one of these tests is not there: {tests:?}");
     }
     Ok(good)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn killers_are_named() {
-        let (place, test) = parse("model threads::widen").unwrap();
-        assert_eq!((place, &*test), (Place::Model, "threads::widen"));
-        assert!(parse("nothing").is_none());
-        assert!(parse("somewhere else").is_none());
-    }
 }

@@ -35,7 +35,6 @@ const SILENCE: Duration = Duration::from_secs(15);
 /// What `make test` boots: one L2, with what takes no minute.
 const SHORT: &str = "guest.rounds=legacy guest.suite=remap guest.only=4K,1M,2M";
 
-/// `make passthrough`.
 pub fn run(project: &Project, flavour: &Flavour) -> Result<()> {
     let start = Instant::now();
     let count = rounds(project, flavour, &more_words())?;

@@ -12,13 +12,9 @@ use std::{
     process::Command,
 };
 
-/// A patch.
 pub struct Patch {
-    /// Its file's name.
     pub name: String,
-    /// What it says.
     pub text: String,
-    /// Where it is.
     pub path: PathBuf,
 }
 
@@ -35,7 +31,6 @@ pub fn read(folder: &Path) -> Result<Vec<Patch>> {
     paths.into_iter().map(read).collect()
 }
 
-/// Applies all to a tree.
 pub fn apply(patches: &[Patch], tree: &Path) -> Result<()> {
     patches.iter().try_for_each(|patch| patch.apply(tree))
 }
@@ -144,12 +139,6 @@ mod tests {
         change(&series(folder.path()), folder.path())?;
         let read = |file| fs::read_to_string(folder.path().join(file)).unwrap_or_default();
         Ok(read("d/f") + &read("d/new"))
-    }
-
-    #[test]
-    fn in_order_and_back() {
-        assert_eq!(changed("a\nb\n", "", apply).unwrap(), "a\nY\nb\nN\n");
-        assert_eq!(changed("a\nY\nb\n", "N\n", revert).unwrap(), "a\nb\n");
     }
 
     #[test]

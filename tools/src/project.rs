@@ -21,11 +21,9 @@ const FOREIGN: &str = "MAKEFLAGS MFLAGS MAKELEVEL MAKEOVERRIDES ARCH CROSS_COMPI
 /// The folders of this checkout and the caller's settings.
 #[derive(Clone)]
 pub struct Project {
-    /// The checkout.
     pub root: PathBuf,
     /// What is built for this checkout alone; may be deleted at any time.
     pub build: PathBuf,
-    /// One log a step.
     pub logs: PathBuf,
     /// Downloads, kernel trees and objects, shared by checkouts.
     pub cache: PathBuf,
@@ -37,9 +35,7 @@ pub struct Project {
     pub llvm: String,
     /// Whether gcc compiles the C of the kernel (`make matrix`), and not clang.
     pub gcc: bool,
-    /// `BINDGEN=`.
     pub bindgen: Option<PathBuf>,
-    /// `QEMU=`.
     pub qemu: Option<PathBuf>,
     /// `KDIR=`: the caller's kernel tree.
     pub kdir: Option<PathBuf>,
@@ -82,7 +78,6 @@ fn tool_variable(name: &str) -> Result<Option<PathBuf>> {
     text(name).map(find).transpose()
 }
 
-/// Finds a program by path or by `PATH`.
 pub fn find_program(name: &Path) -> Option<PathBuf> {
     if name.components().count() > 1 {
         return fs::canonicalize(name).ok().filter(|p| p.is_file());
@@ -142,7 +137,6 @@ impl Project {
         self.lock_file("lock")
     }
 
-    /// Takes a file of the cache as a lock.
     pub fn lock_file(&self, name: &str) -> Result<File> {
         use rustix::fs::{flock, FlockOperation};
         let path = self.cache.join(name);
@@ -159,7 +153,6 @@ impl Project {
         self.logs.join(format!("{name}.console.log"))
     }
 
-    /// A tool of LLVM by the kernel's notation of `LLVM=`.
     pub fn llvm_tool(&self, name: &str) -> PathBuf {
         if self.llvm.ends_with('/') {
             PathBuf::from(format!("{}{name}", self.llvm))

@@ -12,14 +12,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// The size of an NVMe drive in bytes.
 const DRIVE: u64 = 256 << 20;
 
 /// A device that a guest can have.
 pub struct Device {
     /// What it is called here, by QEMU and by the guest's wishes.
     pub id: &'static str,
-    /// QEMU's name of the model.
     pub model: &'static str,
     /// The model's properties, `name=value,...`.
     pub properties: &'static str,
@@ -65,19 +63,14 @@ const STORM: Duration = Duration::from_millis(50);
 /// The first line of the guest's program.
 const START: &str = "guest: start";
 
-/// One boot.
 pub struct Boot<'a> {
     /// For the names of its files.
     pub name: &'a str,
-    /// The program.
     pub qemu: &'a Path,
-    /// What to boot.
     pub image: &'a Path,
-    /// Its root.
     pub initrd: &'a Path,
     /// Words for the kernel's command line, beside the console.
     pub append: String,
-    /// How long it may take.
     pub limit: Duration,
     /// The devices that are there from the start, by their ids, in the order of
     /// [`DEVICES`]. The guest may have all of them plugged and unplugged.
@@ -87,7 +80,6 @@ pub struct Boot<'a> {
     pub storm: Option<&'static str>,
     /// What is on the first NVMe drive; nothing by default.
     pub root: Option<&'a Path>,
-    /// QEMU's model of the processor.
     pub cpu: &'static str,
     /// How many random number generators there are before the second drive. They
     /// do no DMA through the IOMMU, so that tests may attach them anywhere.
@@ -96,7 +88,6 @@ pub struct Boot<'a> {
     /// nothing that the guest can see depends on when it runs. For one
     /// processor.
     pub counts_instructions: bool,
-    /// How many processors.
     pub processors: u8,
     /// How much memory, in GiB. The host gives what the guest touches.
     pub memory: u32,
@@ -285,7 +276,6 @@ impl Drop for Guard {
     }
 }
 
-/// The lines of the console and of QEMU's own complaints.
 fn read_lines(child: &mut Child) -> Result<mpsc::Receiver<String>> {
     let (sender, receiver) = mpsc::channel();
     let follow = |stream: Box<dyn std::io::Read + Send>| {

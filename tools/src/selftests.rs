@@ -6,8 +6,9 @@
 
 use crate::{
     apt::{self, Root},
-    files::{make_anew, name_of, paths_in},
-    hash::{Key, Stamp},
+    deps::GCC,
+    files::{make_anew, name_of, paths_in, read_all},
+    hash::{self, Stamp},
     integrate,
     kernel::{variable, Kernel},
     patches::{self, Patch},
@@ -49,7 +50,6 @@ const SMALLER: &str = "-O2 -DMEMCPY_REGION_SIZE=SZ_32M -DTEST_TIMEOUT_DEFAULT=30
 /// A program and its name below the folder of selftests, `vfio/vfio_pci_device_test`.
 pub type Program = (String, PathBuf);
 
-/// Builds all of them, static and for s390x.
 pub fn build(project: &Project, kernel: &Kernel) -> Result<Vec<Program>> {
     let step = Step::start(project, "selftests", "building the selftests")?;
     let folder = project.build.join("selftests");
@@ -109,18 +109,13 @@ fn key(project: &Project, kernel: &Kernel, patches: &[Patch]) -> Result<Option<S
     if kernel.source.pristine.is_none() {
         return Ok(None);
     }
-    let mut key = Key::default();
-    key.add(&kernel.source.name);
-    key.add(SMALLER);
-    for patch in patches {
-        key.add(&patch.text);
-    }
-    for file in integrate::selftest_files(&project.root)? {
-        key.add_file(&file)?;
-    }
-    key.add_program(Path::new("s390x-linux-gnu-gcc"));
-    key.add_path(&project.build);
-    Ok(Some(key.finish()))
+    let patches: Vec<&String> = patches.iter().map(|patch| &patch.text).collect();
+    let files = integrate::selftest_files(&project.root)?;
+    let texts = read_all(&files)?;
+    let gcc = hash::of_program(Path::new(GCC));
+    let name = &kernel.source.name;
+    let key = hash::key((name, SMALLER, patches, files, texts, gcc, &project.build));
+    Ok(Some(key))
 }
 
 /// Copies what is needed, links as what they point at: most point at headers
@@ -172,29 +167,4 @@ fn libraries(step: &Step) -> Result<PathBuf> {
     let words = [&["download"], &LIBRARIES[..]].concat();
     Root::of_suites(step, &[suite], "s390x")?.unpack(&words, &folder)?;
     Ok(folder)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn programs_are_what_can_be_executed() {
-        let folder = tempfile::tempdir().unwrap();
-        for target in TARGETS {
-            assert!(programs(folder.path()).is_err());
-            let at = folder.path().join(target);
-            fs::create_dir_all(at.join("objects")).unwrap();
-            for (name, mode) in [("test.o", 0o644), ("test", 0o755)] {
-                fs::write(at.join(name), "").unwrap();
-                fs::set_permissions(at.join(name), PermissionsExt::from_mode(mode)).unwrap();
-            }
-        }
-        let names = programs(folder.path())
-            .unwrap()
-            .into_iter()
-            .map(|(name, _)| name);
-        let names: Vec<String> = names.collect();
-        assert_eq!(names, ["iommu/test", "s390_iommu/test", "vfio/test"]);
-    }
 }

@@ -27,9 +27,7 @@ use std::{
 
 /// The patches that are made of the checkout's files.
 const PARTS: &str = "integration/series";
-/// Where the series is written.
 const FOLDER: &str = "build/series";
-/// What the cover letter says.
 const COVER: &str = "Documentation/cover-letter.rst";
 /// The pages, in the checkout, and where they lie in a kernel tree.
 const PAGES: (&str, &str) = ("Documentation", "Documentation/arch/s390/iommu");
@@ -38,7 +36,6 @@ const SENDER: &str = "@SENDER@";
 /// No more words for git.
 const NOTHING: [&str; 0] = [];
 
-/// `make series`.
 pub fn run(project: &Project) -> Result<()> {
     for name in ["git", "patch"] {
         deps::program(project, name, name)?;
@@ -194,7 +191,6 @@ impl Git<'_> {
         self.run("commit --quiet --signoff --message", [message])
     }
 
-    /// Commits a patch.
     fn make(&self, patch: &Patch) -> Result<()> {
         for file in patch.header("Files") {
             add(&self.step.project.root, &self.tree, file)?;

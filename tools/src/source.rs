@@ -5,7 +5,7 @@ use crate::{
     apt::{self, Root},
     deps::Version,
     files::{make_anew, name_of, paths_in},
-    hash::Key,
+    hash,
     project::Project,
     steps::Step,
 };
@@ -20,9 +20,7 @@ pub const OLDEST: Version = Version(7, 3, 0);
 /// The first that nobody can know yet.
 pub const TOO_NEW: Version = Version(8, 0, 0);
 
-/// A kernel tree.
 pub struct Source {
-    /// The tree.
     pub tree: PathBuf,
     /// For keys of what is built from it.
     pub name: String,
@@ -34,16 +32,13 @@ pub struct Source {
 impl Source {
     /// A tree of which nothing is kept.
     pub fn of_caller(tree: &Path) -> Self {
-        let mut key = Key::default();
-        key.add_path(tree);
         Self {
-            name: format!("{}-{}", name_of(tree), key.finish()),
+            name: format!("{}-{}", name_of(tree), hash::key(tree)),
             tree: tree.to_owned(),
             pristine: None,
         }
     }
 
-    /// One of the cache.
     fn of_folder(path: &Path) -> Self {
         Self {
             tree: path.join("tree"),
@@ -86,7 +81,6 @@ pub fn unpacked(project: &Project, folder: &Path) -> Result<Source> {
     fetch(project, folder)
 }
 
-/// The newest tree in the cache.
 fn newest_in(folder: &Path) -> Option<Source> {
     let places = paths_in(folder).ok()?.into_iter();
     let versions = places.filter(|place| is_whole(place)).filter_map(|place| {

@@ -21,7 +21,6 @@ use std::{
 /// How often a step that takes long says that it is still at work.
 const SIGN_OF_LIFE: Duration = Duration::from_secs(30);
 
-/// A step of the work, with its own log.
 pub struct Step<'a> {
     pub project: &'a Project,
     name: String,
@@ -43,22 +42,18 @@ impl<'a> Step<'a> {
         })
     }
 
-    /// Says what was done, and how long it took.
     pub fn done(self, what: &str) {
         println!("[{:>7.1} s] {}: {what}", self.seconds(), self.name);
     }
 
-    /// The seconds since the start.
     pub fn seconds(&self) -> f64 {
         self.start.elapsed().as_secs_f64()
     }
 
-    /// The log's path.
     pub fn log(&self) -> &Path {
         &self.log
     }
 
-    /// An open end of the log, for the output of a command.
     fn log_end(&self) -> Result<Stdio> {
         Ok(self.open_log()?.into_parts().0.into())
     }
@@ -67,7 +62,6 @@ impl<'a> Step<'a> {
         Ok(fs::OpenOptions::new().append(true).open(&self.log)?)
     }
 
-    /// See [`Project::command`].
     pub fn command(&self, program: impl AsRef<OsStr>) -> Command {
         self.project.command(program)
     }
@@ -119,7 +113,6 @@ impl<'a> Step<'a> {
         Ok(good)
     }
 
-    /// Shows the last lines of what a command said.
     pub fn show_end(&self, output: &str) {
         self.show(&last_lines(output, 15));
     }
@@ -138,7 +131,6 @@ impl<'a> Step<'a> {
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }
 
-    /// Shows lines of a log, indented.
     pub fn show(&self, text: &str) {
         for line in text.lines() {
             println!("    | {line}");

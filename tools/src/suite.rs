@@ -166,7 +166,6 @@ pub const KUNIT: &str = "kunit.enable=1 kunit.autorun=1 kunit.filter_glob=s390_i
 /// No line of QEMU's begins so.
 const NOTHING: &str = "\0";
 
-/// A boot of `make test`.
 struct Variant {
     name: &'static str,
     /// Words for the kernel's command line and for the guest's program.

@@ -13,10 +13,8 @@ pub const MACHINES: [usize; 2] = [0, 128];
 /// How many fit behind a bridge.
 const BEHIND: usize = 30;
 
-/// The figures of one boot.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize)]
 pub struct Functions {
-    /// All functions of the machine.
     count: u64,
     /// When user space began, in milliseconds.
     booted: u64,
@@ -81,7 +79,6 @@ impl Bench {
         }
     }
 
-    /// What many functions cost.
     pub fn functions_table(&self) -> Result<String> {
         let ((few, ours), (c_few, theirs)) = (self.functions_of("rust")?, self.functions_of("c")?);
         let mut table = Table::new("Many functions", &[48, 14, 14, 9]);
@@ -118,21 +115,6 @@ impl Bench {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn figures_are_read() {
-        let lines = [
-            "booted 4 1000 10 20",
-            "shared 4 attach 8 flush 9",
-            "unplugged 2 7 3",
-        ];
-        let read = Functions::read(&lines.map(str::to_owned)).unwrap();
-        assert_eq!((read.count, read.booted, read.tables), (4, 1000, 20));
-        assert_eq!(
-            (read.shared, read.unplugged),
-            (vec![(4, 8, 9)], Some((2, 7, 3)))
-        );
-    }
 
     #[test]
     fn every_generator_is_behind_a_bridge() {

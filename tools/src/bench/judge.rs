@@ -31,14 +31,10 @@ const fn bound(
     (name, guest, Cost { map, unmap })
 }
 
-/// A figure and its bound.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize)]
 pub struct Bound {
-    /// The name of the case.
     pub case: &'static str,
-    /// "map" or "unmap".
     pub call: &'static str,
-    /// What is bounded.
     pub what: String,
     pub figure: u64,
     pub limit: u64,
@@ -63,7 +59,6 @@ impl Bound {
         }
     }
 
-    /// For both calls.
     fn both(case: &'static str, what: &'static str, figure: Cost, limit: Cost) -> [Self; 2] {
         [
             Self::new(case, "map", what, figure.map, limit.map),
@@ -72,14 +67,9 @@ impl Bound {
     }
 }
 
-/// All bounds.
-pub struct Verdict {
-    pub bounds: Vec<Bound>,
-}
-
 impl Bench {
     /// Holds every bound against its figure.
-    pub fn judge(&self) -> Result<Verdict> {
+    pub fn judge(&self) -> Result<Vec<Bound>> {
         let mut bounds = Vec::new();
         for (name, guest, limit) in BOUNDS {
             let figure = self.cost(guest, "driver", case(name)?)?;
@@ -100,7 +90,7 @@ impl Bench {
         }
         bounds.extend(self.judge_scale()?);
         bounds.extend(self.judge_throughput()?);
-        Ok(Verdict { bounds })
+        Ok(bounds)
     }
 
     /// What the driver adds to what the core takes for itself.
@@ -113,7 +103,6 @@ impl Bench {
         })
     }
 
-    /// The full flushes of a driver.
     pub fn flush_of(&self, flavour: &str) -> Result<&Flush> {
         let flush = self.flush.get(flavour);
         flush.with_context(|| format!("bench: no full flush was measured for {flavour}"))
@@ -125,17 +114,15 @@ fn case(name: &str) -> Result<&'static Case> {
     case.with_context(|| format!("bench: there is no case {name}"))
 }
 
-impl Verdict {
-    /// What makes the command fail.
-    pub fn faults(&self, bench: &Bench) -> Vec<String> {
-        let missed = self.bounds.iter().filter(|bound| !bound.met).map(|bound| {
-            format!(
-                "{} {}, {}: {} is over {}",
-                bound.case, bound.call, bound.what, bound.figure, bound.limit
-            )
-        });
-        let counts = bench.differences.iter();
-        let counts = counts.map(|text| format!("the counts do not repeat: {text}"));
-        missed.chain(counts).collect()
-    }
+/// What makes the command fail.
+pub fn faults(bench: &Bench, bounds: &[Bound]) -> Vec<String> {
+    let missed = bounds.iter().filter(|bound| !bound.met).map(|bound| {
+        format!(
+            "{} {}, {}: {} is over {}",
+            bound.case, bound.call, bound.what, bound.figure, bound.limit
+        )
+    });
+    let counts = bench.differences.iter();
+    let counts = counts.map(|text| format!("the counts do not repeat: {text}"));
+    missed.chain(counts).collect()
 }

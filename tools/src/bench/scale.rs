@@ -31,17 +31,14 @@ const DENSE: u64 = (1024 + 16) * 4096;
 /// How far the figures of slabs may be off, in bytes.
 const SLABS: u64 = 32 * 4096;
 
-/// What tables take.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
 pub struct Memory {
-    /// Bytes that are mapped.
     mapped: u64,
     /// Bytes of tables meanwhile, and after all was unmapped.
     tables: u64,
     left: u64,
 }
 
-/// All figures of one boot.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize)]
 pub struct Scale {
     /// Pairs of a map and an unmap a second, by subject, layout and CPUs: one figure a
@@ -146,7 +143,6 @@ impl Bench {
         Ok(bounds)
     }
 
-    /// Both as tables.
     pub fn scale_table(&self) -> Result<String> {
         let (ours, theirs) = self.scales()?;
         let head = format!(

@@ -1,10 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 //! The figures as tables for people, and as a record for programs.
 
-use super::{
-    judge::{Bound, Verdict},
-    Bench, Case, Cost, Flush, C, CASES, OFF, ON,
-};
+use super::{judge::Bound, Bench, Case, Cost, Flush, C, CASES, OFF, ON};
 use anyhow::Result;
 use serde::Serialize;
 use std::{collections::BTreeMap, fmt::Write};
@@ -31,6 +28,11 @@ impl Table {
             self.text += &format!("{:>width$}", cell.to_string());
         }
         self.text.push('\n');
+    }
+
+    /// Appends to the last line.
+    fn append(&mut self, text: &str) {
+        self.text.insert_str(self.text.len() - 1, text);
     }
 }
 
@@ -60,7 +62,6 @@ struct Row {
     ratio_large_on: f64,
 }
 
-/// What is written as JSON.
 #[derive(Serialize)]
 pub struct Record<'a> {
     unit: &'static str,
@@ -70,12 +71,11 @@ pub struct Record<'a> {
     bench: &'a Bench,
 }
 
-/// All of it.
-pub fn record<'a>(bench: &'a Bench, verdict: &'a Verdict) -> Result<Record<'a>> {
+pub fn record<'a>(bench: &'a Bench, bounds: &'a [Bound]) -> Result<Record<'a>> {
     Ok(Record {
         unit: "instructions of the guest a call; of full flushes nanoseconds and bytes",
         table: rows(bench)?,
-        bounds: &verdict.bounds,
+        bounds,
         bench,
     })
 }
@@ -94,10 +94,7 @@ fn row(bench: &Bench, case: &Case, call: &'static str, pick: fn(Cost) -> u64) ->
         let cost: Cost = bench.cost(guest, subject, case)?;
         Ok((key, pick(cost)))
     };
-    let figures = COLUMNS
-        .into_iter()
-        .map(get)
-        .collect::<Result<BTreeMap<_, _>>>()?;
+    let figures: BTreeMap<_, _> = COLUMNS.into_iter().map(get).collect::<Result<_>>()?;
     let c = figures["c_driver"];
     Ok(Row {
         title: case.title,
@@ -114,42 +111,33 @@ pub fn ratio(theirs: u64, ours: u64) -> f64 {
     theirs as f64 / ours.max(1) as f64
 }
 
-/// The tables, and a line on every bound.
-pub fn of(bench: &Bench, verdict: &Verdict) -> Result<String> {
+pub fn of(bench: &Bench, bounds: &[Bound]) -> Result<String> {
     let head = format!("Instructions, Linux {}", bench.kernel);
     let mut table = Table::new(&head, &[23, 11, 11, 12, 11, 9, 9, 11, 9, 9]);
     for (index, more) in [["one store", "C/ours", ""], ["a page", "off", "on"]]
-        .iter()
+        .into_iter()
         .enumerate()
     {
-        table.line("", COLUMNS.map(|column| column.1[index]).iter().chain(more));
+        let heads = COLUMNS.map(|column| column.1[index]);
+        table.line("", heads.into_iter().chain(more));
     }
-    table.text.insert_str(table.text.len() - 1, "  bounds");
+    table.append("  bounds");
     for row in rows(bench)? {
         let figures = COLUMNS.map(|column| row.figures[column.0]);
-        let figures = figures
-            .into_iter()
-            .chain([row.one_store_a_page])
-            .map(digits);
+        let figures = figures.into_iter().chain([row.one_store_a_page]);
         let ratios = [row.ratio_large_off, row.ratio_large_on].map(|ratio| format!("{ratio:.2}"));
         let title = format!("{:<17}{}", row.title, row.call);
-        table.line(&title, figures.chain(ratios));
-        let these = verdict.bounds.iter();
+        table.line(&title, figures.map(digits).chain(ratios));
+        let these = bounds.iter();
         let these = these.filter(|bound| bound.case == row.case && bound.call == row.call);
-        let bounds = these.map(describe).collect::<Vec<_>>().join(", ");
-        table
-            .text
-            .insert_str(table.text.len() - 1, &format!("  {bounds}"));
+        let these = these.map(describe).collect::<Vec<_>>().join(", ");
+        table.append(&format!("  {these}"));
     }
     let mut text = table.text;
     let bounds_of = |cases: &[&str]| {
-        let these = verdict
-            .bounds
-            .iter()
-            .filter(|bound| cases.contains(&bound.case));
-        these
-            .map(|bound| describe(bound) + "\n")
-            .collect::<String>()
+        let these = bounds.iter().filter(|bound| cases.contains(&bound.case));
+        let lines = these.map(|bound| describe(bound) + "\n");
+        lines.collect::<String>()
     };
     text += &flush(bench.flush_of("rust")?, bench.flush_of("c")?);
     text += &bounds_of(&["flush"]);
@@ -162,12 +150,12 @@ pub fn of(bench: &Bench, verdict: &Verdict) -> Result<String> {
         0 => "identical".to_owned(),
         count => format!("NOT IDENTICAL in {count} figures"),
     };
-    let met = verdict.bounds.iter().filter(|bound| bound.met).count();
+    let met = bounds.iter().filter(|bound| bound.met).count();
     writeln!(
         text,
         "\nEvery count was taken in {} boots: {same}. Bounds: {met} of {} met.",
         bench.runs,
-        verdict.bounds.len()
+        bounds.len()
     )?;
     Ok(text)
 }

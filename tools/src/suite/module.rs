@@ -34,7 +34,6 @@ const TRACED: &str = "slab_debug=U,kmalloc-*";
 /// The size of the file system that a guest has its root on.
 const ROOT_SIZE: &str = "64M";
 
-/// What is needed for these boots.
 struct Parts {
     machine: Machine,
     version: String,
@@ -42,7 +41,6 @@ struct Parts {
 }
 
 impl Suite<'_> {
-    /// Everything about the driver as a module.
     pub(super) fn module(&mut self) {
         // It holds the cache, which is needed for others now.
         self.kernel = None;
@@ -133,7 +131,6 @@ impl Suite<'_> {
     }
 }
 
-/// A field of what `modinfo` says of a module.
 fn modinfo(step: &Step, module: &Path, field: &str) -> Result<String> {
     let text = step.output(
         step.command("modinfo").args(["-F", field]).arg(module),
