@@ -320,6 +320,9 @@ fn open_file() -> Result<()> {
 /// The attaches of the module "seeing", as trace events and in the log.
 fn attaches(suite: &mut Suite, cmdline: &Cmdline, nvme: &Function) -> Result<()> {
     let before = refusals()?;
+    if !before.is_empty() {
+        std::thread::sleep(LIMITED);
+    }
     let recording = Recording::start(OURS)?;
     modules::run(suite, cmdline, "seeing")?;
     let events = recording.stop()?;
@@ -350,6 +353,9 @@ fn refusals() -> Result<Vec<String>> {
     messages.retain(|message| message.contains(REFUSED));
     Ok(messages)
 }
+
+/// How long lines count that were said already (`DEFAULT_RATELIMIT_INTERVAL`).
+const LIMITED: std::time::Duration = std::time::Duration::from_secs(6);
 
 /// An attach: what was attached before, what should be, and the error.
 type Attach<'e> = (&'e str, &'e str, &'e str);
