@@ -17,6 +17,8 @@ use std::{fs, time::Instant};
 struct Row {
     name: &'static str,
     fragments: &'static str,
+    /// What no other row needs, and its package.
+    needs: Option<(&'static str, &'static str)>,
     /// Whether gcc compiles the C.
     gcc: bool,
 }
@@ -26,6 +28,7 @@ impl Row {
         Row {
             name,
             fragments,
+            needs: None,
             gcc: false,
         }
     }
@@ -38,12 +41,15 @@ const ROWS: [Row; 9] = [
     Row::new("no debugfs, tracepoints, KUnit", "bare"),
     Row::new("a module of these", "bare,module"),
     Row::new("KVM, VFIO_PCI_ZDEV_KVM", "rust,kvm"),
-    Row::new("MODVERSIONS", "module,modversions"),
+    Row {
+        needs: Some(("/usr/include/dwarf.h", "libdw-dev")),
+        ..Row::new("MODVERSIONS", "module,modversions")
+    },
     Row::new("RANDOMIZE_IDENTITY_BASE", "rust,identity-base"),
     Row {
-        name: "C by gcc",
-        fragments: "rust",
+        needs: Some((deps::GCC, "gcc-s390x-linux-gnu")),
         gcc: true,
+        ..Row::new("C by gcc", "rust")
     },
 ];
 
@@ -91,8 +97,8 @@ pub fn run(project: &Project) -> Result<()> {
             gcc: row.gcc,
             ..project.clone()
         };
-        if row.gcc {
-            deps::program(&project, deps::GCC, "gcc-s390x-linux-gnu")?;
+        if let Some((sign, package)) = row.needs {
+            deps::program(&project, sign, package)?;
         }
         table.row(row.name, || {
             let kernel = kernel::build(&project, &flavour(row.fragments))?;
