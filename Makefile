@@ -7,6 +7,7 @@
 ## make kselftest the kernel's selftests of VFIO and iommufd, and our own
 ##                (COMPARE=1: also with the C driver, side by side)
 ## make bench     what map, unmap and flush cost, beside the C driver
+##                (ONLY=throughput: what devices move, by fio and iperf3)
 ## make passthrough  give drives to a guest inside the guest, over VFIO and iommufd
 ## make torture   all suites on a kernel that finds mistakes, and what may happen to a
 ##                machine many times (ONLY= one of its boots, SEED= does it again)

@@ -40,8 +40,12 @@ pub const LOAD: Programs = Programs {
 
 /// The loader that s390x programs name.
 const LOADER: &str = "ld64.so.1";
-/// Where Debian has libraries of s390x.
-const LIBRARIES: [&str; 2] = ["usr/lib/s390x-linux-gnu", "lib/s390x-linux-gnu"];
+/// Where Debian has libraries of s390x; fio knows Ceph.
+const LIBRARIES: [&str; 3] = [
+    "usr/lib/s390x-linux-gnu",
+    "lib/s390x-linux-gnu",
+    "usr/lib/s390x-linux-gnu/ceph",
+];
 /// Changes when what is packed does.
 const LAYOUT: &str = "2";
 

@@ -89,7 +89,6 @@ impl Bench {
             bounds.push(Bound::new("flush", "flush", what, figure, limit));
         }
         bounds.extend(self.judge_scale()?);
-        bounds.extend(self.judge_throughput()?);
         Ok(bounds)
     }
 

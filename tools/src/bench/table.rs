@@ -144,8 +144,6 @@ pub fn of(bench: &Bench, bounds: &[Bound]) -> Result<String> {
     text += &bench.scale_table()?;
     text += &bounds_of(&["scale", "memory"]);
     text += &bench.functions_table()?;
-    text += &bench.throughput_table()?;
-    text += &bounds_of(&["throughput"]);
     let same = match bench.differences.len() {
         0 => "identical".to_owned(),
         count => format!("NOT IDENTICAL in {count} figures"),
