@@ -12,7 +12,7 @@
 /* No memory is touched, so that any address does; not 0, which is "none". */
 #define PHYS		0x10000000UL
 /* No machine here has memory there. */
-#define NO_MEMORY	(1UL << 40)
+#define NO_MEMORY	(1024UL * SZ_1G)
 
 static struct iommu_domain *domain;
 static struct test_function *fn;
