@@ -113,6 +113,7 @@ static int expect_refused(dma_addr_t iova)
 	int ret;
 
 	page_poison(dom.data);
+	reinit_completion(&fn->resumed);
 	/* For what a completion says see test_expect_gone(). */
 	admin_identify(fn, iova);
 	if (!page_is_poison(dom.data))

@@ -297,6 +297,41 @@ static int test_reset_refresh(void)
 	return ret ? ret : test_expect_on(&pair[0], &queue);
 }
 
+/* Recovery without a reset, and whether the machine is asked for anything then */
+static int expect_asked(bool missed)
+{
+	struct inject_counts counts;
+	unsigned int registrations;
+	int ret = test_attach(&pair[0]);
+
+	if (!ret)
+		ret = test_expect_on(&pair[0], &queue);
+	if (ret)
+		return ret;
+	fn->keeps_state = true;
+	ret = test_break(fn);
+	if (missed) {
+		test_unmap_page(&pair[0], data_iova(fn));
+		if (!ret)
+			ret = test_map_page(&pair[0], data_iova(fn), pair[0].data);
+	}
+	inject_reset();
+	ret = test_recover(fn, ret);
+	fn->keeps_state = false;
+	counts = inject_counts();
+	inject_reset();
+	registrations = counts.operations[FC_REGISTER] + counts.operations[FC_REREGISTER];
+	if (!ret && atomic_read(&fn->resets))
+		ret = test_fail("the function was reset");
+	if (!ret && (!registrations == missed || !counts.refreshes == missed))
+		ret = test_fail("%u registrations, %u refreshes, and %s was missed", registrations,
+				counts.refreshes, missed ? "an unmap" : "nothing");
+	return ret ? ret : test_expect_on(&pair[0], &queue);
+}
+
+TEST_CALL(recovery_of_nothing, expect_asked(false))
+TEST_CALL(recovery_of_unmap, expect_asked(true))
+
 static const struct test_case cases[] = {
 	{ "no re-registration: the first attach", test_first_attach, &two_domains },
 	{ "no re-registration: attach from blocked", test_from_blocked, &two_domains },
@@ -312,6 +347,8 @@ static const struct test_case cases[] = {
 	{ "attach in each state of a function", test_states_later, &two_domains },
 	{ "reset: a refused refresh leaves the function enabled", test_reset_refresh,
 	  &two_domains },
+	{ "recovery in which nothing was missed", test_recovery_of_nothing, &two_domains },
+	{ "recovery in which an unmap was missed", test_recovery_of_unmap, &two_domains },
 	{}
 };
 

@@ -16,7 +16,7 @@ use crate::{
     qemu::Boot,
     steps::Step,
 };
-use anyhow::{bail, ensure, Context, Result};
+use anyhow::{bail, Context, Result};
 use fs_err as fs;
 use functions::Functions;
 use scale::Scale;
@@ -25,7 +25,6 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     time::Duration,
 };
-use throughput::Throughput;
 
 /// A boot takes a tenth of this.
 const LIMIT: Duration = Duration::from_secs(300);
@@ -122,7 +121,6 @@ struct Bench {
     scale: BTreeMap<&'static str, Scale>,
     /// By flavour: a machine with few functions, and one with many.
     functions: BTreeMap<&'static str, Vec<Functions>>,
-    throughput: Throughput,
 }
 
 pub fn run(project: &Project) -> Result<()> {
@@ -137,10 +135,9 @@ pub fn run(project: &Project) -> Result<()> {
         flush: BTreeMap::new(),
         scale: BTreeMap::new(),
         functions: BTreeMap::new(),
-        throughput: Throughput::new(),
     };
     match variable("ONLY") {
-        Some(only) if only == "throughput" => return bench.throughput(project),
+        Some(only) if only == "throughput" => return throughput::run(project),
         Some(only) => bail!(
             "bench: ONLY={}: it is throughput or nothing",
             only.to_string_lossy()
@@ -167,24 +164,6 @@ pub fn run(project: &Project) -> Result<()> {
 }
 
 impl Bench {
-    /// Measures what devices move, which takes kernels of its own.
-    fn throughput(&mut self, project: &Project) -> Result<()> {
-        self.throughput = throughput::measure_all(project)?;
-        print!("{}", self.throughput_table()?);
-        let bounds = self.judge_throughput()?;
-        let missed: Vec<_> = bounds.iter().filter(|bound| !bound.met).collect();
-        for bound in &missed {
-            let (what, figure, limit) = (&bound.what, bound.figure, bound.limit);
-            println!("{what}: {figure}, {limit}");
-        }
-        ensure!(
-            missed.is_empty(),
-            "bench: {} bounds are missed",
-            missed.len()
-        );
-        Ok(())
-    }
-
     /// Builds a kernel and measures all that is to be measured on it.
     fn measure(&mut self, project: &Project, name: &'static str, guests: Guests) -> Result<()> {
         let machine = Machine::prepare(project, &flavour(name))?;
@@ -341,7 +320,6 @@ mod tests {
             flush: ["rust", "c"].map(|name| (name, Flush::default())).into(),
             scale: ["rust", "c"].map(|name| (name, scale(100))).into(),
             functions: BTreeMap::new(),
-            throughput: Throughput::new(),
         }
     }
 

@@ -7,13 +7,12 @@ use super::{
     measure,
     scale::spread,
     table::{ratio, Table},
-    Bench, LIMIT,
+    LIMIT,
 };
 use crate::{
     guest::Machine, initramfs, inner, kernel::flavour, project::Project, qemu::EVERYTHING,
 };
-use anyhow::{Context, Result};
-use serde::Serialize;
+use anyhow::{ensure, Context, Result};
 use std::collections::BTreeMap;
 
 /// Boots of each driver in each mode.
@@ -24,8 +23,8 @@ const MODES: [(&str, &str); 2] = [("lazy", "iommu.strict=0"), ("strict", "iommu.
 const DRIVERS: [&str; 2] = ["rust", "c"];
 
 /// What was measured of one load.
-#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize)]
-pub struct Figures {
+#[derive(Default)]
+struct Figures {
     /// KiB a second, in order; one figure a boot.
     rates: Vec<u64>,
     /// Requests of a drive or KiB of a card, and refreshes, in all boots.
@@ -41,7 +40,7 @@ impl Figures {
 }
 
 /// By load, mode and driver: `randread-4k-1 lazy rust`.
-pub type Throughput = BTreeMap<String, Figures>;
+type Throughput = BTreeMap<String, Figures>;
 
 /// Adds what a boot printed: `throughput LOAD RATE REQUESTS REFRESHES`.
 fn add(all: &mut Throughput, mode: &str, driver: &str, lines: &[String]) -> Result<()> {
@@ -58,8 +57,25 @@ fn add(all: &mut Throughput, mode: &str, driver: &str, lines: &[String]) -> Resu
     Ok(())
 }
 
+/// `make bench ONLY=throughput`.
+pub fn run(project: &Project) -> Result<()> {
+    let all = measure_all(project)?;
+    print!("{}", table(&all)?);
+    let bounds = judge(&all)?;
+    let missed: Vec<_> = bounds.iter().filter(|bound| !bound.met).collect();
+    for bound in &missed {
+        println!("{}: {}, {}", bound.what, bound.figure, bound.limit);
+    }
+    ensure!(
+        missed.is_empty(),
+        "bench: {} bounds are missed",
+        missed.len()
+    );
+    Ok(())
+}
+
 /// Boots both kernels in turns.
-pub fn measure_all(project: &Project) -> Result<Throughput> {
+fn measure_all(project: &Project) -> Result<Throughput> {
     let load = inner::LOAD.archive(project)?;
     let mut machines = Vec::new();
     for driver in DRIVERS {
@@ -84,73 +100,71 @@ pub fn measure_all(project: &Project) -> Result<Throughput> {
     Ok(all)
 }
 
-impl Bench {
-    /// The loads that both drivers had: their names, ours, and the C driver's.
-    fn loads(&self) -> Result<Vec<(String, &Figures, &Figures)>> {
-        let ours = self.throughput.iter().filter_map(|(name, figures)| {
-            let load = name.strip_suffix(" rust")?;
-            Some((load.to_owned(), figures))
-        });
-        ours.map(|(load, ours)| {
-            let theirs = self.throughput.get(&format!("{load} c"));
-            let theirs = theirs.with_context(|| format!("bench: {load} with the C driver"))?;
-            Ok((load, ours, theirs))
-        })
-        .collect()
-    }
+/// The loads that both drivers had: their names, ours, and the C driver's.
+fn loads(all: &Throughput) -> Result<Vec<(String, &Figures, &Figures)>> {
+    let ours = all.iter().filter_map(|(name, figures)| {
+        let load = name.strip_suffix(" rust")?;
+        Some((load.to_owned(), figures))
+    });
+    ours.map(|(load, ours)| {
+        let theirs = all.get(&format!("{load} c"));
+        let theirs = theirs.with_context(|| format!("bench: {load} with the C driver"))?;
+        Ok((load, ours, theirs))
+    })
+    .collect()
+}
 
-    /// No load takes more refreshes than with the C driver, and the best of our boots
-    /// moves no less than its usual one.
-    pub fn judge_throughput(&self) -> Result<Vec<Bound>> {
-        let mut bounds = Vec::new();
-        for (load, ours, theirs) in self.loads()? {
-            let (best, usual) = (
-                ours.rates[ours.rates.len() - 1],
-                theirs.rates[theirs.rates.len() / 2],
-            );
-            let mut bound = |what: &str, figure, limit| {
-                let what = format!("{load}: {what}");
-                bounds.push(Bound::new("throughput", "both", what, figure, limit));
-            };
-            bound("C driver's median KiB a second, and our best", usual, best);
-            let (ours, theirs) = (ours.refreshes_a_thousand(), theirs.refreshes_a_thousand());
-            bound(
-                "refreshes of a thousand requests, and the C driver's",
-                ours,
-                theirs,
-            );
-        }
-        Ok(bounds)
-    }
-
-    pub fn throughput_table(&self) -> Result<String> {
-        let mut table = Table::new(
-            "KiB a second by fio (order, size, depth) and iperf3, median (lowest to highest)",
-            &[26, 34, 34, 9, 13, 13],
+/// No load takes more refreshes than with the C driver, and the best of our boots
+/// moves no less than its usual one.
+fn judge(all: &Throughput) -> Result<Vec<Bound>> {
+    let mut bounds = Vec::new();
+    for (load, ours, theirs) in loads(all)? {
+        let (best, usual) = (
+            ours.rates[ours.rates.len() - 1],
+            theirs.rates[theirs.rates.len() / 2],
         );
-        let head = [
-            "this driver",
-            "C driver",
-            "ours/C",
-            "RPCIT/1000",
-            "C driver",
-        ];
-        table.line("", head);
-        for (load, ours, theirs) in self.loads()? {
-            let median = |figures: &Figures| figures.rates[figures.rates.len() / 2];
-            table.line(
-                &load,
-                [
-                    spread(&ours.rates),
-                    spread(&theirs.rates),
-                    format!("{:.2}", ratio(median(ours), median(theirs))),
-                    ours.refreshes_a_thousand().to_string(),
-                    theirs.refreshes_a_thousand().to_string(),
-                ],
-            );
-        }
-        Ok(table.text)
+        let mut bound = |what: &str, figure, limit| {
+            let what = format!("{load}: {what}");
+            bounds.push(Bound::new("throughput", "both", what, figure, limit));
+        };
+        bound("C driver's median KiB a second, and our best", usual, best);
+        let (ours, theirs) = (ours.refreshes_a_thousand(), theirs.refreshes_a_thousand());
+        bound(
+            "refreshes of a thousand requests, and the C driver's",
+            ours,
+            theirs,
+        );
     }
+    Ok(bounds)
+}
+
+fn table(all: &Throughput) -> Result<String> {
+    let mut table = Table::new(
+        "KiB a second by fio (order, size, depth) and iperf3, median (lowest to highest)",
+        &[26, 34, 34, 9, 13, 13],
+    );
+    let head = [
+        "this driver",
+        "C driver",
+        "ours/C",
+        "RPCIT/1000",
+        "C driver",
+    ];
+    table.line("", head);
+    for (load, ours, theirs) in loads(all)? {
+        let median = |figures: &Figures| figures.rates[figures.rates.len() / 2];
+        table.line(
+            &load,
+            [
+                spread(&ours.rates),
+                spread(&theirs.rates),
+                format!("{:.2}", ratio(median(ours), median(theirs))),
+                ours.refreshes_a_thousand().to_string(),
+                theirs.refreshes_a_thousand().to_string(),
+            ],
+        );
+    }
+    Ok(table.text)
 }
 
 #[cfg(test)]
@@ -159,17 +173,17 @@ mod tests {
 
     #[test]
     fn boots_are_added_and_judged() {
-        let mut bench = super::super::tests::bench(1);
+        let mut all = Throughput::new();
         let lines = |rate, refreshes| [format!("throughput read-128k-1 {rate} 1000 {refreshes}")];
         for rate in [7, 5] {
-            add(&mut bench.throughput, "lazy", "rust", &lines(rate, 3)).unwrap();
-            add(&mut bench.throughput, "lazy", "c", &lines(6, 3)).unwrap();
+            add(&mut all, "lazy", "rust", &lines(rate, 3)).unwrap();
+            add(&mut all, "lazy", "c", &lines(6, 3)).unwrap();
         }
-        assert_eq!(bench.throughput["read-128k-1 lazy rust"].rates, [5, 7]);
-        assert!(bench.judge_throughput().unwrap().iter().all(|b| b.met));
-        add(&mut bench.throughput, "lazy", "rust", &lines(5, 30)).unwrap();
-        add(&mut bench.throughput, "lazy", "c", &lines(8, 3)).unwrap();
-        add(&mut bench.throughput, "lazy", "c", &lines(8, 3)).unwrap();
-        assert!(bench.judge_throughput().unwrap().iter().all(|b| !b.met));
+        assert_eq!(all["read-128k-1 lazy rust"].rates, [5, 7]);
+        assert!(judge(&all).unwrap().iter().all(|b| b.met));
+        add(&mut all, "lazy", "rust", &lines(5, 30)).unwrap();
+        add(&mut all, "lazy", "c", &lines(8, 3)).unwrap();
+        add(&mut all, "lazy", "c", &lines(8, 3)).unwrap();
+        assert!(judge(&all).unwrap().iter().all(|b| !b.met));
     }
 }

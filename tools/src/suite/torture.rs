@@ -9,7 +9,7 @@ use crate::{
     guest::Machine,
     kernel::{self, flavour, Flavour},
     project::{variable, Project},
-    qemu::Boot,
+    qemu::{Boot, EVERYTHING},
     steps::Step,
 };
 use anyhow::{bail, Context, Result};
@@ -278,19 +278,19 @@ fn boot_of<'a>(machine: &'a Machine, name: &'a str, campaign: &Campaign) -> Boot
     match campaign.devices {
         Devices::Usual => {
             boot.append += KUNIT;
-            boot.plugged = &["nvme", "igb", "e1000e", "nvme1"];
+            boot.plugged = EVERYTHING;
             boot.generators = GENERATORS;
         }
         Devices::Storm | Devices::FastStorm | Devices::Races => {
             boot.plugged = &["nvme", "igb", "e1000e", "virtio", "nvme1"]
         }
         Devices::BootStorm => {
-            boot.plugged = &["nvme", "igb", "e1000e", "nvme1"];
+            boot.plugged = EVERYTHING;
             boot.storm = Some("virtio");
         }
         Devices::None => boot.plugged = &[],
         Devices::Kernels | Devices::Crash => {
-            boot.plugged = &["nvme", "igb", "e1000e", "nvme1"];
+            boot.plugged = EVERYTHING;
             boot.memory = 3;
         }
     }
