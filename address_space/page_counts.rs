@@ -2,16 +2,15 @@
 
 //! The pages that were mapped and unmapped, counted by each CPU for itself.
 //!
-//! Every map and unmap counts. A word that all CPUs write goes from cache to cache
-//! with each of them; a word of the CPU's own stays. What the CPUs counted is
-//! moved into the counters when somebody looks at those.
+//! Every map and unmap counts. A counter that all CPUs write would move from cache to
+//! cache with each of them; a per-CPU counter stays. When somebody reads the
+//! statistics, the per-CPU counts move there.
 //!
-//! A thread may change the CPU between the look for the word and the addition. So
-//! the addition is interlocked, and nothing is lost; the word is then another CPU's
-//! for this once.
+//! A thread may migrate between the look for the counter and the addition. The addition
+//! is interlocked, so nothing is lost: for once, the counter is another CPU's.
 //!
-//! The words count bytes: those are in a register at every map and unmap, a number of
-//! pages is not.
+//! The per-CPU counters count bytes: a map and an unmap have those in a register, but
+//! not the number of pages.
 //!
 //! The kernel crate has no per-CPU variables yet.
 
@@ -33,40 +32,40 @@ use crate::{
 
 /// What one CPU counted, in bytes.
 #[repr(C)]
-struct Words {
+struct Counts {
     mapped: AtomicU64,
     unmapped: AtomicU64,
 }
 
-/// Where the words of all CPUs are, to be kept where the short ways look anyway.
+/// Where the per-CPU counts are, to be kept where the fast paths look anyway.
 ///
 /// # Invariants
 ///
-/// `words` is per-CPU memory for a [`Words`], as long as the [`PageCounts`] are there.
+/// `counts` is per-CPU memory for a [`Counts`], as long as the [`PageCounts`] are there.
 /// `offset` is where every CPU finds the offset of its own such memory.
 #[derive(Clone, Copy)]
 pub(super) struct View {
-    words: NonNull<Words>,
+    counts: NonNull<Counts>,
     offset: NonNull<usize>,
 }
 
-// SAFETY: The words are atomic.
+// SAFETY: The counts are atomic.
 unsafe impl Send for View {}
 // SAFETY: As above.
 unsafe impl Sync for View {}
 
 impl View {
-    /// The words of this CPU, or of one that was this CPU a moment ago.
+    /// The counts of this CPU, or of the one that this thread just left.
     ///
     /// # Safety
     ///
     /// The [`PageCounts`] that this came from are there.
     #[inline(always)]
-    unsafe fn words(&self) -> &Words {
+    unsafe fn counts(&self) -> &Counts {
         // SAFETY: By the invariant; the caller's promise.
         unsafe {
             let offset = self.offset.as_ptr().read_volatile();
-            &*self.words.as_ptr().wrapping_byte_add(offset)
+            &*self.counts.as_ptr().wrapping_byte_add(offset)
         }
     }
 
@@ -74,24 +73,24 @@ impl View {
     ///
     /// # Safety
     ///
-    /// As for [`View::words`].
+    /// As for [`View::counts`].
     #[inline(always)]
     pub(super) unsafe fn mapped(&self, size: u64) {
         // SAFETY: The caller's promise.
-        let words = unsafe { self.words() };
-        words.mapped.fetch_add(size, Ordering::Relaxed);
+        let counts = unsafe { self.counts() };
+        counts.mapped.fetch_add(size, Ordering::Relaxed);
     }
 
     /// Counts `size` bytes of pages that were unmapped.
     ///
     /// # Safety
     ///
-    /// As for [`View::words`].
+    /// As for [`View::counts`].
     #[inline(always)]
     pub(super) unsafe fn unmapped(&self, size: u64) {
         // SAFETY: The caller's promise.
-        let words = unsafe { self.words() };
-        words.unmapped.fetch_add(size, Ordering::Relaxed);
+        let counts = unsafe { self.counts() };
+        counts.unmapped.fetch_add(size, Ordering::Relaxed);
     }
 }
 
@@ -109,19 +108,19 @@ impl PageCounts {
     ///
     /// May sleep.
     pub(super) fn new() -> Result<Self> {
-        let (size, align) = (size_of::<Words>(), align_of::<Words>());
+        let (size, align) = (size_of::<Counts>(), align_of::<Counts>());
         // Before the memory is there, which an error here would lose.
         // SAFETY: No requirements.
         let offset = NonNull::new(unsafe { zpci_iommu_percpu_offset() }).ok_or(ENODEV)?;
         // SAFETY: No requirements; the memory is zeroed.
-        let words =
+        let counts =
             unsafe { bindings::pcpu_alloc_noprof(size, align, false, bindings::GFP_KERNEL) };
-        let words = NonNull::new(words.cast()).ok_or(ENOMEM)?;
+        let counts = NonNull::new(counts.cast()).ok_or(ENOMEM)?;
         // INVARIANT: Just allocated.
-        Ok(PageCounts(View { words, offset }))
+        Ok(PageCounts(View { counts, offset }))
     }
 
-    /// Where the words are.
+    /// Where the counts are.
     pub(super) fn view(&self) -> View {
         self.0
     }
@@ -142,12 +141,12 @@ impl PageCounts {
 
     /// Moves what was counted into `counters`.
     pub(super) fn move_to(&self, counters: &Counters) {
-        let words = self.0.words.as_ptr();
+        let counts = self.0.counts.as_ptr();
         // SAFETY: By the invariant; only addresses are made of the fields.
         let (mapped, unmapped) = unsafe {
             (
-                zpci_iommu_percpu_take(&raw const (*words).mapped),
-                zpci_iommu_percpu_take(&raw const (*words).unmapped),
+                zpci_iommu_percpu_take(&raw const (*counts).mapped),
+                zpci_iommu_percpu_take(&raw const (*counts).unmapped),
             )
         };
         let (mapped, unmapped) = (mapped >> PAGE_SHIFT, unmapped >> PAGE_SHIFT);
@@ -161,12 +160,12 @@ impl PageCounts {
 impl Drop for PageCounts {
     fn drop(&mut self) {
         // SAFETY: By the invariant; nobody counts any more.
-        unsafe { bindings::free_percpu(self.0.words.as_ptr().cast()) }
+        unsafe { bindings::free_percpu(self.0.counts.as_ptr().cast()) }
     }
 }
 
 extern "C" {
     // integration/zpci_iommu.c
     fn zpci_iommu_percpu_offset() -> *mut usize;
-    fn zpci_iommu_percpu_take(word: *const AtomicU64) -> u64;
+    fn zpci_iommu_percpu_take(count: *const AtomicU64) -> u64;
 }

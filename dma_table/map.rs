@@ -73,7 +73,7 @@ fn seldom<T>() -> Option<T> {
     None
 }
 
-/// An entry of a page table that was found empty, whose page the caller owns.
+/// The empty entry of a page that the caller owns.
 pub(crate) struct EmptyPage<'a, M: Memory>(&'a M::Cell);
 
 impl<M: Memory> EmptyPage<'_, M> {
@@ -86,39 +86,15 @@ impl<M: Memory> EmptyPage<'_, M> {
 }
 
 impl<M: Memory> DmaTable<M> {
-    /// Maps `count` pages if one page table holds them and is there, and their entries
-    /// are empty: what most maps are, in few instructions. If not, nothing has
-    /// changed, and [`DmaTable::map`] does it or says why not.
+    /// The entry of a page, if its page table is present and the entry is empty: all that
+    /// most maps need, in few instructions. If not, [`DmaTable::map`] maps the page or says
+    /// why not.
     ///
     /// # Safety
     ///
-    /// The caller owns the range (see the head of `dma_table.rs`); both addresses are
-    /// aligned to a page, which the core sees to for every map. `low` is this tree's.
-    #[inline]
-    pub(crate) unsafe fn map_present(
-        &self,
-        low: Low,
-        iova: Iova,
-        phys: Phys,
-        count: usize,
-        access: Access,
-    ) -> bool {
-        debug_assert!((iova.0 | phys.0) & (PAGE_SIZE - 1) == 0);
-        if count == 1 {
-            // SAFETY: The caller's promise.
-            let page = unsafe { self.empty_page(low, iova) };
-            page.map(|page| page.fill(phys, access)).is_some()
-        } else {
-            // SAFETY: The caller's promise.
-            unsafe { self.map_in_leaf(low, iova, phys, count, access) }
-        }
-    }
-
-    /// A page that [`DmaTable::map_present`] can map.
-    ///
-    /// # Safety
-    ///
-    /// As there. Before the page is filled, nothing else is mapped to it.
+    /// The caller owns the page (see the head of `dma_table.rs`), and maps nothing else to
+    /// it before it fills the entry. The address is aligned to a page, which the core sees
+    /// to for every map. `low` is this tree's.
     #[inline]
     pub(crate) unsafe fn empty_page(&self, low: Low, iova: Iova) -> Option<EmptyPage<'_, M>> {
         debug_assert!(iova.0 & (PAGE_SIZE - 1) == 0);
@@ -130,13 +106,16 @@ impl<M: Memory> DmaTable<M> {
         Some(EmptyPage(cell))
     }
 
-    /// As [`DmaTable::map_present`], any number of pages.
+    /// Maps `count` pages if one page table holds them and is present, and their entries
+    /// are empty. If not, nothing has changed, and [`DmaTable::map`] maps them or says why
+    /// not.
     ///
     /// # Safety
     ///
-    /// The caller owns the range.
+    /// As for [`DmaTable::empty_page`]; the caller owns all pages, and both addresses are
+    /// aligned.
     #[inline]
-    unsafe fn map_in_leaf(
+    pub(crate) unsafe fn map_present(
         &self,
         low: Low,
         iova: Iova,
@@ -144,6 +123,7 @@ impl<M: Memory> DmaTable<M> {
         count: usize,
         access: Access,
     ) -> bool {
+        debug_assert!((iova.0 | phys.0) & (PAGE_SIZE - 1) == 0);
         match self.leaf_run(low, iova, count) {
             Some(run) if all_empty(run) => {
                 fill(run, phys.0 | access.bits());

@@ -159,8 +159,14 @@ impl<'m> Checked<'m> {
         // SAFETY: There is one thread, and the range lies within reach.
         short
             && unsafe {
-                self.tree
-                    .map_present(self.tree.low(), iova, phys, count, access)
+                let (tree, low) = (&self.tree, self.tree.low());
+                match count {
+                    1 => tree
+                        .empty_page(low, iova)
+                        .map(|page| page.fill(phys, access))
+                        .is_some(),
+                    _ => tree.map_present(low, iova, phys, count, access),
+                }
             }
     }
 

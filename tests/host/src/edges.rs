@@ -54,7 +54,10 @@ fn a_misaligned_page_is_not_mapped() {
     beside_a_page(|tree| {
         for (iova, phys) in MISALIGNED {
             // SAFETY: The assertion ends it before it writes.
-            let map = || unsafe { tree.map_present(tree.low(), iova, phys, 1, Access::READ_WRITE) };
+            let map = || {
+                unsafe { tree.empty_page(tree.low(), iova) }
+                    .map(|page| page.fill(phys, Access::READ_WRITE))
+            };
             assert!(catch_unwind(AssertUnwindSafe(map)).is_err());
         }
     });

@@ -238,7 +238,12 @@ impl Space {
         self.look();
         // SAFETY: There is one thread, and the range lies within reach.
         unsafe {
-            if !(single && self.tree.map_present(self.low, iova, phys, 1, access_of)) {
+            let page = single
+                .then(|| self.tree.empty_page(self.low, iova))
+                .flatten();
+            if let Some(page) = page {
+                page.fill(phys, access_of);
+            } else {
                 let mapping = Mapping {
                     iova,
                     phys,

@@ -299,14 +299,13 @@ impl<O: Orders> Tree<O> {
     /// Tries the short way first, as the driver does.
     fn map(&self, page: u64, pages: u64) {
         let (iova, phys) = (Iova(page * PAGE_SIZE), Phys(phys(page)));
-        // SAFETY: As for `map_as`.
-        let mapped = pages == 1
-            && unsafe {
-                self.tree
-                    .map_present(self.tree.low(), iova, phys, 1, Access::READ_WRITE)
-            };
-        if !mapped {
-            self.map_as(page, pages, false);
+        let empty_page = || {
+            // SAFETY: As for `map_as`.
+            unsafe { self.tree.empty_page(self.tree.low(), iova) }
+        };
+        match (pages == 1).then(empty_page).flatten() {
+            Some(entry) => entry.fill(phys, Access::READ_WRITE),
+            None => self.map_as(page, pages, false),
         }
     }
 

@@ -57,13 +57,7 @@ fn replace(depth: Depth, size: u64, large: [bool; 2], between: impl Fn(&HostMemo
             let used = tree.walk(|| Err(())).expect("nobody").next_used(Iova(0));
             assert_eq!(used, None, "a vacant entry counts as used");
             // The fast paths leave vacant tables alone.
-            assert!(!tree.map_present(
-                tree.low(),
-                Iova(iova),
-                Phys(PAGE_SIZE),
-                1,
-                Access::READ_WRITE
-            ));
+            assert!(tree.empty_page(tree.low(), Iova(iova)).is_none());
             assert!(!tree.map_present(
                 tree.low(),
                 Iova(iova),
