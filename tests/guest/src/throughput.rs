@@ -3,7 +3,7 @@
 //! knows: fio on the NVMe, iperf3 between the two network cards.
 //!
 //! A figure is a line `bench: throughput NAME KIB IOS RPCITS`: KiB a second, how many
-//! requests or packets, and how many refreshes these took.
+//! requests of a drive or mapped pages of cards, and how many refreshes these took.
 
 use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
@@ -69,10 +69,12 @@ fn text(output: Output, what: &str) -> Result<String> {
     Ok(text)
 }
 
-/// The refreshes of some functions.
-fn refreshes(functions: &[Function]) -> Result<u64> {
-    let counters = functions.iter().map(Counters::read);
-    counters.map(|read| read.map(|c| c.global + c.sync_map + c.sync)).sum()
+/// The pages that some functions had mapped, and their refreshes.
+fn work(functions: &[Function]) -> Result<(u64, u64)> {
+    functions.iter().try_fold((0, 0), |(mapped, refreshes), function| {
+        let read = Counters::read(function)?;
+        Ok((mapped + read.mapped, refreshes + read.global + read.sync_map + read.sync))
+    })
 }
 
 fn requests(nvme: &Function, (order, size, depth): (&str, u64, u32)) -> Result<()> {
@@ -81,7 +83,7 @@ fn requests(nvme: &Function, (order, size, depth): (&str, u64, u32)) -> Result<(
         true => "io_uring",
         false => "libaio",
     };
-    let before = refreshes(std::slice::from_ref(nvme))?;
+    let (_, before) = work(std::slice::from_ref(nvme))?;
     let output = program("fio")
         .args(["--name=bench", "--direct=1", "--thread", "--minimal", "--size=128m"])
         .args(["--time_based", &format!("--runtime={SECONDS}"), "--norandommap"])
@@ -91,7 +93,7 @@ fn requests(nvme: &Function, (order, size, depth): (&str, u64, u32)) -> Result<(
         .output()
         .context("start fio")?;
     let line = text(output, "fio")?;
-    let refreshes = refreshes(std::slice::from_ref(nvme))? - before;
+    let refreshes = work(std::slice::from_ref(nvme))?.1 - before;
     // The terse format, version 3: KiB and KiB a second of reads, then of writes.
     let fields: Vec<&str> = line.trim().split(';').collect();
     let first = if order.ends_with("read") { 5 } else { 46 };
@@ -108,26 +110,23 @@ fn stream(pair: &Pair, name: &str, words: &[&str]) -> Result<()> {
     let cards = nic::functions()?;
     let server: Child = pair.start_far(program("iperf3").args(["--server", "--one-off"]))?;
     std::thread::sleep(LISTENS);
-    let before = refreshes(&cards)?;
+    let (mapped_before, before) = work(&cards)?;
     let output = program("iperf3")
         .args(["--client", &nic::far_address(), "--time", SECONDS, "--format", "k"])
         .args(words)
         .output()
         .context("start iperf3")?;
-    let refreshes = refreshes(&cards)? - before;
+    let (mapped, refreshes) = work(&cards)?;
+    let (mapped, refreshes) = (mapped - mapped_before, refreshes - before);
     let lines = text(output, "iperf3")?;
     text(server.wait_with_output()?, "iperf3's server")?;
     // "[ 5] 0.00-2.00 sec 100 KBytes 410 Kbits/sec ... receiver"
     let line = lines.lines().rfind(|line| line.trim_end().ends_with("receiver"));
     let line = line.with_context(|| lines.clone())?;
-    let before = |unit: &str| -> Result<u64> {
-        let words: Vec<&str> = line.split_whitespace().collect();
-        let at = words.iter().position(|word| *word == unit);
-        let number = at.and_then(|at| words.get(at.checked_sub(1)?)?.parse::<f64>().ok());
-        Ok(number.with_context(|| line.to_owned())? as u64)
-    };
-    let (kib, rate) = (before("KBytes")?, before("Kbits/sec")? / 8);
-    ensure!(kib > 0, "iperf3 moved nothing: {line}");
-    say!("bench: throughput {name} {rate} {kib} {refreshes}");
+    let mut words = line.split_whitespace().rev().skip_while(|word| *word != "Kbits/sec");
+    let rate: Option<f64> = words.nth(1).and_then(|word| word.parse().ok());
+    let rate = rate.with_context(|| line.to_owned())? as u64 / 8;
+    ensure!(rate > 0, "iperf3 moved nothing: {line}");
+    say!("bench: throughput {name} {rate} {mapped} {refreshes}");
     Ok(())
 }

@@ -15,8 +15,9 @@ use crate::{
 use anyhow::{ensure, Context, Result};
 use std::collections::BTreeMap;
 
-/// Boots of each driver in each mode.
-const ROUNDS: usize = 3;
+/// Boots of each driver in each mode: were both the same, all of one would be slower than
+/// all of the other once in 252 times.
+const ROUNDS: usize = 5;
 /// The DMA API's modes: a name, and words for the kernel.
 const MODES: [(&str, &str); 2] = [("lazy", "iommu.strict=0"), ("strict", "iommu.strict=1")];
 /// The drivers, and so the kernels.
@@ -27,7 +28,7 @@ const DRIVERS: [&str; 2] = ["rust", "c"];
 struct Figures {
     /// KiB a second, in order; one figure a boot.
     rates: Vec<u64>,
-    /// Requests of a drive or KiB of a card, and refreshes, in all boots.
+    /// Requests of a drive or mapped pages of cards, and refreshes, in all boots.
     requests: u64,
     refreshes: u64,
 }
@@ -114,20 +115,16 @@ fn loads(all: &Throughput) -> Result<Vec<(String, &Figures, &Figures)>> {
     .collect()
 }
 
-/// No load takes more refreshes than with the C driver, and the best of our boots
-/// moves no less than its usual one.
+/// No load takes more refreshes than with the C driver, and is slower in all boots.
 fn judge(all: &Throughput) -> Result<Vec<Bound>> {
     let mut bounds = Vec::new();
     for (load, ours, theirs) in loads(all)? {
-        let (best, usual) = (
-            ours.rates[ours.rates.len() - 1],
-            theirs.rates[theirs.rates.len() / 2],
-        );
+        let (best, worst) = (ours.rates[ours.rates.len() - 1], theirs.rates[0]);
         let mut bound = |what: &str, figure, limit| {
             let what = format!("{load}: {what}");
             bounds.push(Bound::new("throughput", "both", what, figure, limit));
         };
-        bound("C driver's median KiB a second, and our best", usual, best);
+        bound("C driver's slowest boot, and our fastest", worst, best);
         let (ours, theirs) = (ours.refreshes_a_thousand(), theirs.refreshes_a_thousand());
         bound(
             "refreshes of a thousand requests, and the C driver's",
@@ -181,9 +178,12 @@ mod tests {
         }
         assert_eq!(all["read-128k-1 lazy rust"].rates, [5, 7]);
         assert!(judge(&all).unwrap().iter().all(|b| b.met));
-        add(&mut all, "lazy", "rust", &lines(5, 30)).unwrap();
-        add(&mut all, "lazy", "c", &lines(8, 3)).unwrap();
-        add(&mut all, "lazy", "c", &lines(8, 3)).unwrap();
+        // Slower in all boots, and more refreshes in one of them
+        for (ours, refreshes) in [(7, 3), (5, 30)] {
+            add(&mut all, "strict", "rust", &lines(ours, refreshes)).unwrap();
+            add(&mut all, "strict", "c", &lines(8, 3)).unwrap();
+        }
+        all.retain(|load, _| load.contains("strict"));
         assert!(judge(&all).unwrap().iter().all(|b| !b.met));
     }
 }
