@@ -6,6 +6,7 @@ use crate::{
     initramfs::{self, Extra},
     kernel::{self, Flavour, Kernel},
     ktap::Outcome,
+    machine,
     project::{more_words, Project},
     qemu::{Boot, USUAL},
     steps::Step,
@@ -51,6 +52,13 @@ impl Machine {
             initrd: initramfs::build(project, kernel, extra)?,
             qemu: deps::qemu(project)?,
         })
+    }
+
+    /// With the emulator of `make machine`. Debian's loses interrupts where several
+    /// functions are at work at once (`integration/qemu/0010-summary.patch`).
+    pub fn corrected(self, project: &Project) -> Result<Self> {
+        let qemu = machine::build(project)?;
+        Ok(Self { qemu, ..self })
     }
 
     pub fn boot<'a>(&'a self, name: &'a str, append: String, limit: Duration) -> Boot<'a> {

@@ -46,8 +46,12 @@ pub fn run(project: &Project) -> Result<()> {
     Ok(())
 }
 
-/// The emulator, from the cache if it was built from the same before.
+/// The emulator: the one that is named, or from the cache if it was built from the same
+/// before.
 pub fn build(project: &Project) -> Result<PathBuf> {
+    if project.qemu.is_some() {
+        return deps::qemu(project);
+    }
     deps::ensure_machine(project)?;
     let _lock = project.lock_file("machine.lock")?;
     let (archive, version) = source(project)?;

@@ -300,7 +300,8 @@ impl Suite<'_> {
         let Some(kernel) = self.kernel_for("guest") else {
             return;
         };
-        let machine = match Machine::of_kernel(self.project, kernel) {
+        let machine = Machine::of_kernel(self.project, kernel);
+        let machine = match machine.and_then(|machine| machine.corrected(self.project)) {
             Ok(machine) => machine,
             Err(error) => return self.keep("guest", Err(error)),
         };

@@ -80,7 +80,8 @@ fn measure_all(project: &Project) -> Result<Throughput> {
     let load = inner::LOAD.archive(project)?;
     let mut machines = Vec::new();
     for driver in DRIVERS {
-        let mut machine = Machine::prepare(project, &flavour(&format!("{driver},throughput")))?;
+        let fragments = flavour(&format!("{driver},throughput"));
+        let mut machine = Machine::prepare(project, &fragments)?.corrected(project)?;
         let initrd = project.build.join(format!("initrd-throughput-{driver}"));
         initramfs::join(&initrd, &[load.clone(), machine.initrd])?;
         machine.initrd = initrd;

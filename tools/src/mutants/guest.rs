@@ -27,7 +27,7 @@ pub(super) fn run(project: &Project, place: Place, list: &[&Mutant]) -> Result<C
         Place::Debug => "rust,debug,torture",
         _ => "rust",
     });
-    let machine = Machine::prepare(project, &flavour)?;
+    let machine = Machine::prepare(project, &flavour)?.corrected(project)?;
     let step = Step::start(project, "mutants-guest", "the named tests without a mutant")?;
     let report = report(project, &machine, &machine.image, list)?;
     for mutant in list {

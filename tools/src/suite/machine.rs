@@ -4,7 +4,8 @@
 
 use super::{variant, Suite, Variant};
 use crate::{
-    guest, kselftest, machine,
+    guest::Machine,
+    kselftest,
     project::{more_words, variable},
     qemu::USUAL,
 };
@@ -136,19 +137,17 @@ impl Suite<'_> {
         }
     }
 
-    fn special_machine(&mut self, has_programs: bool) -> Result<guest::Machine> {
-        let qemu = machine::build(self.project)?;
+    fn special_machine(&mut self, has_programs: bool) -> Result<Machine> {
         let kernel = self.kernel();
         let kernel = kernel.context("machine: there is no kernel to boot")?;
         let programs = match has_programs {
             true => kselftest::programs(self.project, &kernel)?,
             false => Vec::new(),
         };
-        let machine = guest::Machine::with_files(self.project, &kernel, &programs)?;
-        Ok(guest::Machine { qemu, ..machine })
+        Machine::with_files(self.project, &kernel, &programs)?.corrected(self.project)
     }
 
-    fn special_boot(&mut self, machine: &guest::Machine, variant: &Variant, has_programs: bool) {
+    fn special_boot(&mut self, machine: &Machine, variant: &Variant, has_programs: bool) {
         let name = format!("machine-{}", variant.name);
         let mut boot = Self::boot_of(machine, &name, variant);
         if has_programs {

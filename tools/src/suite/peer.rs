@@ -5,10 +5,9 @@
 use super::Suite;
 use crate::{
     count::Count,
-    guest,
+    guest::Machine,
     kernel::{self, Flavour},
     ktap::{Outcome, Point, Report},
-    machine,
 };
 use anyhow::{Context, Result};
 use std::time::Duration;
@@ -48,11 +47,7 @@ impl Suite<'_> {
         // The one before holds the cache.
         self.kernel = None;
         let kernel = kernel::build(self.project, flavour)?;
-        // Debian's QEMU loses interrupts where one byte has the summary bits of all
-        // functions that are at work: integration/qemu/0010-summary.patch.
-        let qemu = machine::build(self.project)?;
-        let machine = guest::Machine::of_kernel(self.project, kernel)?;
-        let machine = guest::Machine { qemu, ..machine };
+        let machine = Machine::of_kernel(self.project, kernel)?.corrected(self.project)?;
         let append = format!("guest.mode=test iommu.strict=1 guest.suite={SUITES}");
         let boot = machine.boot(name, append, LIMIT);
         let mut report = None;

@@ -229,7 +229,7 @@ impl Suite<'_> {
             let kernel = self
                 .kernel()
                 .context("torture: there is no kernel to boot")?;
-            return Machine::of_kernel(self.project, kernel);
+            return Machine::of_kernel(self.project, kernel)?.corrected(self.project);
         }
         // The cache is needed for another kernel.
         self.kernel = None;
@@ -238,7 +238,7 @@ impl Suite<'_> {
             Needs::Races => "rust,kcsan",
             _ => "rust",
         };
-        Machine::prepare(self.project, &flavour(fragments))
+        Machine::prepare(self.project, &flavour(fragments))?.corrected(self.project)
     }
 
     /// A file system with kernels of both drivers, and the guest's root.
