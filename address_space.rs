@@ -299,21 +299,26 @@ impl<M: Member> AddressSpace<M> {
 
     /// The next range at or after `iova` that a machine may know something of:
     /// what segment entries map that are in use, and what was unmapped and waits
-    /// for a full flush. `None` if there is none.
+    /// for a full flush, or is being flushed. `None` if there is none.
     ///
     /// # Context
     ///
     /// May sleep.
     fn next_known(&self, iova: u64) -> Option<Range> {
-        if self.is_behind() {
-            return Some(Range::ALL);
-        }
         let walk = self.table.walk(Self::wait).ok()?;
         let used = walk.next_used(Iova(iova));
         let used = used.and_then(|(start, last)| Range::new(start.0, last.0));
-        let marked = self.pending.next_marked(iova);
+        // After the walk: what it found empty was marked before.
+        let marked = self.flushes.lock().next_known(&self.pending, iova);
         let both = [used, marked];
         both.into_iter().flatten().min_by_key(|range| range.start())
+    }
+
+    /// Whether what a machine knows cannot be found out right now: an unmap may be emptying
+    /// segment entries that a walk then skips, and a full flush may have taken its mark
+    /// before.
+    pub(crate) fn is_uncertain(&self) -> bool {
+        self.table.is_unmapped_beside()
     }
 
     /// The next range at or after `iova` that a machine may know something of from
@@ -462,25 +467,25 @@ impl<M: Member> AddressSpace<M> {
             return 0;
         }
         // An attach refreshes what segment entries map that are in use, and what is
-        // marked. A range that may empty segment entries is marked before as well, so
-        // that an attach which comes meanwhile finds one or the other.
-        if size >= LARGE_PAGE_SIZE {
+        // marked, so both stand in this order.
+        let mark = |size| {
             self.mark(iova, size);
             smp_mb(Write);
-        }
+        };
         let mut unlinked = Unlinked {
             gather,
             pages: self.table.memory(),
         };
         // SAFETY: The caller's promise; the range is in reach.
-        let bytes = unsafe { self.table.unmap(Iova(iova), size, &mut unlinked) };
+        let bytes = unsafe { self.table.unmap(Iova(iova), size, &mut unlinked, mark) };
         if bytes != 0 {
             let queued = gather.is_queued();
             if !queued {
                 gather.add(iova, bytes);
             }
-            // A full flush takes marks that came after the entries were emptied.
-            if queued || bytes >= LARGE_PAGE_SIZE {
+            // A full flush takes marks that came after the entries were emptied; longer
+            // unmaps have made theirs.
+            if queued && bytes < LARGE_PAGE_SIZE {
                 self.mark(iova, bytes);
             }
             self.page_counts.unmapped(bytes);

@@ -91,7 +91,7 @@ pub(crate) mod memory;
 mod table;
 mod unmap;
 mod walk;
-mod walk_lock;
+pub(crate) mod walk_lock;
 
 pub(crate) use format::{
     Access,

@@ -148,6 +148,8 @@ struct State {
     retained: KVec<Arc<Space>>,
     /// Whether the machine cannot be using anything but what is registered.
     settled: bool,
+    /// Whether the last target was registered, and a refresh after that refused.
+    lacks_refresh: bool,
     /// When it last left an address space; flushes that saw it there are waited for
     /// before it goes.
     passed: Option<Moment>,
@@ -258,6 +260,7 @@ impl Function {
                 machine: Machine::Nothing,
                 retained: KVec::new(),
                 settled: true,
+                lacks_refresh: false,
                 passed: None,
                 last: None,
                 refuses_reregister: None,
@@ -393,8 +396,16 @@ impl Function {
         let before = state.machine;
         // A function that does not translate must not be refreshed, so it comes
         // off the table first, and then out of the flushes' sight.
-        if before != Machine::Nothing {
-            self.switch(state, Target::Empty)?;
+        let off = match before {
+            Machine::Nothing => Ok(()),
+            _ if state.refuses_reregister.is_some() => {
+                self.ignore_unreachable(self.drop_table(state))
+            }
+            _ => self.install(state, Target::Empty),
+        };
+        if let Err(refusal) = off {
+            self.go_back(state, before, refusal);
+            return Err(refusal.into());
         }
         self.stop_refreshes();
         if let Err(refusal) = self.ignore_unreachable(self.set(state, Iota::IDENTITY)) {
@@ -456,7 +467,7 @@ impl Function {
             // state again, this was no failure: the recovery that follows comes
             // here once more.
             Ok(()) | Err(Refusal::InError) => Outcome::DONE,
-            Err(refusal) if self.has(&state, Target::of(&attached)) => {
+            Err(refusal) if state.lacks_refresh => {
                 self.log_refused_refresh(refusal);
                 Outcome::DONE
             }
@@ -484,7 +495,7 @@ impl Function {
         let result = self.install_strictly(&mut state, Target::of(&attached));
         match result {
             // What was unmapped was looked at.
-            Err(Refusal::Resources) if self.has(&state, Target::of(&attached)) => Ok(()),
+            Err(Refusal::Resources) if state.lacks_refresh => Ok(()),
             Err(refusal) => {
                 self.missed.store(true, Relaxed);
                 Err(refusal.into())

@@ -8,7 +8,7 @@
 //! these only, in at most [`MAX_RANGES`] ranges. Only *queued* unmaps do, which a
 //! full flush is for: others are refreshed by range before their caller goes on.
 //! (Long ones mark as well, for an attach that comes before that refresh, see
-//! [`Pending::next_marked`].) Marking takes no lock: it is on the unmap path.
+//! [`Flushes::next_known`].) Marking takes no lock: it is on the unmap path.
 //!
 //! # The protocol
 //!
@@ -25,7 +25,7 @@
 //! A flush that the machine refused is not forgotten: from then on every flush
 //! refreshes everything, until one that began after the refusal succeeds.
 //!
-//! `begin`, `end` and `refused` are called under a lock of the caller's; the
+//! `begin`, `end`, `refused` and `next_known` are called under a lock of the caller's; the
 //! refreshes are not. Marks and the lock are ordered by a full barrier in `begin`:
 //! the flush queue of the core notes in a counter of its own that a flush began,
 //! which the unmapper reads after a barrier.
@@ -136,16 +136,6 @@ impl Pending {
         let start = (self.first + chunk) << self.shift;
         // The chunk's start is not after its last address.
         Range::new(start, start | ((1 << self.shift) - 1)).unwrap_or(Range::ALL)
-    }
-
-    /// The first marked chunk that ends at or after `iova`. The marks stay.
-    pub(crate) fn next_marked(&self, iova: u64) -> Option<Range> {
-        let marked = (0..).zip(&self.marks).flat_map(|(word, cell)| {
-            Bits(cell.load(Ordering::Acquire)).map(move |bit| word * u64::from(WORD_BITS) + bit)
-        });
-        marked
-            .map(|chunk| self.range_of(chunk))
-            .find(|range| range.last() >= iova)
     }
 }
 
@@ -273,6 +263,23 @@ impl Flushes {
             self.taken = [0; MARK_WORDS];
         }
         self.everything
+    }
+
+    /// The first chunk that ends at or after `iova` of which no flush that has ended
+    /// refreshed all: it is marked, or a flush under way took its mark. Everything, after a
+    /// refusal. The marks stay.
+    pub(crate) fn next_known(&self, pending: &Pending, iova: u64) -> Option<Range> {
+        if self.everything {
+            return Some(Range::ALL);
+        }
+        let words = (0..).zip(pending.marks.iter().zip(&self.taken));
+        let chunks = words.flat_map(|(word, (cell, taken))| {
+            Bits(cell.load(Ordering::Acquire) | taken)
+                .map(move |bit| word * u64::from(WORD_BITS) + bit)
+        });
+        chunks
+            .map(|chunk| pending.range_of(chunk))
+            .find(|range| range.last() >= iova)
     }
 
     /// A refresh was refused.

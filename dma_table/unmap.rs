@@ -61,6 +61,10 @@ impl<M: Memory> DmaTable<M> {
     /// mapped by a large page which the range does not cover. Returns how many bytes
     /// were unmapped. Allocates nothing.
     ///
+    /// Before segment entries may be emptied, and after, `mark` is called with the size of
+    /// the range. Who walks the tree meanwhile and finds them empty finds the mark; who
+    /// walks it later finds the second one.
+    ///
     /// The machine may go on using what was unmapped, and reads the tables in
     /// `unlinked`, until it was refreshed.
     ///
@@ -69,30 +73,47 @@ impl<M: Memory> DmaTable<M> {
     /// The caller owns the range (see the head of `dma_table.rs`), which is not empty
     /// and lies in the reach of the tree.
     #[inline]
-    pub(crate) unsafe fn unmap(&self, iova: Iova, size: u64, unlinked: &mut impl DeferFree) -> u64 {
+    pub(crate) unsafe fn unmap(
+        &self,
+        iova: Iova,
+        size: u64,
+        unlinked: &mut impl DeferFree,
+        mark: impl Fn(u64),
+    ) -> u64 {
         match self.leaf_run(self.low, iova, (size >> PAGE_SHIFT) as usize) {
             // A page table that is covered whole goes as it is.
             Some(run) if run.len() < Shape::Page.entries() && all_live(run) => {
                 clear(run);
                 size
             }
-            _ => self.unmap_long(iova, size, unlinked),
+            _ => self.unmap_long(iova, size, unlinked, mark),
         }
     }
 
     /// Unmaps a range of any size.
     #[inline(never)]
-    fn unmap_long(&self, iova: Iova, size: u64, unlinked: &mut impl DeferFree) -> u64 {
+    fn unmap_long(
+        &self,
+        iova: Iova,
+        size: u64,
+        unlinked: &mut impl DeferFree,
+        mark: impl Fn(u64),
+    ) -> u64 {
         // Less than a segment entry spans covers no table.
         if size < LARGE_PAGE_SIZE {
             return self.unmap_range(iova, size, &mut Nothing);
         }
         let (_guard, may_unlink) = self.walk_lock.unmap();
-        if may_unlink {
+        mark(size);
+        let bytes = if may_unlink {
             self.unmap_range(iova, size, unlinked)
         } else {
             self.unmap_keeping_tables(iova, size)
+        };
+        if bytes >= LARGE_PAGE_SIZE {
+            mark(bytes);
         }
+        bytes
     }
 
     /// Unmaps a range while there is a reader: all tables stay.

@@ -65,6 +65,11 @@ impl<M: Memory> DmaTable<M> {
         })
     }
 
+    /// Whether an unmap may be emptying segment entries beside a walk.
+    pub(crate) fn is_unmapped_beside(&self) -> bool {
+        self.walk_lock.is_unmapped_beside()
+    }
+
     /// Finds the translation of `iova`.
     ///
     /// # Safety

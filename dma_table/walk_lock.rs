@@ -8,7 +8,7 @@ use super::table::Cell;
 /// Keeps tables in the tree while there are readers (see the head of `dma_table.rs`).
 /// One word counts, from its lowest bit on, unmaps that may unlink, unmaps that
 /// may not as there is a reader, and readers.
-pub(super) struct WalkLock<C: Cell>(pub(super) C);
+pub(crate) struct WalkLock<C: Cell>(pub(crate) C);
 
 impl<C: Cell> WalkLock<C> {
     const UNLINKER: u64 = 1;
@@ -19,7 +19,7 @@ impl<C: Cell> WalkLock<C> {
     /// a reader. It looks before it counts itself, so unmaps that come later do
     /// not keep a reader waiting.
     #[inline]
-    pub(super) fn unmap(&self) -> (WalkGuard<'_, C>, bool) {
+    pub(crate) fn unmap(&self) -> (WalkGuard<'_, C>, bool) {
         if self.0.load_acquire() < Self::READER {
             let before = self.0.change(Self::UNLINKER);
             let guard = self.guard(Self::UNLINKER);
@@ -33,7 +33,7 @@ impl<C: Cell> WalkLock<C> {
 
     /// Lets a reader in, after the last unmap that may unlink. `wait` may end
     /// the wait with an error.
-    pub(super) fn read<E>(
+    pub(crate) fn read<E>(
         &self,
         wait: impl FnMut() -> Result<(), E>,
     ) -> Result<WalkGuard<'_, C>, E> {
@@ -41,8 +41,13 @@ impl<C: Cell> WalkLock<C> {
     }
 
     /// Waits until every unmap has ended that began before.
-    pub(super) fn wait_for_unmaps<E>(&self, wait: impl FnMut() -> Result<(), E>) -> Result<(), E> {
+    pub(crate) fn wait_for_unmaps<E>(&self, wait: impl FnMut() -> Result<(), E>) -> Result<(), E> {
         self.enter(Self::READER, wait).map(|_| ())
+    }
+
+    /// Whether an unmap is under way beside a reader.
+    pub(crate) fn is_unmapped_beside(&self) -> bool {
+        self.0.load_acquire() % Self::READER >= Self::BESIDE
     }
 
     /// Counts a reader, and waits until nobody is counted below `limit`.
@@ -66,7 +71,7 @@ impl<C: Cell> WalkLock<C> {
 }
 
 /// Somebody who holds the walk lock.
-pub(super) struct WalkGuard<'t, C: Cell> {
+pub(crate) struct WalkGuard<'t, C: Cell> {
     lock: &'t WalkLock<C>,
     who: u64,
 }

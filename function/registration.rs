@@ -123,11 +123,8 @@ impl Function {
     /// Registers `target` and refreshes what it maps. A function that cannot do
     /// DMA is no error: whoever brings it back installs the target again, strictly.
     pub(super) fn install(&self, state: &mut State, target: Target<'_>) -> Result<(), Refusal> {
-        let result = self.ignore_unreachable(self.install_strictly(state, target));
-        if result.is_ok() && !self.has(state, target) {
-            state.machine = Machine::Unknown;
-        }
-        result
+        let result = self.install_strictly(state, target);
+        self.ignore_unreachable(result)
     }
 
     /// Registers `target` and refreshes what it maps, and what was there before.
@@ -136,6 +133,7 @@ impl Function {
         state: &mut State,
         target: Target<'_>,
     ) -> Result<(), Refusal> {
+        state.lacks_refresh = false;
         let result = match target {
             Target::Identity => self.set(state, Iota::IDENTITY),
             _ => self.translate(state, target),
@@ -171,13 +169,21 @@ impl Function {
         let table = self.table(target);
         let gapless = self
             .register_table(state, table, may_gap)
-            .inspect_err(|_| self.missed.store(missed, Relaxed))?;
+            .inspect_err(|_| {
+                // A flush may have passed the function by meanwhile.
+                if missed {
+                    self.missed.store(true, Relaxed);
+                }
+            })?;
         let new = match target {
             Target::Space(space) => Some(&**space),
             _ => None,
         };
         self.refresh_known(uncertain || !gapless, [old.as_deref(), new], target)
-            .inspect_err(|_| self.missed.store(true, Relaxed))
+            .inspect_err(|_| {
+                self.missed.store(true, Relaxed);
+                state.lacks_refresh = true;
+            })
     }
 
     /// Registers a table, and makes flushes reach the function. Returns whether they
@@ -215,10 +221,7 @@ impl Function {
     /// Where re-registration is refused. A flush between the two instructions finds
     /// nothing registered; none is missed, as the window is refreshed afterwards.
     fn deregister_and_register(&self, state: &mut State, table: Iota) -> Result<(), Refusal> {
-        if state.machine != Machine::Nothing {
-            self.deregister(state).check()?;
-            state.machine = Machine::Nothing;
-        }
+        self.drop_table(state)?;
         let registered = self.issue(state, false, table);
         if registered.is_err() {
             self.stop_refreshes();
@@ -227,6 +230,15 @@ impl Function {
         state.machine = Machine::Table(table);
         state.settled = false;
         self.live.store(true, Relaxed);
+        Ok(())
+    }
+
+    /// Deregisters what is registered. Flushes may still find the function live.
+    pub(super) fn drop_table(&self, state: &mut State) -> Result<(), Refusal> {
+        if self.is_registered(state)? {
+            self.deregister(state).check()?;
+        }
+        state.machine = Machine::Nothing;
         Ok(())
     }
 
@@ -265,6 +277,7 @@ impl Function {
         target: Target<'_>,
     ) -> Result<(), Refusal> {
         mb(Full);
+        let everything = everything || spaces.into_iter().flatten().any(Space::is_uncertain);
         let mut rest = Some(self.window);
         while let Some(window) = rest {
             let next = match everything {
@@ -290,22 +303,25 @@ impl Function {
         Ok(())
     }
 
+    /// Whether anything is registered; asks the machine if that is not known.
+    fn is_registered(&self, state: &State) -> Result<bool, Refusal> {
+        match state.machine {
+            Machine::Nothing => Ok(false),
+            Machine::Table(_) => Ok(true),
+            Machine::Unknown => Ok(self.zdev.registered()? != Registered::Nothing),
+        }
+    }
+
     /// Registers `target`, with whichever instruction fits.
     pub(super) fn set(&self, state: &mut State, target: Iota) -> Result<(), Refusal> {
-        let is_registered = || {
-            let now = self.zdev.registered()?;
-            Ok::<bool, Refusal>(now != Registered::Nothing)
-        };
-        let assumed = match state.machine {
-            Machine::Nothing => false,
-            Machine::Table(_) => true,
-            Machine::Unknown => is_registered()?,
-        };
+        let assumed = self.is_registered(state)?;
         let mut result = self.issue(state, assumed, target);
         // The machine may know better whether something is registered. If it says
         // by now that the function is gone, it is being disabled, and that is what
         // the refusal comes to.
-        if result == Err(Refusal::Other) && is_registered()? != assumed {
+        if result == Err(Refusal::Other)
+            && (self.zdev.registered()? != Registered::Nothing) != assumed
+        {
             result = self.issue(state, !assumed, target);
         }
         result?;
@@ -363,7 +379,14 @@ impl Function {
                 true => Target::Empty,
                 false => Target::of(&attached),
             };
-            self.install(state, target)
+            match self.install(state, target) {
+                // All that was unmapped was looked at.
+                Err(refusal @ Refusal::Resources) if state.lacks_refresh => {
+                    self.log_refused_refresh(refusal);
+                    Ok(())
+                }
+                result => result,
+            }
         };
         if let Err(refusal) = put_back {
             let why = state.why(refusal);
@@ -379,7 +402,7 @@ impl Function {
     pub(super) fn force_block(&self, state: &mut State, refusal: Refusal) {
         let status = state.last.map_or(0, |(_, outcome)| outcome.status);
         let text = if self.take_table(state) {
-            if !Outcome::lacks_resources(status) {
+            if !Outcome::lacks_resources(status) && !state.lacks_refresh {
                 state.refuses_reregister = Some(status);
             }
             c"refused to be blocked, its table was taken away"
@@ -393,7 +416,10 @@ impl Function {
     pub(super) fn take_table(&self, state: &mut State) -> bool {
         // In this order no unmap is missed. A flush between the two may put the
         // function into the error state, which blocks it as well.
-        let outcome = self.deregister(state);
+        let outcome = match self.is_registered(state) {
+            Ok(false) => Outcome::DONE,
+            _ => self.deregister(state),
+        };
         self.stop_refreshes();
         let taken = self.ignore_unreachable(outcome.check()).is_ok();
         if taken {

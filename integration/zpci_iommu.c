@@ -80,7 +80,7 @@ int zpci_iommu_driver_start(void)
 		return 0;
 
 	guard(mutex)(&driver_lock);
-	if (functions) {
+	if (functions || kept) {
 		/* An event brought one; it needs the driver. */
 		pr_err("cannot look for functions (%d), some may be missing\n", rc);
 		return 0;

@@ -235,7 +235,8 @@ impl Zdev {
         if range == Range::ALL {
             // More than the instruction can be given.
             let [low, high] = Range::HALVES;
-            return self.refresh(low).and_then(|()| self.refresh(high));
+            let results = [low, high].map(|half| self.refresh(half));
+            return results[0].and(results[1]);
         }
         let function = u64::from(self.handle()) << 32;
         // SAFETY: No requirements.

@@ -198,7 +198,10 @@ impl<'m> Checked<'m> {
             size
         } else {
             // SAFETY: There is one thread, and the range lies within reach.
-            unsafe { self.tree.unmap(Iova(iova), size, &mut self.unlinked) }
+            unsafe {
+                self.tree
+                    .unmap(Iova(iova), size, &mut self.unlinked, |_| ())
+            }
         };
         let walked = walk.is_some();
         drop(walk);

@@ -3,8 +3,8 @@
 //! Model checks of the flush protocol: no flush is missed, and none hits a
 //! function that is not registered.
 //!
-//! Members, marks and flushes are the driver's own (`address_space/`), with their own
-//! orders; `tests/host/kernel` stands for the kernel around them. What `function.rs` does
+//! Members, marks, flushes and the walk lock are the driver's own (`address_space/`,
+//! `dma_table/`), with their own orders; `tests/host/kernel` stands for the kernel around them. What `function.rs` does
 //! needs a machine, so its steps are written down once more here, as small as they can
 //! be: two pages, two address spaces, one function. What holds:
 //!
@@ -31,6 +31,8 @@ use loom::thread;
 
 use crate::address_space::members::{Member, Members};
 use crate::address_space::pending::{Flushes, Pending};
+use crate::atomic::AtomicU64 as Word;
+use crate::dma_table::walk_lock::WalkLock;
 use crate::dma_table::Depth;
 use crate::range::Range;
 use crate::zpci::Refusal;
@@ -48,6 +50,8 @@ trait Protocol: Send + Sync + 'static {
     const GRACE_PERIOD: bool = true;
     /// A function is disabled before flushes leave it alone.
     const DISABLE_FIRST: bool = true;
+    /// An attach looks for unmaps beside walks.
+    const LOOK_BESIDE: bool = true;
 }
 
 /// As in the driver.
@@ -194,6 +198,7 @@ impl Member for Function {
 /// Of `AddressSpace`, what flushes are about.
 struct Space {
     members: Members<Function>,
+    walk_lock: WalkLock<Word>,
     pending: Pending,
     flushes: Mutex<Flushes>,
     counter: AtomicU64,
@@ -203,6 +208,7 @@ impl Space {
     fn new() -> Self {
         Space {
             members: Members::new(),
+            walk_lock: WalkLock(Word::new(0)),
             pending: Pending::new(Range::sized(0, 1 << 30).expect("not empty")),
             flushes: Mutex::new(Flushes::new()),
             counter: AtomicU64::new(0),
@@ -251,11 +257,26 @@ impl<P: Protocol> World<P> {
         self.function.has_cached(space, page)
     }
 
-    /// `AddressSpace::next_known`: whether there is anything to refresh.
+    /// `AddressSpace::is_uncertain` and `next_known`: whether there is anything to refresh.
     fn is_known(&self, space: usize) -> bool {
-        let mapped = |page: &Page| page.entry.load(Relaxed);
         let pages = &self.function.pages[space];
-        pages.iter().any(mapped) || self.spaces[space].pending.next_marked(0).is_some()
+        let Space {
+            walk_lock,
+            pending,
+            flushes,
+            ..
+        } = &self.spaces[space];
+        if P::LOOK_BESIDE && walk_lock.is_unmapped_beside() {
+            return true;
+        }
+        let wait = || {
+            thread::yield_now();
+            Ok::<(), ()>(())
+        };
+        let _walk = walk_lock.read(wait);
+        let mapped = |page: &Page| page.entry.load(Acquire);
+        let is_mapped = pages.iter().any(mapped);
+        is_mapped || flushes.lock().unwrap().next_known(pending, 0).is_some()
     }
 
     fn map(&self, space: usize, page: usize) {
@@ -293,6 +314,34 @@ impl<P: Protocol> World<P> {
     fn unmap_lazily(&self, space: usize, page: usize) {
         self.page(space, page).entry.store(false, Relaxed);
         self.spaces[space].mark(page);
+        self.spaces[space].flush_all();
+        self.give_away(space, page);
+    }
+
+    /// `AddressSpace::unmap_range`, of a page that is all that a segment entry maps.
+    fn empty(&self, space: usize, page: usize) {
+        let _guard = self.spaces[space].walk_lock.unmap();
+        self.spaces[space].mark(page);
+        fence(SeqCst);
+        self.page(space, page).entry.store(false, Relaxed);
+        self.spaces[space].mark(page);
+    }
+
+    /// An unmap of such a page that is flushed at once.
+    fn unmap_whole(&self, space: usize, page: usize) {
+        self.empty(space, page);
+        let Space {
+            members, counter, ..
+        } = &self.spaces[space];
+        if members.needs_flush() {
+            assert!(members.refresh_unmapped(&[Range::ALL], counter));
+        }
+        self.give_away(space, page);
+    }
+
+    /// And one that a full flush follows.
+    fn unmap_whole_lazily(&self, space: usize, page: usize) {
+        self.empty(space, page);
         self.spaces[space].flush_all();
         self.give_away(space, page);
     }
@@ -427,6 +476,13 @@ fn map_beside<P: Protocol>(prepare: Job<P>, jobs: &'static [Job<P>]) {
     check(Machine::Shadows, false, prepare, jobs, visible);
 }
 
+/// The same of the only page that is mapped.
+fn unmap_last_beside<P: Protocol>(prepare: Job<P>, jobs: &'static [Job<P>]) {
+    for machine in [Machine::Walks, Machine::Shadows] {
+        check(machine, false, prepare, jobs, |_| ());
+    }
+}
+
 /// An unmap of page 0 of space 0, beside something.
 fn unmap_beside<P: Protocol>(prepare: Job<P>, jobs: &'static [Job<P>]) {
     for machine in [Machine::Walks, Machine::Shadows] {
@@ -539,6 +595,64 @@ fn full_flushes_beside_attach() {
     );
 }
 
+/// Space 0 is attached, and maps page 0, which the machine has cached.
+fn one_page<P: Protocol>(world: &World<P>) {
+    world.attach(None, 0);
+    world.map(0, 0);
+    world.function.refresh();
+    assert!(world.has_cached(0, 0));
+}
+
+fn one_page_walked<P: Protocol>(world: &World<P>) {
+    one_page(world);
+    let walk = world.spaces[0].walk_lock.read(|| Err("nobody unmaps"));
+    std::mem::forget(walk);
+}
+
+#[test]
+fn last_full_flush_beside_block() {
+    unmap_last_beside::<Sound>(one_page, &[|w| w.unmap_whole_lazily(0, 0), |w| w.block(0)]);
+}
+
+#[test]
+fn last_full_flush_beside_attach_to_another_space() {
+    unmap_last_beside::<Sound>(
+        one_page,
+        &[|w| w.unmap_whole_lazily(0, 0), |w| w.attach(Some(0), 1)],
+    );
+}
+
+#[test]
+fn last_unmap_beside_block() {
+    unmap_last_beside::<Sound>(one_page, &[|w| w.unmap_whole(0, 0), |w| w.block(0)]);
+}
+
+/// A full flush takes the first mark of the unmap.
+#[test]
+fn last_unmap_beside_block_and_full_flush() {
+    unmap_last_beside::<Sound>(
+        one_page,
+        &[
+            |w| w.unmap_whole(0, 0),
+            |w| w.spaces[0].flush_all(),
+            |w| w.block(0),
+        ],
+    );
+}
+
+/// And somebody walks the table all the time.
+#[test]
+fn last_unmap_beside_walk_block_and_full_flush() {
+    unmap_last_beside::<Sound>(
+        one_page_walked,
+        &[
+            |w| w.unmap_whole(0, 0),
+            |w| w.spaces[0].flush_all(),
+            |w| w.block(0),
+        ],
+    );
+}
+
 /// The core's flush queue: an unmap marks, then reads after a barrier how many flushes
 /// began; who flushes counts itself first, without an order. A flush that was not
 /// counted yet takes the mark.
@@ -621,5 +735,15 @@ mod weakened {
             unmap_beside(|w| w.attach(None, 0), [|w| w.unmap(0, 0), |w| w.attach_identity(0)])
             panics "refreshed while Identity is registered";
 
+        unmap_beside_a_walk_is_not_looked_for { const LOOK_BESIDE: bool = false; }
+            unmap_last_beside(
+                one_page_walked,
+                [
+                    |w| w.unmap_whole(0, 0),
+                    |w| w.spaces[0].flush_all(),
+                    |w| w.block(0)
+                ]
+            )
+            panics "the machine has it cached";
     }
 }

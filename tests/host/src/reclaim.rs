@@ -33,7 +33,7 @@ fn map_and_unmap(depth: Depth, iova: u64, size: u64, large: bool) -> usize {
         let before = memory.live();
         let range = mapping(iova, size, large);
         assert_eq!(tree.map(range, ()), (size, Ok(())));
-        assert_eq!(tree.unmap(Iova(iova), size, &mut unlinked), size);
+        assert_eq!(tree.unmap(Iova(iova), size, &mut unlinked, |_| ()), size);
         assert!(tree.lookup(far.iova).is_some());
         let after = memory.live();
         unlinked.refresh();
@@ -92,7 +92,7 @@ fn everything() {
     unsafe {
         assert_eq!(tree.map(mapping(0, size, true), ()), (size, Ok(())));
         tree.widen(Depth::First, ()).expect("there is memory");
-        assert_eq!(tree.unmap(Iova(0), size, &mut unlinked), size);
+        assert_eq!(tree.unmap(Iova(0), size, &mut unlinked, |_| ()), size);
     }
     assert_eq!(memory.live(), 3);
     unlinked.refresh();
@@ -131,4 +131,31 @@ fn a_hole_keeps_the_table() {
     assert_eq!(tree.unmap(0, LARGE_PAGE_SIZE), most.size);
     assert_eq!(tree.waiting(), 0);
     tree.finish();
+}
+
+/// Both marks are there before a walk can begin; the first one before entries are emptied.
+#[test]
+fn long_unmaps_are_marked_under_the_walk_lock() {
+    let memory = HostMemory::default();
+    let tree = DmaTable::new(&memory, memory.vacant(), Depth::Third, (), AtomicU64::new)
+        .expect("there is memory");
+    let mut unlinked = Unlinked::new(&memory);
+    let marks = std::cell::RefCell::new(Vec::new());
+    let mark = |size| {
+        assert!(tree.walk(|| Err(())).is_err(), "marked outside of the lock");
+        // SAFETY: There is one thread.
+        let is_mapped = unsafe { tree.lookup(Iova(0)) }.is_some();
+        marks.borrow_mut().push((size, is_mapped));
+    };
+    for large in [false, true] {
+        let size = 2 * LARGE_PAGE_SIZE;
+        // SAFETY: There is one thread, and all lies within reach.
+        unsafe {
+            assert_eq!(tree.map(mapping(0, size, large), ()), (size, Ok(())));
+            let unmapped = tree.unmap(Iova(0), 4 * size, &mut unlinked, mark);
+            assert_eq!(unmapped, size);
+        }
+        assert_eq!(marks.take(), [(4 * size, true), (size, false)]);
+    }
+    unlinked.refresh();
 }
