@@ -204,6 +204,29 @@ static int test_per_function(void)
 	return ret;
 }
 
+/* To identity and back: the table is taken away in between */
+static int test_identity(void)
+{
+	struct iommu_domain *identity = test_identity_domain(fn);
+	int ret;
+
+	if (IS_ERR(identity))
+		return test_skip("this function has to translate");
+	ret = test_reset(fn);
+	if (!ret)
+		ret = attach_without(20);
+	if (ret)
+		return ret;
+	admin_stop(fn);
+	ret = test_replace_by_identity(fn, identity);
+	if (ret)
+		return test_fail("to identity: error %d", ret);
+	ret = test_replace(&pair[0]);
+	if (ret)
+		return test_fail("from identity: error %d", ret);
+	return test_expect_on(&pair[0], &queue);
+}
+
 static int test_both_refused(void)
 {
 	/* What other tests made it learn is forgotten. */
@@ -341,6 +364,7 @@ static const struct test_case cases[] = {
 	{ "no re-registration: learned once, until a reset", test_learned_once,
 	  &two_domains },
 	{ "no re-registration: learned for one function", test_per_function, &two_domains },
+	{ "no re-registration: identity", test_identity, &two_domains },
 	{ "no registration of either kind: it stays where it was", test_both_refused,
 	  &two_domains },
 	{ "first attach in each state of a function", test_states_first, &two_domains },

@@ -501,7 +501,37 @@ int test_replace(struct test_domain *dom)
 EXPORT_SYMBOL_GPL(test_replace);
 
 /**
- * test_attach() - the same where nothing else than success is expected
+ * test_identity_domain() - the domain without translation
+ * @fn: the function
+ *
+ * Returns: the domain, or an error for a function that has to translate
+ */
+struct iommu_domain *test_identity_domain(struct test_function *fn)
+{
+	const struct iommu_ops *ops = dev_iommu_ops(&fn->pdev->dev);
+
+	return ops->domain_alloc_identity ? ops->domain_alloc_identity(&fn->pdev->dev) :
+					    ERR_PTR(-EOPNOTSUPP);
+}
+EXPORT_SYMBOL_GPL(test_identity_domain);
+
+/**
+ * test_replace_by_identity() - attach it in place of what is attached
+ * @fn: the function
+ * @identity: what test_identity_domain() returns
+ *
+ * Returns: 0 or the core's error
+ */
+int test_replace_by_identity(struct test_function *fn, struct iommu_domain *identity)
+{
+	static struct iommu_attach_handle handle;
+
+	return iommu_replace_group_handle(fn->group, identity, &handle);
+}
+EXPORT_SYMBOL_GPL(test_replace_by_identity);
+
+/**
+ * test_attach() - the same as test_replace() where nothing else than success is expected
  * @dom: the domain
  *
  * Returns: 0 or a failed test

@@ -400,13 +400,18 @@ EXPORT_SYMBOL_GPL(inject_steps);
  * @fn: the function
  * @offer: whether it may
  *
- * The emulator offers no such function. Registrations of identity do not reach
- * it: it goes on with what was registered before.
+ * Debian's emulator offers no such function. Registrations of identity do not
+ * reach it: it goes on with what was registered before. Where the machine offers
+ * one, nothing changes.
  */
 void inject_offer_identity(struct test_function *fn, bool offer)
 {
+	struct zpci_dev *zdev = to_zpci(fn->pdev);
+
+	if (offer == zdev->rtr_avail || (!offer && !identity_fn))
+		return;
 	WRITE_ONCE(identity_fn, offer ? fn : NULL);
-	to_zpci(fn->pdev)->rtr_avail = offer;
+	zdev->rtr_avail = offer;
 }
 EXPORT_SYMBOL_GPL(inject_offer_identity);
 

@@ -239,6 +239,8 @@ int test_pair_claim_mapped(struct test_domain pair[2], struct test_function *fn,
 			   struct test_queue *queue);
 void test_pair_release(struct test_domain pair[2]);
 int test_replace(struct test_domain *dom);
+struct iommu_domain *test_identity_domain(struct test_function *fn);
+int test_replace_by_identity(struct test_function *fn, struct iommu_domain *identity);
 int test_attach(struct test_domain *dom);
 int test_start_on(struct test_domain *dom, struct test_queue *queue);
 void test_detach(struct test_domain *dom);

@@ -30,8 +30,6 @@ extern u64 tables[2];
 extern const struct test_setup two_domains;
 extern const struct test_setup with_identity;
 
-struct iommu_domain *identity_domain(void);
-int replace_by_identity(struct iommu_domain *identity);
 int go_to(enum state state);
 int start_from(enum state state);
 int attach_again(void);

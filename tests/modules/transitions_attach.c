@@ -127,28 +127,40 @@ TEST_CALL(refused_registration, run_all(ANY, PAGING, FC_ATTACH))
 TEST_CALL(refused_refresh, run_all(ANY, PAGING, REFRESH))
 TEST_CALL(refused_identity, run_all(ANY, BIT(IDENTITY), FC_ATTACH | REFRESH))
 
-/* Only where the function may skip translation */
-static int test_no_identity(void)
+static int without_identity(void)
 {
 	struct iommu_domain *identity;
 	int ret = go_to(PAGING_A);
 
 	if (ret)
 		return test_fail("attach: error %d", ret);
-	if (!IS_ERR(identity_domain()))
+	if (!IS_ERR(test_identity_domain(fn)))
 		return test_fail("a function that must not skip translation has identity");
 	/* The core could still have it from another function. */
 	inject_offer_identity(fn, true);
-	identity = identity_domain();
+	identity = test_identity_domain(fn);
 	inject_offer_identity(fn, false);
 	if (IS_ERR(identity))
 		return test_fail("a function that may skip translation has no identity");
 	inject_record(fn);
-	if (replace_by_identity(identity) != -EINVAL)
+	if (test_replace_by_identity(fn, identity) != -EINVAL)
 		return test_fail("identity was not refused with EINVAL");
 	ret = expect_asked("");
 	inject_reset();
 	return ret ? ret : expect_state(PAGING_A);
+}
+
+/* Only where the function may skip translation */
+static int test_no_identity(void)
+{
+	struct zpci_dev *zdev = to_zpci(fn->pdev);
+	bool offered = zdev->rtr_avail;
+	int ret;
+
+	zdev->rtr_avail = false;
+	ret = without_identity();
+	zdev->rtr_avail = offered;
+	return ret;
 }
 
 /* The second of the two re-registrations: the function is on the empty table

@@ -12,7 +12,6 @@
  */
 #include <linux/sizes.h>
 
-#include "iommu-priv.h"
 #include "transitions.h"
 
 struct test_function *fn;
@@ -20,7 +19,6 @@ struct test_queue queue;
 struct test_domain pair[2];
 u64 tables[2];
 
-static struct iommu_attach_handle identity_handle;
 /* The table of blocked functions */
 static u64 empty_table;
 
@@ -34,16 +32,6 @@ const char *const state_names[] = {
 };
 
 /* Going to a state */
-
-struct iommu_domain *identity_domain(void)
-{
-	return dev_iommu_ops(&fn->pdev->dev)->domain_alloc_identity(&fn->pdev->dev);
-}
-
-int replace_by_identity(struct iommu_domain *identity)
-{
-	return iommu_replace_group_handle(fn->group, identity, &identity_handle);
-}
 
 int go_to(enum state state)
 {
@@ -69,8 +57,9 @@ int go_to(enum state state)
 		test_detach(&pair[0]);
 		return 0;
 	case IDENTITY:
-		identity = identity_domain();
-		return IS_ERR(identity) ? PTR_ERR(identity) : replace_by_identity(identity);
+		identity = test_identity_domain(fn);
+		return IS_ERR(identity) ? PTR_ERR(identity) :
+					  test_replace_by_identity(fn, identity);
 	default:
 		return test_replace(&pair[state - PAGING_A]);
 	}
@@ -236,7 +225,7 @@ static int expect_identity(void)
 {
 	int ret;
 
-	if (test_current(fn) != identity_domain())
+	if (test_current(fn) != test_identity_domain(fn))
 		return test_fail("the core has another domain than identity");
 	ret = expect_left(&pair[0]);
 	return ret ? ret : expect_left(&pair[1]);
@@ -272,4 +261,3 @@ static const struct test_case cases[] = {
 };
 
 TEST_SUITE(transitions, "Tests of what is asked of the machine, and when", cases, &fn, &queue);
-MODULE_IMPORT_NS("IOMMUFD_INTERNAL");

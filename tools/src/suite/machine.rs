@@ -42,7 +42,7 @@ const BOOTS: [Variant; 9] = [
     // The DMA API translates, the tests attach identity and leave it.
     variant(
         "relaxed",
-        "guest.suite=boot,transitions",
+        "guest.suite=boot,transitions,fallback",
         &["-global", "zpci.relaxed-translation=on"],
     ),
     // The first drive has three levels and the second five, the cards four and five.
