@@ -16,7 +16,8 @@
 //!
 //! What the function leaves is refreshed too, as the machine may go on using what
 //! it knows of the old table: all that the old table maps, and all that was unmapped
-//! and waits for a full flush, which will not reach the function any more.
+//! and waits for a full flush, or is being flushed: that flush may not reach the function
+//! any more.
 //!
 //! A function is live while the machine has a table registered for it, whatever
 //! table that is: refreshing it is then legal. It stays registered from its
@@ -314,9 +315,8 @@ impl<M: Member> AddressSpace<M> {
         both.into_iter().flatten().min_by_key(|range| range.start())
     }
 
-    /// Whether what a machine knows cannot be found out right now: an unmap may be emptying
-    /// segment entries that a walk then skips, and a full flush may have taken its mark
-    /// before.
+    /// Whether a walk and the marks may miss something that a machine knows: an unmap beside
+    /// a walk empties entries after a full flush has taken its first mark.
     pub(crate) fn is_uncertain(&self) -> bool {
         self.table.is_unmapped_beside()
     }
@@ -466,18 +466,17 @@ impl<M: Member> AddressSpace<M> {
         if !self.holds_pages(iova, size) {
             return 0;
         }
-        // An attach refreshes what segment entries map that are in use, and what is
-        // marked, so both stand in this order.
-        let mark = |size| {
-            self.mark(iova, size);
-            smp_mb(Write);
-        };
         let mut unlinked = Unlinked {
             gather,
             pages: self.table.memory(),
+            mark: |size| {
+                self.mark(iova, size);
+                // An attach walks the table before it looks for marks.
+                smp_mb(Write);
+            },
         };
         // SAFETY: The caller's promise; the range is in reach.
-        let bytes = unsafe { self.table.unmap(Iova(iova), size, &mut unlinked, mark) };
+        let bytes = unsafe { self.table.unmap(Iova(iova), size, &mut unlinked) };
         if bytes != 0 {
             let queued = gather.is_queued();
             if !queued {

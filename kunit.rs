@@ -129,7 +129,7 @@ fn map(tree: &DmaTable<TablePages>, mapping: Mapping) -> (u64, Result<(), MapErr
 fn unmap(tree: &DmaTable<TablePages>, iova: u64, size: u64) -> u64 {
     let mut unlinked = Unlinked::new();
     // SAFETY: A test has its tree for itself.
-    let bytes = unsafe { tree.unmap(Iova(iova), size, &mut unlinked, |_| ()) };
+    let bytes = unsafe { tree.unmap(Iova(iova), size, &mut unlinked) };
     unlinked.free(tree);
     bytes
 }

@@ -134,14 +134,16 @@ unsafe impl Memory for TablePages {
 }
 
 /// Hands unlinked tables to the gather of the unmap that unlinked them.
-pub(crate) struct Unlinked<'a> {
+pub(crate) struct Unlinked<'a, F: Fn(u64)> {
     /// The gather that will be flushed.
     pub(crate) gather: &'a mut Gather,
     /// Where the tables came from.
     pub(crate) pages: &'a TablePages,
+    /// Marks that many bytes of the range.
+    pub(crate) mark: F,
 }
 
-impl DeferFree for Unlinked<'_> {
+impl<F: Fn(u64)> DeferFree for Unlinked<'_, F> {
     fn defer_free(&mut self, table: Phys, shape: Shape) {
         self.pages
             .bytes
@@ -151,5 +153,9 @@ impl DeferFree for Unlinked<'_> {
         // nobody but the machine can reach; the machine forgets them with the
         // flush.
         unsafe { self.gather.free_after_flush(TablePages::pages(table)) }
+    }
+
+    fn mark(&self, size: u64) {
+        (self.mark)(size);
     }
 }

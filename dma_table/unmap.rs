@@ -16,7 +16,7 @@ use super::{
     DmaTable, //
 };
 
-/// Takes the tables that an unmap unlinked.
+/// Takes the tables that an unmap unlinked, and marks what it may empty.
 pub(crate) trait DeferFree {
     /// Whether it takes any. If not, nothing is unlinked.
     const TAKES: bool = true;
@@ -24,6 +24,11 @@ pub(crate) trait DeferFree {
     /// Keeps `table` until the machine cannot be reading it any more, then
     /// gives it back.
     fn defer_free(&mut self, table: Phys, shape: Shape);
+
+    /// Marks the first `size` bytes of the range, under the walk lock: before segment
+    /// entries may be emptied, and after. Whoever walks the tree meanwhile and finds them
+    /// empty finds the first mark; whoever walks it later finds the second one.
+    fn mark(&self, _size: u64) {}
 }
 
 /// Takes no tables.
@@ -61,10 +66,6 @@ impl<M: Memory> DmaTable<M> {
     /// mapped by a large page which the range does not cover. Returns how many bytes
     /// were unmapped. Allocates nothing.
     ///
-    /// Before segment entries may be emptied, and after, `mark` is called with the size of
-    /// the range. Who walks the tree meanwhile and finds them empty finds the mark; who
-    /// walks it later finds the second one.
-    ///
     /// The machine may go on using what was unmapped, and reads the tables in
     /// `unlinked`, until it was refreshed.
     ///
@@ -73,45 +74,33 @@ impl<M: Memory> DmaTable<M> {
     /// The caller owns the range (see the head of `dma_table.rs`), which is not empty
     /// and lies in the reach of the tree.
     #[inline]
-    pub(crate) unsafe fn unmap(
-        &self,
-        iova: Iova,
-        size: u64,
-        unlinked: &mut impl DeferFree,
-        mark: impl Fn(u64),
-    ) -> u64 {
+    pub(crate) unsafe fn unmap(&self, iova: Iova, size: u64, unlinked: &mut impl DeferFree) -> u64 {
         match self.leaf_run(self.low, iova, (size >> PAGE_SHIFT) as usize) {
             // A page table that is covered whole goes as it is.
             Some(run) if run.len() < Shape::Page.entries() && all_live(run) => {
                 clear(run);
                 size
             }
-            _ => self.unmap_long(iova, size, unlinked, mark),
+            _ => self.unmap_long(iova, size, unlinked),
         }
     }
 
     /// Unmaps a range of any size.
     #[inline(never)]
-    fn unmap_long(
-        &self,
-        iova: Iova,
-        size: u64,
-        unlinked: &mut impl DeferFree,
-        mark: impl Fn(u64),
-    ) -> u64 {
+    fn unmap_long(&self, iova: Iova, size: u64, unlinked: &mut impl DeferFree) -> u64 {
         // Less than a segment entry spans covers no table.
         if size < LARGE_PAGE_SIZE {
             return self.unmap_range(iova, size, &mut Nothing);
         }
         let (_guard, may_unlink) = self.walk_lock.unmap();
-        mark(size);
+        unlinked.mark(size);
         let bytes = if may_unlink {
             self.unmap_range(iova, size, unlinked)
         } else {
             self.unmap_keeping_tables(iova, size)
         };
         if bytes >= LARGE_PAGE_SIZE {
-            mark(bytes);
+            unlinked.mark(bytes);
         }
         bytes
     }

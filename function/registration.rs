@@ -308,8 +308,13 @@ impl Function {
         match state.machine {
             Machine::Nothing => Ok(false),
             Machine::Table(_) => Ok(true),
-            Machine::Unknown => Ok(self.zdev.registered()? != Registered::Nothing),
+            Machine::Unknown => self.has_table(),
         }
+    }
+
+    /// Whether anything is registered, as the machine says.
+    fn has_table(&self) -> Result<bool, Refusal> {
+        Ok(self.zdev.registered()? != Registered::Nothing)
     }
 
     /// Registers `target`, with whichever instruction fits.
@@ -319,9 +324,7 @@ impl Function {
         // The machine may know better whether something is registered. If it says
         // by now that the function is gone, it is being disabled, and that is what
         // the refusal comes to.
-        if result == Err(Refusal::Other)
-            && (self.zdev.registered()? != Registered::Nothing) != assumed
-        {
+        if result == Err(Refusal::Other) && self.has_table()? != assumed {
             result = self.issue(state, !assumed, target);
         }
         result?;

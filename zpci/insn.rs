@@ -235,8 +235,8 @@ impl Zdev {
         if range == Range::ALL {
             // More than the instruction can be given.
             let [low, high] = Range::HALVES;
-            let results = [low, high].map(|half| self.refresh(half));
-            return results[0].and(results[1]);
+            let (low, high) = (self.refresh(low), self.refresh(high));
+            return low.and(high);
         }
         let function = u64::from(self.handle()) << 32;
         // SAFETY: No requirements.

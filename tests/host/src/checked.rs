@@ -198,10 +198,7 @@ impl<'m> Checked<'m> {
             size
         } else {
             // SAFETY: There is one thread, and the range lies within reach.
-            unsafe {
-                self.tree
-                    .unmap(Iova(iova), size, &mut self.unlinked, |_| ())
-            }
+            unsafe { self.tree.unmap(Iova(iova), size, &mut self.unlinked) }
         };
         let walked = walk.is_some();
         drop(walk);

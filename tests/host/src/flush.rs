@@ -4,9 +4,9 @@
 //! function that is not registered.
 //!
 //! Members, marks, flushes and the walk lock are the driver's own (`address_space/`,
-//! `dma_table/`), with their own orders; `tests/host/kernel` stands for the kernel around them. What `function.rs` does
-//! needs a machine, so its steps are written down once more here, as small as they can
-//! be: two pages, two address spaces, one function. What holds:
+//! `dma_table/`), with their own orders; `tests/host/kernel` stands for the kernel around
+//! them. What `function.rs` does needs a machine, so its steps are written down once more
+//! here, as small as they can be: two pages, two address spaces, one function. What holds:
 //!
 //! - a page is given away when its unmap and flush are done: no machine has it
 //!   cached by then, and none is loading it (a data race, for the checker);
@@ -298,9 +298,8 @@ impl<P: Protocol> World<P> {
         assert!(!self.has_cached(space, page), "the machine has it cached");
     }
 
-    /// An unmap that is flushed at once.
-    fn unmap(&self, space: usize, page: usize) {
-        self.page(space, page).entry.store(false, Relaxed);
+    /// A flush by range, then the page is given away.
+    fn sync(&self, space: usize, page: usize) {
         let Space {
             members, counter, ..
         } = &self.spaces[space];
@@ -308,6 +307,12 @@ impl<P: Protocol> World<P> {
             assert!(members.refresh_unmapped(&[Range::ALL], counter));
         }
         self.give_away(space, page);
+    }
+
+    /// An unmap that is flushed at once.
+    fn unmap(&self, space: usize, page: usize) {
+        self.page(space, page).entry.store(false, Relaxed);
+        self.sync(space, page);
     }
 
     /// An unmap that a full flush follows.
@@ -330,13 +335,7 @@ impl<P: Protocol> World<P> {
     /// An unmap of such a page that is flushed at once.
     fn unmap_whole(&self, space: usize, page: usize) {
         self.empty(space, page);
-        let Space {
-            members, counter, ..
-        } = &self.spaces[space];
-        if members.needs_flush() {
-            assert!(members.refresh_unmapped(&[Range::ALL], counter));
-        }
-        self.give_away(space, page);
+        self.sync(space, page);
     }
 
     /// And one that a full flush follows.
@@ -476,13 +475,6 @@ fn map_beside<P: Protocol>(prepare: Job<P>, jobs: &'static [Job<P>]) {
     check(Machine::Shadows, false, prepare, jobs, visible);
 }
 
-/// The same of the only page that is mapped.
-fn unmap_last_beside<P: Protocol>(prepare: Job<P>, jobs: &'static [Job<P>]) {
-    for machine in [Machine::Walks, Machine::Shadows] {
-        check(machine, false, prepare, jobs, |_| ());
-    }
-}
-
 /// An unmap of page 0 of space 0, beside something.
 fn unmap_beside<P: Protocol>(prepare: Job<P>, jobs: &'static [Job<P>]) {
     for machine in [Machine::Walks, Machine::Shadows] {
@@ -595,6 +587,25 @@ fn full_flushes_beside_attach() {
     );
 }
 
+/// An unmap of the only page that is mapped, beside something.
+fn unmap_last_beside<P: Protocol>(prepare: Job<P>, jobs: &'static [Job<P>]) {
+    for machine in [Machine::Walks, Machine::Shadows] {
+        check(machine, false, prepare, jobs, |_| ());
+    }
+}
+
+/// Such an unmap beside a block, and a full flush that takes its first mark.
+fn unmap_last_beside_flush_and_block<P: Protocol>(prepare: Job<P>) {
+    unmap_last_beside(
+        prepare,
+        &[
+            |w| w.unmap_whole(0, 0),
+            |w| w.spaces[0].flush_all(),
+            |w| w.block(0),
+        ],
+    );
+}
+
 /// Space 0 is attached, and maps page 0, which the machine has cached.
 fn one_page<P: Protocol>(world: &World<P>) {
     world.attach(None, 0);
@@ -603,6 +614,7 @@ fn one_page<P: Protocol>(world: &World<P>) {
     assert!(world.has_cached(0, 0));
 }
 
+/// The same, and somebody walks the table all the time.
 fn one_page_walked<P: Protocol>(world: &World<P>) {
     one_page(world);
     let walk = world.spaces[0].walk_lock.read(|| Err("nobody unmaps"));
@@ -627,30 +639,14 @@ fn last_unmap_beside_block() {
     unmap_last_beside::<Sound>(one_page, &[|w| w.unmap_whole(0, 0), |w| w.block(0)]);
 }
 
-/// A full flush takes the first mark of the unmap.
 #[test]
 fn last_unmap_beside_block_and_full_flush() {
-    unmap_last_beside::<Sound>(
-        one_page,
-        &[
-            |w| w.unmap_whole(0, 0),
-            |w| w.spaces[0].flush_all(),
-            |w| w.block(0),
-        ],
-    );
+    unmap_last_beside_flush_and_block::<Sound>(one_page);
 }
 
-/// And somebody walks the table all the time.
 #[test]
 fn last_unmap_beside_walk_block_and_full_flush() {
-    unmap_last_beside::<Sound>(
-        one_page_walked,
-        &[
-            |w| w.unmap_whole(0, 0),
-            |w| w.spaces[0].flush_all(),
-            |w| w.block(0),
-        ],
-    );
+    unmap_last_beside_flush_and_block::<Sound>(one_page_walked);
 }
 
 /// The core's flush queue: an unmap marks, then reads after a barrier how many flushes
@@ -734,16 +730,15 @@ mod weakened {
         identity_without_grace_period { const GRACE_PERIOD: bool = false; }
             unmap_beside(|w| w.attach(None, 0), [|w| w.unmap(0, 0), |w| w.attach_identity(0)])
             panics "refreshed while Identity is registered";
+    }
 
-        unmap_beside_a_walk_is_not_looked_for { const LOOK_BESIDE: bool = false; }
-            unmap_last_beside(
-                one_page_walked,
-                [
-                    |w| w.unmap_whole(0, 0),
-                    |w| w.spaces[0].flush_all(),
-                    |w| w.block(0)
-                ]
-            )
-            panics "the machine has it cached";
+    #[test]
+    #[should_panic(expected = "the machine has it cached")]
+    fn unmap_beside_a_walk_is_not_looked_for() {
+        struct Weak;
+        impl Protocol for Weak {
+            const LOOK_BESIDE: bool = false;
+        }
+        unmap_last_beside_flush_and_block::<Weak>(one_page_walked);
     }
 }

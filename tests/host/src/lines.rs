@@ -268,10 +268,7 @@ impl Space {
         unsafe {
             if !(single && self.tree.unmap_page(self.low, iova)) {
                 let mut memory = self.memory;
-                assert_eq!(
-                    self.tree.unmap(iova, job.size, &mut memory, |_| ()),
-                    job.size
-                );
+                assert_eq!(self.tree.unmap(iova, job.size, &mut memory), job.size);
             }
         }
         self.count(cpu, 1);

@@ -2,10 +2,13 @@
 
 //! What large unmaps give back, and what they must not.
 
+use std::cell::RefCell;
 use std::sync::atomic::AtomicU64;
 
 use crate::checked::Checked;
-use crate::dma_table::{Access, Depth, DmaTable, Iova, Mapping, Phys, LARGE_PAGE_SIZE, PAGE_SIZE};
+use crate::dma_table::{
+    Access, DeferFree, Depth, DmaTable, Iova, Mapping, Phys, Shape, LARGE_PAGE_SIZE, PAGE_SIZE,
+};
 use crate::memory::{HostMemory, Unlinked};
 use crate::walker::Level;
 
@@ -33,7 +36,7 @@ fn map_and_unmap(depth: Depth, iova: u64, size: u64, large: bool) -> usize {
         let before = memory.live();
         let range = mapping(iova, size, large);
         assert_eq!(tree.map(range, ()), (size, Ok(())));
-        assert_eq!(tree.unmap(Iova(iova), size, &mut unlinked, |_| ()), size);
+        assert_eq!(tree.unmap(Iova(iova), size, &mut unlinked), size);
         assert!(tree.lookup(far.iova).is_some());
         let after = memory.live();
         unlinked.refresh();
@@ -92,7 +95,7 @@ fn everything() {
     unsafe {
         assert_eq!(tree.map(mapping(0, size, true), ()), (size, Ok(())));
         tree.widen(Depth::First, ()).expect("there is memory");
-        assert_eq!(tree.unmap(Iova(0), size, &mut unlinked, |_| ()), size);
+        assert_eq!(tree.unmap(Iova(0), size, &mut unlinked), size);
     }
     assert_eq!(memory.live(), 3);
     unlinked.refresh();
@@ -133,29 +136,47 @@ fn a_hole_keeps_the_table() {
     tree.finish();
 }
 
+/// Notes each mark: its size, and whether IOVA 0 is mapped by then.
+struct Marked<'t, 'm> {
+    unlinked: Unlinked<'m>,
+    tree: &'t DmaTable<&'m HostMemory>,
+    marks: RefCell<Vec<(u64, bool)>>,
+}
+
+impl DeferFree for Marked<'_, '_> {
+    fn defer_free(&mut self, table: Phys, shape: Shape) {
+        self.unlinked.defer_free(table, shape);
+    }
+
+    fn mark(&self, size: u64) {
+        let walk = self.tree.walk(|| Err(()));
+        assert!(walk.is_err(), "marked outside of the lock");
+        // SAFETY: There is one thread.
+        let is_mapped = unsafe { self.tree.lookup(Iova(0)) }.is_some();
+        self.marks.borrow_mut().push((size, is_mapped));
+    }
+}
+
 /// Both marks are there before a walk can begin; the first one before entries are emptied.
 #[test]
 fn long_unmaps_are_marked_under_the_walk_lock() {
     let memory = HostMemory::default();
     let tree = DmaTable::new(&memory, memory.vacant(), Depth::Third, (), AtomicU64::new)
         .expect("there is memory");
-    let mut unlinked = Unlinked::new(&memory);
-    let marks = std::cell::RefCell::new(Vec::new());
-    let mark = |size| {
-        assert!(tree.walk(|| Err(())).is_err(), "marked outside of the lock");
-        // SAFETY: There is one thread.
-        let is_mapped = unsafe { tree.lookup(Iova(0)) }.is_some();
-        marks.borrow_mut().push((size, is_mapped));
+    let mut marked = Marked {
+        unlinked: Unlinked::new(&memory),
+        tree: &tree,
+        marks: RefCell::default(),
     };
     for large in [false, true] {
         let size = 2 * LARGE_PAGE_SIZE;
         // SAFETY: There is one thread, and all lies within reach.
         unsafe {
             assert_eq!(tree.map(mapping(0, size, large), ()), (size, Ok(())));
-            let unmapped = tree.unmap(Iova(0), 4 * size, &mut unlinked, mark);
+            let unmapped = tree.unmap(Iova(0), 4 * size, &mut marked);
             assert_eq!(unmapped, size);
         }
-        assert_eq!(marks.take(), [(4 * size, true), (size, false)]);
+        assert_eq!(marked.marks.take(), [(4 * size, true), (size, false)]);
     }
-    unlinked.refresh();
+    marked.unlinked.refresh();
 }

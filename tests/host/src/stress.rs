@@ -192,7 +192,7 @@ fn use_range(tree: &DmaTable<&Raw>, raw: &Raw, numbers: &mut Numbers, range: (u6
         let bytes = unsafe {
             match part == PAGE_SIZE && tree.unmap_page(tree.low(), at) {
                 true => part,
-                false => tree.unmap(at, part, &mut AtOnce(raw), |_| ()),
+                false => tree.unmap(at, part, &mut AtOnce(raw)),
             }
         };
         assert_eq!(bytes, part, "unmap at {at:x?}");

@@ -321,7 +321,7 @@ impl<O: Orders> Tree<O> {
             return;
         }
         // SAFETY: As for `map_as`.
-        let bytes = unsafe { self.tree.unmap(iova, size, unlinked, |_| ()) };
+        let bytes = unsafe { self.tree.unmap(iova, size, unlinked) };
         assert_eq!(bytes, size);
     }
 

@@ -49,11 +49,11 @@ fn replace(depth: Depth, size: u64, large: [bool; 2], between: impl Fn(&HostMemo
                 leaf.phys & !(leaf.size - 1),
                 (phys + size - PAGE_SIZE) & !(leaf.size - 1)
             );
-            assert_eq!(tree.unmap(Iova(iova), size, &mut unlinked, |_| ()), size);
+            assert_eq!(tree.unmap(Iova(iova), size, &mut unlinked), size);
             unlinked.refresh();
             between(&memory, origin);
             assert!(tree.lookup(Iova(iova)).is_none());
-            assert_eq!(tree.unmap(Iova(iova), size, &mut unlinked, |_| ()), 0);
+            assert_eq!(tree.unmap(Iova(iova), size, &mut unlinked), 0);
             let used = tree.walk(|| Err(())).expect("nobody").next_used(Iova(0));
             assert_eq!(used, None, "a vacant entry counts as used");
             // The fast paths leave vacant tables alone.
