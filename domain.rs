@@ -85,10 +85,6 @@ impl Drop for Paging {
     fn drop(&mut self) {
         let space = self.share.space();
         while let Some(function) = space.first_member() {
-            pr_warn!(
-                "function {:08x}: its domain is freed, and it is blocked\n",
-                function.zdev().fid()
-            );
             function.block_from(space);
         }
     }

@@ -334,7 +334,8 @@ impl Function {
         self.block_locked(&mut self.state.lock());
     }
 
-    /// Attaches nothing, if `space` is attached.
+    /// The domain of `space` is freed: attaches nothing if that is what is attached.
+    /// The function may have gone meanwhile, and then it has left.
     ///
     /// # Context
     ///
@@ -342,6 +343,10 @@ impl Function {
     pub(crate) fn block_from(&self, space: &Arc<Space>) {
         let mut state = self.state.lock();
         if matches!(&state.attached, Attached::Space(now) if Arc::ptr_eq(now, space)) {
+            pr_warn!(
+                "function {:08x}: its domain is freed, and it is blocked\n",
+                self.zdev.fid()
+            );
             self.block_locked(&mut state);
         } else {
             self.leave_space(&mut state, space);

@@ -249,6 +249,105 @@ static int test_both_refused(void)
 	return ret ? ret : test_expect_running(&pair[1]);
 }
 
+static void refuse_refreshes(void)
+{
+	inject_refuse_refresh(fn, -ENOMEM, 1000);
+}
+
+/* The new table is refused when the old one is gone already. That one is
+ * registered again, and there are no resources to refresh what it maps: a machine
+ * that shadows tables knows nothing of them until a later refresh.
+ */
+static int test_put_back_without_resources(void)
+{
+	u64 table;
+	int ret = test_reset(fn), failed;
+
+	if (!ret)
+		ret = attach_without(20);
+	if (!ret && !asked_for(FC_REREGISTER))
+		ret = test_skip("this driver does not re-register here");
+	if (ret)
+		return ret;
+	table = inject_table();
+	inject_refuse_as(fn, BIT(FC_REREGISTER) | BIT(FC_REGISTER), 1, 20);
+	/* After the deregistration and the refused registration */
+	ret = inject_pause_start(fn, 2, refuse_refreshes);
+	if (ret)
+		return test_skip("there is one processor only");
+	failed = test_replace(&pair[1]);
+	if (!inject_pause_end())
+		ret = test_fail("the old table was not registered again");
+	else if (!failed)
+		ret = test_fail("the machine refused, the attach says that it succeeded");
+	else if (!inject_refused())
+		ret = test_fail("what the old table maps was not refreshed");
+	else if (inject_table() != table || test_current(fn) != pair[0].domain)
+		ret = test_fail("table %#llx is registered, not %#llx", inject_table(), table);
+	inject_reset();
+	if (!ret)
+		ret = test_reset(fn);
+	return ret ? ret : test_expect_on(&pair[0], &queue);
+}
+
+/* A refused refresh says nothing of re-registration. */
+static int test_refresh_teaches_nothing(void)
+{
+	u64 table;
+	int ret = test_reset(fn);
+
+	if (!ret)
+		ret = attach_first(&table);
+	if (!ret && !asked_for(FC_REREGISTER))
+		ret = test_skip("this driver does not re-register here");
+	if (!ret)
+		ret = test_expect_on(&pair[0], &queue);
+	if (ret)
+		return ret;
+	admin_stop(fn);
+	inject_refuse_refresh(fn, -EIO, 1000);
+	test_detach(&pair[0]);
+	if (!inject_refused())
+		ret = test_fail("blocking refreshed nothing");
+	inject_reset();
+	if (!ret)
+		ret = test_attach(&pair[0]);
+	if (!ret && !asked_for(FC_REREGISTER))
+		ret = test_fail("it learned from a refresh not to re-register");
+	return ret ? ret : test_expect_on(&pair[0], &queue);
+}
+
+/* An attach that ended between two instructions, as the function was in a state
+ * in which it does no DMA: there is nothing to be deregistered.
+ */
+static int test_nothing_to_deregister(void)
+{
+	int ret = test_reset(fn);
+
+	if (!ret)
+		ret = attach_without(20);
+	if (!ret && !asked_for(FC_REREGISTER))
+		ret = test_skip("this driver does not re-register here");
+	if (ret)
+		return ret;
+	admin_stop(fn);
+	inject_refuse_as(fn, FC_ATTACH, 1, 4);
+	ret = test_replace(&pair[1]);
+	if (ret)
+		ret = test_fail("attach: error %d", ret);
+	else if (asked_for(FC_DEREGISTER) != 1)
+		ret = test_fail("%u deregistrations by the attach", asked_for(FC_DEREGISTER));
+	inject_reset();
+	test_detach(&pair[1]);
+	if (!ret && asked_for(FC_DEREGISTER))
+		ret = test_fail("deregistered what is not registered");
+	if (!ret)
+		ret = test_reset(fn);
+	if (!ret)
+		ret = test_attach(&pair[0]);
+	return ret ? ret : test_expect_on(&pair[0], &queue);
+}
+
 /* Answers that say what state the function is in: the attach counts, and a
  * reset registers what was attached.
  */
@@ -320,8 +419,10 @@ static int test_reset_refresh(void)
 	return ret ? ret : test_expect_on(&pair[0], &queue);
 }
 
-/* Recovery without a reset, and whether the machine is asked for anything then */
-static int expect_asked(bool missed)
+/* Recovery without a reset, and whether the machine is asked for anything then;
+ * an attach may have been refused before.
+ */
+static int expect_asked(bool missed, bool refused)
 {
 	struct inject_counts counts;
 	unsigned int registrations;
@@ -338,6 +439,11 @@ static int expect_asked(bool missed)
 		if (!ret)
 			ret = test_map_page(&pair[0], data_iova(fn), pair[0].data);
 	}
+	if (!ret && refused) {
+		inject_refuse(fn, FC_ATTACH);
+		if (!test_replace(&pair[1]))
+			ret = test_fail("the machine refused, the attach says that it succeeded");
+	}
 	inject_reset();
 	ret = test_recover(fn, ret);
 	fn->keeps_state = false;
@@ -352,8 +458,9 @@ static int expect_asked(bool missed)
 	return ret ? ret : test_expect_on(&pair[0], &queue);
 }
 
-TEST_CALL(recovery_of_nothing, expect_asked(false))
-TEST_CALL(recovery_of_unmap, expect_asked(true))
+TEST_CALL(recovery_of_nothing, expect_asked(false, false))
+TEST_CALL(recovery_of_unmap, expect_asked(true, false))
+TEST_CALL(recovery_after_refusal, expect_asked(true, true))
 
 static const struct test_case cases[] = {
 	{ "no re-registration: the first attach", test_first_attach, &two_domains },
@@ -367,12 +474,20 @@ static const struct test_case cases[] = {
 	{ "no re-registration: identity", test_identity, &two_domains },
 	{ "no registration of either kind: it stays where it was", test_both_refused,
 	  &two_domains },
+	{ "no re-registration: no resources for what is put back",
+	  test_put_back_without_resources, &two_domains },
+	{ "no re-registration: nothing to deregister", test_nothing_to_deregister,
+	  &two_domains },
+	{ "a refused refresh is not a refused re-registration", test_refresh_teaches_nothing,
+	  &two_domains },
 	{ "first attach in each state of a function", test_states_first, &two_domains },
 	{ "attach in each state of a function", test_states_later, &two_domains },
 	{ "reset: a refused refresh leaves the function enabled", test_reset_refresh,
 	  &two_domains },
 	{ "recovery in which nothing was missed", test_recovery_of_nothing, &two_domains },
 	{ "recovery in which an unmap was missed", test_recovery_of_unmap, &two_domains },
+	{ "recovery in which an unmap was missed, before a refused attach",
+	  test_recovery_after_refusal, &two_domains },
 	{}
 };
 

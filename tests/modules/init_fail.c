@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * Makes a call fail that the driver makes while it starts.
+ * Makes a call fail that the driver makes while it starts, or take its time.
  *
  * The probes sit on the kernel's own functions, so that nothing of this is in
  * the driver. They are armed from the moment when the driver's module is about
@@ -8,9 +8,13 @@
  * driver makes: those with the driver among their nearest callers. The call
  * that the parameter "nth" names does not take place and returns an error; 0
  * lets all of them pass.
+ *
+ * Enabling a function takes "enable_ms" longer, whoever does it: time in which
+ * its slot can be switched.
  */
 #define pr_fmt(fmt) "init_fail: " fmt
 
+#include <linux/delay.h>
 #include <linux/kprobes.h>
 #include <linux/module.h>
 #include <linux/moduleparam.h>
@@ -30,6 +34,10 @@ MODULE_PARM_DESC(calls, "how many calls the last start made");
 static char failed[64] = "none";
 module_param_string(failed, failed, sizeof(failed), 0444);
 MODULE_PARM_DESC(failed, "the function whose call failed in the last start");
+
+static unsigned int enable_ms;
+module_param(enable_ms, uint, 0644);
+MODULE_PARM_DESC(enable_ms, "how much longer it takes to enable a function, in ms");
 
 /* The start that is going on: written by the task that loads, in whose context
  * the probes look at it.
@@ -108,6 +116,16 @@ static struct failing all[] = {
 	FAILING("iommu_device_register", -ENOMEM),
 };
 
+static int on_enable(struct kprobe *probe, struct pt_regs *regs)
+{
+	mdelay(READ_ONCE(enable_ms));
+	return 0;
+}
+
+static struct kprobe enable = {
+	.symbol_name = "zpci_enable_device", .pre_handler = on_enable,
+};
+
 static int on_module(struct notifier_block *block, unsigned long state, void *data)
 {
 	const struct module *mod = data;
@@ -127,35 +145,29 @@ static int on_module(struct notifier_block *block, unsigned long state, void *da
 
 static struct notifier_block modules = { .notifier_call = on_module };
 
-static void unregister_probes(unsigned int count)
-{
-	while (count)
-		unregister_kprobe(&all[--count].probe);
-}
+static struct kprobe *probes[ARRAY_SIZE(all) + 1];
 
 static int __init init_fail_init(void)
 {
 	unsigned int i;
 	int ret;
 
-	for (i = 0; i < ARRAY_SIZE(all); i++) {
-		ret = register_kprobe(&all[i].probe);
-		if (ret) {
-			pr_err("no probe on %s (%d)\n", all[i].probe.symbol_name, ret);
-			unregister_probes(i);
-			return ret;
-		}
-	}
+	for (i = 0; i < ARRAY_SIZE(all); i++)
+		probes[i] = &all[i].probe;
+	probes[i] = &enable;
+	ret = register_kprobes(probes, ARRAY_SIZE(probes));
+	if (ret)
+		return ret;
 	ret = register_module_notifier(&modules);
 	if (ret)
-		unregister_probes(ARRAY_SIZE(all));
+		unregister_kprobes(probes, ARRAY_SIZE(probes));
 	return ret;
 }
 
 static void __exit init_fail_exit(void)
 {
 	unregister_module_notifier(&modules);
-	unregister_probes(ARRAY_SIZE(all));
+	unregister_kprobes(probes, ARRAY_SIZE(probes));
 }
 
 module_init(init_fail_init);

@@ -121,6 +121,66 @@ static int interrupt(enum state from, enum state to, unsigned int moments)
 	return ret;
 }
 
+/* A function that needs a deeper table joins B when B's table is registered and
+ * not yet refreshed.
+ */
+static struct test_domain deep;
+
+static void widen(void)
+{
+	job_result = test_replace(&deep);
+}
+
+/* What is registered stays known: a replace refreshes what is mapped, and not
+ * the window.
+ */
+static int expect_known(void)
+{
+	static struct inject_step steps[INJECT_STEPS];
+	unsigned int i, count;
+	u64 bytes = 0;
+	int ret;
+
+	inject_reset();
+	inject_record(fn);
+	ret = go_to(PAGING_A);
+	count = inject_steps(steps);
+	inject_reset();
+	for (i = 0; i < count; i++)
+		bytes += steps[i].operation ? 0 : steps[i].size;
+	if (!ret && bytes > SZ_64M)
+		ret = test_fail("%llu MiB were refreshed for a few pages", bytes / SZ_1M);
+	return ret;
+}
+
+static int test_beside_widening(void)
+{
+	int ret;
+
+	deep = pair[1];
+	deep.fn = test_function(1);
+	if (!deep.fn || deep.fn->last <= pair[1].domain->geometry.aperture_end)
+		return test_skip("no function has a deeper window than the first");
+	ret = start_from(PAGING_A);
+	if (!ret)
+		ret = test_claim(deep.fn);
+	if (ret)
+		return ret;
+	ret = inject_pause_start(fn, 1, widen);
+	if (!ret) {
+		ret = go_to(PAGING_B);
+		if (!inject_pause_end())
+			ret = test_fail("the replace was not held up");
+	}
+	if (!ret && job_result)
+		ret = test_fail("attach of the second function: error %d", job_result);
+	if (!ret)
+		ret = expect_known();
+	test_detach(&deep);
+	test_release(deep.fn);
+	return ret ? ret : expect_state(PAGING_A);
+}
+
 TEST_CALL(beside_first_attach, interrupt(UNREGISTERED, PAGING_A, 3))
 TEST_CALL(beside_attach, interrupt(EMPTY, PAGING_A, 2))
 /* The machine refused to block the function, and has no table. */
@@ -143,5 +203,6 @@ const struct test_case moment_cases[] = {
 	{ "unmap beside block", test_beside_block, &two_domains },
 	{ "unmap beside identity", test_beside_identity, &with_identity },
 	{ "unmap beside a reset", test_beside_reset, &two_domains },
+	{ "a deeper function joins beside an attach", test_beside_widening, &two_domains },
 	{}
 };

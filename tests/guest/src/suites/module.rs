@@ -142,6 +142,7 @@ fn failing_starts(suite: &mut Suite) -> Result<()> {
     for nth in empty + 1..=all {
         failing(suite, nth, plug_unserved);
     }
+    suite.test("a slot switched off and on while its function comes up", slot_beside_start);
     fail.unload()
 }
 
@@ -158,8 +159,12 @@ fn fail_parameter(name: &str) -> Result<String> {
     sysfs::read(Path::new("/sys/module/init_fail/parameters").join(name))
 }
 
+fn set_fail_parameter(name: &str, value: u64) -> Result<()> {
+    sysfs::write(Path::new("/sys/module/init_fail/parameters").join(name), &value.to_string())
+}
+
 fn fail_at(nth: u64) -> Result<()> {
-    sysfs::write("/sys/module/init_fail/parameters/nth", &nth.to_string())
+    set_fail_parameter("nth", nth)
 }
 
 fn failing(suite: &mut Suite, nth: u64, prepare: impl FnOnce() -> Result<()>) {
@@ -202,6 +207,30 @@ fn start_with_failure(
     }
     unload()?;
     nothing_left(&before)
+}
+
+/// The slot is there before the function is enabled, which a probe makes slow.
+fn slot_beside_start() -> Result<()> {
+    plug_unserved()?;
+    set_fail_parameter("enable_ms", 300)?;
+    let (switched, log) = kmsg::during(|| {
+        std::thread::scope(|scope| {
+            let loader = scope.spawn(|| load(INSIDE, ""));
+            let slot = || Some(sysfs::list("/sys/bus/pci/slots").pop()?.join("power"));
+            let power = || slot().filter(|power| power.exists());
+            let power = sysfs::wait_for("slot", COME_UP, power)?;
+            sysfs::write(&power, "0")?;
+            sysfs::write(&power, "1")?;
+            loader.join().map_err(|_| anyhow!("the loader died"))?
+        })
+    })?;
+    set_fail_parameter("enable_ms", 0)?;
+    let failed = log.iter().find(|line| line.contains("Enabling PCI function"));
+    ensure!(failed.is_none(), "{}", failed.map_or("", String::as_str));
+    switched?;
+    use_disk(998)?;
+    unplug("nvme")?;
+    unload()
 }
 
 /// Plugs the drive while there is no driver, and waits until it was refused.
