@@ -14,6 +14,7 @@ use crate::{
 use anyhow::{bail, Context, Result};
 use fs_err as fs;
 use std::{
+    collections::BTreeSet,
     path::{Path, PathBuf},
     process::Command,
 };
@@ -217,6 +218,31 @@ pub fn checkpatch(kernel: &Kernel, step: &Step) -> Result<Count> {
     let patches = patches.iter().map(|patch| &patch.path);
     let patches = patches.map(|path| (Some("--no-signoff"), path));
     checkpatch_on(step, &kernel.source.tree, files.chain(patches))
+}
+
+/// sparse on the C that is built in: the glue, and what the patches change.
+pub fn sparse(kernel: &Kernel, step: &Step) -> Result<Count> {
+    let project = step.project;
+    let ours = integrate::driver_files(&project.root)?.into_iter();
+    let mut files: BTreeSet<String> = ours
+        .map(|file| format!("{}/{file}", integrate::PLACE))
+        .collect();
+    for patch in integrate::patches(&project.root)? {
+        files.extend(patch.files().iter().map(|(file, _)| (*file).to_owned()));
+    }
+    let objects = files
+        .iter()
+        .filter_map(|file| Some(format!("{}.o", file.strip_suffix(".c")?)));
+    let mut command = kernel.make(project);
+    // Debian's does not know this word, which the kernel uses.
+    command.args([
+        "--silent",
+        "C=2",
+        "CHECK=sparse -D__typeof_unqual__=__typeof__",
+    ]);
+    let (good, output) = step.attempt(command.args(objects))?;
+    step.show_end(&output);
+    Ok(Count::one(good && output.is_empty()))
 }
 
 /// checkpatch on files, each with an option.
