@@ -25,7 +25,7 @@ const MESON_MINIMUM: Version = Version(1, 5, 0);
 
 /// What every command needs that builds something: how to see that it is there, and
 /// Debian's package that brings it.
-const ALWAYS: [(&str, &str); 23] = [
+const ALWAYS: [(&str, &str); 24] = [
     ("gcc", "gcc"),
     // Builds the fuzzer.
     ("g++", "g++"),
@@ -47,6 +47,7 @@ const ALWAYS: [(&str, &str); 23] = [
     // A minimal Debian has a perl without the modules that the kernel's
     // scripts use; this comes with them.
     ("prove", "perl"),
+    ("sparse", "sparse"),
     ("/usr/include/stdio.h", "libc6-dev"),
     ("/usr/include/libelf.h", "libelf-dev"),
     ("/usr/include/openssl/ssl.h", "libssl-dev"),

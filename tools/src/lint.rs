@@ -14,6 +14,7 @@ use crate::{
 use anyhow::{bail, Context, Result};
 use fs_err as fs;
 use std::{
+    collections::BTreeSet,
     path::{Path, PathBuf},
     process::Command,
 };
@@ -219,6 +220,31 @@ pub fn checkpatch(kernel: &Kernel, step: &Step) -> Result<Count> {
     checkpatch_on(step, &kernel.source.tree, files.chain(patches))
 }
 
+/// sparse on the C that is built in: the glue, and what the patches change.
+pub fn sparse(kernel: &Kernel, step: &Step) -> Result<Count> {
+    let project = step.project;
+    let ours = integrate::driver_files(&project.root)?.into_iter();
+    let mut files: BTreeSet<String> = ours
+        .map(|file| format!("{}/{file}", integrate::PLACE))
+        .collect();
+    for patch in integrate::patches(&project.root)? {
+        files.extend(patch.files().iter().map(|(file, _)| (*file).to_owned()));
+    }
+    let objects = files
+        .iter()
+        .filter_map(|file| Some(format!("{}.o", file.strip_suffix(".c")?)));
+    let mut command = kernel.make(project);
+    // Debian's does not know this word, which the kernel uses.
+    command.args([
+        "--silent",
+        "C=2",
+        "CHECK=sparse -D__typeof_unqual__=__typeof__",
+    ]);
+    let (good, output) = step.attempt(command.args(objects))?;
+    step.show_end(&output);
+    Ok(Count::one(good && output.is_empty()))
+}
+
 /// checkpatch on files, each with an option.
 pub fn checkpatch_on<'a>(
     step: &Step,
@@ -235,9 +261,12 @@ pub fn checkpatch_on<'a>(
     count(step, commands)
 }
 
+/// The pages of this project, and how they are written.
+pub const PAGES: &str = "Documentation";
+
 pub fn htmldocs(project: &Project) -> Result<()> {
     let step = Step::start(project, "htmldocs", "writing the pages")?;
-    if !write_pages(&step)? {
+    if !write_pages(&step, &project.root.join(PAGES), "htmldocs")? {
         bail!("htmldocs: correct what sphinx says");
     }
     let page = project.build.join("htmldocs/index.html");
@@ -245,16 +274,18 @@ pub fn htmldocs(project: &Project) -> Result<()> {
     Ok(())
 }
 
-/// The pages of `Documentation/` as HTML; a warning is an error.
-pub fn write_pages(step: &Step) -> Result<bool> {
+/// The pages of a folder as HTML, below `build/`; a warning is an error.
+pub fn write_pages(step: &Step, pages: &Path, output: &str) -> Result<bool> {
     let project = step.project;
     let sphinx = deps::program(project, "sphinx-build", "python3-sphinx")?;
     step.check(
         step.command(sphinx)
             .args(["-W", "--keep-going", "-q", "-E", "-b", "html", "-d"])
             .arg(project.build.join("doctrees"))
-            .arg(project.root.join("Documentation"))
-            .arg(project.build.join("htmldocs")),
+            .arg("-c")
+            .arg(project.root.join(PAGES))
+            .arg(pages)
+            .arg(project.build.join(output)),
     )
 }
 

@@ -26,7 +26,7 @@ use std::time::Duration;
 type Part = (&'static str, fn(&mut Suite));
 
 /// All parts. What takes long on two processors is run by name only.
-const PARTS: [Part; 19] = [
+const PARTS: [Part; 20] = [
     // the license in every file
     ("license", |suite| {
         let doing = "looking for the license in every file";
@@ -38,7 +38,8 @@ const PARTS: [Part; 19] = [
     }),
     // the pages of Documentation/, without a warning
     ("docs", |suite| {
-        let work = |step: &Step| lint::write_pages(step).map(Count::one);
+        let pages = suite.project.root.join(lint::PAGES);
+        let work = |step: &Step| lint::write_pages(step, &pages, "htmldocs").map(Count::one);
         suite.step("htmldocs", "writing the pages", work);
     }),
     // the unit tests of this program
@@ -85,6 +86,10 @@ const PARTS: [Part; 19] = [
     // the kernel's checkpatch
     ("checkpatch", |suite| {
         suite.with_kernel("checkpatch", "checkpatch on all C", lint::checkpatch);
+    }),
+    // sparse, which sees what the compiler does not
+    ("sparse", |suite| {
+        suite.with_kernel("sparse", "sparse on the C that is built in", lint::sparse);
     }),
     // everything in the guest
     ("guest", |suite| suite.guest()),
