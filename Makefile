@@ -9,6 +9,7 @@
 ## make bench     what map, unmap and flush cost, beside the C driver
 ##                (ONLY=throughput: what devices move, by fio and iperf3)
 ## make passthrough  give drives to a guest inside the guest, over VFIO and iommufd
+##                (MACHINE=1: on the emulator of make machine, in both)
 ## make torture   all suites on a kernel that finds mistakes, and what may happen to a
 ##                machine many times (ONLY= one of its boots, SEED= does it again)
 ## make mutants   break the code on purpose: do the tests notice?
