@@ -3,53 +3,52 @@
 //! An address space: its table, the functions attached to it, and the flushes
 //! that keep them in step. The core's part of a domain is in `domain.rs`.
 //!
-//! # No flush is missed, none hits a function that is not registered
+//! # No flush is missed, and none hits a function that is not registered
 //!
-//! A map or an unmap stores entries, then runs a full barrier, then refreshes
-//! every member that it sees and that is *live*. An attach makes the function a
-//! member, then runs a full barrier, then registers the table, runs another full
-//! barrier, and refreshes all that the table maps (`function.rs`): it looks for the
-//! segment entries that are in use, and skips what has none. Whichever barrier
-//! comes first: either the flush sees the member, or the attach sees the entries. A
-//! flush that saw the member, but refreshed it before the table was registered, had
-//! stored its entries before that refresh, so the attach sees those as well.
+//! A map or an unmap stores entries, then executes a full barrier, then refreshes
+//! every *live* member that it finds. An attach makes the function a member, executes
+//! a full barrier, registers the table, executes another full barrier, and refreshes
+//! everything that the table maps (`function.rs`): it looks for the segment entries in
+//! use and skips the ranges without any. Whichever barrier comes first, either the
+//! flush finds the member, or the attach finds the entries. A flush may also find the
+//! member and refresh it before the table is registered. That flush stored its entries
+//! before the refresh, so the attach finds them as well.
 //!
-//! What the function leaves is refreshed too, as the machine may go on using what
-//! it knows of the old table: all that the old table maps, and all that was unmapped
-//! and waits for a full flush, or is being flushed: that flush may not reach the function
-//! any more.
+//! The attach also refreshes what the function leaves, because the machine may still
+//! use what it knows of the old table. This is everything that the old table maps, and
+//! everything that was unmapped and waits for a full flush or is being flushed: that
+//! flush may not reach the function any more.
 //!
-//! A function is live while the machine has a table registered for it, whatever
-//! table that is: refreshing it is then legal. It stays registered from its
-//! first attach on; while blocked, with a table that maps nothing. So a flush
-//! that still sees a function which is just leaving does no harm, and an attach
-//! waits for no grace period.
+//! A function is live while the machine has a table registered for it, whichever table
+//! that is: refreshing it is then legal. A function stays registered from its first
+//! attach on; while it is blocked, with a table that maps nothing. So a flush may safely
+//! refresh a function that is just leaving, and an attach waits for no grace period.
 //!
-//! A function stops to be live where a refresh would be an error: before it
-//! stops translating (identity, by way of the empty table), and after it was
-//! disabled (to be reset), when it does no DMA and a refresh still finds an
-//! invalid handle. Flushes that may have found it live are waited for (RCU) before
-//! it can be enabled again. It becomes live again after the empty table was
-//! registered, then comes a full barrier, then the table that is attached and the
-//! refresh of what it maps: again Dekker's pattern.
+//! A function stops being live where a refresh would be an error: before it stops
+//! translating (for identity, by way of the empty table), and after it was disabled for
+//! a reset, when it does no DMA and a refresh finds an invalid handle. Before it can be
+//! enabled again, flushes that may have found it live must end (RCU). It becomes live
+//! again after the empty table is registered. A full barrier follows, then the
+//! registration of the attached table and the refresh of what it maps: again Dekker's
+//! pattern.
 //!
-//! # What the machine refuses
+//! # Refusals
 //!
-//! A refresh that is refused for want of resources is followed by one of the whole
-//! window, which lets a hypervisor find all that was unmapped, and by no more. If a
-//! device may still be using what was unmapped, nothing is lost or forgotten: the
-//! tables that were unlinked wait on a list of the domain's, and the next flush, of
-//! whichever kind, refreshes everything (`pending.rs`). Tables that a *queued* unmap
-//! unlinks go to that list at once: the core would free them after the full flush,
-//! whatever the machine said of it. They are there only after their range was marked,
-//! and a full flush takes them before it takes the marks.
+//! If a refresh is refused for lack of resources, the driver refreshes the whole window
+//! once, which lets a hypervisor process everything that was unmapped, and leaves it at
+//! that. If a device may still use what was unmapped, nothing is lost: the unlinked
+//! tables wait on a list of the domain, and the next flush of any kind refreshes
+//! everything (`pending.rs`). Tables that a *queued* unmap unlinks go to that list at
+//! once, because the core would free them after the full flush even if the machine
+//! refused it. They get there only after their range was marked, and a full flush takes
+//! the tables before it takes the marks.
 //!
 //! # Locks
 //!
-//! The core's group mutex or the subsystem's state lock, then a function's
-//! mutex, then the domain's attach lock. Flushes take none of these; they run
-//! in any context, under RCU. The flush lock is taken before and after a full flush
-//! asks the machine, never meanwhile.
+//! The order is: the core's group mutex or the subsystem's state lock, a function's
+//! mutex, the domain's attach lock. Flushes take none of these and run in any context,
+//! under RCU. A full flush takes the flush lock before and after its instructions, but
+//! does not hold it while it issues them.
 
 use kernel::{
     bindings,
@@ -139,33 +138,33 @@ use pending::{
     Ticket, //
 };
 
-/// How many entries a dump looks at in one walk of a table. Unmaps give no tables
-/// back meanwhile, so it is to be short: some tens of microseconds.
+/// How many entries a dump reads in one walk of a table. Unmaps free no tables during
+/// a walk, so it should be short: some tens of microseconds.
 const STRETCH: usize = 1024;
 
-/// How far apart ranges are that are refreshed each by itself, in bytes: about
-/// what a hypervisor walks in the time that another instruction takes.
+/// Ranges that are further apart than this, in bytes, are refreshed separately. A
+/// hypervisor walks about this much in the time of one more instruction.
 const GAP: u64 = 16 << 20;
 
-/// An address space. What is written and what every call reads do not share cache
-/// lines.
+/// An address space. Fields that are written and fields that every call reads are on
+/// different cache lines.
 #[pin_data(PinnedDrop)]
 #[repr(C)]
 pub(crate) struct AddressSpace<M: Member> {
     table: DmaTable<TablePages>,
     members: Members<M>,
-    /// The number by which it is traced and shown, from 1 on.
+    /// Its number in traces and in debugfs, from 1 on.
     number: u64,
     page_sizes: u64,
-    /// Whether a refused refresh is to be made up for; set under the flush lock.
+    /// Whether the next flush must make up for a refused one; set under the flush lock.
     is_behind: Atomic<bool>,
     page_counts: PageCounts,
-    // Its marks have lines of their own.
+    // Its marks have cache lines of their own.
     pending: Pending,
     _apart: [u64; LINE / 8],
     #[pin]
     flushes: SpinLockIrq<Flushes>,
-    /// Tables that wait for a full flush; under the flush lock.
+    /// Tables that wait for a full flush; protected by the flush lock.
     #[pin]
     deferred: PagesList,
     #[pin]
@@ -201,14 +200,14 @@ impl<M: Member> AddressSpace<M> {
         }? Error)
     }
 
-    /// Makes a function a member: from here on flushes reach it, if it is live.
-    /// The table is widened before, if the function needs that; it stays so. Calls
-    /// `widened` with what the table reaches then.
+    /// Makes a function a member: from here on flushes reach it, if it is live. Widens
+    /// the table first if the function needs that; the table never shrinks. Calls
+    /// `widened` with the last IOVA that the table then reaches.
     ///
     /// # Errors
     ///
-    /// `EINVAL` if the function, or another member, cannot use a table as deep
-    /// as it would have to be; `ENOMEM`.
+    /// `EINVAL` if the table would be too deep for the function or for another member;
+    /// `ENOMEM`.
     ///
     /// # Context
     ///
@@ -218,14 +217,14 @@ impl<M: Member> AddressSpace<M> {
         let depth = self.depth_with(&member)?;
         self.widen(depth)?;
         self.adapt_to_shadow(&member)?;
-        // The core reads the aperture at any time, so the table comes first.
+        // The core may read the aperture at any time, so the table is widened first.
         widened(depth.reach());
-        // SAFETY: A function leaves before it goes, and waits for a grace
-        // period then. The attach lock is held.
+        // SAFETY: Before a function is freed it leaves, and waits for a grace period.
+        // The attach lock is held.
         unsafe { self.members.join(member) }
     }
 
-    /// Makes the table deep enough, if it is not.
+    /// Makes the table at least as deep as `depth`.
     fn widen(&self, depth: Depth) -> Result {
         let before = self.table.root().depth;
         if depth <= before {
@@ -237,8 +236,8 @@ impl<M: Member> AddressSpace<M> {
         result
     }
 
-    /// Makes unmaps such that a hypervisor which shadows the table of `member`
-    /// notices them.
+    /// If a hypervisor shadows the table of `member`, unmaps in the way that such a
+    /// hypervisor understands from here on.
     pub(crate) fn adapt_to_shadow(&self, member: &M) -> Result {
         if !member.needs_refresh_to_map() || self.table.keeps_entries_valid() {
             return Ok(());
@@ -246,18 +245,18 @@ impl<M: Member> AddressSpace<M> {
         self.table.keep_entries_valid(Self::wait)
     }
 
-    /// Lets unmaps end that are under way.
+    /// Sleeps a little, so that unmaps under way can end.
     fn wait() -> Result {
         fsleep(Delta::from_micros(10));
         Ok(())
     }
 
-    /// The number by which it is traced and shown, from 1 on.
+    /// Its number in traces and in debugfs, from 1 on.
     pub(crate) fn number(&self) -> u64 {
         self.number
     }
 
-    /// How deep the table is now.
+    /// The current depth of the table.
     pub(crate) fn depth(&self) -> Depth {
         self.table.root().depth
     }
@@ -267,8 +266,8 @@ impl<M: Member> AddressSpace<M> {
         self.page_sizes
     }
 
-    /// How much memory the tables take, in bytes, without those that wait for a
-    /// flush to be freed.
+    /// The memory of the tables, in bytes, without those that wait for a flush before
+    /// they are freed.
     pub(crate) fn table_bytes(&self) -> usize {
         self.table.memory().bytes()
     }
@@ -279,11 +278,11 @@ impl<M: Member> AddressSpace<M> {
         self.members.iter(&guard).for_each(work);
     }
 
-    /// Goes on with a dump, for a stretch of entries.
+    /// Continues a dump by [`STRETCH`] entries.
     ///
     /// # Errors
     ///
-    /// `EINTR` if a signal came while the dump waited for unmaps.
+    /// `EINTR` if a signal arrived while the dump waited for unmaps.
     ///
     /// # Context
     ///
@@ -298,9 +297,9 @@ impl<M: Member> AddressSpace<M> {
         Ok(dump.step(STRETCH, |iova| walk.find(iova)))
     }
 
-    /// The next range at or after `iova` that a machine may know something of:
-    /// what segment entries map that are in use, and what was unmapped and waits
-    /// for a full flush, or is being flushed. `None` if there is none.
+    /// The next range at or after `iova` of which a machine may hold translations: the
+    /// range of a segment entry in use, or one that was unmapped and waits for a full
+    /// flush or is being flushed. `None` if there is none.
     ///
     /// # Context
     ///
@@ -309,20 +308,20 @@ impl<M: Member> AddressSpace<M> {
         let walk = self.table.walk(Self::wait).ok()?;
         let used = walk.next_used(Iova(iova));
         let used = used.and_then(|(start, last)| Range::new(start.0, last.0));
-        // After the walk: what it found empty was marked before.
+        // After the walk: an unmap marks its range before the walk can find it empty.
         let marked = self.flushes.lock().next_known(&self.pending, iova);
         let both = [used, marked];
         both.into_iter().flatten().min_by_key(|range| range.start())
     }
 
     /// Whether a walk and the marks may miss something that a machine knows: an unmap beside
-    /// a walk empties entries after a full flush has taken its first mark.
+    /// a walk may empty entries after a full flush has taken its first mark.
     pub(crate) fn is_uncertain(&self) -> bool {
         self.table.is_unmapped_beside()
     }
 
-    /// The next range at or after `iova` that a machine may know something of from
-    /// any of these address spaces. Ranges that are near each other are joined.
+    /// The next range at or after `iova` of which a machine may hold translations from any
+    /// of these address spaces. Ranges less than [`GAP`] apart are joined.
     ///
     /// # Context
     ///
@@ -346,12 +345,12 @@ impl<M: Member> AddressSpace<M> {
         Some(found)
     }
 
-    /// Whether a refused refresh is to be made up for.
+    /// Whether this flush must make up for a refused one.
     fn is_behind(&self) -> bool {
         self.is_behind.load(Relaxed)
     }
 
-    /// How deep the table has to be with `member` among the members.
+    /// The depth that the table needs with `member` among the members.
     fn depth_with(&self, member: &M) -> Result<Depth> {
         let needed = Depth::for_reach(member.window().last());
         let depth = core::cmp::max(needed, self.table.root().depth);
@@ -391,13 +390,13 @@ impl<M: Member> AddressSpace<M> {
         self.table.root().depth.reach()
     }
 
-    /// Maps any range, or says why not; sets `mapped` to how many bytes were mapped.
+    /// Checks and maps any range; sets `mapped` to the number of bytes mapped.
     ///
     /// # Safety
     ///
     /// The caller owns the range.
     #[inline(never)]
-    // Those of the core's call.
+    // The arguments are those of `iommu_domain_ops::map_pages`.
     #[allow(clippy::too_many_arguments)]
     unsafe fn map_checked(
         &self,
@@ -421,8 +420,8 @@ impl<M: Member> AddressSpace<M> {
     ///
     /// # Errors
     ///
-    /// `EINVAL` if it is empty, not aligned, beyond the reach of the table, or of a page
-    /// size that the address space does not have.
+    /// `EINVAL` if it is empty, not aligned, beyond the reach of the table, or its page
+    /// size is not one of the address space.
     fn mapping(
         &self,
         iova: u64,
@@ -439,8 +438,8 @@ impl<M: Member> AddressSpace<M> {
         } else {
             page_size == PAGE_SIZE
         };
-        // A table's reach ends where a page of any size ends, so that the pages
-        // after the first one can be counted; of none, the first one is short.
+        // The reach ends at the end of a page of any size, so it is enough to compare
+        // the number of pages after the first one. A count of 0 wraps and does not fit.
         let (first, last) = (iova, self.reach());
         let after_first = (count as u64).wrapping_sub(1);
         let fits = first <= last && after_first <= (last - first) >> shift;
@@ -482,8 +481,8 @@ impl<M: Member> AddressSpace<M> {
             if !queued {
                 gather.add(iova, bytes);
             }
-            // A full flush takes marks that came after the entries were emptied; longer
-            // unmaps have made theirs.
+            // The mark must come after the entries are emptied, so that the full flush
+            // which takes it covers them. Longer unmaps have set theirs already.
             if queued && bytes < LARGE_PAGE_SIZE {
                 self.mark(iova, bytes);
             }
@@ -495,38 +494,38 @@ impl<M: Member> AddressSpace<M> {
         bytes as usize
     }
 
-    /// Marks a range of some bytes.
+    /// Marks a range, for the next full flush.
     fn mark(&self, iova: u64, size: u64) {
         self.pending
             .mark(iova, iova.wrapping_add(size).wrapping_sub(1));
     }
 
-    /// Whether a range is one of whole pages in reach.
+    /// Whether a range consists of whole pages in reach.
     fn holds_pages(&self, iova: u64, size: u64) -> bool {
         (iova | size) & (PAGE_SIZE - 1) == 0 && self.holds(iova, size)
     }
 
-    /// Whether a range is in reach, and not empty.
+    /// Whether a range is in reach and not empty.
     fn holds(&self, iova: u64, size: u64) -> bool {
         let last = iova.wrapping_add(size).wrapping_sub(1);
-        // Most ranges are as low as any table reaches.
+        // Most ranges are low enough for a table of any depth.
         let in_reach = last <= Depth::Third.reach() || last <= self.reach();
         iova <= last && in_reach && size != 0
     }
 
-    /// Whether any device needs a refresh after what was stored. A full barrier between
-    /// the stores and what the answer leads to.
+    /// Whether any device needs a refresh after the stores before. Executes a full barrier
+    /// between these stores and whatever depends on the answer.
     #[inline]
     pub(crate) fn needs_flush(&self) -> bool {
         self.members.needs_flush()
     }
 
-    /// Makes members see what was mapped, after [`AddressSpace::needs_flush`].
+    /// Makes new mappings known to the members. Call [`AddressSpace::needs_flush`] before.
     ///
     /// # Errors
     ///
-    /// The first error of a member that can do DMA; `ENOMEM` if the hypervisor has
-    /// no resources left, as a caller may try again later.
+    /// The first error of a member that can do DMA; `ENOMEM` if the hypervisor has no
+    /// resources left, because the caller may try again later.
     pub(crate) fn sync_map(&self, iova: u64, size: u64) -> Result {
         let range = Range::sized(iova, size).ok_or(EINVAL)?;
         let all = self.table.keeps_entries_valid();
@@ -538,8 +537,8 @@ impl<M: Member> AddressSpace<M> {
         })
     }
 
-    /// Makes members forget what is in the gather, then frees the tables that
-    /// it holds; after [`AddressSpace::needs_flush`].
+    /// Makes the members forget the range of the gather, then frees the tables that it
+    /// holds. Call [`AddressSpace::needs_flush`] before.
     pub(crate) fn sync(&self, gather: &mut Gather) {
         let (start, last) = gather.range();
         let counter = &self.counters.sync_rpcits;
@@ -550,7 +549,7 @@ impl<M: Member> AddressSpace<M> {
             return;
         }
         if gather.holds_pages() {
-            // SAFETY: Every member forgot the range, or cannot do DMA.
+            // SAFETY: Every member has forgotten the range, or cannot do DMA.
             unsafe { gather.free_flushed() }
         }
         if self.is_behind() {
@@ -558,13 +557,13 @@ impl<M: Member> AddressSpace<M> {
         }
     }
 
-    /// Makes members forget all that was unmapped since the last time.
+    /// Makes the members forget everything that was unmapped since the last full flush.
     pub(crate) fn flush_all(&self) {
         pin_init::stack_pin_init!(let unlinked = PagesList::new());
         let begin = || {
             let mut flushes = self.flushes.lock();
-            // SAFETY: The lock is held; `unlinked` is this call's. Tables come
-            // before the marks (see the head of this file).
+            // SAFETY: The lock is held; `unlinked` belongs to this call. It takes the
+            // tables before the marks (see the head of this file).
             unsafe { unlinked.take(&self.deferred) };
             flushes.begin(&self.pending, self.table.keeps_entries_valid())
         };
@@ -579,8 +578,8 @@ impl<M: Member> AddressSpace<M> {
         };
         self.members
             .flush_all(&self.counters.global_rpcits, begin, end);
-        // SAFETY: `unlinked` is this call's. What is on it was unlinked before the
-        // flush began, and every member forgot it, or cannot do DMA.
+        // SAFETY: `unlinked` belongs to this call. Its tables were unlinked before the
+        // flush began, and every member has forgotten them, or cannot do DMA.
         unsafe { unlinked.free() };
     }
 
@@ -592,7 +591,7 @@ impl<M: Member> AddressSpace<M> {
         unsafe { gather.defer(&self.deferred) };
     }
 
-    /// The flush of a gather was refused: the next flush makes up for it.
+    /// The flush of a gather was refused: the next flush must make up for it.
     #[cold]
     fn fall_behind(&self, gather: &mut Gather) {
         let mut flushes = self.flushes.lock();
@@ -606,7 +605,7 @@ impl<M: Member> AddressSpace<M> {
     ///
     /// # Safety
     ///
-    /// Nobody unmaps a range that holds `iova` meanwhile.
+    /// Nobody unmaps a range that contains `iova` meanwhile.
     pub(crate) unsafe fn lookup(&self, iova: u64) -> Option<Translation> {
         // SAFETY: The caller's promise.
         unsafe { self.table.lookup(Iova(iova)) }
@@ -616,7 +615,7 @@ impl<M: Member> AddressSpace<M> {
 #[pinned_drop]
 impl<M: Member> PinnedDrop for AddressSpace<M> {
     fn drop(self: Pin<&mut Self>) {
-        // SAFETY: Nobody else knows the space any more, and no function has its
+        // SAFETY: Nobody else has a reference to the space, and no function has its
         // table.
         unsafe { self.deferred.free() }
     }
@@ -631,8 +630,8 @@ impl From<MapError> for Error {
     }
 }
 
-/// What a protection allows. The format cannot refuse reads, so a mapping to be
-/// written only can be read too.
+/// The access that a protection allows. The format cannot forbid reads, so a write-only
+/// mapping can be read too.
 #[inline]
 fn access(prot: Prot) -> Access {
     if prot.allows_writes() {

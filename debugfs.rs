@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What the driver shows in debugfs, under `s390_iommu/`.
+//! The driver's files in debugfs, under `s390_iommu/`.
 //!
 //! ```text
 //! functions/<fid>          a function: its window, what is registered right now
@@ -8,10 +8,10 @@
 //! domains/<n>/translations what it maps, merged into ranges
 //! ```
 //!
-//! A function's file is there as long as the driver has the function, a domain's folder
-//! until the core frees the domain. Reading takes a function's mutex, or walks a
-//! table (`dma_table.rs`) for a stretch of entries at a time; it takes no lock of
-//! the core, and nothing waits for a reader but the removal of what is read.
+//! The file of a function exists as long as the driver has the function, the folder of a
+//! domain until the core frees the domain. A read takes the function's mutex, or walks a
+//! table (`dma_table.rs`) some entries at a time. It takes no lock of the core, and only
+//! the removal of the file waits for it.
 
 use kernel::{
     current,
@@ -58,7 +58,7 @@ use crate::{
     }, //
 };
 
-/// How many ranges a dump shows at most.
+/// The most ranges that a dump shows.
 const MAX_RANGES: usize = 16384;
 
 /// Where things are shown, and how.
@@ -72,14 +72,14 @@ struct Shown {
 
 static SHOWN: SetOnce<Shown> = SetOnce::new();
 
-/// The driver's folder; all that is in it goes with it.
+/// The driver's folder, which is removed with all its content.
 pub(crate) struct Tree {
     _top: Entry<()>,
 }
 
 impl Tree {
-    /// Makes the folder. Once, before anything is shown; nothing is any more when
-    /// it is dropped.
+    /// Makes the folder. Called once, before anything is shown. Drop it after everything in
+    /// it.
     ///
     /// # Context
     ///
@@ -99,7 +99,7 @@ impl Tree {
     }
 }
 
-/// Shows a domain for as long as the result is there.
+/// Shows a domain until the result is dropped.
 ///
 /// # Context
 ///
@@ -113,7 +113,7 @@ pub(crate) fn show_domain(space: &Arc<Space>) -> Option<Entry<Arc<Space>>> {
     Some(entry)
 }
 
-/// Shows a function for as long as the result is there.
+/// Shows a function until the result is dropped.
 ///
 /// # Safety
 ///
@@ -173,7 +173,7 @@ impl Show for Space {
 enum Piece {
     Head,
     Run(Run),
-    /// There are more ranges than are shown, the first of them here.
+    /// There are more ranges than the dump shows; this is the first one left out.
     Limit(u64),
 }
 

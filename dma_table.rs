@@ -20,67 +20,64 @@
 //! *Ranges have owners.* The IOMMU API gives every IOVA range to one caller at
 //! a time: between a map of a range and its unmap nobody else maps, unmaps or
 //! looks up anything in it. Calls on disjoint ranges run at the same time and
-//! take no lock. Breaking the rule garbles the translations of the ranges that
-//! are fought over; a table that two callers fight over could be freed under
-//! one of them, which is why [`DmaTable::map`], [`DmaTable::unmap`] and
-//! [`DmaTable::lookup`] are unsafe.
+//! take no lock. Two callers that break the rule corrupt the translations of the
+//! range, and one of them could free a table that the other one still uses. This is
+//! why [`DmaTable::map`], [`DmaTable::unmap`] and [`DmaTable::lookup`] are unsafe.
 //!
 //! *Leaf entries belong to the owner of the range*, so they are read and
-//! written with plain 64-bit accesses, run by run, one walk a leaf table. A map
-//! reads before it writes and refuses a run that holds a live entry; an unmap
+//! written with plain 64-bit accesses, run by run, with one walk per leaf table. A
+//! map reads before it writes, and refuses a run that contains a live entry. An unmap
 //! stops at the first entry that is not live.
 //!
-//! *Tables are shared between neighbours.* A missing one is installed with a
-//! compare-and-exchange from "empty", release on success: its empty entries are
-//! visible before it can be reached. Whoever loses frees its own and goes on
-//! with the winner's. Walkers read table entries with acquire.
+//! *Tables are shared between neighbours.* A missing table is installed with a
+//! compare-and-exchange from "empty", with release on success: its empty entries are
+//! visible before it can be reached. A caller that loses this race frees its own table
+//! and continues with the other one. Walkers read table entries with acquire.
 //!
-//! *A table is unlinked only by an unmap that covers all that it spans.* That
+//! *A table is unlinked only by an unmap that covers everything that it spans.* This
 //! caller owns every range in it, so no other map, unmap or lookup is inside
-//! nor can enter. The unlinked table keeps its content and goes to the
+//! or can enter. The unlinked table keeps its content and goes to the
 //! [`DeferFree`] of the call, which must not free it before the machine has
-//! forgotten the range (the refresh that follows the unmap, or the full one
-//! after a queue of them).
+//! forgotten the range (by the refresh that follows the unmap, or by the full flush
+//! that follows queued unmaps).
 //!
 //! *An emptied entry may stay valid.* A hypervisor that shadows the tables may
-//! overlook that a segment or region entry has become invalid: QEMU reports to VFIO
-//! unmapped pages only where it finds a page table with invalid entries. A tree
-//! in use by such a function ([`DmaTable::keep_entries_valid`]) therefore lets an
-//! entry that it empties point to a *vacant* table ([`Vacant`]), which all trees
-//! share and which maps nothing. Its page entries differ from those of an empty
-//! page table in one more bit (`format::PAGE_VACANT`), so that the fast paths, which
-//! write only over `PAGE_INVALID`, pass it by. All other walks take an entry
-//! that points to a vacant table for empty. An entry that goes from a vacant
-//! table to a mapping goes from valid to valid, so it needs a refresh:
-//! in such a domain every device is refreshed after a map.
+//! overlook that a segment or region entry has become invalid: QEMU reports unmapped
+//! pages to VFIO only where it finds a page table with invalid entries. A tree
+//! in use by such a function ([`DmaTable::keep_entries_valid`]) therefore points an
+//! entry that it empties to a *vacant* table ([`Vacant`]), which all trees
+//! share and which maps nothing. Its page entries have one more bit set than those of
+//! an empty page table (`format::PAGE_VACANT`), so the fast paths, which write only
+//! over `PAGE_INVALID`, never write there. All other walks treat an entry that points
+//! to a vacant table as empty. An entry that changes from a vacant table to a mapping
+//! stays valid, so the change needs a refresh: in such a domain every device is
+//! refreshed after a map.
 //!
-//! *The tree only grows at the top.* [`DmaTable::widen`] makes the missing tops,
-//! each with the one below as its entry 0, and swings the root once, release. A walker that
-//! still holds the old root finds the same entries below it, since an IOVA that
-//! it looks for lies below the old reach. The old top stays part of the tree
-//! for as long as the tree lives: machines may have it registered. So the first
-//! entry of a region-first or region-second table on the way to IOVA 0 is never
-//! unlinked.
+//! *The tree only grows at the top.* [`DmaTable::widen`] allocates the missing top
+//! tables, each with the one below as its entry 0, and replaces the root once, with
+//! release. A walker that still holds the old root finds the same entries below it,
+//! because its IOVA is in the old reach. The old top stays part of the tree as long as
+//! the tree lives, because machines may have it registered. So the first entry of a
+//! region-first or region-second table on the way to IOVA 0 is never unlinked.
 //!
-//! *Readers own no range.* Whoever only looks at the tree ([`DmaTable::walk`])
-//! takes the walk lock: one word that counts readers and the unmaps that may
-//! unlink. A reader counts itself, then waits for such unmaps to end; an unmap
-//! that finds a reader counted unlinks nothing, and only empties entries, as if
-//! it covered each table in parts. Both count by one read-modify-write, so
-//! either the unmap sees the reader, or the reader sees the unmap and waits. No
-//! table that a reader finds from the root is unlinked before it leaves. What it
-//! reads of leaf entries may be old as soon as it was read. An unmap looks for
-//! readers before it counts itself, so a reader waits only for the unmaps that
-//! were under way when it came.
+//! *Readers own no range.* A reader of the tree ([`DmaTable::walk`]) takes the walk
+//! lock: one word that counts readers and the unmaps that may unlink. A reader counts
+//! itself, then waits for such unmaps to end. An unmap that finds a reader unlinks
+//! nothing and only empties entries, as if it covered each table only in part. Both
+//! count with one read-modify-write, so either the unmap finds the reader, or the
+//! reader finds the unmap and waits. No table that a reader reaches from the root is
+//! unlinked before the reader leaves. A leaf entry may change as soon as the reader has
+//! read it. An unmap looks for readers before it counts itself, so a reader waits only
+//! for unmaps that were under way when it arrived.
 //!
-//! *The machine* reads entries at any time. A 64-bit aligned store is atomic to
-//! it. It may keep what it read until a refresh; the stores here
-//! come before the refresh because the caller puts a full barrier between them
-//! (`address_space.rs`, which also says why none is missed).
+//! *The machine* reads entries at any time. An aligned 64-bit store is atomic for it.
+//! It may keep what it has read until a refresh. The caller executes a full barrier
+//! between the stores here and the refresh (`address_space.rs`, which also explains why
+//! no refresh is missed).
 //!
-//! The file knows nothing of devices and instructions. It is compiled into the
-//! kernel, into tests on the host, and (with narrow tables) into a model
-//! checker for threads, through the traits [`Memory`] and [`Cell`].
+//! This file knows nothing of devices and instructions. Through the traits [`Memory`]
+//! and [`Cell`] it is compiled into the kernel, into tests on the host, and (with narrow
+//! tables) into a model checker for threads.
 
 pub(crate) mod dump;
 mod format;
@@ -140,15 +137,15 @@ pub(crate) const LINE: usize = 256;
 /// came from `memory`, or (page and segment entries) maps memory.
 #[repr(C)]
 pub(crate) struct DmaTable<M: Memory> {
-    // These two are written when tables come and go, the others hardly ever: the array
-    // puts a cache line between them. (A type with an alignment would have the compiler
-    // realign the stack of whoever makes a table.)
+    // These two are written when tables are allocated and freed, the others hardly ever:
+    // the array puts a cache line between them. (With an aligned type, the compiler would
+    // realign the stack of every function that makes a table.)
     memory: M,
     walk_lock: WalkLock<M::Cell>,
     _apart: [u64; LINE / 8],
     root: M::Cell,
-    /// The region-third table that begins at IOVA 0. It was the first top, so it
-    /// stays.
+    /// The region-third table that begins at IOVA 0. It was the first top, so it is never
+    /// unlinked.
     low: Low,
     vacant: Vacant,
     /// Whether emptied entries stay valid: 0 or 1.
@@ -156,9 +153,8 @@ pub(crate) struct DmaTable<M: Memory> {
 }
 
 impl<M: Memory> DmaTable<M> {
-    /// An empty tree of at least the given depth. `vacant` are the vacant tables
-    /// of `memory`, which stay for as long as the tree. `cell` makes a cell that
-    /// holds a value.
+    /// An empty tree of at least the given depth. `vacant` are the vacant tables of
+    /// `memory`, which must outlive the tree. `cell` makes a cell with a value.
     ///
     /// # Errors
     ///
@@ -196,21 +192,20 @@ impl<M: Memory> DmaTable<M> {
         &self.memory
     }
 
-    /// Where the short ways begin.
+    /// Where the fast paths begin.
     pub(crate) fn low(&self) -> Low {
         self.low
     }
 
-    /// The top table as it is now. A later one reaches further and finds all
-    /// that this one finds.
+    /// The current top table. A later one reaches further, and leads to everything that
+    /// this one leads to.
     #[inline]
     pub(crate) fn root(&self) -> Root {
         Root::unpack(self.root.load_acquire())
     }
 
-    /// From the return of this on, entries that are emptied stay valid (see the
-    /// head of this file). `wait` is called as long as unmaps are under way that
-    /// began before.
+    /// After this returns, entries that are emptied stay valid (see the head of this
+    /// file). Calls `wait` while unmaps that began before are under way.
     ///
     /// # Errors
     ///
@@ -219,8 +214,8 @@ impl<M: Memory> DmaTable<M> {
         &self,
         wait: impl FnMut() -> Result<(), E>,
     ) -> Result<(), E> {
-        // Whoever empties an upper entry takes the walk lock before it looks, so
-        // it sees this store, or is waited for.
+        // An unmap that empties an upper entry takes the walk lock before it reads this
+        // flag. So either it sees this store, or this waits for it.
         self.keeps_valid.store(1);
         self.walk_lock.wait_for_unmaps(wait)
     }

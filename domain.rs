@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A domain as the core sees it: a share in an address space, and its folder in
-//! debugfs. Functions hold other shares, so a table outlives a function that could
-//! not be taken off it.
+//! The core's part of a domain: a share in an address space, and a folder in debugfs.
+//! Functions hold references of their own, so a table outlives its domain if the machine
+//! refuses to deregister it.
 
 use kernel::{
     prelude::*,
@@ -28,10 +28,10 @@ use crate::{
     seq_file::Entry, //
 };
 
-/// A domain as the core sees it.
+/// A domain of the core.
 pub(crate) type Domain = iommu::Domain<Paging>;
 
-/// What the core's domain holds.
+/// The driver data of a domain.
 pub(crate) struct Paging {
     /// Its folder in debugfs.
     _shown: Option<Entry<Arc<Space>>>,
@@ -39,8 +39,8 @@ pub(crate) struct Paging {
 }
 
 impl Domain {
-    /// An empty domain that suits `function`: its table is as deep as the function's
-    /// window needs.
+    /// An empty domain for `function`: its table is as deep as the window of the function
+    /// needs.
     ///
     /// # Errors
     ///
@@ -80,8 +80,8 @@ impl Domain {
 }
 
 impl Drop for Paging {
-    /// The core frees a domain although functions are attached when it could not
-    /// attach them to anything else. They are blocked, which cannot fail.
+    /// If the core could not attach functions to anything else, it frees their domain all
+    /// the same. This blocks them, which cannot fail.
     fn drop(&mut self) {
         let space = self.share.space();
         while let Some(function) = space.first_member() {

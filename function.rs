@@ -4,41 +4,40 @@
 //!
 //! # Attach
 //!
-//! 1. *Widen.* The domain admits the function: its table is made deep enough,
-//!    and flushes reach the function from here on. May fail; nothing has changed
-//!    for anybody then, but the domain stays widened.
-//! 2. *Register.* The new table is registered, and all that it maps is refreshed,
-//!    together with all that the old one maps. The only other step that may fail;
-//!    the function is then put back where it was.
-//! 3. *Account.* The function leaves the old domain. Cannot fail.
+//! 1. *Widen.* The domain's table is made deep enough for the function, and
+//!    flushes of the domain reach the function from here on. This may fail. Then
+//!    nothing has changed, except that the domain may stay widened.
+//! 2. *Register.* The new table is registered, and everything that it or the old
+//!    table maps is refreshed. This is the only other step that may fail. Then the
+//!    function is put back where it was.
+//! 3. *Account.* The function leaves the old domain. This cannot fail.
 //!
-//! A function that translates goes from table to table by re-registering: no
-//! deregistration is issued. One that is not registered is first registered with
-//! the empty table, so that step 2 is always the same, and no flush is missed
+//! A function that translates moves from one table to the next by re-registering;
+//! it is never deregistered in between. A function without a table is registered
+//! with the empty table first. So step 2 is always the same, and no flush is missed
 //! between the registration and the first refresh.
 //!
-//! Linux has never used re-registration on a machine of IBM's. Where it is refused
-//! although the function is in a state to be registered, the function is
-//! deregistered and registered: at once if no DMA has to go on (it is being blocked,
-//! or comes from being blocked), and for a function that runs once that has
-//! worked where re-registration did not. There is a gap then, and the whole window is
-//! refreshed: nothing says what a flush in the gap came to. What was learned is
-//! forgotten when the function is disabled.
+//! Linux has never used re-registration on an IBM machine. If a machine refuses it
+//! although the function could be registered, the driver deregisters the function
+//! and registers it again. It does so at once if no DMA has to continue (the function
+//! is being blocked, or was blocked). For a running function it does so only after
+//! this has worked once where re-registration did not. DMA has a gap then, and the
+//! whole window is refreshed, because a flush in the gap may not have reached the
+//! function. The driver forgets what it learned when the function is disabled.
 //!
-//! While the function is re-registered it is a member of both domains, and is
-//! refreshed by flushes of either; that is legal, it is registered. It leaves
-//! the old domain only when the machine no longer knows the old table.
+//! During re-registration the function is a member of both domains, and flushes of
+//! either domain refresh it. That is legal, because it is registered. It leaves the
+//! old domain only when the machine no longer knows the old table.
 //!
-//! *Blocked* is the empty table (after an attach), or no registration (before
-//! the first one, and after a reset). Blocking cannot fail: if the machine
-//! refuses, the function is deregistered by force; if it refuses that as well,
-//! the function keeps its share of the old address space, which is then not
-//! freed.
+//! A *blocked* function has the empty table (after an attach) or no table (before
+//! the first attach, and after a reset). Blocking cannot fail. If the machine refuses
+//! the empty table, the function is deregistered. If it refuses that as well, the
+//! function keeps a reference to the old address space, so its table is not freed.
 //!
-//! A function that is gone or in the error state does no DMA. It counts as
-//! attached; the reset path registers what was recorded last
-//! ([`Function::register_recorded`]). So does the recovery without a reset, if an
-//! attach or a flush has missed the function ([`Function::resume`]).
+//! A function that is gone or in the error state does no DMA, so an attach succeeds
+//! without the machine. The reset path registers what is attached
+//! ([`Function::register_recorded`]). Recovery without a reset does the same if an
+//! attach or a flush could not reach the function ([`Function::resume`]).
 
 use kernel::{
     bindings,
@@ -101,7 +100,7 @@ use registration::{
 /// An address space that functions are attached to.
 pub(crate) type Space = AddressSpace<Function>;
 
-/// Whether a machine may go on using an empty table after its function went.
+/// Whether a machine may still use an empty table after its function is gone.
 pub(crate) static EMPTY_IN_USE: Atomic<bool> = Atomic::new(false);
 
 /// What is attached.
@@ -113,7 +112,7 @@ enum Attached {
 }
 
 impl Attached {
-    /// By which name it is traced.
+    /// Its number in traces.
     fn number(&self) -> u64 {
         match self {
             Attached::Blocked => trace::attached::BLOCKED,
@@ -123,19 +122,19 @@ impl Attached {
     }
 }
 
-/// What there is to see of a function, all at one moment.
+/// A snapshot of a function, for debugfs.
 pub(crate) struct Status {
-    /// What is attached, by its name in traces.
+    /// What is attached, by its number in traces.
     pub(crate) attached: u64,
-    /// What the driver takes to be registered; `None` if it does not know.
+    /// What the driver believes to be registered; `None` if it does not know.
     pub(crate) assumed: Option<Registered>,
-    /// What is registered, says the machine.
+    /// What the machine reports as registered.
     pub(crate) registered: Result<Registered, Refusal>,
-    /// The last instruction on a table, and its outcome.
+    /// The last instruction that changed the registration, and its outcome.
     pub(crate) last: Option<(Operation, Outcome)>,
     /// How many refreshes were refused.
     pub(crate) refused: u64,
-    /// The condition code of the last one of them.
+    /// The condition code of the last refused refresh.
     pub(crate) refused_cc: Option<u32>,
 }
 
@@ -143,26 +142,26 @@ pub(crate) struct Status {
 struct State {
     attached: Attached,
     machine: Machine,
-    /// Address spaces that the machine may still be using although something else
-    /// is attached: it refused to let go of them.
+    /// Address spaces that are not attached any more but that the machine may still
+    /// use, because it refused to deregister their tables.
     retained: KVec<Arc<Space>>,
-    /// Whether the machine cannot be using anything but what is registered.
+    /// Whether the machine uses only what is registered.
     settled: bool,
-    /// Whether the last target was registered, and a refresh after that refused.
+    /// Whether the last registration succeeded and the refresh after it was refused.
     lacks_refresh: bool,
-    /// When it last left an address space; flushes that saw it there are waited for
-    /// before it goes.
+    /// When the function last left an address space. Before it is freed, flushes that
+    /// found it there must end.
     passed: Option<Moment>,
-    /// The last instruction on a table, and its outcome.
+    /// The last instruction that changed the registration, and its outcome.
     last: Option<(Operation, Outcome)>,
-    /// Whether re-registration was refused where a registration was not, and the
-    /// status of the refusal.
+    /// The status with which the machine refused to re-register where a plain
+    /// registration worked.
     refuses_reregister: Option<u8>,
 }
 
 impl State {
-    /// Keeps an address space that the machine may go on using. Without memory to
-    /// note it, it is lost rather than used after it was freed.
+    /// Keeps an address space that the machine may still use. Without memory for the
+    /// list, the reference is leaked: better lost than used after free.
     fn keep(&mut self, space: &Arc<Space>) {
         if self.retained.iter().any(|kept| Arc::ptr_eq(kept, space)) {
             return;
@@ -172,14 +171,14 @@ impl State {
         }
     }
 
-    /// Waits for flushes that do not pass the function by yet.
+    /// Waits for flushes that may still use the function.
     fn wait_for_flushes(&mut self) {
         if let Some(passed) = self.passed.take() {
             passed.wait_for_readers();
         }
     }
 
-    /// The machine cannot be using anything but what is registered.
+    /// The machine uses only what is registered: the address spaces kept so far may go.
     fn settle(&mut self) {
         self.settled = true;
         self.retained.clear();
@@ -194,11 +193,11 @@ impl State {
     }
 }
 
-/// A function that the driver has.
+/// A function of the driver.
 #[pin_data]
 pub(crate) struct Function {
     zdev: Zdev,
-    /// What is recorded while nothing is attached.
+    /// The domain that is recorded while the function is blocked.
     blocked: &'static StaticDomain,
     /// The IOVAs that the machine grants; those of identity.
     granted: Range,
@@ -209,8 +208,8 @@ pub(crate) struct Function {
     empty: Iota,
     /// Whether a refresh is legal.
     live: Atomic<bool>,
-    /// Whether a flush or an attach passed the function by, as it was in the error
-    /// state.
+    /// Whether a flush or an attach could not reach the function, because it was in the
+    /// error state.
     missed: Atomic<bool>,
     /// How many refreshes were refused, and the condition code of the last one.
     refused: Atomic<u64>,
@@ -222,9 +221,10 @@ pub(crate) struct Function {
 }
 
 impl Function {
-    /// Sets a function up, blocked. Its window is clamped here, once. Others see
-    /// that unless the function may skip translation: it can then reach all memory
-    /// that the machine grants, also what is plugged later.
+    /// Sets up a function, blocked. Its window is clamped here, once. The clamped window
+    /// is visible to the rest of the kernel, unless the function may skip translation:
+    /// such a function can reach all memory in the range that the machine grants, also
+    /// memory that is plugged in later.
     ///
     /// # Errors
     ///
@@ -268,7 +268,7 @@ impl Function {
         }? Error))
     }
 
-    /// The machine's side of it.
+    /// The subsystem's side of it.
     pub(crate) fn zdev(&self) -> Zdev {
         self.zdev
     }
@@ -277,8 +277,8 @@ impl Function {
     ///
     /// # Errors
     ///
-    /// `EINVAL` if it does not fit. On every error the function stays attached to what it
-    /// was.
+    /// `EINVAL` if the domain and the function do not fit together. On every error the
+    /// function stays attached to what it was.
     ///
     /// # Context
     ///
@@ -325,7 +325,7 @@ impl Function {
         Ok(())
     }
 
-    /// Attaches nothing.
+    /// Blocks the function: detaches what is attached.
     ///
     /// # Context
     ///
@@ -334,8 +334,8 @@ impl Function {
         self.block_locked(&mut self.state.lock());
     }
 
-    /// The domain of `space` is freed: attaches nothing if that is what is attached.
-    /// The function may have gone meanwhile, and then it has left.
+    /// Blocks the function if `space` is attached, because its domain is being freed. The
+    /// function may be gone by now; then it has left the space already.
     ///
     /// # Context
     ///
@@ -375,13 +375,13 @@ impl Function {
         trace::attach(self.zdev.fid(), from, trace::attached::BLOCKED, Ok(()));
     }
 
-    /// Lets the function do DMA without translation: `identity`, as the core
-    /// sees it, is recorded.
+    /// Lets the function do DMA without translation, and records `identity`, the core's
+    /// domain for this.
     ///
     /// # Errors
     ///
-    /// `EINVAL` if it must not; on every error the function stays attached to
-    /// what it was.
+    /// `EINVAL` if the function must translate. On every error the function stays
+    /// attached to what it was.
     ///
     /// # Context
     ///
@@ -399,8 +399,8 @@ impl Function {
             return Err(EINVAL);
         }
         let before = state.machine;
-        // A function that does not translate must not be refreshed, so it comes
-        // off the table first, and then out of the flushes' sight.
+        // A function that does not translate must not be refreshed. So it first leaves
+        // its table, and then flushes stop refreshing it.
         let off = match before {
             Machine::Nothing => Ok(()),
             _ if state.refuses_reregister.is_some() => {
@@ -424,11 +424,11 @@ impl Function {
     }
 
     /// The function was disabled, or is about to be enabled: it does no DMA, and
-    /// nothing is registered. From here on flushes leave it alone: once it is
+    /// nothing is registered. From here on flushes do not refresh it: once it is
     /// enabled, a refresh is an error until a table is registered.
     ///
-    /// The machine is asked, as somebody else may have enabled the function and
-    /// registered its table by now.
+    /// This asks the machine first, because the function may have been enabled and
+    /// registered again by now.
     ///
     /// # Context
     ///
@@ -436,7 +436,7 @@ impl Function {
     pub(crate) fn disabled(&self) {
         let mut state = self.state.lock();
         state.refuses_reregister = None;
-        // Flushes leave it alone already, see `stop_refreshes`.
+        // Flushes do not refresh it already, see `stop_refreshes`.
         if state.machine == Machine::Nothing {
             self.missed.store(false, Relaxed);
             return;
@@ -446,14 +446,14 @@ impl Function {
         }
         self.stop_refreshes();
         state.machine = Machine::Nothing;
-        // Nothing is known to the machine any more.
+        // The machine knows nothing of the old table any more.
         self.missed.store(false, Relaxed);
         state.settle();
     }
 
-    /// The function was enabled: registers what is attached. Only a registration that
-    /// is refused is an error, as with the driver in C: a function whose refresh is
-    /// refused works, but for mappings that a hypervisor does not know.
+    /// The function was enabled: registers what is attached. Only a refused registration
+    /// is an error, as in the C driver. A function whose refresh is refused works, except
+    /// for mappings that the hypervisor does not know yet.
     ///
     /// # Context
     ///
@@ -468,9 +468,9 @@ impl Function {
             target => self.install_strictly(&mut state, target),
         };
         match result {
-            // If it did DMA through what an attach registered, and is in the error
-            // state again, this was no failure: the recovery that follows comes
-            // here once more.
+            // An attach may have registered a table already, and DMA through it may have
+            // put the function into the error state again. That is no failure: the
+            // recovery that follows calls this function once more.
             Ok(()) | Err(Refusal::InError) => Outcome::DONE,
             Err(refusal) if state.lacks_refresh => {
                 self.log_refused_refresh(refusal);
@@ -480,16 +480,16 @@ impl Function {
         }
     }
 
-    /// The function leaves the error state without a reset: registers what is
-    /// attached, if an attach or a flush has passed it by. It must not run again if
-    /// this fails. To be called before it leaves the state, and after.
+    /// The function leaves the error state without a reset: registers what is attached if
+    /// an attach or a flush could not reach the function. If this fails, the function must
+    /// not run again. Call this before the function leaves the error state, and after.
     ///
     /// # Context
     ///
     /// Sleeps.
     pub(crate) fn resume(&self) -> Result {
         let mut state = self.state.lock();
-        // Flushes that were refused have noted it by then.
+        // After this, flushes that were refused have set `missed`.
         readers::wait_for_readers();
         if !self.missed.load(Relaxed) && state.machine != Machine::Unknown {
             return Ok(());
@@ -499,7 +499,7 @@ impl Function {
         state.settled = false;
         let result = self.install_strictly(&mut state, Target::of(&attached));
         match result {
-            // What was unmapped was looked at.
+            // The hypervisor has processed what was unmapped.
             Err(Refusal::Resources) if state.lacks_refresh => Ok(()),
             Err(refusal) => {
                 self.missed.store(true, Relaxed);
@@ -509,8 +509,8 @@ impl Function {
         }
     }
 
-    /// The function goes: the machine forgets the driver's tables, and no flush
-    /// can see the function any more.
+    /// The function goes away: the machine forgets the driver's tables, and no flush
+    /// uses the function any more.
     ///
     /// # Context
     ///
@@ -519,7 +519,7 @@ impl Function {
         let mut state = self.state.lock();
         if state.machine != Machine::Nothing {
             self.stop_refreshes();
-            // The empty table may go with the driver.
+            // The empty table is freed with the driver.
             let refused = self.ignore_unreachable(self.deregister(&mut state).check());
             if let Err(refusal) = refused {
                 self.log(
@@ -533,18 +533,18 @@ impl Function {
         }
         let old = core::mem::replace(&mut state.attached, Attached::Blocked);
         self.leave(&mut state, old);
-        // For flushes that saw it as a member. Mostly it left before it was disabled, and
-        // has waited then.
+        // For flushes that found it as a member. Most functions left before they were
+        // disabled, and waited there.
         state.wait_for_flushes();
     }
 
-    /// Logs that the machine refused what it must not refuse, and what follows; not
-    /// more often than a log bears.
+    /// Logs a refusal that the driver cannot make up for, and its consequence. The log is
+    /// rate-limited.
     fn log(&self, text: &'static CStr, why: &'static CStr) {
         self.zdev.log(&self.log_limit, text, why);
     }
 
-    /// What there is to see, for debugfs.
+    /// A snapshot, for debugfs.
     ///
     /// # Context
     ///
@@ -566,7 +566,7 @@ impl Function {
         }
     }
 
-    /// The function works, but a mapping may be missing for it.
+    /// The function works, but the hypervisor may not know all mappings.
     fn log_refused_refresh(&self, refusal: Refusal) {
         self.log(
             c"registered, but a refresh was refused; DMA may fail",

@@ -2,8 +2,8 @@
 
 //! Ranges of IOVAs: a function's window, what a flush covers, reserved regions.
 //!
-//! All ends are inclusive, so that a range may end at the last address there
-//! is. Pure functions, no state.
+//! All ends are inclusive, so a range may end at the last 64-bit address. Pure functions,
+//! no state.
 
 /// A range of addresses, in bytes, both ends inclusive.
 ///
@@ -45,8 +45,8 @@ impl Range {
         }
     }
 
-    /// The range of `size` bytes from `start` on, or `None` if that is empty or
-    /// goes past the last address.
+    /// The range of `size` bytes from `start`, or `None` if it is empty or exceeds the last
+    /// address.
     #[inline]
     pub(crate) const fn sized(start: u64, size: u64) -> Option<Self> {
         if size == 0 {
@@ -67,7 +67,7 @@ impl Range {
         self.last
     }
 
-    /// How many bytes it holds; 0 for all 2^64 of them.
+    /// Its size in bytes; 0 for all 2^64.
     pub(crate) const fn size(self) -> u64 {
         (self.last - self.start).wrapping_add(1)
     }
@@ -81,7 +81,7 @@ impl Range {
         }
     }
 
-    /// What is also in `other`.
+    /// The intersection with `other`.
     pub(crate) fn clip(self, other: Range) -> Option<Self> {
         Range::new(
             core::cmp::max(self.start, other.start),
@@ -102,8 +102,8 @@ pub(crate) fn window(start_dma: u64, end_dma: u64, reach: u64, limit: u64) -> Op
     granted.clip(wanted)
 }
 
-/// What is left of `[0, reach]` below and above a window: the regions that a
-/// function reserves. They depend on the function alone.
+/// The parts of `[0, reach]` below and above a window: the reserved regions of a function.
+/// They depend only on the function.
 pub(crate) fn reserved(window: Range, reach: u64) -> [Option<Range>; 2] {
     let below = window.start.checked_sub(1);
     let above = window.last.checked_add(1);

@@ -5,27 +5,27 @@
 //! The operations that the IOMMU core calls ([`iommu::Driver`] and
 //! [`iommu::PagingDomain`]), and the module.
 //!
-//! | file              | what it does                                              |
+//! | file              | contents                                                  |
 //! |-------------------|-----------------------------------------------------------|
 //! | `domain`          | a domain, as the core sees it                             |
 //! | `address_space`   | a table and the functions attached to it                  |
 //! | `…/flush`         | flushes                                                   |
 //! | `…/members`       | the functions, read without a lock                        |
-//! | `…/page_counts`   | pages mapped and unmapped, counted per CPU                |
+//! | `…/page_counts`   | per-CPU counts of mapped and unmapped pages               |
 //! | `…/pending`       | what a full flush has to refresh                          |
 //! | `…/readers`       | waiting for flushes under way                             |
 //! | `…/share`         | a share in an address space: map, unmap                   |
 //! | `dma_table`       | translation tables, and the protocol that keeps them right |
 //! | `…/format`        | levels and entries                                        |
 //! | `…/map`, `unmap`, `walk` | map, unmap and reclaim, lookup                     |
-//! | `…/table`, `memory` | tables in memory, and where that comes from             |
-//! | `…/walk_lock`     | who looks at tables while others unmap                    |
+//! | `…/table`, `memory` | tables in memory, and their allocation                  |
+//! | `…/walk_lock`     | reading tables while others unmap                         |
 //! | `…/dump`          | what a table maps, merged into ranges                     |
 //! | `function`        | a function and the attach transaction                     |
-//! | `…/registration`  | what the machine has registered for it                    |
+//! | `…/registration`  | registering its table with the machine                    |
 //! | `zpci`, `…/insn`  | `struct zpci_dev`; the machine's instructions             |
-//! | `subsystem`       | what the s390 PCI subsystem calls                         |
-//! | `debugfs`, `trace`| what the driver shows                                     |
+//! | `subsystem`       | the calls of the s390 PCI subsystem                       |
+//! | `debugfs`, `trace`| debugfs files and trace events                            |
 //! | `range`           | ranges of IOVAs: windows, reserved regions                |
 //! | `rust/`           | abstractions that are meant for `rust/kernel`             |
 
@@ -118,8 +118,8 @@ macro_rules! version {
     };
 }
 
-/// The field `version` of `modinfo`, for which `module!` has no word. That of
-/// a driver that is built in has the module's name in front.
+/// The field `version` of `modinfo`, which `module!` cannot set. For a built-in driver it
+/// starts with the module's name.
 const MODINFO: &str = if cfg!(MODULE) {
     concat!("version=", version!(), "\0")
 } else {
@@ -130,25 +130,24 @@ const MODINFO: &str = if cfg!(MODULE) {
 #[used(compiler)]
 static MODINFO_VERSION: [u8; MODINFO.len()] = *MODINFO.as_bytes().first_chunk().unwrap();
 
-/// The domain that lets no DMA through.
+/// The domain that blocks all DMA.
 static BLOCKED: StaticDomain = Ops::<S390Iommu>::blocked();
 /// The domain that does not translate.
 static IDENTITY: StaticDomain = Ops::<S390Iommu>::identity();
 
-/// What is decided once, when the driver starts.
+/// Settings that are made once, when the driver starts.
 struct Config {
-    /// What the IOMMU core calls.
+    /// The operations for the IOMMU core.
     iommu_ops: OpsTable,
-    /// What the s390 PCI subsystem calls.
+    /// The operations for the s390 PCI subsystem.
     subsystem_ops: SubsystemOps,
     /// The page sizes of new domains, as a bitmap.
     page_sizes: u64,
-    /// How many bytes a function may map, at most.
+    /// The most bytes that a function may map.
     limit: u64,
-    /// A table of each depth that maps nothing; blocked functions stay
-    /// registered with one.
+    /// An empty table of each depth; blocked functions stay registered with one.
     empty: [Iota; 3],
-    /// What emptied entries of all tables may point to.
+    /// The tables that emptied entries may point to.
     vacant: Vacant,
 }
 
@@ -170,7 +169,7 @@ fn config() -> Result<&'static Config> {
     CONFIG.as_ref().ok_or(ENODEV)
 }
 
-/// The driver while it is loaded: what its start has made, undone in this order.
+/// The loaded driver: what its start has set up, undone in this order.
 pub(crate) struct S390Iommu {
     _service: Service,
     _debugfs: debugfs::Tree,
@@ -179,7 +178,7 @@ pub(crate) struct S390Iommu {
 
 /// The tables that all functions and domains share.
 struct SharedTables {
-    /// The table of each depth that maps nothing.
+    /// The empty table of each depth.
     empty: Option<DmaTable<TablePages>>,
     vacant: Vacant,
 }
@@ -187,20 +186,20 @@ struct SharedTables {
 impl Drop for SharedTables {
     fn drop(&mut self) {
         if function::EMPTY_IN_USE.load(Relaxed) {
-            // A machine may go on reading it: it is lost rather than used.
+            // A machine may still read it: better lost than used after free.
             core::mem::forget(self.empty.take());
             return;
         }
         self.empty = None;
-        // SAFETY: They came from such memory. The driver goes after all domains, and
-        // the tree above was the last to know of them.
+        // SAFETY: They came from such memory. The driver outlives all domains, and the tree
+        // above was the last one to use them.
         unsafe { self.vacant.free(&TablePages::of_domain(0)) }
     }
 }
 
 impl kernel::Module for S390Iommu {
-    /// The steps of the start. One that fails undoes those before it, as each
-    /// is a value with a `Drop`.
+    /// Starts the driver. Each step is a value with a `Drop`, so a step that fails undoes
+    /// those before it.
     fn init(module: &'static ThisModule) -> Result<Self> {
         let large = uses_large_pages()?;
         let (tables, empty) = shared_tables()
@@ -222,7 +221,7 @@ impl kernel::Module for S390Iommu {
             Depth::First.levels(),
             if large { "4 KiB and 1 MiB" } else { "4 KiB" }
         );
-        // The last step: functions that are found hold the module.
+        // The last step, because the functions that it finds hold the module.
         service
             .start()
             .inspect_err(|error| pr_err!("cannot look for functions ({})\n", error.to_errno()))?;
@@ -234,7 +233,7 @@ impl kernel::Module for S390Iommu {
     }
 }
 
-/// Whether domains have large pages of 1 MiB.
+/// Whether domains support large pages of 1 MiB.
 fn uses_large_pages() -> Result<bool> {
     match module_parameters::large_pages.value() {
         0 => Ok(false),
@@ -247,7 +246,7 @@ fn uses_large_pages() -> Result<bool> {
     }
 }
 
-/// The tables that are shared, and a table of each depth that maps nothing.
+/// The shared tables: the vacant ones, and an empty table of each depth.
 fn shared_tables() -> Result<(SharedTables, [Iota; 3])> {
     let vacant = Vacant::new(&TablePages::of_domain(0), Gfp::KERNEL)?;
     let mut tables = SharedTables {
@@ -274,8 +273,8 @@ fn shared_tables() -> Result<(SharedTables, [Iota; 3])> {
     Ok((tables, empty))
 }
 
-/// Says why the subsystem does not want the driver. That it is not there is for
-/// a kernel that runs on many machines nothing to be alarmed about.
+/// Logs why the subsystem refused the driver. A machine without zPCI is no error for a
+/// kernel that runs on many machines.
 fn log_refusal(error: &Error) {
     if *error == ENODEV {
         pr_notice!("the machine has no zPCI, or it is off\n");

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What the s390 PCI subsystem calls: a function appears, goes, is disabled,
-//! enabled, recovers; its counters are read.
+//! The calls of the s390 PCI subsystem: a function appears, goes away, is disabled,
+//! is enabled, or recovers; its counters are read.
 //!
-//! Until a function's `init` has succeeded nobody else sees it, and nothing is
-//! called for it after `destroy`.
+//! Nobody else uses a function before its `init` has succeeded, and the subsystem makes no
+//! call for it after `destroy`.
 //!
 //! C header: `integration/zpci_iommu.h`.
 
@@ -41,18 +41,18 @@ use crate::{
     BLOCKED, //
 };
 
-/// What the subsystem calls.
+/// The operations that the subsystem calls.
 ///
 /// C: `struct zpci_iommu_ops` in `integration/zpci_iommu.h`.
 #[repr(C)]
 pub(crate) struct SubsystemOps {
-    /// The module that holds the operations; kept while the driver has functions.
+    /// The module with the operations; it stays loaded while the driver has functions.
     pub(crate) owner: *mut bindings::module,
-    /// A function appears. It is not shown to anybody before this succeeded.
+    /// A function appears. Nobody else uses it before this has succeeded.
     pub(crate) init: unsafe extern "C" fn(*mut bindings::zpci_dev) -> c_int,
-    /// A function goes. Nothing uses it any more.
+    /// A function goes away. Nobody uses it any more.
     pub(crate) destroy: unsafe extern "C" fn(*mut bindings::zpci_dev),
-    /// A function was disabled: what was registered is lost.
+    /// A function was disabled: its registration is lost.
     pub(crate) disabled: unsafe extern "C" fn(*mut bindings::zpci_dev),
     /// A function was enabled: registers what is attached. Returns a condition
     /// code.
@@ -88,13 +88,13 @@ impl Service {
         Ok(Service(ops))
     }
 
-    /// Has the subsystem look for the functions that it refused so far. Those
-    /// that it finds hold the driver's module, so the driver must not fail any
-    /// more when this has succeeded.
+    /// Makes the subsystem search for the functions that it refused so far. The functions
+    /// that it finds hold the driver's module, so the start of the driver must not fail
+    /// after this has succeeded.
     ///
     /// # Errors
     ///
-    /// What the search says; the driver has no function then.
+    /// The error of the search; the driver then has no function.
     pub(crate) fn start(&self) -> Result {
         // SAFETY: The operations are registered.
         kernel::error::to_result(unsafe { zpci_iommu_driver_start() })
@@ -109,8 +109,8 @@ impl Drop for Service {
     }
 }
 
-/// Says that there is a domain more, which may outlive all functions. Its `free`
-/// operation has to be [`zpci_iommu_domain_free`].
+/// Counts a new domain, which may outlive all functions. Its `free` operation must be
+/// [`zpci_iommu_domain_free`].
 pub(crate) fn domain_made() {
     // SAFETY: No requirements.
     unsafe { zpci_iommu_domain_made() }
@@ -128,7 +128,7 @@ extern "C" {
     pub(crate) fn zpci_iommu_domain_free(domain: *mut bindings::iommu_domain);
 }
 
-/// The table of what is called.
+/// The table of the operations.
 pub(crate) const fn ops(owner: &ThisModule) -> SubsystemOps {
     SubsystemOps {
         owner: owner.as_ptr(),
@@ -142,8 +142,8 @@ pub(crate) const fn ops(owner: &ThisModule) -> SubsystemOps {
     }
 }
 
-/// What the driver keeps for a function: the function, and that the core knows
-/// its IOMMU. Fields are dropped in this order.
+/// The driver data of a function: the function, and the registration of its IOMMU with
+/// the core. Fields are dropped in this order.
 struct DriverData {
     registration: Option<Registration>,
     /// Its file in debugfs.
@@ -154,7 +154,7 @@ struct DriverData {
 /// The function behind a device, if the driver has it. A device holds a reference to its
 /// [`Zdev`], which the driver keeps until the last reference is gone.
 pub(crate) fn function_of(dev: &Device) -> Option<ArcBorrow<'_, Function>> {
-    // SAFETY: The device is there for as long as the result.
+    // SAFETY: The device outlives the result.
     unsafe { find(Zdev::of(dev)?) }
 }
 
@@ -165,17 +165,17 @@ pub(crate) fn function_of(dev: &Device) -> Option<ArcBorrow<'_, Function>> {
 /// `destroy` is not called for it before `'a` ends.
 unsafe fn find<'a>(zdev: Zdev) -> Option<ArcBorrow<'a, Function>> {
     let data = NonNull::new(zdev.driver_data::<DriverData>())?;
-    // SAFETY: Set by `init`, before anybody can ask; `destroy` is not called. This
-    // field is constant, others may still be written.
+    // SAFETY: `init` set it before anybody else could use the function; `destroy` is not
+    // called. This field is constant, others may still be written.
     Some(unsafe { &(*data.as_ptr()).function }.as_arc_borrow())
 }
 
-/// Takes a function over.
+/// Sets up a function.
 fn add(zdev: Zdev) -> Result {
     let config = config()?;
     let function = Function::new(zdev, &BLOCKED, |depth| config.empty(depth), config.limit);
     let Ok(function) = function else {
-        // It is there, and does no DMA: its device gets no IOMMU.
+        // The function exists but does no DMA: its device gets no IOMMU.
         let (start, end) = zdev.dma_range();
         pr_warn!(
             "function {:08x}: no usable IOVAs in {:#x} to {:#x}\n",
@@ -223,10 +223,10 @@ fn add(zdev: Zdev) -> Result {
     }
 }
 
-/// Gives a function up.
+/// Tears down a function.
 fn remove(zdev: Zdev, data: *mut DriverData) {
-    // SAFETY: `data` came from `add`, and is used for the last time. The
-    // core forgets the IOMMU before the function goes.
+    // SAFETY: `data` came from `add`, and is used for the last time. The core forgets the
+    // IOMMU before the function is freed.
     let mut data = unsafe { KBox::from_raw(data) };
     data.registration = None;
     data.shown = None;
@@ -307,8 +307,8 @@ unsafe extern "C" fn counters(zdev: *mut bindings::zpci_dev) -> *mut Counters {
     let Some(zdev) = (unsafe { zdev_from(zdev) }) else {
         return ptr::null_mut();
     };
-    // SAFETY: What is recorded lives until something else was recorded, under
-    // the lock that the subsystem holds now.
+    // SAFETY: A recorded domain lives until another one is recorded, under the lock that
+    // the subsystem holds now.
     match unsafe { NonNull::new(zdev.domain()).and_then(|raw| Domain::try_from_raw(raw.as_ptr())) }
     {
         Some(domain) => ptr::from_ref(domain.space().counters()).cast_mut(),

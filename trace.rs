@@ -2,11 +2,11 @@
 
 //! Tracepoints of the driver, group `s390_iommu`.
 //!
-//! The events are defined in `integration/zpci_iommu_trace.h`, in the driver's
-//! built-in end, so that they are there, and can be switched on, before a driver
-//! that is a module is loaded. `kernel::tracepoint::declare_trace!` looks for
-//! tracepoints in the kernel crate's bindings only, where these are not; what
-//! follows is the same for them: a static branch, and a call if somebody listens.
+//! The events are defined in `integration/zpci_iommu_trace.h`, in the built-in part of the
+//! driver, so they can be enabled before a driver that is a module is loaded.
+//! `kernel::tracepoint::declare_trace!` finds only tracepoints in the bindings of the
+//! kernel crate, which these are not. What follows does the same for them: a static
+//! branch, and a call if the event is enabled.
 //!
 //! C header: `integration/zpci_iommu_trace.h`.
 
@@ -14,7 +14,7 @@ use kernel::prelude::*;
 
 use crate::range::Range;
 
-/// What is attached, in an event: a domain's number, or one of these.
+/// What is attached, in an event: the number of a domain, or one of these.
 pub(crate) mod attached {
     /// No DMA. (Domains are counted from 1.)
     pub(crate) const BLOCKED: u64 = 0;
@@ -40,8 +40,8 @@ macro_rules! points {
             #[cfg_attr(not(CONFIG_TRACEPOINTS), allow(unused_variables))]
             fn $name($($arg: $ty),*) {
                 #[cfg(CONFIG_TRACEPOINTS)]
-                // SAFETY: The key is that of a tracepoint that C defines, and the
-                // call is the one that was made for it; it takes plain values.
+                // SAFETY: The key belongs to a tracepoint that C defines, and this is the
+                // call for it, which takes plain values.
                 unsafe {
                     if kernel::jump_label::static_branch_unlikely!(
                         $point,
@@ -78,31 +78,31 @@ fn errno(result: Result) -> c_int {
     }
 }
 
-/// A function went from what was attached to something else, or was refused to.
+/// An attach, successful or refused.
 #[inline(always)]
 pub(crate) fn attach(fid: u32, from: u64, to: u64, result: Result) {
     point_attach(fid, from, to, errno(result));
 }
 
-/// A domain's table got more levels, or there was no memory for them.
+/// A table was made deeper, or there was no memory for that.
 #[inline(always)]
 pub(crate) fn widen(domain: u64, from: u32, to: u32, result: Result) {
     point_widen(domain, from, to, errno(result));
 }
 
-/// A range of a function was refreshed. `retries`: how often that was tried again.
+/// A range was refreshed for a function. `retries` is the number of attempts before.
 #[inline(always)]
 pub(crate) fn refresh(fid: u32, range: Range, cc: u8, retries: u32) {
     point_refresh(fid, range.start(), range.last(), cc.into(), retries);
 }
 
-/// A table was made, at a physical address. Domain 0 is the driver itself.
+/// A table was allocated, at a physical address. Domain 0 is the driver itself.
 #[inline(always)]
 pub(crate) fn table_alloc(domain: u64, table: u64, bytes: usize) {
     point_table_alloc(domain, table, bytes as u32);
 }
 
-/// A table was freed, or was unlinked and is freed after the flush that follows.
+/// A table was freed, or was unlinked and is freed after the next flush.
 #[inline(always)]
 pub(crate) fn table_free(domain: u64, table: u64, bytes: usize, after_flush: bool) {
     point_table_free(domain, table, bytes as u32, after_flush);

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A zPCI function, as `arch/s390/pci` has it, and what is asked of that subsystem.
-//! The instructions are in `zpci/insn.rs`.
+//! A zPCI function of `arch/s390/pci`, and the driver's calls to that subsystem. The
+//! instructions are in `zpci/insn.rs`.
 //!
 //! C headers: [`arch/s390/include/asm/pci.h`](srctree/arch/s390/include/asm/pci.h),
 //! `integration/zpci_iommu.h`.
@@ -43,8 +43,8 @@ pub(crate) use insn::{
     Registered, //
 };
 
-/// An I/O translation anchor: the origin of a table, its depth, and that
-/// translation is on.
+/// An I/O translation anchor: the origin of a table, its depth, and whether translation
+/// is on.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Iota(u64);
 
@@ -55,7 +55,7 @@ impl Iota {
     /// Translation is on. The storage key is 0, as `PAGE_DEFAULT_KEY`.
     const TRANSLATE: u64 = bindings::ZPCI_IOTA_IOT_ENABLED as u64;
 
-    /// The designation type, as it stands in the anchor.
+    /// The designation type, as in the anchor.
     const fn kind(depth: Depth) -> u64 {
         depth as u64
     }
@@ -65,7 +65,7 @@ impl Iota {
         self.0 & !0xfff
     }
 
-    /// Which table it is, if it is one of those that the driver registers.
+    /// The table, if it is of a type that the driver registers.
     pub(crate) fn depth(self) -> Option<Depth> {
         let kind = self.0 >> 2 & 3;
         [Depth::Third, Depth::Second, Depth::First]
@@ -82,7 +82,7 @@ impl From<Root> for Iota {
 
 /// The counters that `/sys/kernel/debug/pci/*/statistics` shows.
 ///
-/// C: `struct zpci_iommu_ctrs`, five times `atomic64_t`.
+/// C: `struct zpci_iommu_ctrs`, five `atomic64_t`.
 #[repr(C)]
 #[derive(Default)]
 pub(crate) struct Counters {
@@ -112,8 +112,8 @@ static_assert!(
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Zdev(NonNull<bindings::zpci_dev>);
 
-// SAFETY: What is read here is constant, or a word that is read in one piece;
-// what is written has one writer.
+// SAFETY: All reads are of constants, or of a word with a single access. Each written
+// field has one writer.
 unsafe impl Send for Zdev {}
 // SAFETY: As above.
 unsafe impl Sync for Zdev {}
@@ -147,7 +147,7 @@ impl Zdev {
         NonNull::new(zdev).map(Zdev)
     }
 
-    /// As C sees it.
+    /// The pointer for C.
     pub(crate) fn as_raw(self) -> *mut bindings::zpci_dev {
         self.0.as_ptr()
     }
@@ -158,8 +158,8 @@ impl Zdev {
         unsafe { (*self.as_raw()).fid }
     }
 
-    /// The handle by which instructions name the function. It changes when the
-    /// function is enabled or disabled.
+    /// The handle of the function for instructions. It changes when the function is enabled
+    /// or disabled.
     pub(crate) fn handle(self) -> u32 {
         // SAFETY: By the invariant; read in one piece.
         unsafe { atomic_load(&raw mut (*self.as_raw()).fh, Relaxed) }
@@ -172,16 +172,16 @@ impl Zdev {
         unsafe { ((*self.as_raw()).start_dma, (*self.as_raw()).end_dma) }
     }
 
-    /// Makes the range that everybody sees the one that can be used. Once, when
-    /// the function is set up.
+    /// Limits the range that the rest of the kernel uses to `window`. Once, when the
+    /// function is set up.
     pub(crate) fn clamp_dma_range(self, window: Range) {
         // SAFETY: By the invariant; the subsystem has not shown the function to
         // anybody yet.
         unsafe { (*self.as_raw()).end_dma = window.last() }
     }
 
-    /// The deepest table that the function's group takes. Region-third tables
-    /// are always taken; the mask numbers designation types from its most
+    /// The deepest table that the function's group supports. Region-third tables are always
+    /// supported. The bits of the mask stand for designation types, from the most
     /// significant bit on.
     pub(crate) fn deepest(self) -> Depth {
         if self.takes(Depth::First) {
@@ -193,14 +193,14 @@ impl Zdev {
         }
     }
 
-    /// Whether the function's group says that it takes tables of a depth.
+    /// Whether the function's group supports tables of a depth.
     pub(crate) fn takes(self, depth: Depth) -> bool {
         // SAFETY: By the invariant; constant.
         let mask = unsafe { (*self.as_raw()).dtsm };
         mask & (0x80 >> Iota::kind(depth)) != 0
     }
 
-    /// Whether entries that turned valid need a refresh.
+    /// Whether entries that become valid need a refresh.
     pub(crate) fn needs_refresh_to_map(self) -> bool {
         // SAFETY: By the invariant; constant.
         unsafe { (*self.as_raw()).tlb_refresh != 0 }
@@ -225,34 +225,32 @@ impl Zdev {
         unsafe { NonNull::new_unchecked(&raw mut (*self.as_raw()).iommu_dev) }
     }
 
-    /// What the driver keeps for the function.
+    /// The driver data of the function.
     pub(crate) fn driver_data<T>(self) -> *mut T {
         // SAFETY: By the invariant; read in one piece.
         unsafe { atomic_load(&raw mut (*self.as_raw()).dma_table, Relaxed) }.cast()
     }
 
-    /// Sets what the driver keeps for the function, in a field that is the
-    /// driver's.
+    /// Sets the driver data of the function.
     pub(crate) fn set_driver_data<T>(self, data: *mut T) {
         // SAFETY: By the invariant; one writer, at set-up and teardown.
         unsafe { atomic_store(&raw mut (*self.as_raw()).dma_table, data.cast(), Relaxed) }
     }
 
-    /// Records what is attached, where the subsystem looks for it: counters are
-    /// read from it under the lock that this takes.
+    /// Records what is attached, for the subsystem, which reads the counters of this domain
+    /// under the lock that this takes.
     pub(crate) fn set_domain(self, domain: *mut bindings::iommu_domain) {
         // SAFETY: By the invariant.
         unsafe { zpci_iommu_set_domain(self.as_raw(), domain) }
     }
 
-    /// What was recorded last.
+    /// The domain recorded last.
     pub(crate) fn domain(self) -> *mut bindings::iommu_domain {
         // SAFETY: By the invariant; read in one piece.
         unsafe { atomic_load(&raw mut (*self.as_raw()).s390_domain, Relaxed) }
     }
 
-    /// Logs that the machine refused something that it must not refuse, if `limit`
-    /// allows it now.
+    /// Logs a refusal that the driver cannot make up for, if `limit` allows it now.
     pub(crate) fn log(self, limit: &LogLimit, text: &'static CStr, why: &'static CStr) {
         let (text, why) = (text.as_char_ptr(), why.as_char_ptr());
         // SAFETY: By the invariant; the limit is initialised, the texts are terminated.
@@ -260,7 +258,7 @@ impl Zdev {
     }
 }
 
-/// How often the refusals of one function are logged: no other function's hide them.
+/// The rate limit for the log lines of one function, so that no other function hides them.
 ///
 /// C header: [`include/linux/ratelimit.h`](srctree/include/linux/ratelimit.h)
 #[pin_data]
@@ -278,20 +276,20 @@ impl LogLimit {
     /// The kernel's usual limit.
     pub(crate) fn new() -> impl PinInit<Self> {
         pin_init!(Self {
-            // SAFETY: The slot is large enough, and stays where it is.
+            // SAFETY: The slot is large enough and is pinned.
             state <- Opaque::ffi_init(|slot| unsafe { zpci_iommu_log_limit_init(slot) }),
         })
     }
 }
 
-/// Bytes that one function may map at most, as the `s390_iommu_aperture=` boot
-/// parameter says: a multiple of the memory size, or all.
+/// The most bytes that one function may map, by the boot parameter `s390_iommu_aperture=`:
+/// a multiple of the memory size, or all.
 pub(crate) fn aperture_limit() -> u64 {
     // SAFETY: No requirements.
     unsafe { zpci_iommu_aperture() }
 }
 
-/// Whether the machine takes large pages of 1 MiB: KVM and QEMU do; of others it is
+/// Whether the machine supports large pages of 1 MiB. KVM and QEMU do; for others this is
 /// not known.
 pub(crate) fn machine_takes_large_pages() -> bool {
     // SAFETY: No requirements.

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! How members see what was mapped, and forget what was unmapped: the flush protocol, as
-//! it is at the head of `address_space.rs`.
+//! How members learn of new mappings and forget old ones: the flush protocol that the head
+//! of `address_space.rs` describes.
 
 use kernel::sync::rcu;
 
@@ -19,8 +19,8 @@ use crate::{
 };
 
 impl<M: Member> Members<M> {
-    /// Makes members see what was mapped, all of them or those that see no mapping
-    /// without a refresh; after [`Members::needs_flush`].
+    /// Makes new mappings known: to all members, or to those that need a refresh for that.
+    /// Call [`Members::needs_flush`] before.
     ///
     /// # Errors
     ///
@@ -41,15 +41,15 @@ impl<M: Member> Members<M> {
         result
     }
 
-    /// Makes members forget what was unmapped, after [`Members::needs_flush`]. Returns
-    /// whether no member can be using any of the ranges now.
+    /// Makes the members forget what was unmapped. Returns whether none of them can be using
+    /// any of the ranges now. Call [`Members::needs_flush`] before.
     pub(crate) fn refresh_unmapped(&self, ranges: &[Range], counter: &AtomicU64) -> bool {
         let mut forgotten = true;
         let guard = rcu::read_lock();
         for member in self.iter(&guard) {
             if let Err(refusal) = member.refresh_all(ranges, counter) {
-                // A hypervisor that has no resources has looked at the range all the
-                // same, as far as anybody knows.
+                // As far as is known, a hypervisor without resources has processed the
+                // range all the same.
                 if refusal != Refusal::Resources {
                     member.log_refused_flush(refusal);
                 }
@@ -59,8 +59,8 @@ impl<M: Member> Members<M> {
         forgotten
     }
 
-    /// A full flush. `begin` takes what is to be refreshed; `end` gets that, and whether
-    /// no member can be using any of it now.
+    /// A full flush. `begin` takes what to refresh. `end` is called with that, and with
+    /// whether no member can be using any of it now.
     pub(crate) fn flush_all(
         &self,
         counter: &AtomicU64,
@@ -68,7 +68,7 @@ impl<M: Member> Members<M> {
         end: impl FnOnce(&Ticket, bool),
     ) {
         let ticket = begin();
-        // A member that came before the marks were taken is among those refreshed.
+        // Members that joined before the marks were taken are refreshed.
         let forgotten =
             !self.needs_flush() || self.refresh_unmapped(ticket.ranges.as_slice(), counter);
         end(&ticket, forgotten);

@@ -5,17 +5,16 @@
 //!
 //! # The protocol
 //!
-//! Members stand in slots of chunks; chunks are only ever added and live as long
-//! as the list. Joining fills an empty slot, leaving empties it; both are
-//! serialised by the domain's attach lock. Readers walk the slots inside an RCU
-//! read-side critical section: a member that left may still be in use by a reader
-//! that began before, so a member is freed only after a grace period.
+//! Members occupy slots in chunks. Chunks are only ever added, and live as long as the
+//! list. Joining fills an empty slot, leaving empties it; the domain's attach lock
+//! serialises both. Readers walk the slots inside an RCU read-side critical section. A
+//! reader that began before a member left may still use it, so a member is freed only
+//! after a grace period.
 //!
-//! The count is what makes maps of a domain without members cheap. It goes up
-//! before a member is refreshed for the first time, with a full barrier
-//! between; a flush stores entries, then a full barrier, then reads it. So
-//! either the flush sees the member, or the member's first refresh sees the
-//! entries (the pattern of Dekker).
+//! The count makes maps of a domain without members cheap. It is incremented before a
+//! member is refreshed for the first time, with a full barrier in between. A flush stores
+//! entries, executes a full barrier, then reads the count. So either the flush finds the
+//! member, or the member's first refresh finds the entries (Dekker's pattern).
 
 use core::ptr;
 
@@ -61,9 +60,9 @@ pub(crate) trait Member: Send + Sync {
     /// Whether new mappings need a refresh.
     fn needs_refresh_to_map(&self) -> bool;
 
-    /// Refreshes what of some ranges is in the window, if that is legal, and counts the
-    /// refreshes. If the hypervisor has no resources, refreshes the window, so that it
-    /// finds all that was unmapped, and no more.
+    /// Refreshes the parts of some ranges that are in the window, if that is legal, and
+    /// counts the refreshes. If the hypervisor has no resources, refreshes the window once,
+    /// so that it processes everything that was unmapped.
     ///
     /// # Errors
     ///
@@ -74,11 +73,11 @@ pub(crate) trait Member: Send + Sync {
     /// Any; after a full barrier.
     fn refresh_all(&self, ranges: &[Range], counter: &AtomicU64) -> Result<(), Refusal>;
 
-    /// Logs that the machine may go on using what was unmapped.
+    /// Logs that the machine may still use what was unmapped.
     fn log_refused_flush(&self, refusal: Refusal);
 }
 
-/// The model checker explores one slot: the protocol does not depend on how many.
+/// The model checker explores one slot; the protocol does not depend on their number.
 const SLOTS: usize = if cfg!(loom) { 1 } else { 6 };
 
 struct Chunk<T> {
@@ -99,9 +98,8 @@ impl<T> Chunk<T> {
 ///
 /// # Invariants
 ///
-/// A slot is null or points to a `T` in an [`Arc`], of which there is a reference at
-/// least until a grace period after the slot was emptied. `next` is null or came
-/// from a [`KBox`].
+/// A slot is null, or points to a `T` in an [`Arc`] that has a reference at least until a
+/// grace period after the slot was emptied. `next` is null or came from a [`KBox`].
 pub(crate) struct Members<T> {
     first: Chunk<T>,
     count: AtomicUsize,
@@ -121,8 +119,8 @@ impl<T> Members<T> {
         }
     }
 
-    /// Whether any member needs a refresh after what was stored before. A full
-    /// barrier between the stores and what the answer leads to.
+    /// Whether any member needs a refresh after the stores before. Executes a full barrier
+    /// between these stores and whatever depends on the answer.
     #[inline]
     pub(crate) fn needs_flush(&self) -> bool {
         fence(Ordering::SeqCst);
@@ -133,8 +131,8 @@ impl<T> Members<T> {
     ///
     /// # Safety
     ///
-    /// The caller keeps a reference to `member` until a grace period after it left.
-    /// Joining and leaving are serialised.
+    /// The caller keeps a reference to `member` until a grace period after it left, and
+    /// serialises joining and leaving.
     ///
     /// # Errors
     ///
@@ -144,7 +142,7 @@ impl<T> Members<T> {
     ///
     /// May sleep.
     pub(crate) unsafe fn join(&self, member: ArcBorrow<'_, T>) -> Result {
-        // The reference that this makes is not kept.
+        // The list keeps no reference.
         let member = Arc::into_raw(member.into());
         // SAFETY: It was made above.
         drop(unsafe { Arc::from_raw(member) });
@@ -185,8 +183,8 @@ impl<T> Members<T> {
         let guard = rcu::read_lock();
         let mut slots = self.slots(&guard).map(|slot| slot.load(Acquire));
         let first = slots.find(|member| !member.is_null())?;
-        // SAFETY: By the invariant the pointer came from an `Arc` of which there is
-        // a reference; the guard keeps it.
+        // SAFETY: By the invariant the pointer came from an `Arc` that has a reference; the
+        // guard keeps that.
         Some(unsafe { ArcBorrow::from_raw(first) }.into())
     }
 
@@ -215,7 +213,7 @@ impl<T> Drop for Members<T> {
     fn drop(&mut self) {
         let mut next = self.first.next.load(Relaxed);
         while !next.is_null() {
-            // SAFETY: By the invariant; nobody else sees the list any more.
+            // SAFETY: By the invariant; nobody else uses the list any more.
             let chunk = unsafe { KBox::from_raw(next) };
             next = chunk.next.load(Relaxed);
         }

@@ -1,16 +1,16 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The pages that were mapped and unmapped, counted by each CPU for itself.
+//! Per-CPU counts of mapped and unmapped pages.
 //!
 //! Every map and unmap counts. A counter that all CPUs write would move from cache to
-//! cache with each of them; a per-CPU counter stays. When somebody reads the
-//! statistics, the per-CPU counts move there.
+//! cache each time; a per-CPU counter does not. Reading the statistics adds the per-CPU
+//! counts to them.
 //!
-//! A thread may migrate between the look for the counter and the addition. The addition
-//! is interlocked, so nothing is lost: for once, the counter is another CPU's.
+//! A thread may migrate after it has found the counter and before it adds to it. The
+//! addition is interlocked, so it is not lost; it goes to another CPU's counter.
 //!
-//! The per-CPU counters count bytes: a map and an unmap have those in a register, but
-//! not the number of pages.
+//! The per-CPU counters count bytes: a map or an unmap has these in a register, but not
+//! the number of pages.
 //!
 //! The kernel crate has no per-CPU variables yet.
 
@@ -37,12 +37,12 @@ struct Counts {
     unmapped: AtomicU64,
 }
 
-/// Where the per-CPU counts are, to be kept where the fast paths look anyway.
+/// A pointer to the per-CPU counts, for data that the fast paths read anyway.
 ///
 /// # Invariants
 ///
-/// `counts` is per-CPU memory for a [`Counts`], as long as the [`PageCounts`] are there.
-/// `offset` is where every CPU finds the offset of its own such memory.
+/// `counts` is per-CPU memory for a [`Counts`], as long as the [`PageCounts`] exist. At
+/// `offset` each CPU finds the offset of its own per-CPU memory.
 #[derive(Clone, Copy)]
 pub(super) struct View {
     counts: NonNull<Counts>,
@@ -59,7 +59,7 @@ impl View {
     ///
     /// # Safety
     ///
-    /// The [`PageCounts`] that this came from are there.
+    /// The [`PageCounts`] that this came from exist.
     #[inline(always)]
     unsafe fn counts(&self) -> &Counts {
         // SAFETY: By the invariant; the caller's promise.
@@ -109,7 +109,7 @@ impl PageCounts {
     /// May sleep.
     pub(super) fn new() -> Result<Self> {
         let (size, align) = (size_of::<Counts>(), align_of::<Counts>());
-        // Before the memory is there, which an error here would lose.
+        // Before the allocation, so that an error here leaks nothing.
         // SAFETY: No requirements.
         let offset = NonNull::new(unsafe { zpci_iommu_percpu_offset() }).ok_or(ENODEV)?;
         // SAFETY: No requirements; the memory is zeroed.
@@ -128,21 +128,21 @@ impl PageCounts {
     /// Counts `size` bytes of pages that were mapped.
     #[inline]
     pub(super) fn mapped(&self, size: u64) {
-        // SAFETY: They are there.
+        // SAFETY: They exist.
         unsafe { self.0.mapped(size) }
     }
 
     /// Counts `size` bytes of pages that were unmapped.
     #[inline]
     pub(super) fn unmapped(&self, size: u64) {
-        // SAFETY: They are there.
+        // SAFETY: They exist.
         unsafe { self.0.unmapped(size) }
     }
 
     /// Moves what was counted into `counters`.
     pub(super) fn move_to(&self, counters: &Counters) {
         let counts = self.0.counts.as_ptr();
-        // SAFETY: By the invariant; only addresses are made of the fields.
+        // SAFETY: By the invariant; this only takes the addresses of the fields.
         let (mapped, unmapped) = unsafe {
             (
                 zpci_iommu_percpu_take(&raw const (*counts).mapped),

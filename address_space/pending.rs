@@ -2,33 +2,32 @@
 
 //! What was unmapped since the last full flush, and the full flushes under way.
 //!
-//! `flush_iotlb_all` names no range, and a refresh of a whole window is the most
-//! expensive instruction that a hypervisor has to emulate. So unmaps mark which
-//! of 4096 equal chunks of the window they touched, and a full flush refreshes
-//! these only, in at most [`MAX_RANGES`] ranges. Only *queued* unmaps do, which a
-//! full flush is for: others are refreshed by range before their caller goes on.
-//! (Long ones mark as well, for an attach that comes before that refresh, see
-//! [`Flushes::next_known`].) Marking takes no lock: it is on the unmap path.
+//! `flush_iotlb_all` has no range, and a refresh of a whole window is the most expensive
+//! instruction that a hypervisor has to emulate. So unmaps mark which of 4096 equal
+//! chunks of the window they touched, and a full flush refreshes only these, in at most
+//! [`MAX_RANGES`] ranges. Only *queued* unmaps, which wait for a full flush, need a mark.
+//! Other unmaps are refreshed by range before their caller continues. (Long ones set
+//! marks as well, for an attach that comes before that refresh, see
+//! [`Flushes::next_known`].) Marking is on the unmap path, so it takes no lock.
 //!
 //! # The protocol
 //!
-//! An unmap clears entries, then sets the bit of the chunk. A full flush takes
-//! the bits ([`Flushes::begin`]), then refreshes, then ends ([`Flushes::end`]).
-//! An unmap that the flush must cover returned before it began, so its bit is
-//! there, or another flush took it.
+//! An unmap clears entries, then sets the bit of the chunk. A full flush takes the bits
+//! ([`Flushes::begin`]), then refreshes, then ends ([`Flushes::end`]). An unmap that the
+//! flush must cover has returned before the flush began. So its bit is set, or another
+//! flush has taken it.
 //!
-//! Flushes overlap and do not wait for each other. What one has taken stays known
-//! until no flush is under way: a flush that begins meanwhile refreshes it as
-//! well, so that it never returns before what it was asked for is refreshed,
-//! whoever took the bits.
+//! Flushes may overlap and do not wait for each other. What one of them has taken is
+//! remembered until no flush is under way, and a flush that begins meanwhile refreshes it
+//! as well. So a flush never returns before everything that it must cover is refreshed,
+//! no matter which flush took the bits.
 //!
-//! A flush that the machine refused is not forgotten: from then on every flush
-//! refreshes everything, until one that began after the refusal succeeds.
+//! After a refused flush, every flush refreshes everything, until one that began after
+//! the refusal succeeds.
 //!
-//! `begin`, `end`, `refused` and `next_known` are called under a lock of the caller's; the
-//! refreshes are not. Marks and the lock are ordered by a full barrier in `begin`:
-//! the flush queue of the core notes in a counter of its own that a flush began,
-//! which the unmapper reads after a barrier.
+//! The caller holds a lock for `begin`, `end`, `refused` and `next_known`, but not for the
+//! refreshes. `begin` executes a full barrier: the core's flush queue counts the flushes
+//! that began, and the unmapper reads this counter after a barrier of its own.
 
 use crate::{
     atomic::{
@@ -40,15 +39,15 @@ use crate::{
     range::Range, //
 };
 
-/// The model checker explores one word: the protocol does not depend on how many.
+/// The model checker explores one word; the protocol does not depend on their number.
 const MARK_WORDS: usize = if cfg!(loom) { 1 } else { 64 };
 const WORD_BITS: u32 = u64::BITS;
 /// The last chunk. It stands for all that is outside of the window.
 const OUTSIDE: u64 = MARK_WORDS as u64 * 64 - 1;
 /// log2 of the least size of a chunk, in bytes: what one segment entry spans.
 const MIN_SHIFT: u32 = 20;
-/// How many ranges a full flush refreshes at most, for each device. A refresh
-/// costs an exit to the hypervisor; a longer range costs the walk of what lies
+/// The largest number of ranges that a full flush refreshes for each device. One more
+/// refresh costs an exit to the hypervisor; a longer range costs a walk of what lies in
 /// between.
 pub(crate) const MAX_RANGES: usize = 8;
 
@@ -58,14 +57,13 @@ pub(crate) struct Pending {
     /// The number of the window's first chunk, counted from IOVA 0.
     first: u64,
     shift: u32,
-    /// Parts what is read from what is written.
+    /// Keeps what is only read apart from what is written.
     _apart: [u64; LINE / 8],
     marks: [AtomicU64; MARK_WORDS],
 }
 
 impl Pending {
-    /// No marks. Chunks are as small as they can be to hold the window; its bounds
-    /// are inclusive.
+    /// No marks. Chunks are as small as possible for all of the window.
     pub(crate) fn new(window: Range) -> Self {
         let mut shift = MIN_SHIFT;
         while (window.last() >> shift) - (window.start() >> shift) >= OUTSIDE {
@@ -81,8 +79,8 @@ impl Pending {
 
     #[inline]
     fn chunk(&self, iova: u64) -> u64 {
-        // The shift is below 64. What is below the window wraps around, and so is
-        // outside of it.
+        // The shift is below 64. An IOVA below the window wraps around, and so counts as
+        // outside.
         iova.wrapping_shr(self.shift)
             .wrapping_sub(self.first)
             .min(OUTSIDE)
@@ -95,8 +93,7 @@ impl Pending {
         self.mark_word((chunk / 64) as usize, 1 << (chunk % 64));
     }
 
-    /// Marks the chunks from the one of `start` to the one of `last`
-    /// (inclusive).
+    /// Marks the chunks from that of `start` to that of `last` (inclusive).
     #[inline]
     pub(crate) fn mark(&self, start: u64, last: u64) {
         let first = self.chunk(start);
@@ -152,8 +149,8 @@ impl Iterator for Bits {
     }
 }
 
-/// Ranges in ascending order, as few as [`MAX_RANGES`]; the last one also covers
-/// what lies between those that were joined to it.
+/// At most [`MAX_RANGES`] ranges in ascending order. When there are more, they are merged
+/// into the last one, which then also covers the gaps.
 #[derive(Clone, Copy)]
 pub(crate) struct Ranges {
     ranges: [Range; MAX_RANGES],
@@ -177,7 +174,7 @@ impl Ranges {
         &self.ranges[..self.count.min(MAX_RANGES)]
     }
 
-    /// Adds a range that is not before the last one.
+    /// Adds a range that does not start before the last one.
     fn push(&mut self, next: Range) {
         if next == Range::ALL {
             *self = Ranges::ALL;
@@ -197,14 +194,14 @@ impl Ranges {
     }
 }
 
-/// What a full flush has to do.
+/// A full flush under way.
 pub(crate) struct Ticket {
-    /// What it refreshes.
+    /// What to refresh.
     pub(crate) ranges: Ranges,
     refusals: u64,
 }
 
-/// The full flushes under way, and what they took.
+/// All full flushes under way, and the marks that they took.
 pub(crate) struct Flushes {
     under_way: u32,
     taken: [u64; MARK_WORDS],
@@ -225,8 +222,8 @@ impl Flushes {
         }
     }
 
-    /// Begins a full flush: takes the marks. `by_range` says whether a machine
-    /// gains by being asked for less than everything.
+    /// Begins a full flush: takes the marks. Without `by_range`, it refreshes everything,
+    /// for machines where less does not cost less.
     pub(crate) fn begin(&mut self, pending: &Pending, by_range: bool) -> Ticket {
         // See the head of this file.
         fence(Ordering::SeqCst);
@@ -249,9 +246,9 @@ impl Flushes {
         }
     }
 
-    /// Ends a full flush. `done` says whether no device can be using any more what
-    /// was unmapped before it began. Returns whether something that was refused
-    /// is still to be made up for.
+    /// Ends a full flush. `done` is true if no device can still be using what was unmapped
+    /// before the flush began. Returns whether the next flush must make up for a refused
+    /// one.
     pub(crate) fn end(&mut self, ticket: &Ticket, done: bool) -> bool {
         self.under_way -= 1;
         if !done {
@@ -265,9 +262,9 @@ impl Flushes {
         self.everything
     }
 
-    /// The first chunk that ends at or after `iova` of which no flush that has ended
-    /// refreshed all: it is marked, or a flush under way took its mark. Everything, after a
-    /// refusal. The marks stay.
+    /// The first chunk ending at or after `iova` that may not be refreshed yet: it is
+    /// marked, or a flush under way took its mark. After a refusal, everything. The marks
+    /// stay set.
     pub(crate) fn next_known(&self, pending: &Pending, iova: u64) -> Option<Range> {
         if self.everything {
             return Some(Range::ALL);

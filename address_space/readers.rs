@@ -1,26 +1,25 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Waiting for flushes that may see a function which they are not to see any more.
+//! Waiting for flushes that may still use a function.
 
 use kernel::{
     bindings,
     prelude::*, //
 };
 
-/// Waits until nobody sees a member any more that left, or was made to be passed
-/// by, before.
+/// Waits until no flush uses a member that left, or stopped being live, before the call.
 ///
 /// # Context
 ///
 /// Sleeps.
 pub(crate) fn wait_for_readers() {
-    // Readers are short, and a function waits for this with locks held; so it is not left
-    // to the next tick of every CPU.
+    // Readers are short and the caller holds locks, so do not wait for the next tick of
+    // every CPU.
     // SAFETY: No requirements but that it may sleep.
     unsafe { bindings::synchronize_rcu_expedited() }
 }
 
-/// A moment; readers that began before it are waited for later.
+/// A point in time, to wait later for the readers that began before it.
 pub(crate) struct Moment(c_ulong);
 
 impl Moment {
@@ -30,8 +29,7 @@ impl Moment {
         Moment(unsafe { bindings::get_state_synchronize_rcu() })
     }
 
-    /// Waits as [`wait_for_readers`] does at that moment. Mostly there is nothing to wait
-    /// for any more.
+    /// Waits for readers that began before that point. Usually they have ended already.
     ///
     /// # Context
     ///

@@ -31,8 +31,8 @@ use crate::{
     }, //
 };
 
-/// A share in an address space. Beside it lie copies of what never changes in that: the
-/// shortest ways need no look at the space itself.
+/// A share in an address space, with copies of what never changes there: the fast paths
+/// do not need to read the space itself.
 pub(crate) struct Share<M: Member> {
     low: Low,
     counts: View,
@@ -55,8 +55,8 @@ impl<M: Member> Share<M> {
         &self.space
     }
 
-    /// Maps `count` pages of `page_size` bytes, and sets `mapped` to how many bytes were
-    /// mapped before an error.
+    /// Maps `count` pages of `page_size` bytes, and sets `mapped` to the number of bytes
+    /// mapped, also if an error ends the call early.
     ///
     /// # Safety
     ///
@@ -64,10 +64,10 @@ impl<M: Member> Share<M> {
     ///
     /// # Errors
     ///
-    /// `EINVAL` for what cannot be mapped at all, `EADDRINUSE` if the range
-    /// holds a live mapping, `ENOMEM`.
+    /// `EINVAL` for a request that can never work, `EADDRINUSE` if the range contains a
+    /// live mapping, `ENOMEM`.
     #[inline]
-    // Those of the core's call.
+    // The arguments are those of `iommu_domain_ops::map_pages`.
     #[allow(clippy::too_many_arguments)]
     pub(crate) unsafe fn map(
         &self,
@@ -79,13 +79,13 @@ impl<M: Member> Share<M> {
         gfp: Gfp,
         mapped: &mut usize,
     ) -> Result {
-        // No page is smaller: this is one page of 4 KiB. (Of "equal" the compiler would
-        // make the size anew where it is counted and returned.)
+        // No page is smaller, so this is one page of 4 KiB. ("<=" rather than "==": with
+        // that the compiler would load the constant again for the count and the result.)
         if page_size as u64 <= PAGE_SIZE && count == 1 {
             // SAFETY: The caller's promise.
             let done = unsafe { self.map_page(iova, phys, prot) };
             if done {
-                // SAFETY: The address space is there.
+                // SAFETY: The address space exists.
                 unsafe { self.counts.mapped(page_size as u64) };
                 *mapped = page_size;
                 return Ok(());
@@ -96,7 +96,7 @@ impl<M: Member> Share<M> {
         unsafe { self.map_range(iova, phys, page_size, count, prot, gfp, mapped) }
     }
 
-    /// Maps a page if that needs no more than to fill its entry.
+    /// Maps a page if all that it takes is to fill its entry.
     ///
     /// # Safety
     ///
@@ -108,7 +108,7 @@ impl<M: Member> Share<M> {
         let Some(page) = page else {
             return false;
         };
-        // A branch takes less than making the bit out of the protection.
+        // A branch is cheaper than computing the bit from the protection.
         if prot.allows_writes() {
             page.fill(Phys(phys), Access::READ_WRITE);
         } else if prot.allows_access() {
@@ -119,7 +119,7 @@ impl<M: Member> Share<M> {
         true
     }
 
-    /// Maps any range, or says why not.
+    /// Maps any range.
     ///
     /// # Safety
     ///
@@ -141,7 +141,7 @@ impl<M: Member> Share<M> {
             // SAFETY: The caller's promise.
             if unsafe { table.map_present(self.low, Iova(iova), Phys(phys), count, access) } {
                 let size = count << PAGE_SHIFT;
-                // SAFETY: The address space is there.
+                // SAFETY: The address space exists.
                 unsafe { self.counts.mapped(size as u64) };
                 *mapped = size;
                 return Ok(());
@@ -154,14 +154,14 @@ impl<M: Member> Share<M> {
         }
     }
 
-    /// Unmaps a page if that needs no more than to empty its entry, and counts.
+    /// Unmaps and counts a page if all that it takes is to empty its entry.
     ///
     /// # Safety
     ///
     /// The caller owns the range.
     #[inline(always)]
     unsafe fn unmap_page(&self, iova: u64, size: u64) -> bool {
-        // SAFETY: The caller's promise; the address space is there.
+        // SAFETY: The caller's promise; the address space exists.
         unsafe {
             let unmapped = size <= PAGE_SIZE && self.space.table.unmap_page(self.low, Iova(iova));
             if unmapped {
@@ -171,8 +171,8 @@ impl<M: Member> Share<M> {
         }
     }
 
-    /// Unmaps a range, up to the first hole. Returns how many bytes were unmapped:
-    /// none of what cannot have been mapped.
+    /// Unmaps a range, up to the first hole. Returns the number of bytes unmapped: 0 for a
+    /// range that cannot have been mapped.
     ///
     /// # Safety
     ///
@@ -180,7 +180,7 @@ impl<M: Member> Share<M> {
     #[inline]
     pub(crate) unsafe fn unmap(&self, iova: u64, size: u64, gather: &mut Gather) -> usize {
         if gather.is_queued() {
-            // A call that ends with another one needs no stack.
+            // A tail call needs no stack.
             // SAFETY: The caller's promise.
             return unsafe { self.unmap_queued(iova, size, gather) };
         }
@@ -193,7 +193,7 @@ impl<M: Member> Share<M> {
         unsafe { self.space.unmap_range(iova, size, gather) }
     }
 
-    /// Unmaps a range, for a full flush that follows.
+    /// Unmaps a range that a later full flush covers.
     ///
     /// # Safety
     ///

@@ -2,12 +2,12 @@
 
 //! What a table maps, merged into ranges: the order and the arithmetic of a dump.
 //!
-//! A dump looks at one entry after the other and remembers where it is, not what
-//! the table was, so it goes on over any number of walks through a table that changes
-//! meanwhile. Each range is one that was there when it was looked at; a range
-//! that changes during the dump may show in parts of before and after.
+//! A dump reads one entry after the other, and remembers only its position. So it can
+//! continue over any number of walks, even if the table changes in between. Each range was
+//! present when the dump read it. A range that changes during the dump may appear with
+//! parts from before and after the change.
 //!
-//! Pure; it knows nothing of who reads it.
+//! This file is pure: it does not know who reads the dump.
 
 use super::{
     Access,
@@ -32,7 +32,7 @@ pub(crate) struct Run {
 }
 
 impl Run {
-    /// Takes `next` in, if it goes on where this one ends.
+    /// Merges `next` into this range if it continues it.
     fn join(&mut self, next: &Run) -> bool {
         let goes_on = self.last.wrapping_add(1) == next.iova
             && self.phys.wrapping_add(next.iova.wrapping_sub(self.iova)) == next.phys
@@ -45,24 +45,23 @@ impl Run {
     }
 }
 
-/// What a step of a dump came to.
+/// The result of a step of a dump.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Step {
     /// A range that is complete.
     Run(Run),
-    /// As many entries as were asked for were looked at, and none completed a
-    /// range.
+    /// The budget of entries is used up, and no range is complete yet.
     Pause,
-    /// There is nothing more.
+    /// The dump is complete.
     End,
 }
 
-/// Where a dump is.
+/// The state of a dump.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Dump {
-    /// The IOVA to look at next; `None` after the last one.
+    /// The next IOVA to read; `None` after the last one.
     at: Option<u64>,
-    /// What was found so far of a range that may go on.
+    /// The part found so far of a range that may continue.
     run: Option<Run>,
 }
 
@@ -75,9 +74,8 @@ impl Dump {
         }
     }
 
-    /// Goes on to the end of a range, but looks at `budget` entries at most.
-    /// `find` says what is at an IOVA as [`Walk::find`] does; it may be that of
-    /// another walk each time.
+    /// Continues to the end of a range, but reads at most `budget` entries. `find` reads the
+    /// entry of an IOVA as [`Walk::find`] does; it may belong to another walk each time.
     ///
     /// [`Walk::find`]: super::walk::Walk::find
     pub(crate) fn step(

@@ -2,7 +2,7 @@
 
 //! The format of the tables: levels, entries, how far a tree reaches.
 //!
-//! What bits mean is said here and nowhere else. C header:
+//! This file alone defines what bits mean. C header:
 //! [`arch/s390/include/asm/pci_dma.h`](srctree/arch/s390/include/asm/pci_dma.h).
 
 use super::table::Vacant;
@@ -11,13 +11,13 @@ use super::table::Vacant;
 pub(crate) const PAGE_SHIFT: u32 = 12;
 /// The smallest page that can be mapped, in bytes.
 pub(crate) const PAGE_SIZE: u64 = 1 << PAGE_SHIFT;
-/// log2 of what one segment entry spans, in bytes: the size of a large page.
+/// log2 of the range of one segment entry, in bytes: the size of a large page.
 pub(crate) const LARGE_PAGE_SHIFT: u32 = Segment::SHIFT;
 /// The size of a large page in bytes.
 pub(crate) const LARGE_PAGE_SIZE: u64 = 1 << LARGE_PAGE_SHIFT;
 
-/// Index bits of a page table. The model checker explores narrow tables: the
-/// protocol does not depend on the width, the number of states does.
+/// Index bits of a page table. The model checker explores narrow tables, which have fewer
+/// states; the protocol does not depend on the width.
 pub(super) const PAGE_TABLE_BITS: u32 = if cfg!(loom) { 1 } else { 8 };
 /// Index bits of segment and region tables.
 pub(super) const UPPER_TABLE_BITS: u32 = if cfg!(loom) { 1 } else { 11 };
@@ -26,17 +26,17 @@ pub(super) const UPPER_TABLE_BITS: u32 = if cfg!(loom) { 1 } else { 11 };
 pub(super) const ENTRY_INVALID: u64 = 0x20;
 /// Invalid bit of a page-table entry.
 pub(super) const PAGE_INVALID: u64 = 0x400;
-/// A page entry of a vacant table: invalid, and unlike that of an empty page
-/// table. The machine looks at no other bit of an invalid entry.
+/// A page entry of a vacant table: invalid, and different from that of an empty page
+/// table. The machine ignores all other bits of an invalid entry.
 pub(super) const PAGE_VACANT: u64 = PAGE_INVALID | PROTECTED;
 /// Writes are refused by the machine (leaf entries).
 pub(super) const PROTECTED: u64 = 0x200;
 /// Format control of a segment entry: it maps a large page.
 pub(super) const LARGE: u64 = 0x400;
-/// Table length of a region entry: all 2048 entries are there.
+/// Table length of a region entry: all 2048 entries are present.
 pub(super) const FULL_LENGTH: u64 = 0x3;
 
-/// The formats are those that C has.
+/// Checks the constants against the C header.
 #[cfg(CONFIG_S390)]
 mod as_in_c {
     use super::*;
@@ -67,8 +67,8 @@ pub(crate) struct Iova(pub(crate) u64);
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub(crate) struct Phys(pub(crate) u64);
 
-/// What a device may do through a mapping: the bits of its entries that say so.
-/// The format cannot refuse reads.
+/// The access that a mapping allows, as bits of its entries. The format cannot forbid
+/// reads.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Access(u64);
 
@@ -88,7 +88,7 @@ impl Access {
     }
 }
 
-/// Which table is the top of a tree, and so how far it reaches.
+/// The depth of a tree, which determines its reach.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 #[repr(u64)]
 pub(crate) enum Depth {
@@ -121,7 +121,7 @@ impl Depth {
         }
     }
 
-    /// How many levels of tables that are, the page tables included.
+    /// The number of levels of tables, including page tables.
     pub(crate) const fn levels(self) -> u32 {
         self as u32 + 2
     }
@@ -152,7 +152,7 @@ impl Shape {
         }
     }
 
-    /// How many entries a table has.
+    /// The number of entries of a table.
     pub(crate) const fn entries(self) -> usize {
         1 << self.bits()
     }
@@ -171,8 +171,8 @@ impl Shape {
     }
 }
 
-/// A level of the tree. Each is a type, so that an entry of one cannot be read
-/// as an entry of another.
+/// A level of the tree. Each level is a type, so an entry of one level cannot be read as
+/// an entry of another.
 pub(crate) trait Level {
     /// log2 of the bytes that one entry spans.
     const SHIFT: u32;
@@ -186,8 +186,8 @@ pub(crate) trait Level {
     }
 }
 
-/// The last address (inclusive) in the span of a table of level `L` that begins
-/// at 0: what the table spans less one byte, as a region-first table spans 2^64.
+/// The last address (inclusive) of a table of level `L` that begins at 0. (The size would
+/// overflow: a region-first table covers 2^64 bytes.)
 pub(super) const fn last_of<L: Level>() -> u64 {
     u64::MAX >> (u64::BITS - L::SHIFT - L::SHAPE.bits())
 }
@@ -201,7 +201,7 @@ pub(super) const fn span<L: Level>() -> u64 {
 pub(crate) trait Upper: Level {
     /// The level of the tables that entries point to.
     type Below: Level;
-    /// Table type and length, as they stand in an entry.
+    /// Table type and length, as in an entry.
     const TYPE: u64;
     /// Bits that are clear in an entry that points to a table.
     const NOT_TABLE: u64;
@@ -213,7 +213,7 @@ pub(crate) trait Upper: Level {
     #[inline]
     fn origin(entry: u64) -> Option<Phys> {
         if entry & Self::NOT_TABLE == 0 {
-            // Nothing else is set in it, and a displacement takes no instruction.
+            // No other bit is set, and a displacement costs no instruction.
             Some(Phys(entry.wrapping_sub(Self::TYPE)))
         } else {
             None

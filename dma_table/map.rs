@@ -43,7 +43,7 @@ pub(crate) struct Mapping {
 }
 
 impl Mapping {
-    /// What is left after `bytes` were mapped.
+    /// The rest, after `bytes` were mapped.
     #[inline]
     fn advance(&mut self, bytes: u64) {
         self.iova.0 = self.iova.0.wrapping_add(bytes);
@@ -52,21 +52,21 @@ impl Mapping {
     }
 }
 
-/// The region-third table that begins at IOVA 0: where the short ways begin. It never
-/// changes, so whoever has it need not look for the tree.
+/// The region-third table that begins at IOVA 0: where the fast paths begin. It never
+/// changes, so a copy of it saves reading the tree.
 #[derive(Clone, Copy)]
 pub(crate) struct Low(pub(super) Phys);
 
-/// The origin of a page table that stays for as long as the caller owns a part
-/// of what it spans. (An address rather than a [`Table`]: in an option that
-/// takes a test for null more.)
+/// The origin of a page table that is not unlinked as long as the caller owns a part of
+/// its range. (An address rather than a [`Table`]: an option of that would cost one more
+/// test for null.)
 ///
 /// # Invariants
 ///
 /// It is one.
 pub(super) struct Leaf(Phys);
 
-/// `None`, of what is there mostly: so the compiler lays the code out for that.
+/// `None`, marked as unlikely for the layout of the code.
 #[inline(always)]
 fn seldom<T>() -> Option<T> {
     cold_path();
@@ -86,15 +86,14 @@ impl<M: Memory> EmptyPage<'_, M> {
 }
 
 impl<M: Memory> DmaTable<M> {
-    /// The entry of a page, if its page table is present and the entry is empty: all that
-    /// most maps need, in few instructions. If not, [`DmaTable::map`] maps the page or says
-    /// why not.
+    /// The entry of a page, if its page table is present and the entry is empty. Most maps
+    /// need no more than this, in few instructions. For the others, call [`DmaTable::map`].
     ///
     /// # Safety
     ///
     /// The caller owns the page (see the head of `dma_table.rs`), and maps nothing else to
-    /// it before it fills the entry. The address is aligned to a page, which the core sees
-    /// to for every map. `low` is this tree's.
+    /// it before it fills the entry. The address is aligned to a page; the core checks that
+    /// for every map. `low` belongs to this tree.
     #[inline]
     pub(crate) unsafe fn empty_page(&self, low: Low, iova: Iova) -> Option<EmptyPage<'_, M>> {
         debug_assert!(iova.0 & (PAGE_SIZE - 1) == 0);
@@ -106,9 +105,8 @@ impl<M: Memory> DmaTable<M> {
         Some(EmptyPage(cell))
     }
 
-    /// Maps `count` pages if one page table holds them and is present, and their entries
-    /// are empty. If not, nothing has changed, and [`DmaTable::map`] maps them or says why
-    /// not.
+    /// Maps `count` pages if they are in one page table that is present, and their entries
+    /// are empty. Otherwise changes nothing; then call [`DmaTable::map`].
     ///
     /// # Safety
     ///
@@ -133,10 +131,9 @@ impl<M: Memory> DmaTable<M> {
         }
     }
 
-    /// Maps a range. Returns how many bytes were mapped, from the start of the
-    /// range on, and why it stopped if that is not all. A run of entries is
-    /// written only after all of it was found empty; tables that were made stay
-    /// and are used later.
+    /// Maps a range. Returns the number of bytes mapped from the start of the range, and
+    /// the error if that is not all. Writes a run of entries only after it found all of
+    /// them empty. New tables are kept on errors, for later maps.
     ///
     /// # Safety
     ///
@@ -164,8 +161,8 @@ impl<M: Memory> DmaTable<M> {
         (mapping.size, Ok(()))
     }
 
-    /// Maps what of `mapping` lies in one segment table. On an error says how
-    /// many bytes were mapped before it.
+    /// Maps the part of `mapping` that lies in one segment table. An error comes with the
+    /// number of bytes mapped before it.
     #[inline]
     fn map_in(
         &self,
@@ -193,8 +190,8 @@ impl<M: Memory> DmaTable<M> {
         Ok(part)
     }
 
-    /// Maps what of `mapping` lies in the page table below a segment entry.
-    /// Returns how many bytes that is.
+    /// Maps the part of `mapping` that lies in the page table below a segment entry.
+    /// Returns its size in bytes.
     #[inline]
     fn map_pages(
         &self,
@@ -218,9 +215,9 @@ impl<M: Memory> DmaTable<M> {
         Ok((run.len() as u64) << PAGE_SHIFT)
     }
 
-    /// Maps all that an empty segment entry spans, which holds `before`, the first
-    /// page by `entry`. The caller owns all of it, so the page table is filled
-    /// before anybody can see it, and nobody else makes one.
+    /// Maps the whole range of an empty segment entry, whose value is `before`; the first
+    /// page gets `entry`. The caller owns the whole range, so this fills the page table
+    /// before it installs it, and nobody else installs one.
     #[inline]
     fn map_whole(
         &self,
@@ -247,8 +244,8 @@ impl<M: Memory> DmaTable<M> {
         }
     }
 
-    /// Maps large pages into segment entries for as long as they are empty. Returns the
-    /// bytes that were mapped.
+    /// Maps large pages in segment entries, up to the first one that is not empty. Returns
+    /// the number of bytes mapped.
     fn map_large(&self, run: &[M::Cell], mapping: Mapping) -> u64 {
         let mut entry = mapping.phys.0 | LARGE | mapping.access.bits();
         let mut bytes = 0u64;
@@ -263,16 +260,16 @@ impl<M: Memory> DmaTable<M> {
         bytes
     }
 
-    /// The page table that translates `iova`, if it is there already and `iova`
-    /// is as low as most are.
+    /// The page table for `iova`, if it is present and `iova` is below the reach of the
+    /// lowest region-third table, as most are.
     #[inline]
     pub(super) fn leaf(&self, low: Low, iova: Iova) -> Option<Leaf> {
         if iova.0 > Depth::Third.reach() {
             return seldom();
         }
-        // SAFETY: By the invariant of the tree `low` is a region-third table
-        // and stays, and an entry points to a table of the level below, which
-        // stays as well: the caller owns a part of what it spans.
+        // SAFETY: By the invariant of the tree `low` is a region-third table that is never
+        // unlinked, and an entry points to a table of the level below. That is not
+        // unlinked either, because the caller owns a part of its range.
         unsafe {
             let third: Table<'_, Third, M> = Table::new(&self.memory, low.0);
             let origin = Third::origin(third.cell(iova).load_acquire()).or_else(seldom)?;
@@ -289,15 +286,14 @@ impl<M: Memory> DmaTable<M> {
         unsafe { Table::new(&self.memory, leaf.0) }
     }
 
-    /// The entries of `count` pages, if one page table holds all of them and it
-    /// is there already.
+    /// The entries of `count` pages, if they are all in one page table that is present.
     #[inline]
     pub(super) fn leaf_run(&self, low: Low, iova: Iova, count: usize) -> Option<&[M::Cell]> {
         let pages = self.pages(self.leaf(low, iova)?);
         pages.cells()[Page::index(iova)..].get(..count)
     }
 
-    /// The segment table that translates `iova`, made if it is missing.
+    /// The segment table for `iova`, allocated if it is missing.
     #[inline]
     fn segment_table(
         &self,
@@ -306,7 +302,7 @@ impl<M: Memory> DmaTable<M> {
     ) -> Result<Table<'_, Segment, M>, (u64, MapError)> {
         let root = self.root();
         let third = match root.depth {
-            // SAFETY: The root is a table of the level that its depth says.
+            // SAFETY: The root is a table of the level that belongs to its depth.
             Depth::Third => Ok(unsafe { Table::new(&self.memory, root.origin) }),
             _ => self.make_third_table(root, iova, flags),
         };
@@ -315,14 +311,14 @@ impl<M: Memory> DmaTable<M> {
             .map_err(|error| (0, error))
     }
 
-    /// The region-third table below a deeper root, made if it is missing.
+    /// The region-third table for `iova` below a deeper root, allocated if it is missing.
     fn make_third_table(
         &self,
         root: Root,
         iova: Iova,
         flags: M::Flags,
     ) -> Result<Table<'_, Third, M>, MapError> {
-        // SAFETY: The root is a table of the level that its depth says.
+        // SAFETY: The root is a table of the level that belongs to its depth.
         let second: Table<'_, Second, M> = unsafe {
             if root.depth == Depth::First {
                 let top: Table<'_, First, M> = Table::new(&self.memory, root.origin);
@@ -334,7 +330,7 @@ impl<M: Memory> DmaTable<M> {
         self.below::<Second>(second.cell(iova), flags)
     }
 
-    /// The table that an entry of level `L` points to, made if it is missing.
+    /// The table that an entry of level `L` points to, allocated if it is missing.
     #[inline]
     fn below<L: Upper>(
         &self,
@@ -347,8 +343,8 @@ impl<M: Memory> DmaTable<M> {
         }
     }
 
-    /// Puts a new table into an empty entry, or finds the one that somebody
-    /// else put there.
+    /// Installs a new table in an empty entry, or returns the one that another caller has
+    /// installed meanwhile.
     #[cold]
     fn install<L: Upper>(
         &self,
@@ -357,7 +353,7 @@ impl<M: Memory> DmaTable<M> {
     ) -> Result<Table<'_, L::Below, M>, MapError> {
         let before = cell.load();
         if !self.is_empty::<L>(before) {
-            // A large page, or a table that has come meanwhile.
+            // A large page, or a table installed meanwhile.
             return self.peek::<L>(cell).ok_or(MapError::InUse);
         }
         let shape = L::Below::SHAPE;
@@ -371,8 +367,8 @@ impl<M: Memory> DmaTable<M> {
                 L::origin(winner).ok_or(MapError::InUse)?
             }
         };
-        // SAFETY: By the invariant of the tree; it stays, as the caller owns a
-        // part of what it spans.
+        // SAFETY: By the invariant of the tree; it is not unlinked, because the caller owns
+        // a part of its range.
         Ok(unsafe { Table::new(&self.memory, origin) })
     }
 }

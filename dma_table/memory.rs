@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Table memory: the kernel's IOMMU pages, counted a domain.
+//! Table memory: the kernel's IOMMU pages, counted per domain.
 //!
-//! The kernel's helper shows them in `/proc/meminfo` (`SecPageTables`), charges
-//! them if the caller says so (`GFP_KERNEL_ACCOUNT`), and frees lists of them
-//! after a flush. It gives whole pages, so a page table takes 4 KiB, of which it uses 2: the
+//! The kernel's helper shows them in `/proc/meminfo` (`SecPageTables`), charges them to
+//! the caller on request (`GFP_KERNEL_ACCOUNT`), and frees lists of them after a flush.
+//! It allocates whole pages, so a page table takes 4 KiB although it needs only 2: the
 //! price of memory that the deferred flush queue can free.
 
 use core::ptr::NonNull;
@@ -30,8 +30,8 @@ use crate::{
     trace, //
 };
 
-/// What new tables are copied from: a copy is a few instructions, a loop of
-/// stores one an entry.
+/// The templates of new tables. A copy takes a few instructions, a loop of stores takes
+/// one per entry.
 static EMPTY_UPPER: [u64; Shape::Upper.entries()] = [Shape::Upper.empty(); Shape::Upper.entries()];
 static EMPTY_PAGE: [u64; Shape::Page.entries()] = [Shape::Page.empty(); Shape::Page.entries()];
 
@@ -63,13 +63,13 @@ impl TablePages {
         }
     }
 
-    /// How much memory the tables take, in bytes, without those that wait for a
-    /// flush to be freed.
+    /// The memory of the tables, in bytes, without those that wait for a flush before they
+    /// are freed.
     pub(crate) fn bytes(&self) -> usize {
         self.bytes.load(Relaxed)
     }
 
-    /// What a table of a shape takes, in bytes.
+    /// The memory of a table of some shape, in bytes.
     const fn taken(shape: Shape) -> usize {
         if shape.bytes() < kernel::page::PAGE_SIZE {
             kernel::page::PAGE_SIZE
@@ -91,8 +91,8 @@ impl TablePages {
     }
 }
 
-// SAFETY: Pages of the kernel are nobody else's until they are freed, aligned
-// to their size, at the address that the identity mapping says.
+// SAFETY: Nobody else uses the allocated pages until they are freed. They are aligned to
+// their size, and at the physical address that the identity mapping yields.
 unsafe impl Memory for TablePages {
     type Cell = AtomicU64;
     type Flags = Gfp;
@@ -137,9 +137,9 @@ unsafe impl Memory for TablePages {
 pub(crate) struct Unlinked<'a, F: Fn(u64)> {
     /// The gather that will be flushed.
     pub(crate) gather: &'a mut Gather,
-    /// Where the tables came from.
+    /// The memory of the tables.
     pub(crate) pages: &'a TablePages,
-    /// Marks that many bytes of the range.
+    /// Marks this number of bytes from the start of the range.
     pub(crate) mark: F,
 }
 
@@ -149,9 +149,8 @@ impl<F: Fn(u64)> DeferFree for Unlinked<'_, F> {
             .bytes
             .fetch_sub(TablePages::taken(shape), Relaxed);
         trace::table_free(self.pages.domain, table.0, TablePages::taken(shape), true);
-        // SAFETY: The tree gives tables that came from its memory, and that
-        // nobody but the machine can reach; the machine forgets them with the
-        // flush.
+        // SAFETY: The tree passes tables that came from its memory, and that only the
+        // machine can still reach. It forgets them with the flush.
         unsafe { self.gather.free_after_flush(TablePages::pages(table)) }
     }
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Tables in memory: where they live, their entries, and loops over runs of entries.
+//! Tables in memory: allocation, entries, and loops over runs of entries.
 
 use core::{
     marker::PhantomData,
@@ -24,13 +24,13 @@ pub(crate) trait Cell {
     fn load_acquire(&self) -> u64;
     /// Writes an entry that the caller owns.
     fn store(&self, value: u64);
-    /// Replaces `old` by `new` and publishes all that was written before.
+    /// Replaces `old` by `new`, and publishes all writes before.
     ///
     /// # Errors
     ///
-    /// What is there instead, if it is not `old`; read with acquire.
+    /// The current value, read with acquire, if it is not `old`.
     fn install(&self, old: u64, new: u64) -> Result<(), u64>;
-    /// Adds `by`, wrapping around; acquire and release. Returns what was there.
+    /// Adds `by`, wrapping around; acquire and release. Returns the previous value.
     fn change(&self, by: u64) -> u64;
 }
 
@@ -69,10 +69,9 @@ impl Cell for AtomicU64 {
 ///
 /// # Safety
 ///
-/// [`Memory::alloc`] returns memory of `shape.entries()` cells that nobody else
-/// uses, at a physical address aligned to `shape.bytes()`, every cell holding
-/// `shape.empty()`. [`Memory::cells`] points to that memory until it is given
-/// back.
+/// [`Memory::alloc`] returns memory of `shape.entries()` cells that nobody else uses, at a
+/// physical address aligned to `shape.bytes()`. Every cell contains `shape.empty()`.
+/// [`Memory::cells`] points to that memory until it is freed.
 pub(crate) unsafe trait Memory {
     /// An entry in a table.
     type Cell: Cell;
@@ -82,24 +81,24 @@ pub(crate) unsafe trait Memory {
     /// A new empty table, or `None` if there is no memory.
     fn alloc(&self, shape: Shape, flags: Self::Flags) -> Option<Phys>;
 
-    /// A new table whose cells hold anything, for a caller who writes them all.
+    /// A new table with undefined content, for a caller who writes every cell.
     fn alloc_unset(&self, shape: Shape, flags: Self::Flags) -> Option<Phys> {
         self.alloc(shape, flags)
     }
 
-    /// Gives a table back.
+    /// Frees a table.
     ///
     /// # Safety
     ///
-    /// `table` came from [`Memory::alloc`] with the same shape, was not given
-    /// back yet, and nobody can reach it, neither here nor in the machine.
+    /// `table` came from [`Memory::alloc`] with the same shape and was not freed yet, and
+    /// neither the driver nor the machine can reach it.
     unsafe fn free(&self, table: Phys, shape: Shape);
 
     /// The first cell of a table.
     ///
     /// # Safety
     ///
-    /// `table` came from [`Memory::alloc`] and was not given back yet.
+    /// `table` came from [`Memory::alloc`] and was not freed yet.
     unsafe fn cells(&self, table: Phys) -> NonNull<Self::Cell>;
 }
 
@@ -107,8 +106,7 @@ pub(crate) unsafe trait Memory {
 ///
 /// # Invariants
 ///
-/// `first` is the first of as many cells as a table of level `L` has entries,
-/// alive for `'t`.
+/// `first` is the first cell of a table of level `L`, whose cells live for `'t`.
 pub(super) struct Table<'t, L: Level, M: Memory> {
     first: NonNull<M::Cell>,
     level: PhantomData<(&'t M::Cell, L)>,
@@ -117,8 +115,7 @@ pub(super) struct Table<'t, L: Level, M: Memory> {
 impl<'t, L: Level, M: Memory> Table<'t, L, M> {
     /// # Safety
     ///
-    /// `origin` is a table of level `L` that came from `memory` and stays for
-    /// `'t`.
+    /// `origin` is a table of level `L` that came from `memory` and is not freed in `'t`.
     #[inline]
     pub(super) unsafe fn new(memory: &'t M, origin: Phys) -> Self {
         // INVARIANT: The caller's promise.
@@ -139,12 +136,12 @@ impl<'t, L: Level, M: Memory> Table<'t, L, M> {
     /// The entry that translates `iova`.
     #[inline]
     pub(super) fn cell(&self, iova: Iova) -> &'t M::Cell {
-        // `index` is masked to the length of `cells`, so this does not panic,
-        // and the compiler knows.
+        // `index` is masked to the length of `cells`. The compiler knows that, and so
+        // emits no bounds check.
         &self.cells()[L::index(iova)]
     }
 
-    /// The entries from `iova` on, for `size` bytes but not past the end.
+    /// The entries for `size` bytes from `iova` on, up to the end of the table.
     #[inline]
     pub(super) fn run(&self, iova: Iova, size: u64) -> &'t [M::Cell] {
         let rest = &self.cells()[L::index(iova)..];
@@ -161,12 +158,12 @@ pub(super) fn part_in<L: Level>(iova: Iova, size: u64) -> u64 {
     core::cmp::min(size.wrapping_sub(1), to_end).wrapping_add(1)
 }
 
-/// How many entries a turn of the loops below takes: the compiler unrolls turns
-/// of a fixed length, so that an entry costs little more than its access.
+/// The number of entries per iteration of the loops below. The compiler unrolls
+/// iterations of a fixed length, so an entry costs little more than its access.
 const TURN: usize = 16;
 
-/// Whether all of these page entries are empty; not those of a vacant table, nor
-/// of no entry. One AND an entry.
+/// Whether all of these page entries are empty. False for entries of a vacant table, and
+/// without any entry. Costs one AND per entry.
 #[inline]
 pub(super) fn all_empty<C: Cell>(run: &[C]) -> bool {
     let and = |all, cell: &C| all & cell.load();
@@ -177,7 +174,7 @@ pub(super) fn all_empty<C: Cell>(run: &[C]) -> bool {
     rest.iter().fold(all, and) == PAGE_INVALID
 }
 
-/// Whether all of these page entries are valid. One OR an entry.
+/// Whether all of these page entries are valid. Costs one OR per entry.
 #[inline]
 pub(super) fn all_live<C: Cell>(run: &[C]) -> bool {
     let or = |any, cell: &C| any | cell.load();
@@ -186,8 +183,8 @@ pub(super) fn all_live<C: Cell>(run: &[C]) -> bool {
     rest.iter().fold(any, or) & PAGE_INVALID == 0
 }
 
-/// Writes consecutive pages, the first one `entry`. A store and an addition an
-/// entry.
+/// Writes entries of consecutive pages, the first one `entry`. Costs a store and an
+/// addition per entry.
 #[inline]
 pub(super) fn fill<C: Cell>(run: &[C], entry: u64) {
     let next = |entry: u64, cell: &C| {
@@ -201,7 +198,7 @@ pub(super) fn fill<C: Cell>(run: &[C], entry: u64) {
     rest.iter().fold(entry, next);
 }
 
-/// Empties entries. A store an entry.
+/// Empties entries. Costs a store per entry.
 #[inline]
 pub(super) fn clear<C: Cell>(run: &[C]) {
     let (turns, rest) = run.as_chunks::<TURN>();
@@ -211,9 +208,8 @@ pub(super) fn clear<C: Cell>(run: &[C]) {
     rest.iter().for_each(|cell| cell.store(PAGE_INVALID));
 }
 
-/// Tables that map nothing although no entry of theirs is invalid but those of
-/// the page table: see the head of `dma_table.rs`. They are read by machines and
-/// walkers, and written by nobody.
+/// Tables that map nothing although only the entries of the page table are invalid (see
+/// the head of `dma_table.rs`). Machines and walkers read them, and nobody writes them.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Vacant {
     pub(super) page: Phys,
@@ -223,11 +219,11 @@ pub(crate) struct Vacant {
 }
 
 impl Vacant {
-    /// Makes the tables in `memory`, in which they stay.
+    /// Allocates the tables from `memory`.
     ///
     /// # Errors
     ///
-    /// [`MapError::NoMemory`]; tables that were made before are given back.
+    /// [`MapError::NoMemory`]; tables allocated so far are freed.
     pub(crate) fn new<M: Memory>(memory: &M, flags: M::Flags) -> Result<Self, MapError> {
         let shapes = [Shape::Page, Shape::Upper, Shape::Upper, Shape::Upper];
         let mut tables = [Phys(0); 4];
@@ -236,7 +232,7 @@ impl Vacant {
                 Some(table) => tables[at] = table,
                 None => {
                     for (table, shape) in tables.into_iter().zip(shapes).take(at) {
-                        // SAFETY: It is new, and nobody knows of it.
+                        // SAFETY: It is new, and nobody else can reach it.
                         unsafe { memory.free(table, shape) }
                     }
                     return Err(MapError::NoMemory);
@@ -260,11 +256,11 @@ impl Vacant {
         Ok(vacant)
     }
 
-    /// Gives the tables back.
+    /// Frees the tables.
     ///
     /// # Safety
     ///
-    /// They came from `memory`, and no tree that knows them is left.
+    /// They came from `memory`, and no tree uses them any more.
     pub(crate) unsafe fn free<M: Memory>(self, memory: &M) {
         // SAFETY: The caller's promise.
         unsafe {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Unmapping, and giving tables back.
+//! Unmapping, and freeing tables.
 
 use super::{
     format::*,
@@ -18,16 +18,15 @@ use super::{
 
 /// Takes the tables that an unmap unlinked, and marks what it may empty.
 pub(crate) trait DeferFree {
-    /// Whether it takes any. If not, nothing is unlinked.
+    /// Whether it takes any tables. If not, the unmap unlinks nothing.
     const TAKES: bool = true;
 
-    /// Keeps `table` until the machine cannot be reading it any more, then
-    /// gives it back.
+    /// Takes `table`, and frees it when the machine cannot be reading it any more.
     fn defer_free(&mut self, table: Phys, shape: Shape);
 
     /// Marks the first `size` bytes of the range, under the walk lock: before segment
-    /// entries may be emptied, and after. Whoever walks the tree meanwhile and finds them
-    /// empty finds the first mark; whoever walks it later finds the second one.
+    /// entries may be emptied, and after. A walk that finds them empty meanwhile finds the
+    /// first mark; a later walk finds the second one.
     fn mark(&self, _size: u64) {}
 }
 
@@ -41,13 +40,13 @@ impl DeferFree for Nothing {
 }
 
 impl<M: Memory> DmaTable<M> {
-    /// Unmaps one page if its page table is there and it is mapped. If not,
-    /// nothing has changed, and [`DmaTable::unmap`] does it.
+    /// Unmaps one page if its page table is present and the page is mapped. Otherwise
+    /// changes nothing; then call [`DmaTable::unmap`].
     ///
     /// # Safety
     ///
     /// The caller owns the page (see the head of `dma_table.rs`); the address is aligned
-    /// to it, which the core sees to for every unmap. `low` is this tree's.
+    /// to it; the core checks that for every unmap. `low` belongs to this tree.
     #[inline]
     pub(crate) unsafe fn unmap_page(&self, low: Low, iova: Iova) -> bool {
         debug_assert!(iova.0 & (PAGE_SIZE - 1) == 0);
@@ -62,12 +61,12 @@ impl<M: Memory> DmaTable<M> {
         live
     }
 
-    /// Unmaps a range, up to the first part of it that is not mapped or that is
-    /// mapped by a large page which the range does not cover. Returns how many bytes
-    /// were unmapped. Allocates nothing.
+    /// Unmaps a range, up to the first part that is not mapped, or is mapped by a large
+    /// page of which the range covers only a part. Returns the number of bytes unmapped.
+    /// Allocates nothing.
     ///
-    /// The machine may go on using what was unmapped, and reads the tables in
-    /// `unlinked`, until it was refreshed.
+    /// The machine may still use what was unmapped, and read the tables in `unlinked`,
+    /// until it is refreshed.
     ///
     /// # Safety
     ///
@@ -76,7 +75,7 @@ impl<M: Memory> DmaTable<M> {
     #[inline]
     pub(crate) unsafe fn unmap(&self, iova: Iova, size: u64, unlinked: &mut impl DeferFree) -> u64 {
         match self.leaf_run(self.low, iova, (size >> PAGE_SHIFT) as usize) {
-            // A page table that is covered whole goes as it is.
+            // A page table that is covered completely is unlinked without emptying it.
             Some(run) if run.len() < Shape::Page.entries() && all_live(run) => {
                 clear(run);
                 size
@@ -88,7 +87,7 @@ impl<M: Memory> DmaTable<M> {
     /// Unmaps a range of any size.
     #[inline(never)]
     fn unmap_long(&self, iova: Iova, size: u64, unlinked: &mut impl DeferFree) -> u64 {
-        // Less than a segment entry spans covers no table.
+        // A range smaller than that of a segment entry covers no table.
         if size < LARGE_PAGE_SIZE {
             return self.unmap_range(iova, size, &mut Nothing);
         }
@@ -105,7 +104,7 @@ impl<M: Memory> DmaTable<M> {
         bytes
     }
 
-    /// Unmaps a range while there is a reader: all tables stay.
+    /// Unmaps a range while there is a reader: no table is unlinked.
     #[cold]
     fn unmap_keeping_tables(&self, iova: Iova, size: u64) -> u64 {
         self.unmap_range(iova, size, &mut Nothing)
@@ -115,7 +114,7 @@ impl<M: Memory> DmaTable<M> {
     fn unmap_range(&self, iova: Iova, size: u64, unlinked: &mut impl DeferFree) -> u64 {
         let root = self.root();
         match root.depth {
-            // SAFETY: The root is a table of the level that its depth says, and
+            // SAFETY: The root is a table of the level that belongs to its depth, and
             // is never freed while the tree lives.
             Depth::Third => unsafe { self.unmap_top::<Third>(root, iova, size, unlinked) },
             // SAFETY: As above.
@@ -142,8 +141,8 @@ impl<M: Memory> DmaTable<M> {
         L::unmap_range(self, &top, iova, size, unlinked)
     }
 
-    /// Empties segment entries for as long as they map large pages. Returns the bytes
-    /// that were unmapped.
+    /// Empties segment entries, up to the first one that maps no large page. Returns the
+    /// number of bytes unmapped.
     fn unmap_large(&self, run: &[M::Cell]) -> u64 {
         let emptied = self.emptied::<Segment>();
         let mut count = 0u64;
@@ -157,8 +156,7 @@ impl<M: Memory> DmaTable<M> {
         count << LARGE_PAGE_SHIFT
     }
 
-    /// Takes the table below an entry out of the tree. The caller owns all that it
-    /// spans.
+    /// Unlinks the table below an entry. The caller owns its whole range.
     #[inline]
     fn unlink<L: Upper>(&self, cell: &M::Cell, unlinked: &mut impl DeferFree) {
         if let Some(origin) = L::origin(cell.load()) {
@@ -184,7 +182,7 @@ impl<M: Memory> DmaTable<M> {
 impl<M: Memory> Drop for DmaTable<M> {
     fn drop(&mut self) {
         let root = self.root();
-        // SAFETY: The root is a table of the level that its depth says. `self`
+        // SAFETY: The root is a table of the level that belongs to its depth. `self`
         // is exclusive; that no machine has it registered is the domain's
         // promise.
         unsafe {
@@ -197,17 +195,17 @@ impl<M: Memory> Drop for DmaTable<M> {
     }
 }
 
-/// What is done to a table and all below it, level by level.
+/// What differs from level to level in an unmap.
 trait Subtree: Level + Sized {
-    /// Whether the table of this level that begins at `iova` stays for as long as the
-    /// tree: a machine may have it registered as its top.
+    /// Whether the table of this level at `iova` must stay as long as the tree lives,
+    /// because a machine may have it registered as its top.
     #[inline]
     fn stays(_iova: Iova) -> bool {
         false
     }
 
-    /// Unmaps what of the range lies in `table`. Returns the bytes that were
-    /// unmapped, from the start on.
+    /// Unmaps the part of the range that lies in `table`. Returns the number of bytes
+    /// unmapped from the start.
     fn unmap_range<M: Memory, R: DeferFree>(
         tree: &DmaTable<M>,
         table: &Table<'_, Self, M>,
@@ -262,7 +260,7 @@ impl Subtree for Segment {
             let cell = table.cell(at);
             let bytes = match tree.peek::<Segment>(cell) {
                 Some(pages) if R::TAKES && part == LARGE_PAGE_SIZE && all_live(pages.cells()) => {
-                    // The page table goes as it is.
+                    // The page table is unlinked without emptying it.
                     tree.unlink::<Segment>(cell, unlinked);
                     part
                 }
@@ -317,8 +315,7 @@ region_subtree!(Third);
 region_subtree!(Second);
 region_subtree!(First);
 
-/// Unmaps in a region table, and unlinks the tables below it that are covered
-/// whole.
+/// Unmaps in a region table, and unlinks the tables below it that are covered completely.
 #[inline]
 fn unmap_regions<L, M, R>(
     tree: &DmaTable<M>,

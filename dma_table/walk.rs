@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Looking: the translation of an IOVA, and what is in use.
+//! Reading the tree: the translation of an IOVA, and which ranges are in use.
 
 use super::{
     format::*,
@@ -13,25 +13,24 @@ use super::{
     DmaTable, //
 };
 
-/// Somebody who looks at a tree and owns nothing in it. As long as it is there,
-/// no table is unlinked, so that it should not stay for long.
+/// A reader of a tree, which owns no range in it. No table is unlinked while it exists, so
+/// it should be short-lived.
 pub(crate) struct Walk<'t, M: Memory> {
     tree: &'t DmaTable<M>,
     _guard: WalkGuard<'t, M::Cell>,
 }
 
 impl<M: Memory> Walk<'_, M> {
-    /// What the tree says of `iova` now: a translation, or how large the empty
-    /// entry is that it ends in, in bytes (its span is aligned to that). `None`
-    /// above the reach of the tree.
+    /// The current translation of `iova`, or else the size, in bytes, of the empty entry
+    /// that covers it (the range of the entry is aligned to its size). `None` above the
+    /// reach of the tree.
     pub(crate) fn find(&self, iova: Iova) -> Option<Result<Translation, u64>> {
         // SAFETY: No table is unlinked while there is a reader.
         unsafe { self.tree.find(iova) }
     }
 
-    /// The next IOVAs, the first and the last one (inclusive), at or after `iova`
-    /// that segment entries translate which are not empty. Whole entries are
-    /// meant, of one segment table.
+    /// The next run of non-empty segment entries at or after `iova`: their first and last
+    /// IOVA (inclusive). The run covers whole entries of one segment table.
     pub(crate) fn next_used(&self, iova: Iova) -> Option<(Iova, Iova)> {
         let root = self.tree.root();
         let mut at = iova.0;
@@ -52,8 +51,8 @@ impl<M: Memory> Walk<'_, M> {
 }
 
 impl<M: Memory> DmaTable<M> {
-    /// Lets a reader in. `wait` is called as long as unmaps are under way that
-    /// began before; it should let others run.
+    /// Starts a walk. Calls `wait` while unmaps that began before are under way; it should
+    /// let others run.
     ///
     /// # Errors
     ///
@@ -74,18 +73,18 @@ impl<M: Memory> DmaTable<M> {
     ///
     /// # Safety
     ///
-    /// Nobody unmaps a range that holds `iova` meanwhile.
+    /// Nobody unmaps a range that contains `iova` meanwhile.
     pub(crate) unsafe fn lookup(&self, iova: Iova) -> Option<Translation> {
         // SAFETY: The caller's promise.
         unsafe { self.find(iova) }?.ok()
     }
 
-    /// The translation of `iova`, or how many bytes the empty entry spans that
-    /// it ends in. `None` above the reach.
+    /// The translation of `iova`, or the size in bytes of the empty entry that covers it.
+    /// `None` above the reach.
     ///
     /// # Safety
     ///
-    /// Nobody unlinks a table that holds `iova` meanwhile.
+    /// Nobody unlinks a table that covers `iova` meanwhile.
     #[inline]
     unsafe fn find(&self, iova: Iova) -> Option<Result<Translation, u64>> {
         let root = self.root();
@@ -110,19 +109,18 @@ impl<M: Memory> DmaTable<M> {
         }
     }
 
-    /// The segment table that translates `iova`, or how many bytes the empty entry
-    /// spans that is there instead.
+    /// The segment table for `iova`, or the size in bytes of the empty entry in its place.
     #[inline]
     fn segments_of(&self, root: Root, iova: Iova) -> Result<Table<'_, Segment, M>, u64> {
         let third = self.third_table(root, iova)?;
         self.peek::<Third>(third.cell(iova)).ok_or(span::<Third>())
     }
 
-    /// The region-third table that translates `iova`, or how many bytes the empty
-    /// entry spans that is there instead.
+    /// The region-third table for `iova`, or the size in bytes of the empty entry in its
+    /// place.
     #[inline]
     fn third_table(&self, root: Root, iova: Iova) -> Result<Table<'_, Third, M>, u64> {
-        // SAFETY: The root is a table of the level that its depth says.
+        // SAFETY: The root is a table of the level that belongs to its depth.
         let second: Table<'_, Second, M> = unsafe {
             match root.depth {
                 Depth::Third => return Ok(Table::new(&self.memory, root.origin)),
@@ -137,8 +135,7 @@ impl<M: Memory> DmaTable<M> {
             .ok_or(span::<Second>())
     }
 
-    /// What the first run of entries at or after that of `iova` translates which
-    /// are not empty.
+    /// The range of the first run of non-empty entries at or after that of `iova`.
     fn used_in(&self, segments: &Table<'_, Segment, M>, iova: Iova) -> Option<(Iova, Iova)> {
         let rest = &segments.cells()[Segment::index(iova)..];
         let used = |cell: &M::Cell| !self.is_empty::<Segment>(cell.load());

@@ -1,13 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The walk lock: keeps tables in the tree while somebody looks at it who owns no
-//! range.
+//! The walk lock: keeps tables in the tree while a reader that owns no range walks it.
 
 use super::table::Cell;
 
-/// Keeps tables in the tree while there are readers (see the head of `dma_table.rs`).
-/// One word counts, from its lowest bit on, unmaps that may unlink, unmaps that
-/// may not as there is a reader, and readers.
+/// Keeps tables in the tree while there are readers (see the head of `dma_table.rs`). One
+/// word counts, from its lowest bit: unmaps that may unlink, unmaps that may not because
+/// there is a reader, and readers.
 pub(crate) struct WalkLock<C: Cell>(pub(crate) C);
 
 impl<C: Cell> WalkLock<C> {
@@ -15,8 +14,8 @@ impl<C: Cell> WalkLock<C> {
     const BESIDE: u64 = 1 << 16;
     const READER: u64 = 1 << 32;
 
-    /// Lets an unmap in, and says whether it may unlink tables: not while there is
-    /// a reader. It looks before it counts itself, so unmaps that come later do
+    /// Starts an unmap, and returns whether it may unlink tables: it may not while there is
+    /// a reader. The unmap looks for readers before it counts itself, so later unmaps do
     /// not keep a reader waiting.
     #[inline]
     pub(crate) fn unmap(&self) -> (WalkGuard<'_, C>, bool) {
@@ -31,8 +30,8 @@ impl<C: Cell> WalkLock<C> {
         (self.guard(Self::BESIDE), false)
     }
 
-    /// Lets a reader in, after the last unmap that may unlink. `wait` may end
-    /// the wait with an error.
+    /// Starts a reader, after the last unmap that may unlink. An error of `wait` ends the
+    /// wait.
     pub(crate) fn read<E>(
         &self,
         wait: impl FnMut() -> Result<(), E>,
@@ -40,7 +39,7 @@ impl<C: Cell> WalkLock<C> {
         self.enter(Self::BESIDE, wait)
     }
 
-    /// Waits until every unmap has ended that began before.
+    /// Waits until all unmaps that began before have ended.
     pub(crate) fn wait_for_unmaps<E>(&self, wait: impl FnMut() -> Result<(), E>) -> Result<(), E> {
         self.enter(Self::READER, wait).map(|_| ())
     }
@@ -50,7 +49,7 @@ impl<C: Cell> WalkLock<C> {
         self.0.load_acquire() % Self::READER >= Self::BESIDE
     }
 
-    /// Counts a reader, and waits until nobody is counted below `limit`.
+    /// Counts a reader, and waits until all counts below `limit` are 0.
     fn enter<E>(
         &self,
         limit: u64,
@@ -70,7 +69,7 @@ impl<C: Cell> WalkLock<C> {
     }
 }
 
-/// Somebody who holds the walk lock.
+/// A holder of the walk lock.
 pub(crate) struct WalkGuard<'t, C: Cell> {
     lock: &'t WalkLock<C>,
     who: u64,

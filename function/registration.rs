@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What the machine has registered for a function: step 2 of an attach, and the way
-//! back from it (see the head of `function.rs`).
+//! Registering tables with the machine: step 2 of an attach, and how to undo it (see the
+//! head of `function.rs`).
 
 use kernel::{
     prelude::*,
@@ -33,7 +33,7 @@ use crate::{
     }, //
 };
 
-/// What is to be registered.
+/// What to register.
 #[derive(Clone, Copy)]
 pub(super) enum Target<'a> {
     /// A table that maps nothing.
@@ -45,7 +45,7 @@ pub(super) enum Target<'a> {
 }
 
 impl<'a> Target<'a> {
-    /// What is to be registered for what is attached.
+    /// What to register for what is attached.
     pub(super) fn of(attached: &'a Attached) -> Self {
         match attached {
             Attached::Blocked => Target::Empty,
@@ -55,19 +55,19 @@ impl<'a> Target<'a> {
     }
 }
 
-/// What *Modify PCI Function Controls* was asked for.
+/// An operation of *Modify PCI Function Controls*.
 #[derive(Clone, Copy)]
 pub(crate) enum Operation {
-    /// To register a table.
+    /// Register a table.
     Register,
-    /// To register another one.
+    /// Register another table in its place.
     Reregister,
-    /// To take the table away.
+    /// Deregister the table.
     Deregister,
 }
 
 impl Operation {
-    /// In a word.
+    /// Its name in debugfs and in the log.
     pub(crate) fn name(self) -> &'static str {
         match self {
             Operation::Register => "register",
@@ -87,7 +87,7 @@ pub(super) enum Machine {
 }
 
 impl Function {
-    /// Step 2: from what is registered to `target`, or back.
+    /// Step 2: registers `target`, or puts back what was registered.
     pub(super) fn switch(&self, state: &mut State, target: Target<'_>) -> Result<(), Refusal> {
         let before = state.machine;
         let result = self.install(state, target);
@@ -97,8 +97,8 @@ impl Function {
         result
     }
 
-    /// After a refusal: puts back what was registered before, and says so, once
-    /// for each attach.
+    /// After a refusal: puts back what was registered before, and logs that once for
+    /// each attach.
     pub(super) fn go_back(&self, state: &mut State, before: Machine, refusal: Refusal) {
         let why = state.why(refusal);
         if self.restore(state, before) {
@@ -120,8 +120,8 @@ impl Function {
         state.machine == Machine::Table(self.table(target))
     }
 
-    /// Registers `target` and refreshes what it maps. A function that cannot do
-    /// DMA is no error: whoever brings it back installs the target again, strictly.
+    /// Registers `target` and refreshes what it maps. That a function cannot do DMA now is
+    /// no error: the recovery of the function registers what is attached again.
     pub(super) fn install(&self, state: &mut State, target: Target<'_>) -> Result<(), Refusal> {
         let result = self.install_strictly(state, target);
         self.ignore_unreachable(result)
@@ -140,7 +140,7 @@ impl Function {
         };
         match result {
             Ok(()) => {
-                // The machine has forgotten all that it knew before.
+                // The machine has forgotten everything that it knew before.
                 state.settle();
             }
             Err(refusal) if refusal.is_harmless() => {
@@ -157,7 +157,8 @@ impl Function {
         let from_nothing = state.machine == Machine::Nothing;
         let idle =
             from_nothing || state.machine == Machine::Unknown || self.has(state, Target::Empty);
-        // What the machine knows is not known, and a flush may have missed it.
+        // Whether a flush may have missed the function, or the machine may use a table
+        // other than the one that is attached.
         let missed = self.missed.xchg(false, Relaxed);
         let uncertain =
             !from_nothing && (missed || !state.settled || state.machine == Machine::Unknown);
@@ -170,7 +171,7 @@ impl Function {
         let gapless = self
             .register_table(state, table, may_gap)
             .inspect_err(|_| {
-                // A flush may have passed the function by meanwhile.
+                // Another flush may have set it meanwhile.
                 if missed {
                     self.missed.store(true, Relaxed);
                 }
@@ -187,7 +188,7 @@ impl Function {
     }
 
     /// Registers a table, and makes flushes reach the function. Returns whether they
-    /// reached it all the time; if `may_gap`, nothing has to go on meanwhile.
+    /// reached it all the time. With `may_gap`, DMA need not continue meanwhile.
     fn register_table(
         &self,
         state: &mut State,
@@ -218,8 +219,8 @@ impl Function {
         Ok(false)
     }
 
-    /// Where re-registration is refused. A flush between the two instructions finds
-    /// nothing registered; none is missed, as the window is refreshed afterwards.
+    /// Used where re-registration is refused. A flush between the two instructions finds
+    /// nothing registered. It is not missed, because the window is refreshed afterwards.
     fn deregister_and_register(&self, state: &mut State, table: Iota) -> Result<(), Refusal> {
         self.drop_table(state)?;
         let registered = self.issue(state, false, table);
@@ -233,7 +234,7 @@ impl Function {
         Ok(())
     }
 
-    /// Deregisters what is registered. Flushes may still find the function live.
+    /// Deregisters the table, if there is one. Flushes may still find the function live.
     pub(super) fn drop_table(&self, state: &mut State) -> Result<(), Refusal> {
         if self.is_registered(state)? {
             self.deregister(state).check()?;
@@ -242,8 +243,8 @@ impl Function {
         Ok(())
     }
 
-    /// Makes refreshes legal: a function that does not translate gets the empty
-    /// table.
+    /// Makes refreshes legal: registers the empty table for a function that does not
+    /// translate.
     fn start_refreshes(&self, state: &mut State) -> Result<(), Refusal> {
         let translates = matches!(
             state.machine,
@@ -253,23 +254,22 @@ impl Function {
             self.set(state, self.empty)?;
         }
         self.live.store(true, Relaxed);
-        // The table that comes next may be read as soon as it is registered: by
-        // then every unmap either sees the function live, or has emptied its
-        // entries.
+        // The machine may read the next table as soon as it is registered. By then
+        // every unmap either finds the function live or has emptied its entries.
         mb(Full);
         Ok(())
     }
 
-    /// Makes refreshes illegal, and waits for those that are under way: also
-    /// those that began before something else made the function not live.
+    /// Stops refreshes, and waits for those under way, also for those that began before
+    /// the function stopped being live for another reason.
     pub(super) fn stop_refreshes(&self) {
         self.live.store(false, Relaxed);
         readers::wait_for_readers();
     }
 
-    /// After a registration: refreshes what the machine may know or has to know,
-    /// the whole window or what `spaces` hold. The barrier orders all that was
-    /// stored, and that the function is a member and live, before.
+    /// After a registration: refreshes the whole window, or what the machine may know
+    /// from `spaces` or has to know of them. The barrier comes after all stores to the
+    /// tables, and after the function became a member and live.
     fn refresh_known(
         &self,
         everything: bool,
@@ -291,7 +291,7 @@ impl Function {
             rest = after.and_then(|start| Range::new(start, window.last()));
             match self.refresh(range, 0) {
                 Err(Refusal::Resources) => {
-                    // All that was unmapped is found by this one, if not before.
+                    // This one lets the hypervisor process everything that was unmapped.
                     return match self.refresh(self.window, 1) {
                         Err(Refusal::Resources) if matches!(target, Target::Empty) => Ok(()),
                         result => result,
@@ -303,7 +303,7 @@ impl Function {
         Ok(())
     }
 
-    /// Whether anything is registered; asks the machine if that is not known.
+    /// Whether anything is registered. Asks the machine if the driver does not know.
     fn is_registered(&self, state: &State) -> Result<bool, Refusal> {
         match state.machine {
             Machine::Nothing => Ok(false),
@@ -312,18 +312,18 @@ impl Function {
         }
     }
 
-    /// Whether anything is registered, as the machine says.
+    /// Asks the machine whether anything is registered.
     fn has_table(&self) -> Result<bool, Refusal> {
         Ok(self.zdev.registered()? != Registered::Nothing)
     }
 
-    /// Registers `target`, with whichever instruction fits.
+    /// Registers `target` with the operation that the machine accepts.
     pub(super) fn set(&self, state: &mut State, target: Iota) -> Result<(), Refusal> {
         let assumed = self.is_registered(state)?;
         let mut result = self.issue(state, assumed, target);
-        // The machine may know better whether something is registered. If it says
-        // by now that the function is gone, it is being disabled, and that is what
-        // the refusal comes to.
+        // The driver may be wrong about whether something is registered, so it asks. An
+        // answer that the function is gone means that it is being disabled: then this
+        // is the error to return.
         if result == Err(Refusal::Other) && self.has_table()? != assumed {
             result = self.issue(state, !assumed, target);
         }
@@ -354,20 +354,20 @@ impl Function {
         outcome
     }
 
-    /// After a refusal: puts back what was registered before, if the machine
-    /// lost it. If that is refused too, says so, and the function is blocked.
-    /// Returns whether it is where it was.
+    /// After a refusal: puts back what was registered before, if the machine lost it. If
+    /// that is refused too, logs it and blocks the function. Returns whether the function
+    /// is where it was.
     fn restore(&self, state: &mut State, before: Machine) -> bool {
         let before = match before {
             Machine::Table(before) => before,
-            // The empty table blocks as well, and may be there by now.
+            // The empty table blocks as well, and may be registered by now.
             Machine::Nothing | Machine::Unknown => self.empty,
         };
         let put_back = if state.machine == Machine::Nothing && before == self.empty {
             Ok(())
         } else if self.zdev.registered() == Ok(Registered::This(before)) {
-            // Nothing was lost, and nothing has passed it by: a function that
-            // translates was live all along.
+            // The machine still has it, and no flush was missed: a function that
+            // translates was live all the time.
             state.machine = Machine::Table(before);
             state.settled = true;
             Ok(())
@@ -375,7 +375,7 @@ impl Function {
             if before == Iota::IDENTITY {
                 self.stop_refreshes();
             }
-            // The refused table may be known to the machine.
+            // The machine may know the refused table.
             state.settled = false;
             let attached = state.attached.clone();
             let target = match before == self.empty {
@@ -383,7 +383,7 @@ impl Function {
                 false => Target::of(&attached),
             };
             match self.install(state, target) {
-                // All that was unmapped was looked at.
+                // The hypervisor has processed everything that was unmapped.
                 Err(refusal @ Refusal::Resources) if state.lacks_refresh => {
                     self.log_refused_refresh(refusal);
                     Ok(())
@@ -401,7 +401,7 @@ impl Function {
         put_back.is_ok()
     }
 
-    /// The machine refused to block: takes the table away.
+    /// The machine refused the empty table: deregisters the table instead.
     pub(super) fn force_block(&self, state: &mut State, refusal: Refusal) {
         let status = state.last.map_or(0, |(_, outcome)| outcome.status);
         let text = if self.take_table(state) {
@@ -415,10 +415,10 @@ impl Function {
         self.log(text, refusal.as_str());
     }
 
-    /// Deregisters the table. Returns whether the machine does not use it any more.
+    /// Deregisters the table. Returns whether the machine has stopped using it.
     pub(super) fn take_table(&self, state: &mut State) -> bool {
-        // In this order no unmap is missed. A flush between the two may put the
-        // function into the error state, which blocks it as well.
+        // No unmap is missed in this order. A flush between the two may put the function
+        // into the error state, which blocks it as well.
         let outcome = match self.is_registered(state) {
             Ok(false) => Outcome::DONE,
             _ => self.deregister(state),
@@ -427,7 +427,7 @@ impl Function {
         let taken = self.ignore_unreachable(outcome.check()).is_ok();
         if taken {
             state.machine = Machine::Nothing;
-            // A want of resources passes: what was learned from it is forgotten.
+            // A lack of resources is temporary: forget what was learned from it.
             let stays = |status: &u8| !Outcome::lacks_resources(*status);
             state.refuses_reregister = state.refuses_reregister.filter(stays);
             state.settle();
@@ -441,8 +441,8 @@ impl Function {
         taken
     }
 
-    /// A function that cannot do DMA needs no more: whoever brings it back makes up
-    /// for it.
+    /// Turns a refusal into success if the function cannot do DMA now: the recovery of
+    /// the function makes up for it.
     pub(super) fn ignore_unreachable(&self, result: Result<(), Refusal>) -> Result<(), Refusal> {
         match result {
             Err(refusal) if refusal.is_harmless() => {
@@ -453,7 +453,7 @@ impl Function {
         }
     }
 
-    /// Refreshes a range, for the `retries`-th time after the first one.
+    /// Refreshes a range. `retries` is the number of attempts before this one.
     #[inline]
     pub(super) fn refresh(&self, range: Range, retries: u32) -> Result<(), Refusal> {
         let result = self.zdev.refresh(range);

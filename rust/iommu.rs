@@ -2,13 +2,12 @@
 
 //! A safe abstraction of the driver side of the IOMMU API.
 //!
-//! An IOMMU driver implements [`Driver`] (what concerns a device) and
-//! [`PagingDomain`] (what concerns an address space), and registers each of its
-//! IOMMUs with the operations that [`Ops`] generates from the two. Entry points
-//! for C only convert arguments and results.
+//! An IOMMU driver implements [`Driver`] (operations on devices) and [`PagingDomain`]
+//! (operations on address spaces), and registers each of its IOMMUs with the operations
+//! that [`Ops`] generates from these two. The entry points for C only convert arguments
+//! and results.
 //!
-//! Nothing here knows of a particular IOMMU; it is meant to move to
-//! `rust/kernel/iommu/`.
+//! This file depends on no particular IOMMU; it is meant to move to `rust/kernel/iommu/`.
 //!
 //! C headers: [`include/linux/iommu.h`](srctree/include/linux/iommu.h),
 //! [`drivers/iommu/iommu-pages.h`](srctree/drivers/iommu/iommu-pages.h).
@@ -50,8 +49,8 @@ pub(crate) use self::{
     }, //
 };
 
-/// How an allocation may be made. The core hands such flags through; they need
-/// not be among the ones that the kernel crate has names for.
+/// Allocation flags. The core passes them through; the kernel crate does not have names for
+/// all of them.
 ///
 /// C: `gfp_t`.
 #[derive(Clone, Copy)]
@@ -60,11 +59,11 @@ pub(crate) struct Gfp(bindings::gfp_t);
 impl Gfp {
     /// May sleep.
     pub(crate) const KERNEL: Gfp = Gfp(bindings::GFP_KERNEL);
-    /// May sleep; charged to whom the caller works for.
+    /// May sleep; charged to the memory cgroup of the caller.
     pub(crate) const KERNEL_ACCOUNT: Gfp = Gfp(bindings::GFP_KERNEL_ACCOUNT);
 }
 
-/// What a device's IOMMU can do.
+/// A capability of a device's IOMMU.
 ///
 /// C: `enum iommu_cap`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -92,7 +91,7 @@ impl Prot {
         self.0 as u32 & bindings::IOMMU_WRITE != 0
     }
 
-    /// Whether the device may do anything at all.
+    /// Whether the device may read or write.
     #[inline]
     pub(crate) fn allows_access(self) -> bool {
         self.0 as u32 & (bindings::IOMMU_READ | bindings::IOMMU_WRITE) != 0
@@ -138,39 +137,37 @@ impl ResvRegions<'_> {
     }
 }
 
-/// What [`Driver::probe_device`] hands to the core.
+/// The result of [`Driver::probe_device`].
 pub(crate) struct Probed {
     /// The IOMMU of the device.
     pub(crate) iommu: NonNull<bindings::iommu_device>,
-    /// Whether flushes keep a hypervisor's shadow in step, and so are dear
+    /// Whether flushes update a hypervisor's shadow, and so are expensive
     /// (`shadow_on_flush`).
     pub(crate) shadow_on_flush: bool,
 }
 
 /// The operations of a driver on its devices.
 pub(crate) trait Driver: Sized + 'static {
-    /// Its address spaces.
+    /// The type of its address spaces.
     type Domain: PagingDomain<Driver = Self>;
 
     /// Whether the IOMMU of `dev` has a capability.
     fn capable(dev: &Device, capability: Capability) -> bool;
 
-    /// Takes a device. Its DMA is blocked from here on, until a domain is
-    /// attached.
+    /// Accepts a device. Its DMA is blocked from here on, until a domain is attached.
     ///
     /// # Errors
     ///
-    /// `ENODEV` if this driver does not have the device.
+    /// `ENODEV` if the device does not belong to this driver.
     fn probe_device(dev: &Device) -> Result<Probed>;
 
-    /// A new, empty address space that suits `dev`.
+    /// A new, empty address space for `dev`.
     fn domain_alloc_paging(dev: &Device) -> Result<Pin<KBox<Domain<Self::Domain>>>>;
 
     /// The domain that does not translate, if `dev` can be attached to one.
     fn identity_domain(dev: &Device) -> Option<&'static StaticDomain>;
 
-    /// Names the addresses that `dev` cannot use. What is attached, or whether
-    /// anything is, makes no difference.
+    /// Adds the addresses that `dev` cannot use. They do not depend on what is attached.
     ///
     /// # Errors
     ///
@@ -181,15 +178,14 @@ pub(crate) trait Driver: Sized + 'static {
     ///
     /// # Errors
     ///
-    /// Nothing has changed then.
+    /// On an error nothing has changed.
     ///
     /// # Context
     ///
     /// May sleep; the group's mutex is held.
     fn attach_identity(dev: &Device) -> Result;
 
-    /// Lets `dev` do no DMA. Cannot fail: the caller frees the old domain
-    /// whatever happens.
+    /// Blocks all DMA of `dev`. Cannot fail: the caller frees the old domain in any case.
     ///
     /// # Context
     ///
@@ -202,25 +198,25 @@ pub(crate) trait PagingDomain: Sized + Send + Sync + 'static {
     /// The driver it belongs to.
     type Driver: Driver<Domain = Self>;
 
-    /// What the core calls to free a domain. A driver whose domains may outlive
-    /// its devices, and who is held by either, names a function outside of its
-    /// module here, which calls [`Ops::free`] and then lets the module go.
+    /// The function that the core calls to free a domain. If domains may outlive devices,
+    /// and both hold the driver's module, this is a function outside of the module, which
+    /// calls [`Ops::free`] and then drops its reference to the module.
     const FREE: unsafe extern "C" fn(*mut bindings::iommu_domain) = Ops::<Self::Driver>::free;
 
     /// Attaches a device, from whatever it is attached to.
     ///
     /// # Errors
     ///
-    /// `EINVAL` if the two do not fit; the device stays where it was on every
-    /// error.
+    /// `EINVAL` if device and domain do not fit together. On every error the device stays
+    /// where it was.
     ///
     /// # Context
     ///
     /// May sleep; the group's mutex is held.
     fn attach(domain: &Domain<Self>, dev: &Device) -> Result;
 
-    /// Maps `count` pages of `page_size` bytes, and sets `mapped` to how many bytes
-    /// were mapped, from the start on: the core unmaps those after an error.
+    /// Maps `count` pages of `page_size` bytes, and sets `mapped` to the number of bytes
+    /// mapped from the start. After an error the core unmaps these.
     ///
     /// # Safety
     ///
@@ -228,8 +224,8 @@ pub(crate) trait PagingDomain: Sized + Send + Sync + 'static {
     ///
     /// # Context
     ///
-    /// As `gfp` says; may be atomic.
-    // Those of the C function.
+    /// Depends on `gfp`; may be atomic.
+    // The arguments are those of the C function.
     #[allow(clippy::too_many_arguments)]
     unsafe fn map_pages(
         domain: &Domain<Self>,
@@ -242,8 +238,8 @@ pub(crate) trait PagingDomain: Sized + Send + Sync + 'static {
         mapped: &mut usize,
     ) -> Result;
 
-    /// Unmaps `size` bytes, up to the first address that is not mapped. Returns
-    /// how many bytes were unmapped.
+    /// Unmaps `size` bytes, up to the first address that is not mapped. Returns the number
+    /// of bytes unmapped.
     ///
     /// # Safety
     ///
@@ -267,39 +263,39 @@ pub(crate) trait PagingDomain: Sized + Send + Sync + 'static {
     /// May be atomic.
     fn flush_all(domain: &Domain<Self>);
 
-    /// Whether any device needs a refresh after what was mapped or unmapped. A full
-    /// barrier between the stores to tables and what the answer leads to.
+    /// Whether any device needs a refresh after a map or an unmap. Executes a full barrier
+    /// between the stores to tables and whatever depends on the answer.
     fn needs_flush(domain: &Domain<Self>) -> bool;
 
-    /// Makes devices forget what is in the gather, and frees the pages that it
-    /// holds. Called if [`PagingDomain::needs_flush`] or if it holds any.
+    /// Makes devices forget the range of the gather, and frees the pages that it holds.
+    /// Called if [`PagingDomain::needs_flush`], or if the gather holds pages.
     ///
     /// # Context
     ///
     /// May be atomic.
     fn sync(domain: &Domain<Self>, gather: &mut Gather);
 
-    /// Makes devices see `size` bytes (not 0) that were mapped from `iova` on.
-    /// Called if [`PagingDomain::needs_flush`].
+    /// Makes the new mapping of `size` bytes (not 0) from `iova` known to devices. Called if
+    /// [`PagingDomain::needs_flush`].
     ///
     /// # Errors
     ///
-    /// The core unmaps the range then.
+    /// On an error the core unmaps the range.
     ///
     /// # Context
     ///
     /// May be atomic.
     fn sync_map(domain: &Domain<Self>, iova: u64, size: usize) -> Result;
 
-    /// The physical address behind an IOVA.
+    /// The physical address that an IOVA translates to.
     ///
     /// # Safety
     ///
-    /// Nobody unmaps a range that holds `iova` meanwhile.
+    /// Nobody unmaps a range that contains `iova` meanwhile.
     unsafe fn iova_to_phys(domain: &Domain<Self>, iova: u64) -> Option<PhysAddr>;
 }
 
-/// An IOMMU that the core knows of.
+/// An IOMMU that is registered with the core.
 ///
 /// C: `iommu_device_register()` and `iommu_device_sysfs_add()`.
 ///
@@ -311,8 +307,7 @@ pub(crate) struct Registration {
 }
 
 impl Registration {
-    /// Registers an IOMMU under `/sys/class/iommu/` as the name that `format`
-    /// makes of `id`.
+    /// Registers an IOMMU. Its name under `/sys/class/iommu/` is `id`, formatted by `format`.
     ///
     /// # Safety
     ///
@@ -321,7 +316,7 @@ impl Registration {
     ///
     /// # Errors
     ///
-    /// What sysfs and the core say; nothing is registered then.
+    /// An error of sysfs or the core; nothing is registered then.
     ///
     /// # Context
     ///

@@ -1,21 +1,20 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Files in debugfs that show a value: in one piece, or piece by piece.
+//! Files in debugfs that show a value, in one piece or piece by piece.
 //!
-//! The kernel crate's own abstraction (`kernel::debugfs`) prints a file in one
-//! piece, into a buffer that grows until all of it fits. A dump of a table that
-//! is in use cannot be that: this one goes on from read to read where it was.
+//! The kernel crate's abstraction (`kernel::debugfs`) prints a file in one piece, into a
+//! buffer that grows until everything fits. This does not work for a dump of a table in
+//! use: each read of such a file has to continue where the last one ended.
 //!
 //! # Reading beside removal
 //!
-//! An [`Entry`] owns what it shows. Dropping it removes the files and waits for
-//! the reads that are under way; later reads of files that are still open fail
-//! (`EIO`) without a look at the value. What an open file keeps for itself holds
-//! nothing of the value but its address. So a value must not be freed under a lock
-//! that showing it takes.
+//! An [`Entry`] owns the value that it shows. Dropping it removes the files and waits for
+//! the reads under way; later reads of files that are still open fail (`EIO`) and do not
+//! touch the value. An open file keeps only the address of the value. So do not drop an
+//! entry under a lock that showing its value takes.
 //!
-//! Without `CONFIG_DEBUG_FS` there are no files, and entries are nothing but what
-//! they own. A file that cannot be made is no error: debugfs is for looking only.
+//! Without `CONFIG_DEBUG_FS` there are no files, and an entry only owns its value. A file
+//! that cannot be made is no error, because nothing depends on debugfs.
 //!
 //! C headers: [`include/linux/debugfs.h`](srctree/include/linux/debugfs.h),
 //! [`include/linux/seq_file.h`](srctree/include/linux/seq_file.h).
@@ -46,13 +45,13 @@ pub(crate) trait Show: Sync {
 
 /// A value that is shown piece by piece.
 pub(crate) trait Pieces: Sync {
-    /// Where a reader is. Each open file has one; it is not dropped.
+    /// The position of a reader. Each open file has one; it is not dropped.
     type Reader;
 
     /// Before the first piece.
     fn start(&self) -> Self::Reader;
 
-    /// Goes to the next piece; `false` if there is none.
+    /// Advances to the next piece; `false` if there is none.
     ///
     /// # Errors
     ///
@@ -63,11 +62,11 @@ pub(crate) trait Pieces: Sync {
     /// May sleep.
     fn next(&self, reader: &mut Self::Reader) -> Result<bool>;
 
-    /// Prints the piece that a reader is at.
+    /// Prints the piece at the position of a reader.
     fn show(&self, reader: &Self::Reader, out: &SeqFile);
 }
 
-/// A file or a folder, and what it shows.
+/// A file or a folder, and the value that it shows.
 ///
 /// # Invariants
 ///
@@ -79,12 +78,12 @@ pub(crate) struct Entry<D> {
     shown: D,
 }
 
-// SAFETY: Nobody dereferences the dentry but debugfs, which locks.
+// SAFETY: Only debugfs dereferences the dentry, and it locks.
 unsafe impl<D: Send> Send for Entry<D> {}
 // SAFETY: As above.
 unsafe impl<D: Sync> Sync for Entry<D> {}
 
-/// A folder that lives at least as long as what is made in it.
+/// A folder that lives at least as long as everything in it.
 ///
 /// # Invariants
 ///
@@ -101,7 +100,7 @@ impl Folder {
     /// The root of debugfs.
     pub(crate) const ROOT: Folder = Folder(ptr::null_mut());
 
-    /// A folder in this one, that goes with it.
+    /// A folder in this one, which is removed with it.
     ///
     /// # Context
     ///
@@ -112,7 +111,7 @@ impl Folder {
     }
 }
 
-/// What a file that shows a `T` does.
+/// The file operations of a file that shows a `T`.
 pub(crate) struct FileOps<T> {
     #[cfg(CONFIG_DEBUG_FS)]
     ops: bindings::file_operations,

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The instructions that concern translation, what they answer, and what that means.
+//! The instructions for translation, and the meaning of their results.
 //!
-//! *Modify PCI Function Controls* registers, re-registers and deregisters a
-//! table; *Store PCI Function Controls* says what is registered; *Refresh PCI
-//! Translations* makes the machine forget what it knows of a range, and a
-//! hypervisor read it anew. Nothing here knows what is in a table.
+//! *Modify PCI Function Controls* registers, re-registers and deregisters a table. *Store
+//! PCI Function Controls* returns what is registered. *Refresh PCI Translations* makes the
+//! machine forget the translations of a range, and a hypervisor read them again. This
+//! file does not depend on the content of tables.
 //!
 //! C headers: [`arch/s390/include/asm/pci.h`](srctree/arch/s390/include/asm/pci.h),
 //! [`arch/s390/include/asm/pci_insn.h`](srctree/arch/s390/include/asm/pci_insn.h).
@@ -39,19 +39,19 @@ use crate::range::Range;
 /// Why the machine refused an instruction.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Refusal {
-    /// The function is gone, or disabled: its handle is not valid (any more).
+    /// The function is gone or disabled: its handle is not valid.
     Gone,
     /// The function is in the error state, until it is reset or recovered.
     InError,
-    /// The hypervisor has not enough resources to keep what is mapped.
+    /// The hypervisor lacks the resources for what is mapped.
     Resources,
     /// Anything else.
     Other,
 }
 
 impl Refusal {
-    /// Whether the function cannot do any DMA, so that it does not matter what
-    /// it would translate with. Whoever brings it back registers its table.
+    /// Whether the function cannot do any DMA, so its table is irrelevant for now. The
+    /// recovery of the function registers the table again.
     pub(crate) fn is_harmless(self) -> bool {
         matches!(self, Refusal::Gone | Refusal::InError)
     }
@@ -66,7 +66,7 @@ impl Refusal {
         }
     }
 
-    /// The condition code that stands behind it.
+    /// The condition code for it.
     pub(crate) fn condition_code(self) -> u8 {
         match self {
             Refusal::Gone => 3,
@@ -85,12 +85,12 @@ impl From<Refusal> for Error {
     }
 }
 
-/// A condition code and a status, as an instruction left them.
+/// The condition code and the status of an instruction.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Outcome {
     /// The condition code: 0 done, 1 refused, 3 handle not valid.
     pub(crate) cc: u8,
-    /// Why, if the condition code is 1.
+    /// The reason, if the condition code is 1.
     pub(crate) status: u8,
 }
 
@@ -98,7 +98,7 @@ impl Outcome {
     /// Done.
     pub(crate) const DONE: Outcome = Outcome { cc: 0, status: 0 };
 
-    /// What a function of `arch/s390/pci` returned, and the status that it left.
+    /// From the return value of a function of `arch/s390/pci`, and the status that it set.
     fn new(cc: c_int, status: u8) -> Self {
         Outcome {
             cc: cc as u8,
@@ -106,12 +106,12 @@ impl Outcome {
         }
     }
 
-    /// Whether it was refused for want of resources.
+    /// Whether it was refused for lack of resources.
     pub(crate) fn lacks_resources(status: u8) -> bool {
         u32::from(status) == ZPCI_PCI_ST_INSUF_RES
     }
 
-    /// Why it was refused, for the log.
+    /// The reason of a refusal, for the log.
     pub(crate) fn as_str(self) -> &'static CStr {
         if u32::from(self.cc) == ZPCI_CC_INVAL_HANDLE {
             return c"it is gone";
@@ -149,7 +149,7 @@ impl Outcome {
     }
 }
 
-/// What the machine says of a function's translation.
+/// The machine's answer about the translation of a function.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Registered {
     /// No table: DMA is blocked.
@@ -162,7 +162,7 @@ pub(crate) enum Registered {
 type Issue = unsafe extern "C" fn(*mut bindings::zpci_dev, u8, u64, u64, u64, *mut u8) -> c_int;
 
 impl Zdev {
-    /// Registers a table for IOVAs in `window`. Nothing may be registered.
+    /// Registers a table for IOVAs in `window`. No table may be registered before.
     ///
     /// # Context
     ///
@@ -171,8 +171,7 @@ impl Zdev {
         self.put(bindings::zpci_register_ioat, window, table)
     }
 
-    /// Registers a table in place of the one that is registered, without a
-    /// moment between.
+    /// Replaces the registered table, atomically.
     ///
     /// # Context
     ///
@@ -181,7 +180,7 @@ impl Zdev {
         self.put(bindings::zpci_reregister_ioat, window, table)
     }
 
-    /// Has one of the two instructions above issued.
+    /// Issues one of the two instructions above.
     fn put(self, issue: Issue, window: Range, table: Iota) -> Outcome {
         let (start, last) = (window.start(), window.last());
         let mut status = 0;
@@ -190,7 +189,7 @@ impl Zdev {
         Outcome::new(cc, status)
     }
 
-    /// Takes the table away: DMA is blocked.
+    /// Deregisters the table: DMA is blocked.
     ///
     /// # Context
     ///
@@ -206,7 +205,7 @@ impl Zdev {
     ///
     /// # Errors
     ///
-    /// [`Refusal::Gone`] mostly: a function in the error state answers.
+    /// Mostly [`Refusal::Gone`]; a function in the error state is no error.
     ///
     /// # Context
     ///
@@ -225,15 +224,15 @@ impl Zdev {
         })
     }
 
-    /// Makes the machine forget a range, which must lie in the registered
-    /// window, and a hypervisor read it anew.
+    /// Makes the machine forget the translations of a range, which must lie in the
+    /// registered window, and a hypervisor read them again.
     ///
     /// # Context
     ///
     /// Any.
     pub(crate) fn refresh(self, range: Range) -> Result<(), Refusal> {
         if range == Range::ALL {
-            // More than the instruction can be given.
+            // More than the instruction supports.
             let [low, high] = Range::HALVES;
             let (low, high) = (self.refresh(low), self.refresh(high));
             return low.and(high);
