@@ -236,7 +236,7 @@ impl<'bound> Controller<'bound> {
         Ok(controller)
     }
 
-    /// Tells the controller where the queues are, and enables it.
+    /// Sets the addresses of the queues, and enables the controller.
     fn run(&self) -> Result {
         let bar = &self.bar;
         let last = ENTRIES as u32 - 1;

@@ -372,7 +372,7 @@ TEST_CALL(unmap_then_unmap, make_up(false, -EIO, unmap_other))
 TEST_CALL(no_resources_then_flush, make_up(true, -ENOMEM, flush_again))
 TEST_CALL(no_resources_then_unmap, make_up(false, -ENOMEM, unmap_other))
 
-/* Tables: a reference of ours tells whether the driver has given its own up. */
+/* Tables: a reference of ours shows whether the driver has dropped its own. */
 
 static u64 entry_of(u64 table, u64 index)
 {

@@ -300,7 +300,7 @@ static int beside(int (*work)(unsigned int round))
 	return ret ? ret : test_expect_errors(fn, 0);
 }
 
-/* The device writes where it is told to. */
+/* The device writes to the address of the command. */
 static int dma_once(unsigned int round)
 {
 	return test_domain_check(&pair[0]);

@@ -15,7 +15,7 @@
 #include "kselftest_harness.h"
 
 #define SIZE	SZ_4M
-/* Two pages to a huge one: room for an IOVA that is no multiple of 1 MiB */
+/* Two huge pages: enough for an IOVA that is no multiple of 1 MiB */
 #define SPACE	SZ_8M
 /* KiB of the smallest table, one for each MiB */
 #define TABLES	(SIZE / SZ_1M * 2)

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * Mappings of every size and alignment, and more of them than there is room
- * for. A device looks whether they lead where they should. Give it an igb.
+ * Mappings of every size and alignment, and more of them than fit.
+ * A device looks whether they lead where they should. Give it an igb.
  */
 #include <sys/ioctl.h>
 #include <sys/mman.h>

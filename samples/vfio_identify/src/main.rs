@@ -150,7 +150,7 @@ impl Machine<'_> {
                 Ok(_) => (),
             }
             // Emulated controllers do not look at what becomes of their writes: some
-            // complete the command as if nothing was. The memory tells the truth.
+            // complete the command as if nothing was. Only the memory shows it.
             if let Some(status) = controller.completion() {
                 return Ok(format!(
                     "the function was unblocked, the command was completed with status {status:#x}"

@@ -180,7 +180,7 @@ impl Device {
     }
 }
 
-/// Tells of errors of one function.
+/// Reports errors of one function.
 pub struct ErrorEvents {
     eventfd: EventFd,
 }

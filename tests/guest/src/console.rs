@@ -9,7 +9,7 @@ use std::io::Write;
 pub fn line(text: Arguments) {
     let mut line = text.to_string();
     line.push('\n');
-    // Nobody is left to tell when the console itself fails.
+    // There is nowhere to report a failure of the console itself.
     let _ = std::io::stdout().lock().write_all(line.as_bytes());
 }
 

@@ -106,7 +106,7 @@ impl Function {
         let config = std::fs::read(&path).with_context(|| format!("{}", path.display()))?;
         let byte = |at: usize| config.get(at).copied().context("a capability out of config space");
         let mut at = usize::from(byte(FIRST)?);
-        // More than there is room for would be a loop.
+        // More than there can be would be a loop.
         for _ in 0..config.len() / 4 {
             if at == 0 {
                 return Ok(false);

@@ -20,7 +20,7 @@ const USAGE: &str = "guest FUNCTION... [guest.suite=SUITE,...]\n\
 pub const SUITES: &str =
     "nvme,counters,seeing,api,dma,remap,attach,transitions,refuse,flush,fallback,stress,hotplug";
 
-/// What tells the machine, the first lines of each.
+/// Files that identify the machine; the first lines of each are shown.
 const FILES: [(&str, usize); 4] =
     [("/proc/version", 1), ("/proc/cmdline", 1), ("/proc/cpuinfo", 8), ("/proc/sysinfo", 60)];
 

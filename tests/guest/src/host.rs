@@ -11,13 +11,13 @@ use anyhow::{Context, Result, ensure};
 use crate::console::say;
 
 /// Has a device plugged, by the name that it has on the host. When this
-/// returns, a scan finds it; the event that tells of it may come later.
+/// returns, a scan finds it; the event for it may come later.
 pub fn plug(device: &str) -> Result<()> {
     ask("plug", device).map(drop)
 }
 
 /// Has a device taken away. The kernel has to let it go for that; the event
-/// that tells of its end may come later.
+/// for its end may come later.
 pub fn unplug(device: &str) -> Result<()> {
     ask("unplug", device).map(drop)
 }

@@ -38,7 +38,7 @@ fn mount_one(kind: &str, path: &str) -> Result<()> {
     // The folder may be there, or be made by the file system above it.
     let _ = std::fs::create_dir_all(path);
     match mount(Some(kind), path, Some(kind), MsFlags::empty(), None::<&str>) {
-        // The kernel mounts devtmpfs itself where it is told to.
+        // The kernel mounts devtmpfs itself where it is configured to.
         Ok(()) | Err(nix::Error::EBUSY) => Ok(()),
         Err(error) => Err(error.into()),
     }

@@ -102,7 +102,7 @@ pub fn module_bytes() -> Result<u64> {
 }
 
 /// The objects that the driver has allocated, by their callers; takes a while.
-/// The kernel is told at boot to note callers (`slab_debug=U`); a caller that has
+/// The kernel notes callers by a boot parameter (`slab_debug=U`); a caller that has
 /// no name any more is a module that is gone.
 pub fn allocations() -> Result<Vec<String>> {
     let mut all = Vec::new();

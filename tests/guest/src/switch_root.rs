@@ -12,7 +12,7 @@ use nix::mount::{MsFlags, mount};
 use crate::console::say;
 use crate::function::Function;
 
-/// Tells the program that it runs from the drive.
+/// Says that the program runs from the drive.
 const MARK: &str = "on-drive";
 const ROOT: &str = "/mnt";
 /// What goes along.

@@ -6,7 +6,7 @@ use anyhow::{Context, Result, ensure};
 use crate::sysfs;
 
 const ROOT: &str = "/sys/kernel/tracing";
-/// Room for a minute of maps, for each processor.
+/// Enough for a minute of maps, for each processor.
 const BUFFER_KIB: &str = "8192";
 
 /// Events that are being recorded; switched off when dropped.

@@ -8,9 +8,9 @@
 //! RUSTFLAGS="--cfg loom" cargo test --release threads
 //! ```
 //!
-//! Table memory tells the checker who touches it. Making a table, retiring it
+//! Table memory reports accesses to the checker. Making a table, unlinking it
 //! and giving it back count as writes to a word that every access of a walker
-//! reads: an access that is not ordered after the making or before the retiring
+//! reads: an access that is not ordered after the making or before the unlinking
 //! is a data race, and the checker reports it, whether or not the interleaving
 //! would have shown a wrong value.
 

@@ -83,7 +83,7 @@ const ROUNDS: [Round; 8] = [
 /// offer it for functions of an emulated host, the one of `make machine` does.
 const IDENTITY: &str = "identity";
 
-/// What L2 is told as L1 was.
+/// Parameters of L1 that L2 gets as well.
 const FORWARDED: [&str; 3] = ["guest.suite", "guest.only", "guest.inner"];
 
 /// Runs the rounds that `guest.rounds=` names, or all that L1's QEMU can do.

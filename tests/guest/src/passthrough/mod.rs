@@ -75,7 +75,7 @@ impl Drive {
         self.transfer(3, MIB, MIB, 0)
     }
 
-    /// Tells the host what its file must hold.
+    /// Prints what the file on the host must hold.
     fn announce(&self, transfer: &Transfer, sum: u64) {
         let (serial, start, bytes) = (&self.serial, transfer.start, transfer.bytes);
         say!("bytes: drive {serial} start {start} length {bytes} sum {sum:016x}");

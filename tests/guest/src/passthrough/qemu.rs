@@ -12,10 +12,10 @@ use crate::console::say;
 
 /// Where the host's tools put an s390x QEMU with its libraries, and L2.
 const FOLDER: &str = "/l2";
-/// How often somebody who waits is told so.
+/// How often progress is printed.
 const SIGN_OF_LIFE: Duration = Duration::from_secs(30);
 
-/// What L2's kernel is told: slow is not broken.
+/// Parameters of L2's kernel: slow is not broken.
 const PATIENCE: &str =
     "nvme_core.admin_timeout=250 nvme_core.io_timeout=250 rcupdate.rcu_cpu_stall_suppress=1";
 

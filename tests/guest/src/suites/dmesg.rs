@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-//! The kernel has nothing to complain about.
+//! The kernel log is clean.
 
 use anyhow::ensure;
 

@@ -14,7 +14,7 @@ use crate::module;
 
 const DRIVER: &str = "/lib/modules/s390_iommu.ko";
 
-/// A machine without zPCI, or a kernel that was told to leave it alone.
+/// A machine without zPCI, or a kernel with `pci=off`.
 pub fn absent(suite: &mut Suite, _: &Cmdline) -> Result<()> {
     suite.test("there is no function", || {
         ensure!(Function::all().is_empty(), "there is one");

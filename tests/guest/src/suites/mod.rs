@@ -97,7 +97,7 @@ pub fn run(cmdline: &Cmdline) -> Result<bool> {
     if let Some(leaks) = leaks {
         leaks.run(&mut report.suite("leaks"));
     }
-    // The last, whatever was chosen: a kernel that complained did not pass.
+    // The last, whatever was chosen: a kernel with a splat did not pass.
     dmesg::run(&mut report.suite("dmesg"));
     Ok(report.finish())
 }

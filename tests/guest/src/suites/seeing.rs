@@ -175,7 +175,7 @@ fn move_data(disk: &Path) -> Result<()> {
     Ok(())
 }
 
-/// What is mapped for other functions: the core's events do not tell whose they are.
+/// What is mapped for other functions: the core's events do not name the function.
 fn others_than(domain: &Domain) -> Result<BTreeSet<(u64, u64)>> {
     let mut pages = BTreeSet::new();
     for other in Domain::all().into_iter().filter(|other| other != domain) {

@@ -96,7 +96,7 @@ fn dump() -> Result<()> {
     Ok(())
 }
 
-/// What the last kernel wrote is there, and this one has nothing to complain about.
+/// What the last kernel wrote is there, and this one's log is clean.
 fn arrive(hop: u64) -> Result<()> {
     let drives = Function::of_driver("nvme");
     ensure!(drives.len() == 2, "{} drives", drives.len());
