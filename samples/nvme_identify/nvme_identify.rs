@@ -1,26 +1,26 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A PCI driver that asks an NVMe controller who it is.
+//! A PCI driver that makes an NVMe controller identify itself.
 //!
-//! The least that makes a device do DMA by itself: the admin queue is put into
-//! coherent memory, one command (IDENTIFY CONTROLLER) is placed there, and the
-//! controller fetches it, writes 4 KiB of data and a completion. Each address
-//! that it is given is one of the IOMMU's (an IOVA): the DMA API maps the memory
-//! in the function's address space when it is allocated, and unmaps it when it
-//! is freed. Nothing of this is specific to s390 or to its IOMMU.
+//! This is a minimal driver whose device does DMA. It puts the admin queue into
+//! coherent memory and stores one command (IDENTIFY CONTROLLER) there. The
+//! controller fetches the command and writes 4 KiB of data and a completion. All
+//! addresses that it gets are IOVAs: the DMA API maps the memory in the function's
+//! address space when it is allocated, and unmaps it when it is freed. None of this
+//! is specific to s390 or to its IOMMU.
 //!
-//! # Who frees what, and when
+//! # Lifetimes
 //!
-//! All that the device may touch is in [`Controller`]. Its `Drop` stops the
-//! controller, and only then are the fields dropped: first the memory goes, with
-//! its mappings, then the registers. That holds for a probe that fails half-way
-//! as well as for unbinding, and nothing needs to be written for either.
+//! [`Controller`] holds everything that the device may access. Its `Drop` stops the
+//! controller, and only then are the fields dropped: first the memory with its
+//! mappings, then the registers. This works for a probe that fails half-way as well
+//! as for unbinding, and needs no code for either.
 //!
 //! # Byte order
 //!
-//! NVMe is little endian, the CPU is not. Registers are converted by the
-//! accessors of [`kernel::io`]. Memory is not: there, numbers are of the types
-//! [`Le16`], [`Le32`] and [`Le64`], which have to be converted to be used.
+//! NVMe is little endian, but the CPU is not. The accessors of [`kernel::io`]
+//! convert registers. They do not convert memory: numbers there have the types
+//! [`Le16`], [`Le32`] and [`Le64`], whose values must be converted before use.
 //!
 //! Reference: NVM Express Base Specification, revision 1.4.
 
@@ -36,26 +36,26 @@ use kernel::{
     transmute,
 };
 
-/// Entries of both queues. One is in use; two is the least that is allowed.
+/// Entries of each queue. One is in use; two is the minimum.
 const ENTRIES: usize = 2;
-/// What the page size field of a controller says for 4 KiB.
+/// The value of a controller's page size field for 4 KiB.
 const PAGES_OF_4K: u32 = 0;
 /// log2 of the sizes of the queues' entries.
 const SUBMISSION_SHIFT: u32 = 6;
 const COMPLETION_SHIFT: u32 = 4;
-/// A command of the admin queue that takes longer than this has failed.
+/// An admin command that takes longer than this has failed.
 const COMMAND_LIMIT: Delta = Delta::from_secs(5);
-/// How long to sleep between two looks.
+/// How long to sleep between two polls.
 const PAUSE: Delta = Delta::from_micros(200);
 
-// A register of 64 bits is two of 32 here: a region is aligned to 4 bytes only.
+// 64-bit registers are split into two of 32 bits: a region is aligned to 4 bytes only.
 register! {
-    /// What the controller can do, lower half.
+    /// The capabilities of the controller, lower half.
     CAP_LOW(u32) @ 0x00 {
         /// Longest time to become ready, in units of 500 ms.
         31:24 to;
     }
-    /// What the controller can do, upper half.
+    /// The capabilities of the controller, upper half.
     CAP_HIGH(u32) @ 0x04 {
         /// Smallest page size, as a power of two above 4 KiB.
         19:16 mpsmin;
@@ -76,20 +76,20 @@ register! {
         /// Ready.
         0:0   rdy => bool;
     }
-    /// Entries of the admin queues, less one.
+    /// The number of entries of the admin queues, minus one.
     AQA(u32) @ 0x24 {
         27:16 acqs;
         11:0  asqs;
     }
-    /// Where the device finds submissions, in two halves.
+    /// The address of the submission queue, in two halves.
     ASQ(u32)[2] @ 0x28 {
         31:0  address;
     }
-    /// Where it puts completions, in two halves.
+    /// The address of the completion queue, in two halves.
     ACQ(u32)[2] @ 0x30 {
         31:0  address;
     }
-    /// Doorbell: how far the admin submission queue is filled.
+    /// Doorbell: the tail of the admin submission queue.
     SQ0TDBL(u32) @ 0x1000 {
         15:0  tail;
     }
@@ -136,18 +136,18 @@ impl From<u64> for Le64 {
     }
 }
 
-/// Lets [`Coherent`] hold values of these types. They have to derive [`FromBytes`]
-/// and [`IntoBytes`], which check what is claimed here.
+/// Allows [`Coherent`] to hold values of these types. They must derive [`FromBytes`]
+/// and [`IntoBytes`], which check the claims below.
 macro_rules! coherent {
     ($($type:ty),+) => {$(
         const _: () = {
             const fn is_bytes<T: FromBytes + IntoBytes>() {}
             is_bytes::<$type>()
         };
-        // SAFETY: There is no padding in what implements `IntoBytes`.
+        // SAFETY: A type that implements `IntoBytes` has no padding.
         unsafe impl transmute::AsBytes for $type {}
-        // SAFETY: Any bits are a value of what implements `FromBytes`, if perhaps
-        // not a sensible one. These are numbers: nothing changes behind a reference.
+        // SAFETY: For a type that implements `FromBytes`, any bits are a value, even if
+        // it makes no sense. These are numbers: nothing changes behind a reference.
         unsafe impl transmute::FromBytes for $type {}
     )+};
 }
@@ -158,17 +158,17 @@ coherent!(Command, Completion, Identity);
 #[derive(FromBytes, IntoBytes)]
 #[repr(C)]
 struct Command {
-    /// Operation in the lowest byte, identifier in the upper half.
+    /// The operation in the lowest byte, the identifier in the upper half.
     operation: Le32,
     namespace: Le32,
     reserved: [Le32; 4],
-    /// Where the data goes, or comes from.
+    /// The address of the data.
     data: [Le64; 2],
     arguments: [Le32; 6],
 }
 
 impl Command {
-    /// IDENTIFY, of the controller, to a page of memory.
+    /// IDENTIFY CONTROLLER, with a page of memory for the data.
     fn identify_controller(page: u64) -> Self {
         const IDENTIFY: u32 = 0x06;
         const CONTROLLER: u32 = 0x01;
@@ -195,7 +195,7 @@ struct Completion {
     status: Le16,
 }
 
-/// What IDENTIFY CONTROLLER writes: 4 KiB, of which this looks at texts.
+/// The data of IDENTIFY CONTROLLER: 4 KiB, of which this driver reads the texts.
 #[derive(FromBytes, IntoBytes)]
 #[repr(C)]
 struct Identity {
@@ -207,9 +207,9 @@ struct Identity {
     rest: [u8; 4024],
 }
 
-/// A controller that runs, with its admin queue.
+/// A running controller, with its admin queue.
 ///
-/// Fields are dropped in the order in which they stand here.
+/// Fields are dropped in the order of their declaration.
 struct Controller<'bound> {
     submissions: Coherent<[Command]>,
     completions: Coherent<[Completion]>,
@@ -218,7 +218,7 @@ struct Controller<'bound> {
 }
 
 impl<'bound> Controller<'bound> {
-    /// Takes the registers and the memory, and starts the controller.
+    /// Maps the registers, allocates the memory, and starts the controller.
     fn start(pdev: &'bound pci::Device<Bound>) -> Result<Self> {
         let dev = pdev.as_ref();
         let controller = Self {
@@ -230,7 +230,7 @@ impl<'bound> Controller<'bound> {
         if controller.bar.read(CAP_HIGH).mpsmin().get() != PAGES_OF_4K {
             return Err(ENODEV);
         }
-        // Whoever had it before may have left it running.
+        // The previous driver may have left it running.
         controller.stop()?;
         controller.run()?;
         Ok(controller)
@@ -256,17 +256,17 @@ impl<'bound> Controller<'bound> {
         self.wait_ready(true)
     }
 
-    /// Disables the controller. It does no DMA once it says that it is not ready.
+    /// Disables the controller. It does no DMA when it is not ready any more.
     fn stop(&self) -> Result {
         self.bar.write_reg(CC::zeroed());
         self.wait_ready(false)
     }
 
     fn wait_ready(&self, ready: bool) -> Result {
-        // No controller takes longer than its own register says.
+        // The register has the longest time that the controller may take.
         let limit = Delta::from_millis(500 * i64::from(self.bar.read(CAP_LOW).to().get()) + 500);
         let status = || match self.bar.read(CSTS) {
-            // What is read of a device that is gone, or in the error state.
+            // Reads from a device that is gone, or in the error state, return this.
             status if status.into_raw() == u32::MAX => Err(EIO),
             status => Ok(status),
         };
@@ -274,19 +274,19 @@ impl<'bound> Controller<'bound> {
         Ok(())
     }
 
-    /// Has the device write its identity. To be called once: the queue is not
-    /// advanced any further.
+    /// Makes the device write its identity. Call this only once: it does not advance
+    /// the queue any further.
     fn identify(&self) -> Result<&Coherent<Identity>> {
         let command = Command::identify_controller(self.identity.dma_address());
         io_project!(self.submissions, [try: 0]).copy_write(command);
-        // The write to the doorbell is ordered after those to memory.
+        // The write to the doorbell is ordered after the writes to memory.
         self.bar.write_reg(SQ0TDBL::zeroed().with_const_tail::<1>());
 
-        // An interrupt would do as well; a sample is shorter without.
+        // An interrupt would work as well, but the sample is shorter without one.
         let status = || Ok(Le16(io_read!(self.completions, [try: 0].status.0)).get());
-        // The phase of a new queue is 1, and 0 is what is in its memory.
+        // The phase of a new queue is 1; its memory contains 0.
         let status = read_poll_timeout(status, |status| status & 1 == 1, PAUSE, COMMAND_LIMIT)?;
-        // What else the device wrote was written before, and is to be read after.
+        // The device wrote its other data before this, so read the data after it.
         dma_mb(Read);
         self.take_completion()?;
         match status >> 1 {
@@ -295,10 +295,10 @@ impl<'bound> Controller<'bound> {
         }
     }
 
-    /// Says that the first entry of the completion queue was read.
+    /// Reports that the first entry of the completion queue was read.
     fn take_completion(&self) -> Result {
-        // Its doorbell follows the other one at a distance that is known only
-        // now, so that the access is checked when it is made.
+        // The distance of this doorbell from the other one is known only at run time,
+        // so the access is checked when it is made.
         let stride = 4usize << self.bar.read(CAP_HIGH).dstrd().get();
         self.bar.try_write32(1, 0x1000 + stride)
     }
@@ -306,8 +306,8 @@ impl<'bound> Controller<'bound> {
 
 impl Drop for Controller<'_> {
     fn drop(&mut self) {
-        // If it does not stop there is nothing better to be done: the memory goes,
-        // and the IOMMU refuses the device what is no longer mapped.
+        // If the controller does not stop, this can do nothing more: the memory is
+        // freed, and the IOMMU refuses DMA to IOVAs that are no longer mapped.
         let _ = self.stop();
     }
 }
@@ -332,10 +332,10 @@ impl pci::Driver for NvmeIdentify {
         _info: Option<&'bound Self::IdInfo>,
     ) -> impl PinInit<Self::Data<'bound>, Error> + 'bound {
         pdev.enable_device_mem()?;
-        // Lets the device do DMA.
+        // Allow the device to do DMA.
         pdev.set_master();
-        // How far the device's addresses reach: without this it is 4 GiB, and on
-        // s390 the window of a function usually starts there.
+        // The reach of the device's addresses: the default is 4 GiB, and on s390 the
+        // window of a function usually starts there.
         //
         // SAFETY: Nothing was allocated or mapped for this device yet, and only
         // probe, which runs once at a time, does so.
@@ -343,7 +343,7 @@ impl pci::Driver for NvmeIdentify {
 
         let controller = Controller::start(pdev)?;
         let identity = controller.identify()?;
-        // Texts are padded with blanks; what is not printable is escaped.
+        // Texts are padded with blanks; unprintable characters are escaped.
         let model = io_project!(identity, .model).copy_read();
         let serial = io_project!(identity, .serial).copy_read();
         let firmware = io_project!(identity, .firmware).copy_read();

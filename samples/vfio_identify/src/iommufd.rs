@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
-//! An address space for devices, of iommufd: `/dev/iommu`.
+//! An iommufd address space for devices: `/dev/iommu`.
 //!
-//! The structures are those of `<linux/iommufd.h>`. They are extended at the end
-//! from one kernel to the next, and begin with their size to say which one it is.
+//! The structures are those of `<linux/iommufd.h>`. Newer kernels extend them at the
+//! end; each begins with its size, which identifies the version.
 
 use std::fs::{File, OpenOptions};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
@@ -31,7 +31,7 @@ struct IoasIovaRanges {
     out_iova_alignment: u64,
 }
 
-/// IOVAs that may be used; both ends are inside.
+/// Usable IOVAs; both ends are inclusive.
 #[repr(C)]
 #[derive(Clone, Copy, Default)]
 pub struct Range {
@@ -63,15 +63,15 @@ ioctl_readwrite_bad!(ioas_iova_ranges, request_code_none!(TYPE, 0x84), IoasIovaR
 ioctl_readwrite_bad!(ioas_map, request_code_none!(TYPE, 0x85), IoasMap);
 ioctl_readwrite_bad!(ioas_unmap, request_code_none!(TYPE, 0x86), IoasUnmap);
 
-/// An address space. It goes, with all its mappings, when it is dropped and no
-/// device is attached any more.
+/// An address space. It is destroyed, with all its mappings, when it is dropped and
+/// no device is attached any more.
 pub struct AddressSpace {
     iommufd: File,
     id: u32,
 }
 
 impl AddressSpace {
-    /// A new one, in which nothing is mapped.
+    /// A new address space without mappings.
     pub fn new() -> Result<Self> {
         let path = "/dev/iommu";
         let iommufd = OpenOptions::new().read(true).write(true).open(path);
@@ -86,12 +86,12 @@ impl AddressSpace {
         self.iommufd.as_fd()
     }
 
-    /// How iommufd calls it.
+    /// The identifier of the address space in iommufd.
     pub fn id(&self) -> u32 {
         self.id
     }
 
-    /// What every attached device can reach.
+    /// The IOVAs that every attached device can reach.
     pub fn ranges(&self) -> Result<Vec<Range>> {
         let mut list = vec![Range::default(); 16];
         let mut ranges = IoasIovaRanges {
@@ -102,14 +102,15 @@ impl AddressSpace {
             allowed_iovas: list.as_mut_ptr().addr() as u64,
             out_iova_alignment: 0,
         };
-        // SAFETY: the structure is the kernel's, and names a list and its length.
+        // SAFETY: the structure is the kernel's, and has a list and its length.
         unsafe { ioas_iova_ranges(self.iommufd.as_raw_fd(), &mut ranges) }
             .context("IOMMU_IOAS_IOVA_RANGES")?;
         list.truncate(ranges.num_iovas as usize);
         Ok(list)
     }
 
-    /// Lets devices read and write memory at an IOVA. The kernel pins the pages.
+    /// Maps memory at an IOVA, so that devices can read and write it. The kernel pins
+    /// the pages.
     pub fn map(&self, memory: &Memory, iova: u64) -> Result<()> {
         const FIXED_IOVA: u32 = 1 << 0;
         const WRITEABLE: u32 = 1 << 1;
@@ -123,14 +124,14 @@ impl AddressSpace {
             length: memory.size() as u64,
             iova,
         };
-        // SAFETY: the structure is the kernel's. A device may write to the memory
-        // from now on; that is what the type `Memory` is made for.
+        // SAFETY: the structure is the kernel's. A device may write to the memory from
+        // now on; the type `Memory` is made for this.
         unsafe { ioas_map(self.iommufd.as_raw_fd(), &mut map) }
             .with_context(|| format!("IOMMU_IOAS_MAP at {iova:#x}"))?;
         Ok(())
     }
 
-    /// Ends that. No device reaches the memory when this returns.
+    /// Unmaps the memory. No device reaches it when this returns.
     pub fn unmap(&self, iova: u64, length: usize) -> Result<()> {
         let mut unmap = IoasUnmap {
             size: size_of::<IoasUnmap>() as u32,

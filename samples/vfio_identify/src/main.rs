@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: GPL-2.0
-//! Identifies an NVMe controller by DMA from user space, and shows what becomes
-//! of DMA that goes where nothing is mapped.
+//! Identifies an NVMe controller by DMA from user space, and shows the result of DMA
+//! to an IOVA that is not mapped.
 //!
-//! The function is taken over VFIO's character device and an address space of
-//! iommufd. This program maps two pieces of its own memory there, and the
-//! controller can reach these and nothing else: neither the kernel's memory nor
-//! the rest of this program's.
+//! The program opens the function by VFIO's character device and attaches it to an
+//! address space of iommufd. It maps two pieces of its own memory there. The
+//! controller can reach only these: neither the kernel's memory nor the rest of this
+//! program's memory.
 //!
-//! The controller is little endian and the CPU is not, so that every number in
-//! its registers and in its memory is converted by name.
+//! The controller is little endian and the CPU is not, so the program explicitly
+//! converts every number in its registers and in its memory.
 
 mod iommufd;
 mod memory;
@@ -27,12 +27,12 @@ use nvme::Controller;
 use vfio::{Bar, Device, ErrorEvents};
 
 const PAGE: usize = 4096;
-/// Where things are, counted from the first IOVA that the function reaches.
+/// The layout, as offsets from the first IOVA that the function reaches.
 const QUEUES: u64 = 0;
 const DATA: u64 = 1 << 20;
 /// Nothing is ever mapped here.
 const NOWHERE: u64 = 2 << 20;
-/// All that is used of the address space.
+/// The size of the IOVA range in use.
 const EXTENT: u64 = 3 << 20;
 
 fn main() -> ExitCode {
@@ -54,11 +54,11 @@ fn main() -> ExitCode {
 }
 
 fn run(address: &str) -> Result<()> {
-    // Who owns the function: nobody else can have it until this is closed.
+    // This owns the function: nobody else can open it until this is closed.
     let space = AddressSpace::new()?;
     let device = Device::open(address)?;
     device.bind(space.iommufd())?;
-    // From here on its DMA is translated by the new, empty address space.
+    // From here on the new, empty address space translates its DMA.
     device.attach(space.id())?;
     let first = first_iova(&space)?;
     println!("device: {address} as {}, IOVAs from {first:#x}", device.path());
@@ -94,7 +94,7 @@ fn first_iova(space: &AddressSpace) -> Result<u64> {
     range.map(|range| range.start).context("no range of IOVAs is large enough")
 }
 
-/// What the steps below need.
+/// The objects that the steps below need.
 struct Machine<'a> {
     device: &'a Device,
     bar: Bar,
@@ -105,7 +105,7 @@ struct Machine<'a> {
 }
 
 impl Machine<'_> {
-    /// Has the controller write its identity to our memory, and shows it.
+    /// Makes the controller write its identity to our memory, and shows it.
     fn identify(&self, when: &str, iova: u64) -> Result<()> {
         self.data.fill(0);
         let mut controller = Controller::start(&self.bar, self.queues, self.queues_iova)?;
@@ -121,8 +121,8 @@ impl Machine<'_> {
         Ok(())
     }
 
-    /// Has the controller write where nothing is mapped, shows what happens, and
-    /// gets the function back.
+    /// Makes the controller write where nothing is mapped, shows the result, and
+    /// recovers the function.
     fn stray(&self, what: &str, iova: u64) -> Result<()> {
         const PATTERN: u8 = 0xa5;
         self.data.fill(PATTERN);
@@ -136,9 +136,9 @@ impl Machine<'_> {
         println!("{what}: the memory is untouched");
         self.device.reset()
     }
-    /// What became of a command whose DMA was refused. Where the kernel does not
-    /// leave recovery to us, it unblocks the function, sooner or later: for the
-    /// controller the DMA has failed, and it may still be able to say so.
+    /// The result of a command whose DMA was refused. If the kernel does not leave
+    /// recovery to us, it unblocks the function sooner or later. For the controller the
+    /// DMA has failed, and it may still be able to report that.
     fn end_of(&self, controller: &Controller) -> Result<String> {
         let end = Instant::now() + nvme::LIMIT;
         loop {
@@ -149,8 +149,8 @@ impl Machine<'_> {
                 }
                 Ok(_) => (),
             }
-            // Emulated controllers do not look at what becomes of their writes: some
-            // complete the command as if nothing was. Only the memory shows it.
+            // Emulated controllers do not check the result of their writes. Some complete
+            // the command as if it had succeeded; only the memory shows the failure.
             if let Some(status) = controller.completion() {
                 return Ok(format!(
                     "the function was unblocked, the command was completed with status {status:#x}"

@@ -7,15 +7,15 @@ use std::ptr::NonNull;
 use anyhow::{Context, Result};
 use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous, munmap};
 
-/// Whole pages of this program's. A device may change them at any time, so they
-/// are read and written byte by byte, and never borrowed.
+/// Whole pages of this program. A device may change them at any time, so they are
+/// read and written byte by byte, and never borrowed.
 pub struct Memory {
     base: NonNull<u8>,
     size: usize,
 }
 
 impl Memory {
-    /// New pages, full of zeroes.
+    /// New, zeroed pages.
     pub fn new(size: usize) -> Result<Self> {
         let length = NonZeroUsize::new(size).context("no memory asked for")?;
         let access = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
@@ -25,7 +25,7 @@ impl Memory {
         Ok(Self { base: base.cast(), size })
     }
 
-    /// Where it is in this program.
+    /// The address in this program.
     pub fn address(&self) -> usize {
         self.base.as_ptr().addr()
     }
@@ -61,7 +61,7 @@ impl Memory {
 
 impl Drop for Memory {
     fn drop(&mut self) {
-        // Where it is still mapped for a device the kernel keeps the pages.
+        // If it is still mapped for a device, the kernel keeps the pages.
         //
         // SAFETY: mapped in `new` with this size, and nobody borrows it.
         let _ = unsafe { munmap(self.base.cast(), self.size) };

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
-//! As much of NVMe as it takes to have one command executed.
+//! The part of NVMe that is needed to execute one command.
 //!
 //! A controller fetches commands from a queue in memory and writes completions to
-//! another one; two registers, the doorbells, say how far each queue is filled
-//! and read. Everything is little endian.
+//! another one. Two registers, the doorbells, hold how far each queue is filled and
+//! read. Everything is little endian.
 
 use std::sync::atomic::{Ordering, fence};
 use std::thread::sleep;
@@ -27,19 +27,19 @@ const CC_ENABLE: u32 = 1;
 /// Entries of 64 bytes in the submission queue, of 16 in the completion queue.
 const CC_ENTRY_SIZES: u32 = 4 << 20 | 6 << 16;
 const CSTS_READY: u32 = 1;
-/// The controller cannot go on.
+/// A fatal error of the controller.
 pub const CSTS_FATAL: u32 = 2;
 
-/// Entries of both queues: one is in use, two is the least that is allowed.
+/// Entries of each queue: one is in use, two is the minimum.
 const ENTRIES: u32 = 2;
 const SUBMISSIONS: usize = 0;
 const COMPLETIONS: usize = 4096;
-/// Each queue has a page of its own.
+/// Each queue has its own page.
 pub const QUEUES_SIZE: usize = 8192;
 
 /// How long the controller may take.
 pub const LIMIT: Duration = Duration::from_secs(10);
-/// How long to sleep between two looks.
+/// How long to sleep between two polls.
 pub const PAUSE: Duration = Duration::from_micros(200);
 
 /// A controller that was just started.
@@ -87,7 +87,7 @@ impl<'a> Controller<'a> {
         }
     }
 
-    /// Asks the controller to write its identity, 4 KiB, to an IOVA. To be called
+    /// Asks the controller to write its identity, 4 KiB, to an IOVA. Call this only
     /// once after a start.
     pub fn submit_identify(&mut self, iova: u64) -> Result<()> {
         const IDENTIFY: u32 = 0x06;
@@ -97,22 +97,22 @@ impl<'a> Controller<'a> {
         command[24..32].copy_from_slice(&iova.to_le_bytes());
         command[40..44].copy_from_slice(&CONTROLLER.to_le_bytes());
         self.queues.write(SUBMISSIONS, &command);
-        // The device must find the command when it hears of it.
+        // The command must be in memory before the doorbell is written.
         fence(Ordering::SeqCst);
         self.write(DOORBELLS, 1)
     }
 
-    /// The status that the command was completed with, if it was; 0 is success.
+    /// The status of the command if it is complete; 0 is success.
     pub fn completion(&self) -> Option<u16> {
         let bytes = self.queues.read(COMPLETIONS + 14, 2);
         let status = u16::from_le_bytes([bytes[0], bytes[1]]);
-        // What else the device wrote was written before, and is to be read after.
+        // The device wrote its other data before this, so read the data after it.
         fence(Ordering::SeqCst);
-        // The phase of a new queue is 1, and 0 is what is in its memory.
+        // The phase of a new queue is 1; its memory contains 0.
         (status & 1 == 1).then_some(status >> 1)
     }
 
-    /// The same as [`Controller::submit_identify`], and waits until it is there.
+    /// Like [`Controller::submit_identify`], but waits for the completion.
     pub fn identify(&mut self, iova: u64) -> Result<()> {
         self.submit_identify(iova)?;
         let end = Instant::now() + LIMIT;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-//! A PCI function in the hands of user space: VFIO's character device.
+//! A PCI function in user space: VFIO's character device.
 
 use std::fs::{File, OpenOptions, read_dir};
 use std::num::NonZeroUsize;
@@ -18,9 +18,9 @@ use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 use nix::{ioctl_none_bad, ioctl_readwrite_bad, request_code_none};
 use vfio_bindings::bindings::vfio as kernel;
 
-/// An event comes within milliseconds; one that takes longer will not come.
+/// An event arrives within milliseconds; one that takes longer will not arrive.
 const EVENT_LIMIT_MS: u16 = 10_000;
-/// How long a reset may be put off.
+/// How long a reset may be delayed.
 const RESET_LIMIT: Duration = Duration::from_secs(10);
 const PAUSE: Duration = Duration::from_millis(1);
 
@@ -31,7 +31,7 @@ struct IrqSet {
     eventfd: i32,
 }
 
-/// The number of an ioctl as `<linux/vfio.h>` writes it.
+/// The number of an ioctl, as in `<linux/vfio.h>`.
 macro_rules! number {
     ($offset:literal) => {
         request_code_none!(kernel::VFIO_TYPE, kernel::VFIO_BASE + $offset)
@@ -66,7 +66,7 @@ impl Device {
         &self.path
     }
 
-    /// Takes the function for an iommufd: DMA is blocked, nothing is attached.
+    /// Binds the function to an iommufd: DMA is blocked, and nothing is attached.
     pub fn bind(&self, iommufd: BorrowedFd<'_>) -> Result<()> {
         let mut bind = kernel::vfio_device_bind_iommufd {
             argsz: size_of::<kernel::vfio_device_bind_iommufd>() as u32,
@@ -131,7 +131,7 @@ impl Device {
         Ok(Bar { base, size: size.get() })
     }
 
-    /// Asks for a notice of errors.
+    /// Requests notification of errors.
     pub fn error_events(&self) -> Result<ErrorEvents> {
         let eventfd = EventFd::new().context("make an eventfd")?;
         let mut set = IrqSet {
@@ -156,7 +156,7 @@ impl Device {
         loop {
             // SAFETY: it has no argument.
             match unsafe { reset(self.file.as_raw_fd()) } {
-                // The kernel is still at work on the error.
+                // The kernel is still handling the error.
                 Err(Errno::EAGAIN) if Instant::now() < end => sleep(PAUSE),
                 // A kernel that leaves recovery to us (VFIO_PCI_ZDEV_KVM) leaves
                 // the function blocked as well, and the function cannot be
@@ -167,10 +167,10 @@ impl Device {
         }
     }
 
-    /// Has the slot reset the function. What was set in its configuration space
-    /// is lost.
+    /// Makes the slot reset the function. The settings in its configuration space are
+    /// lost.
     fn hot_reset(&self) -> Result<()> {
-        // No group proves whose the function is: it is opened by itself.
+        // No group proves ownership: the function is opened directly.
         let argsz = size_of::<kernel::vfio_pci_hot_reset>() as u32;
         let mut request = kernel::vfio_pci_hot_reset { argsz, ..Default::default() };
         // SAFETY: the structure is the kernel's, and has its size in it.
@@ -199,9 +199,9 @@ impl ErrorEvents {
 
 /// The registers behind a BAR.
 ///
-/// On s390 they are no memory: mapping them makes addresses that two system calls
-/// understand, which execute the instructions for PCI. (CPUs with MIO have such
-/// instructions for user space; the calls work everywhere.)
+/// On s390 they are not memory. Mapping them returns addresses for two system calls,
+/// which execute the PCI instructions. (CPUs with MIO have such instructions for user
+/// space; the calls work everywhere.)
 pub struct Bar {
     base: NonNull<std::ffi::c_void>,
     size: usize,
@@ -215,7 +215,7 @@ impl Bar {
         Ok(u32::from_le_bytes(bytes))
     }
 
-    /// Writes one.
+    /// Writes such a register.
     pub fn write(&self, offset: usize, value: u32) -> Result<(), Errno> {
         self.transfer(SYS_s390_pci_mmio_write, offset, &mut value.to_le_bytes())
     }
