@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * The built-in end of the IOMMU driver in Rust.
+ * The built-in part of the IOMMU driver in Rust.
  *
- * The s390 PCI subsystem is built in, the driver may be a module. Until a
- * driver has registered, functions are refused, so that none does DMA without
- * an IOMMU; then the subsystem looks for them again. A driver stays for as long
- * as it has a function, or one of its domains lives.
+ * The s390 PCI subsystem is built in; the driver may be a module. Functions are
+ * refused until a driver has registered, so that none does DMA without an
+ * IOMMU. Then the subsystem scans for them again. The driver's module stays
+ * loaded as long as it has a function, or one of its domains exists.
  *
- * Also here: boot parameters, and wrappers of static inlines.
+ * This file also has boot parameters, and wrappers of static inlines.
  */
 
 #define pr_fmt(fmt) "s390_iommu: " fmt
@@ -34,7 +34,7 @@
 #include "../../iommu-pages.h"
 #include "zpci_iommu.h"
 
-/* The driver, and what of it is in use; under driver_lock. */
+/* The driver, and what holds its module; protected by driver_lock */
 static DEFINE_MUTEX(driver_lock);
 static const struct zpci_iommu_ops *driver;
 static unsigned int functions;
@@ -47,10 +47,10 @@ static u32 aperture_factor __initdata = 1;
 
 /**
  * zpci_iommu_driver_register() - register the driver
- * @ops: what the subsystem calls from here on
+ * @ops: the operations that the subsystem calls from here on
  *
- * Return: 0; -ENODEV if the machine has no zPCI or it is off; -EBUSY if there
- * is a driver.
+ * Return: 0; -ENODEV if the machine has no zPCI or it is off; -EBUSY if another
+ * driver is registered.
  */
 int zpci_iommu_driver_register(const struct zpci_iommu_ops *ops)
 {
@@ -66,14 +66,14 @@ int zpci_iommu_driver_register(const struct zpci_iommu_ops *ops)
 EXPORT_SYMBOL_GPL(zpci_iommu_driver_register);
 
 /**
- * zpci_iommu_driver_start() - look for the functions that were refused so far
+ * zpci_iommu_driver_start() - scan for the functions that were refused so far
  *
- * Return: 0, or the error of the search; the driver has no function then, and the
- * driver is not registered any more.
+ * Return: 0, or the error of the scan. After an error the driver has no function
+ * and is not registered any more.
  */
 int zpci_iommu_driver_start(void)
 {
-	/* Adding a function takes the lock, so this is outside of it. */
+	/* Not under the lock, which adding a function takes. */
 	int rc = zpci_rescan_devices();
 
 	if (!rc)
@@ -81,7 +81,7 @@ int zpci_iommu_driver_start(void)
 
 	guard(mutex)(&driver_lock);
 	if (functions || kept) {
-		/* An event brought one; it needs the driver. */
+		/* An event added one, which needs the driver. */
 		pr_err("cannot look for functions (%d), some may be missing\n", rc);
 		return 0;
 	}
@@ -91,10 +91,10 @@ int zpci_iommu_driver_start(void)
 EXPORT_SYMBOL_GPL(zpci_iommu_driver_start);
 
 /**
- * zpci_iommu_driver_unregister() - the driver gets no function any more
- * @ops: what was registered; if it is not any more, nothing happens
+ * zpci_iommu_driver_unregister() - unregister the driver
+ * @ops: its operations; nothing happens if they are not registered any more
  *
- * The driver has no function when this is called: each holds the driver's module.
+ * The driver has no function when this is called, as each holds its module.
  */
 void zpci_iommu_driver_unregister(const struct zpci_iommu_ops *ops)
 {
@@ -104,7 +104,7 @@ void zpci_iommu_driver_unregister(const struct zpci_iommu_ops *ops)
 }
 EXPORT_SYMBOL_GPL(zpci_iommu_driver_unregister);
 
-/* The driver, for a function: with a reference to its module. */
+/* Get the driver for a function, with a reference to its module. */
 static const struct zpci_iommu_ops *get_driver(void)
 {
 	guard(mutex)(&driver_lock);
@@ -118,7 +118,7 @@ static const struct zpci_iommu_ops *get_driver(void)
 	return driver;
 }
 
-/* A function goes; the last one leaves its reference to domains that stay. */
+/* Put the driver. The last function leaves its reference to remaining domains. */
 static void put_driver(void)
 {
 	guard(mutex)(&driver_lock);
@@ -130,9 +130,9 @@ static void put_driver(void)
 }
 
 /**
- * zpci_iommu_domain_made() - a domain of the driver's came to be
+ * zpci_iommu_domain_made() - count a new domain of the driver
  *
- * To be called while the driver has a function, which keeps it.
+ * Call this while the driver has a function, which holds the module.
  */
 void zpci_iommu_domain_made(void)
 {
@@ -142,11 +142,11 @@ void zpci_iommu_domain_made(void)
 EXPORT_SYMBOL_GPL(zpci_iommu_domain_made);
 
 /**
- * zpci_iommu_domain_free() - free a domain of the driver's
+ * zpci_iommu_domain_free() - free a domain of the driver
  * @domain: the domain
  *
- * iommufd may hold a domain when all functions are gone. The driver's module
- * then stays until here, and is given back by code that does not go with it.
+ * iommufd may hold a domain after all functions are gone. The driver's module
+ * then stays loaded until here, and code outside of the module puts it.
  */
 void zpci_iommu_domain_free(struct iommu_domain *domain)
 {
@@ -174,8 +174,8 @@ int zpci_init_iommu(struct zpci_dev *zdev)
 	int rc;
 
 	/*
-	 * A function may be found at the same time by the scan for a driver and
-	 * by an event. Additions are serialised, so the second one is found here.
+	 * The scan for a new driver and an event may find the same function at the
+	 * same time. Additions are serialised, so this finds the second one.
 	 */
 	known = get_zdev_by_fid(zdev->fid);
 	if (known) {
@@ -200,7 +200,7 @@ int zpci_init_iommu(struct zpci_dev *zdev)
 
 void zpci_destroy_iommu(struct zpci_dev *zdev)
 {
-	/* DriverData functions keep the driver, and are the only ones that get here. */
+	/* Only functions with driver data get here; they hold the driver. */
 	driver->destroy(zdev);
 	put_driver();
 }

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0 */
 /*
- * Where an IOMMU driver that may be a module meets the s390 PCI subsystem.
+ * The interface between the s390 PCI subsystem and an IOMMU driver that may be a
+ * module.
  */
 #ifndef _ZPCI_IOMMU_H
 #define _ZPCI_IOMMU_H
@@ -15,11 +16,11 @@ struct zpci_dev;
 struct zpci_iommu_ctrs;
 
 /**
- * struct zpci_iommu_ops - what the subsystem calls
- * @owner: the module that holds the operations; kept while the driver has functions
- * @init: a function appears; it is not shown to anybody before this succeeded
- * @destroy: a function goes; nothing uses it any more
- * @disabled: a function was disabled: what was registered is lost
+ * struct zpci_iommu_ops - the operations that the subsystem calls
+ * @owner: the module with the operations; held while the driver has functions
+ * @init: a function appears; nobody else uses it before this has succeeded
+ * @destroy: a function goes away; nobody uses it any more
+ * @disabled: a function was disabled: its registration is lost
  * @register_ioat: a function was enabled: register what is attached; returns a
  *	condition code
  * @resume: a function is about to leave the error state without a reset
