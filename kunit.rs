@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! KUnit tests of what needs no machine: ranges, marks, dumps, the
-//! tables on the kernel's own allocator, big endian, and which functions a
-//! domain takes.
+//! KUnit tests of the parts that need no machine: ranges, marks, dumps, tables in
+//! memory of the kernel's own allocator and in big endian, and which functions a
+//! domain accepts.
 
 use core::{
     mem::MaybeUninit,
@@ -69,7 +69,7 @@ use crate::{
 
 const GIB: u64 = 1 << 30;
 
-/// Keeps what was unlinked until it is asked to free it: no machine reads these.
+/// Keeps unlinked tables until `free` is called: no machine reads them.
 struct Unlinked(KVec<(Phys, Shape)>);
 
 impl Unlinked {
@@ -79,7 +79,7 @@ impl Unlinked {
 
     fn free(&mut self, tree: &DmaTable<TablePages>) {
         for (table, shape) in self.0.drain_all() {
-            // SAFETY: It came from this tree, which does not reach it any more.
+            // SAFETY: The table came from this tree, which does not link to it any more.
             unsafe { tree.memory().free(table, shape) }
         }
     }
@@ -91,7 +91,7 @@ impl DeferFree for Unlinked {
     }
 }
 
-/// Vacant tables for all tests; they stay.
+/// Vacant tables for all tests; they are never freed.
 fn vacant() -> Result<Vacant> {
     static VACANT: SetOnce<Vacant> = SetOnce::new();
 
@@ -239,7 +239,7 @@ mod tables {
                 assert_eq!(unmap(&tree, 4 * GIB, size), size);
                 assert_eq!(phys(&tree, 4 * GIB), None);
             }
-            // The segment tables that were covered in parts only stay.
+            // Segment tables that the unmap covered only in part stay.
             assert_eq!(unmap(&tree, 4 * GIB, 2 * GIB), 0);
             assert_eq!(map(&tree, mapping(4 * GIB, 0, 4 * GIB)).0, 4 * GIB);
             assert_eq!(unmap(&tree, 4 * GIB, 4 * GIB), 4 * GIB);
@@ -308,23 +308,24 @@ mod tables {
     }
 }
 
-/// Functions that no machine has: nothing here asks one.
+/// Functions that do not exist: no test here issues an instruction.
 #[kunit_tests(s390_iommu_domain)]
 mod domains {
     use super::*;
 
-    /// Masks of table types: region third, as the emulator; and second; and first.
+    /// Masks of table types: region-third, as in the emulator; also region-second; also
+    /// region-first.
     const THIRD: u8 = 0x40;
     const SECOND: u8 = 0x60;
     const FIRST: u8 = 0x70;
-    /// The first IOVA that takes a table of four levels, or of five.
+    /// The first IOVA that needs a table of four levels, and of five.
     const DEEP: u64 = Depth::Third.reach() + 1;
     const DEEPEST: u64 = Depth::Second.reach() + 1;
 
-    /// A function and what the subsystem keeps for it.
+    /// A function and the structure that the subsystem keeps for it.
     struct Bare {
         function: Arc<Function>,
-        /// After the function, which uses it.
+        /// Dropped after the function, which uses it.
         _zdev: KBox<MaybeUninit<bindings::zpci_dev>>,
     }
 
@@ -332,13 +333,13 @@ mod domains {
         fn new(window: (u64, u64), masks: u8) -> Result<Self> {
             let mut zdev = KBox::<bindings::zpci_dev>::new_uninit(GFP_KERNEL | __GFP_ZERO)?;
             let raw = zdev.as_mut_ptr();
-            // SAFETY: It was allocated for this, zeroed, and nobody else has it.
+            // SAFETY: It was allocated above, is zeroed, and nobody else has it.
             unsafe {
                 (*raw).start_dma = window.0;
                 (*raw).end_dma = window.1;
                 (*raw).dtsm = masks;
             }
-            // SAFETY: It lives as long as the function, by the order of fields.
+            // SAFETY: It outlives the function, by the order of the fields.
             let found = unsafe { Zdev::from_raw(NonNull::new(raw).ok_or(EINVAL)?) };
             let init = Function::new(found, &crate::BLOCKED, |_| Iota::IDENTITY, u64::MAX)?;
             Ok(Bare {
@@ -347,7 +348,7 @@ mod domains {
             })
         }
 
-        /// With a window of 1 GiB from `start` on.
+        /// A function with a window of 1 GiB from `start` on.
         fn at(start: u64, masks: u8) -> Result<Self> {
             Self::new((start, start + GIB - 1), masks)
         }
@@ -357,7 +358,7 @@ mod domains {
         }
     }
 
-    /// A member until this is dropped.
+    /// Makes a function a member until this value is dropped.
     struct Attached<'a>(Arc<Space>, &'a Function);
 
     impl<'a> Attached<'a> {
@@ -390,7 +391,7 @@ mod domains {
         assert_eq!(third.function.window().last(), Depth::Third.reach());
         let first = Bare::new((GIB, u64::MAX), FIRST)?;
         assert_eq!(first.end_dma(), u64::MAX);
-        // Beyond what its tables reach there is no window.
+        // There is no window beyond the reach of its tables.
         assert!(Bare::at(DEEP, THIRD).is_err());
         Ok(())
     }
@@ -410,7 +411,7 @@ mod domains {
             assert_eq!(domain.aperture_last(), Depth::Second.reach());
             assert!(domain.space().root() != tops[0]);
         }
-        // It stays so when the function has left.
+        // The table stays as deep when the function has left.
         assert_eq!(domain.aperture_last(), Depth::Second.reach());
         let farthest = Bare::at(DEEPEST, FIRST)?;
         let _farthest = Attached::of(&domain, &farthest)?;
@@ -425,17 +426,17 @@ mod domains {
         let domain = domain_for(&third)?;
         let top = domain.space().root();
         {
-            // The member cannot use what the new one needs.
+            // The member cannot use a table as deep as the new function needs.
             let _third = Attached::of(&domain, &third)?;
             assert_eq!(admit(&domain, &far.function), Err(EINVAL));
             assert_eq!(domain.aperture_last(), Depth::Third.reach());
             assert!(domain.space().root() == top);
-            // Neither did the refused one become a member.
+            // The refused function is no member either.
             let another = Bare::at(8 * GIB, THIRD)?;
             let _another = Attached::of(&domain, &another)?;
         }
         let _far = Attached::of(&domain, &far)?;
-        // The new one cannot use what is there.
+        // The new function cannot use the table as it is.
         assert_eq!(admit(&domain, &third.function), Err(EINVAL));
         assert_eq!(domain.aperture_last(), Depth::Second.reach());
         Ok(())
@@ -480,8 +481,8 @@ mod domains {
 mod dumps {
     use super::*;
 
-    /// All ranges of a tree, found by steps of `budget` entries, each in a walk
-    /// of its own.
+    /// All ranges of a tree, found in steps of `budget` entries, each step in its own
+    /// walk.
     fn dump(tree: &DmaTable<TablePages>, budget: usize) -> Result<KVec<Run>> {
         let mut runs = KVec::new();
         let mut dump = Dump::new();
@@ -518,13 +519,13 @@ mod dumps {
         };
         let ranges = [
             mapping(0x1000, 0x1000, 0x2000),
-            // Not where the physical address goes on,
+            // The physical address does not continue,
             mapping(0x3000, 0x5000, 0x1000),
-            // not where the IOVA does,
+            // the IOVA does not continue,
             mapping(0x5000, 0x6000, 0x2000),
-            // nor the access,
+            // the access differs,
             read_only,
-            // nor the page size.
+            // the page size differs.
             mapping(
                 LARGE_PAGE_SIZE - 0x1000,
                 4 * LARGE_PAGE_SIZE - 0x1000,
@@ -538,7 +539,7 @@ mod dumps {
         for range in ranges {
             assert_eq!(map(&tree, range), (range.size, Ok(())));
         }
-        // Over the ends of page tables, segment tables and region tables.
+        // Across the ends of page tables, segment tables and region tables.
         for end in [5 * LARGE_PAGE_SIZE, 2 * GIB, 1 << 42, 1 << 53] {
             for page in [end - PAGE_SIZE, end] {
                 let page = mapping(page, page, PAGE_SIZE);

@@ -2,12 +2,12 @@
 /*
  * The built-in part of the IOMMU driver in Rust.
  *
- * The s390 PCI subsystem is built in; the driver may be a module. Functions are
- * refused until a driver has registered, so that none does DMA without an
- * IOMMU. Then the subsystem scans for them again. The driver's module stays
- * loaded as long as it has a function, or one of its domains exists.
+ * The s390 PCI subsystem is built in, but the driver may be a module. Until a
+ * driver registers, functions are refused, so that none does DMA without an
+ * IOMMU. Then the subsystem looks for them again. A driver stays loaded while
+ * it has a function or one of its domains exists.
  *
- * This file also has boot parameters, and wrappers of static inlines.
+ * This file also has the boot parameters, and wrappers of static inlines.
  */
 
 #define pr_fmt(fmt) "s390_iommu: " fmt
@@ -34,12 +34,12 @@
 #include "../../iommu-pages.h"
 #include "zpci_iommu.h"
 
-/* The driver, and what holds its module; protected by driver_lock */
+/* The driver and its users; protected by driver_lock. */
 static DEFINE_MUTEX(driver_lock);
 static const struct zpci_iommu_ops *driver;
 static unsigned int functions;
 static unsigned int domains;
-/* A function's reference to the module, kept for domains that outlive it */
+/* Whether domains keep the module reference of the last function */
 static bool kept;
 
 static u64 aperture = U64_MAX;
@@ -49,8 +49,8 @@ static u32 aperture_factor __initdata = 1;
  * zpci_iommu_driver_register() - register the driver
  * @ops: the operations that the subsystem calls from here on
  *
- * Return: 0; -ENODEV if the machine has no zPCI or it is off; -EBUSY if another
- * driver is registered.
+ * Return: 0; -ENODEV if the machine has no zPCI or it is off; -EBUSY if a
+ * driver is registered already.
  */
 int zpci_iommu_driver_register(const struct zpci_iommu_ops *ops)
 {
@@ -66,14 +66,14 @@ int zpci_iommu_driver_register(const struct zpci_iommu_ops *ops)
 EXPORT_SYMBOL_GPL(zpci_iommu_driver_register);
 
 /**
- * zpci_iommu_driver_start() - scan for the functions that were refused so far
+ * zpci_iommu_driver_start() - look for the functions that were refused so far
  *
- * Return: 0, or the error of the scan. After an error the driver has no function
- * and is not registered any more.
+ * Return: 0, or the error of the search. After an error the driver has no function
+ * and is no longer registered.
  */
 int zpci_iommu_driver_start(void)
 {
-	/* Not under the lock, which adding a function takes. */
+	/* Not under the lock: adding a function takes it. */
 	int rc = zpci_rescan_devices();
 
 	if (!rc)
@@ -81,7 +81,7 @@ int zpci_iommu_driver_start(void)
 
 	guard(mutex)(&driver_lock);
 	if (functions || kept) {
-		/* An event added one, which needs the driver. */
+		/* An event added a function, which needs the driver. */
 		pr_err("cannot look for functions (%d), some may be missing\n", rc);
 		return 0;
 	}
@@ -91,10 +91,10 @@ int zpci_iommu_driver_start(void)
 EXPORT_SYMBOL_GPL(zpci_iommu_driver_start);
 
 /**
- * zpci_iommu_driver_unregister() - unregister the driver
- * @ops: its operations; nothing happens if they are not registered any more
+ * zpci_iommu_driver_unregister() - unregister the driver, so it gets no new functions
+ * @ops: the registered operations; if they are no longer registered, nothing happens
  *
- * The driver has no function when this is called, as each holds its module.
+ * The driver has no function at this point: each one holds the driver's module.
  */
 void zpci_iommu_driver_unregister(const struct zpci_iommu_ops *ops)
 {
@@ -104,7 +104,7 @@ void zpci_iommu_driver_unregister(const struct zpci_iommu_ops *ops)
 }
 EXPORT_SYMBOL_GPL(zpci_iommu_driver_unregister);
 
-/* Get the driver for a function, with a reference to its module. */
+/* Gets the driver for a function, with a reference to its module. */
 static const struct zpci_iommu_ops *get_driver(void)
 {
 	guard(mutex)(&driver_lock);
@@ -118,7 +118,7 @@ static const struct zpci_iommu_ops *get_driver(void)
 	return driver;
 }
 
-/* Put the driver. The last function leaves its reference to remaining domains. */
+/* Drops a function's reference. The last one goes to the domains that are left. */
 static void put_driver(void)
 {
 	guard(mutex)(&driver_lock);
@@ -132,7 +132,7 @@ static void put_driver(void)
 /**
  * zpci_iommu_domain_made() - count a new domain of the driver
  *
- * Call this while the driver has a function, which holds the module.
+ * Call this while the driver has a function, which keeps the module loaded.
  */
 void zpci_iommu_domain_made(void)
 {
@@ -145,8 +145,9 @@ EXPORT_SYMBOL_GPL(zpci_iommu_domain_made);
  * zpci_iommu_domain_free() - free a domain of the driver
  * @domain: the domain
  *
- * iommufd may hold a domain after all functions are gone. The driver's module
- * then stays loaded until here, and code outside of the module puts it.
+ * iommufd may hold a domain when all functions are gone. The driver's module then
+ * stays until the last domain is freed. The reference is dropped here because this
+ * code is not unloaded with the module.
  */
 void zpci_iommu_domain_free(struct iommu_domain *domain)
 {
@@ -161,7 +162,7 @@ void zpci_iommu_domain_free(struct iommu_domain *domain)
 }
 EXPORT_SYMBOL_GPL(zpci_iommu_domain_free);
 
-/* zpci_release_device() takes the lock that is held here. */
+/* Must not be called: zpci_release_device() takes a lock that the caller holds. */
 static void zpci_iommu_last_reference(struct kref *kref)
 {
 	WARN(1, "a function that is known has no reference");
@@ -174,8 +175,8 @@ int zpci_init_iommu(struct zpci_dev *zdev)
 	int rc;
 
 	/*
-	 * The scan for a new driver and an event may find the same function at the
-	 * same time. Additions are serialised, so this finds the second one.
+	 * A driver's scan and an event may find the same function at the same
+	 * time. Additions are serialised, so the second one is detected here.
 	 */
 	known = get_zdev_by_fid(zdev->fid);
 	if (known) {
@@ -185,7 +186,7 @@ int zpci_init_iommu(struct zpci_dev *zdev)
 
 	ops = get_driver();
 	if (!ops) {
-		/* Built in, the driver always comes after the first search. */
+		/* A built-in driver always registers after the first search. */
 		if (IS_MODULE(CONFIG_S390_IOMMU_RUST))
 			pr_info("function %08x waits for the driver\n", zdev->fid);
 		return -ENODEV;
@@ -200,7 +201,7 @@ int zpci_init_iommu(struct zpci_dev *zdev)
 
 void zpci_destroy_iommu(struct zpci_dev *zdev)
 {
-	/* Only functions with driver data get here; they hold the driver. */
+	/* Only functions that the driver has get here, and they keep it loaded. */
 	driver->destroy(zdev);
 	put_driver();
 }
@@ -228,9 +229,9 @@ struct zpci_iommu_ctrs *zpci_get_iommu_ctrs(struct zpci_dev *zdev)
 }
 
 /**
- * zpci_iommu_set_domain() - record what is attached
+ * zpci_iommu_set_domain() - record the attached domain
  * @zdev: the function
- * @domain: what is attached to it
+ * @domain: the domain that is attached to it
  */
 void zpci_iommu_set_domain(struct zpci_dev *zdev, struct iommu_domain *domain)
 {
@@ -242,7 +243,7 @@ EXPORT_SYMBOL_GPL(zpci_iommu_set_domain);
 /**
  * zpci_iommu_aperture() - how many bytes a function may map
  *
- * Return: what s390_iommu_aperture= leaves, in bytes.
+ * Return: the limit from s390_iommu_aperture=, in bytes.
  */
 u64 zpci_iommu_aperture(void)
 {
@@ -253,7 +254,7 @@ EXPORT_SYMBOL_GPL(zpci_iommu_aperture);
 /**
  * zpci_iommu_machine_takes_large_pages() - whether segment entries may map large pages
  *
- * Return: true where that is known.
+ * Return: true if the machine is known to support them.
  */
 bool zpci_iommu_machine_takes_large_pages(void)
 {
@@ -272,16 +273,16 @@ void zpci_iommu_log_limit_init(struct ratelimit_state *limit)
 EXPORT_SYMBOL_GPL(zpci_iommu_log_limit_init);
 
 /**
- * zpci_iommu_err() - log that the machine refused what it must not refuse
+ * zpci_iommu_err() - log a refusal of the machine that should not happen
  * @zdev: the function
- * @limit: how often that may be
- * @text: what was refused, and what follows
- * @why: what the machine says
+ * @limit: the rate limit of the function
+ * @text: what the machine refused, and the consequence
+ * @why: the reason that the machine gave
  */
 void zpci_iommu_err(struct zpci_dev *zdev, struct ratelimit_state *limit,
 		    const char *text, const char *why)
 {
-	/* By its FID: the bus, which knows its name, may be gone already. */
+	/* Log the FID: the bus, which has the name, may be gone already. */
 	if (__ratelimit(limit))
 		pr_err("function %08x: %s (%s)\n", zdev->fid, text, why);
 }
@@ -290,7 +291,7 @@ EXPORT_SYMBOL_GPL(zpci_iommu_err);
 /**
  * zpci_iommu_pages_list_add() - iommu_pages_list_add() for the driver
  * @list: the list
- * @virt: pages of iommu_alloc_pages_node_sz()
+ * @virt: pages from iommu_alloc_pages_node_sz()
  */
 void zpci_iommu_pages_list_add(struct iommu_pages_list *list, void *virt)
 {
@@ -301,7 +302,7 @@ EXPORT_SYMBOL_GPL(zpci_iommu_pages_list_add);
 /**
  * zpci_iommu_pages_list_move() - move all pages of a list to another one
  * @from: the list, empty afterwards
- * @to: where they go
+ * @to: the list that gets the pages
  */
 void zpci_iommu_pages_list_move(struct iommu_pages_list *from,
 				struct iommu_pages_list *to)
@@ -314,7 +315,7 @@ EXPORT_SYMBOL_GPL(zpci_iommu_pages_list_move);
 /**
  * zpci_iommu_percpu_offset() - where a CPU finds the offset of its per-CPU memory
  *
- * Return: an address that means another place on each CPU, as the lowcore does.
+ * Return: an address that, like the lowcore, refers to different memory on each CPU.
  */
 unsigned long *zpci_iommu_percpu_offset(void)
 {
@@ -323,7 +324,7 @@ unsigned long *zpci_iommu_percpu_offset(void)
 EXPORT_SYMBOL_GPL(zpci_iommu_percpu_offset);
 
 /**
- * zpci_iommu_percpu_take() - take what all CPUs have in a word, and leave 0 there
+ * zpci_iommu_percpu_take() - sum a per-CPU word over all CPUs and reset it to 0
  * @word: the word
  *
  * Return: the sum.

@@ -17,14 +17,14 @@ struct zpci_iommu_ctrs;
 
 /**
  * struct zpci_iommu_ops - the operations that the subsystem calls
- * @owner: the module with the operations; held while the driver has functions
- * @init: a function appears; nobody else uses it before this has succeeded
- * @destroy: a function goes away; nobody uses it any more
+ * @owner: the module that holds the operations; kept while the driver has functions
+ * @init: a function appears; nobody else can use it before this succeeds
+ * @destroy: a function goes away; nothing uses it any more
  * @disabled: a function was disabled: its registration is lost
- * @register_ioat: a function was enabled: register what is attached; returns a
- *	condition code
+ * @register_ioat: a function was enabled: register the table of what is attached;
+ *	returns a condition code
  * @resume: a function is about to leave the error state without a reset
- * @counters: the counters of what is attached, or NULL; zdev->dom_lock is held
+ * @counters: the counters of the attached domain, or NULL; zdev->dom_lock is held
  * @free_domain: the last user of a domain is gone
  *
  * All but @counters may sleep.

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * Tracepoints of the IOMMU driver in Rust. They are built in, as the rest of
- * its built-in end: an event can then be switched on before a driver that is a
- * module is loaded, and a module of one Rust file needs no C object.
+ * Tracepoints of the IOMMU driver in Rust. They are built in with the rest of
+ * its C code: so events can be enabled before a driver that is a module is
+ * loaded, and the module needs no C object.
  */
 #include <linux/export.h>
 #include <linux/limits.h>
@@ -16,7 +16,7 @@ static void zpci_iommu_name(char *name, size_t size, u64 attached);
 #define CREATE_RUST_TRACE_POINTS
 #include "zpci_iommu_trace.h"
 
-/* What is attached, as trace.rs numbers it */
+/* The name of what is attached; trace.rs defines the numbers */
 static void zpci_iommu_name(char *name, size_t size, u64 attached)
 {
 	switch (attached) {

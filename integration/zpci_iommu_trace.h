@@ -11,10 +11,10 @@
 #include <linux/tracepoint.h>
 #include <linux/types.h>
 
-/* A name of what is attached: a word, or a number of 64 bits */
+/* The name of what is attached: a word, or a 64-bit number */
 #define ZPCI_IOMMU_NAME_SIZE 21
 
-/* A function went from @from to @to, or not: @result is 0 or an error. */
+/* An attach moved a function from @from to @to, or failed: @result is 0 or an error. */
 TRACE_EVENT(s390_iommu_attach,
 	    TP_PROTO(u32 fid, u64 from, u64 to, int result),
 	    TP_ARGS(fid, from, to, result),
@@ -30,7 +30,7 @@ TRACE_EVENT(s390_iommu_attach,
 		      __entry->fid, __entry->from, __entry->to, __entry->result)
 );
 
-/* The table of @domain was to get more levels. */
+/* The table of @domain got more levels, or could not: @result is 0 or an error. */
 TRACE_EVENT(s390_iommu_widen,
 	    TP_PROTO(u64 domain, u32 from, u32 to, int result),
 	    TP_ARGS(domain, from, to, result),
@@ -47,8 +47,8 @@ TRACE_EVENT(s390_iommu_widen,
 );
 
 /*
- * RPCIT was issued for @start to @last (inclusive); @cc is its condition code,
- * @retries how often it was issued before for the same range.
+ * RPCIT was issued for @start to @last (inclusive). @cc is its condition code,
+ * @retries the number of attempts before for the same range.
  */
 TRACE_EVENT(s390_iommu_refresh,
 	    TP_PROTO(u32 fid, u64 start, u64 last, u32 cc, u32 retries),
@@ -68,7 +68,7 @@ TRACE_EVENT(s390_iommu_refresh,
 		      __entry->retries)
 );
 
-/* A translation table of @bytes is there, at physical address @table. */
+/* A translation table of @bytes was allocated at physical address @table. */
 TRACE_EVENT(s390_iommu_table_alloc,
 	    TP_PROTO(u64 domain, u64 table, u32 bytes),
 	    TP_ARGS(domain, table, bytes),
@@ -82,7 +82,7 @@ TRACE_EVENT(s390_iommu_table_alloc,
 		      __entry->domain, __entry->table, __entry->bytes)
 );
 
-/* It goes: now, or after the flush that has to come before. */
+/* A table is freed, either now or after the flush that must come first. */
 TRACE_EVENT(s390_iommu_table_free,
 	    TP_PROTO(u64 domain, u64 table, u32 bytes, bool after_flush),
 	    TP_ARGS(domain, table, bytes, after_flush),

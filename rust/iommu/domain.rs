@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The core's domains: those that map pages, and those that exist once.
+//! Domains: those that map pages, and static ones (blocked and identity).
 //!
 //! C header: [`include/linux/iommu.h`](srctree/include/linux/iommu.h).
 
@@ -21,7 +21,7 @@ use super::{
     PagingDomain, //
 };
 
-/// An address space: the core's part of it and the driver's.
+/// An address space: the part of the core and the part of the driver.
 ///
 /// # Invariants
 ///
@@ -41,8 +41,8 @@ unsafe impl<T: PagingDomain> Send for Domain<T> {}
 unsafe impl<T: PagingDomain> Sync for Domain<T> {}
 
 impl<T: PagingDomain> Domain<T> {
-    /// A new address space of the IOVAs from 0 to `aperture_last` (inclusive),
-    /// with pages of the sizes in `page_sizes` (a bitmap).
+    /// A new address space for the IOVAs from 0 to `aperture_last` (inclusive), with the
+    /// page sizes in `page_sizes` (a bitmap).
     pub(crate) fn new(data: T, page_sizes: u64, aperture_last: u64) -> Result<Pin<KBox<Self>>> {
         let raw = bindings::iommu_domain {
             pgsize_bitmap: page_sizes as usize,
@@ -72,8 +72,8 @@ impl<T: PagingDomain> Domain<T> {
         unsafe { &*raw.cast() }
     }
 
-    /// The address space behind a pointer of the core's; `None` for a domain
-    /// that maps no pages.
+    /// The address space behind a pointer from the core; `None` for a domain that maps
+    /// no pages.
     ///
     /// # Safety
     ///
@@ -84,12 +84,12 @@ impl<T: PagingDomain> Domain<T> {
         unsafe { ((*raw).type_ & PAGING != 0).then(|| Self::from_raw(raw)) }
     }
 
-    /// The core's part.
+    /// The part of the core.
     pub(crate) fn as_raw(&self) -> *mut bindings::iommu_domain {
         self.raw.get()
     }
 
-    /// The driver's part.
+    /// The part of the driver.
     #[inline]
     pub(crate) fn data(&self) -> &T {
         &self.data
@@ -98,14 +98,13 @@ impl<T: PagingDomain> Domain<T> {
     /// The last address of the aperture (inclusive).
     #[inline]
     pub(crate) fn aperture_last(&self) -> u64 {
-        // SAFETY: The field is initialised, aligned, and written by
-        // `widen_aperture` only. Acquire: whoever sees a wider aperture sees the
-        // deeper table.
+        // SAFETY: The field is initialised, aligned, and written by `widen_aperture`
+        // only. Acquire: who reads the wider aperture also reads the deeper table.
         unsafe { atomic_load(&raw mut (*self.as_raw()).geometry.aperture_end, Acquire) }
     }
 
-    /// Makes the aperture end at `last` (inclusive), unless it ends later
-    /// already. All of it must be mappable before.
+    /// Makes the aperture end at `last` (inclusive), unless it ends later already. The
+    /// whole new aperture must be mappable before the call.
     pub(crate) fn widen_aperture(&self, last: u64) {
         if last > self.aperture_last() {
             // SAFETY: The field is valid and aligned. Callers are serialised by the
@@ -121,7 +120,7 @@ impl<T: PagingDomain> Domain<T> {
     }
 }
 
-/// A domain that exists once: blocked, or identity.
+/// A static domain: blocked or identity.
 #[repr(transparent)]
 pub(crate) struct StaticDomain(Opaque<bindings::iommu_domain>);
 
@@ -137,11 +136,11 @@ impl StaticDomain {
         }))
     }
 
-    /// As the core sees it.
+    /// The pointer that the core uses.
     pub(crate) const fn as_raw(&self) -> *mut bindings::iommu_domain {
         self.0.get()
     }
 }
 
-/// The bit of `iommu_domain.type` that says that a domain maps pages.
+/// The bit of `iommu_domain.type` that is set if a domain maps pages.
 const PAGING: u32 = bindings::__IOMMU_DOMAIN_PAGING;

@@ -64,7 +64,7 @@ impl<D: Driver> Ops<D> {
         ..NO_DOMAIN_OPS
     };
 
-    /// The domain that lets no DMA through, for a static.
+    /// The domain that blocks all DMA, for a static.
     pub(crate) const fn blocked() -> StaticDomain {
         StaticDomain::new(bindings::IOMMU_DOMAIN_BLOCKED, Self::BLOCKED)
     }
@@ -74,8 +74,8 @@ impl<D: Driver> Ops<D> {
         StaticDomain::new(bindings::IOMMU_DOMAIN_IDENTITY, Self::IDENTITY)
     }
 
-    /// The table of operations, to be kept in a static. Devices are parked on `blocked`
-    /// while nobody uses them and when they leave.
+    /// The table of operations, for a static. The core attaches devices to `blocked` while
+    /// nobody uses them and when they are released.
     pub(crate) const fn table(blocked: &'static StaticDomain, owner: &ThisModule) -> OpsTable {
         OpsTable(bindings::iommu_ops {
             capable: Some(Self::capable),
@@ -228,7 +228,7 @@ impl<D: Driver> Ops<D> {
         // SAFETY: The core passes one of this driver's domains.
         let domain = unsafe { Domain::<D::Domain>::from_raw(domain) };
         let (iova, prot, gfp) = (iova as u64, Prot(prot), Gfp(gfp));
-        // SAFETY: The core passes a place for the result, of nobody else's.
+        // SAFETY: The core passes a valid place for the result, which nobody else uses.
         let mapped = unsafe { &mut *mapped };
         // SAFETY: The users of the IOMMU API give each range one owner at a
         // time.
@@ -269,9 +269,9 @@ impl<D: Driver> Ops<D> {
         D::Domain::flush_all(unsafe { Domain::from_raw(domain) });
     }
 
-    // The two below are called for every map and unmap, and mostly have nothing
-    // to do. What they do otherwise is a function of the same signature, so that
-    // it is jumped to and these need no stack.
+    // The core calls the next two for every map and unmap, and mostly they have nothing
+    // to do. The slow path of each is a function with the same signature, so that the
+    // call is a jump and needs no stack.
 
     /// # Safety
     ///
@@ -362,8 +362,8 @@ impl<D: Driver> Ops<D> {
     }
 }
 
-/// No operation at all, to build tables from.
+/// A table without operations, to build others from.
 const NO_DOMAIN_OPS: bindings::iommu_domain_ops = pin_init::zeroed();
 
-/// No operation at all, to build tables from.
+/// A table without operations, to build others from.
 const NO_OPS: bindings::iommu_ops = pin_init::zeroed();

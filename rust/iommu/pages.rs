@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Memory for tables, and the gather of an unmap, which may hold some until its flush.
+//! Memory for tables, and the gather of an unmap, which may hold such memory until its
+//! flush.
 //!
 //! C headers: [`include/linux/iommu.h`](srctree/include/linux/iommu.h),
 //! [`drivers/iommu/iommu-pages.h`](srctree/drivers/iommu/iommu-pages.h).
@@ -18,19 +19,19 @@ use kernel::{
 
 use super::Gfp;
 
-/// Allocates zeroed memory for tables, counted like that of every IOMMU driver:
-/// `size` bytes, a power of two, aligned to `size`; at least a page is taken.
+/// Allocates zeroed memory for tables, accounted like that of every IOMMU driver: `size`
+/// bytes, a power of two, aligned to `size`. Takes at least a page.
 ///
 /// # Context
 ///
-/// As `gfp` says.
+/// May sleep if `gfp` allows it.
 pub(crate) fn alloc_pages(size: usize, gfp: Gfp) -> Option<NonNull<u8>> {
-    // SAFETY: No requirements; the node is none in particular.
+    // SAFETY: The call has no requirements; any node will do.
     let pages = unsafe { iommu_alloc_pages_node_sz(bindings::NUMA_NO_NODE, gfp.0, size) };
     NonNull::new(pages.cast())
 }
 
-/// Frees memory that [`alloc_pages`] gave.
+/// Frees memory from [`alloc_pages`].
 ///
 /// # Safety
 ///
@@ -46,8 +47,8 @@ pub(crate) unsafe fn free_pages(pages: NonNull<u8>) {
 #[repr(transparent)]
 pub(crate) struct PagesList(Opaque<bindings::iommu_pages_list>);
 
-// SAFETY: What is on the list belongs to nobody else; the list itself is used as
-// `PagesList::take` says.
+// SAFETY: The memory on the list belongs to nobody else. Uses of the list itself follow
+// the requirements of `PagesList::take`.
 unsafe impl Send for PagesList {}
 // SAFETY: As above.
 unsafe impl Sync for PagesList {}
@@ -66,7 +67,7 @@ impl PagesList {
         }
     }
 
-    /// Takes all that is on another list.
+    /// Moves everything from another list to this one.
     ///
     /// # Safety
     ///
@@ -76,11 +77,11 @@ impl PagesList {
         unsafe { zpci_iommu_pages_list_move(from.0.get(), self.0.get()) }
     }
 
-    /// Frees what is on the list.
+    /// Frees the memory on the list.
     ///
     /// # Safety
     ///
-    /// The caller serialises all uses of the list, and nobody uses what is on it.
+    /// The caller serialises all uses of the list, and nobody uses the memory on it.
     pub(crate) unsafe fn free(&self) {
         // SAFETY: The list is initialised; the caller's promise. The second call
         // makes it a list again.
@@ -91,15 +92,15 @@ impl PagesList {
     }
 }
 
-/// What was unmapped and not yet flushed.
+/// Ranges that were unmapped and not yet flushed.
 ///
 /// C: `struct iommu_iotlb_gather`.
 #[repr(transparent)]
 pub(crate) struct Gather(bindings::iommu_iotlb_gather);
 
 impl Gather {
-    /// The first address that was unmapped and the last one (inclusive).
-    /// Anything between may have been.
+    /// The first unmapped address and the last one (inclusive). Any address in between
+    /// may be unmapped as well.
     #[inline]
     pub(crate) fn range(&self) -> (u64, u64) {
         (self.0.start as u64, self.0.end as u64)
@@ -113,31 +114,30 @@ impl Gather {
         self.0.end = core::cmp::max(self.0.end, last as usize);
     }
 
-    /// Gives memory back to the system after the flush of this gather.
+    /// Frees memory after the flush of this gather.
     ///
     /// # Safety
     ///
     /// `pages` came from [`alloc_pages`], and after the flush nobody uses it.
     pub(crate) unsafe fn free_after_flush(&mut self, pages: NonNull<u8>) {
-        // SAFETY: `self.0.freelist` is valid; `pages` is by the caller's
-        // promise.
+        // SAFETY: `self.0.freelist` is valid, and `pages` is by the caller's promise.
         unsafe { zpci_iommu_pages_list_add(&raw mut self.0.freelist, pages.as_ptr().cast()) }
     }
 
-    /// Whether [`Gather::free_flushed`] has something to do.
+    /// Whether [`Gather::free_flushed`] would free anything.
     #[inline]
     pub(crate) fn holds_pages(&self) -> bool {
         let head = &raw const self.0.freelist.pages;
         !ptr::eq(self.0.freelist.pages.next, head)
     }
 
-    /// Whether a full flush follows, and not one of this gather.
+    /// Whether a full flush follows instead of a flush of this gather.
     #[inline]
     pub(crate) fn is_queued(&self) -> bool {
         self.0.queued
     }
 
-    /// Gives what [`Gather::free_after_flush`] took to a list.
+    /// Moves the memory from [`Gather::free_after_flush`] to a list.
     ///
     /// # Safety
     ///
@@ -147,14 +147,14 @@ impl Gather {
         unsafe { zpci_iommu_pages_list_move(&raw mut self.0.freelist, list.0.get()) }
     }
 
-    /// Frees what [`Gather::free_after_flush`] took.
+    /// Frees the memory from [`Gather::free_after_flush`].
     ///
     /// # Safety
     ///
     /// The gather was flushed.
     pub(crate) unsafe fn free_flushed(&mut self) {
-        // SAFETY: The list is valid; nobody uses what is on it by the promises
-        // of `free_after_flush` and of the caller.
+        // SAFETY: The list is valid. Nobody uses the memory on it, by the promises of
+        // `free_after_flush` and of the caller.
         unsafe { iommu_put_pages_list(&raw mut self.0.freelist) }
     }
 }
@@ -164,7 +164,7 @@ extern "C" {
     fn iommu_alloc_pages_node_sz(nid: c_int, gfp: bindings::gfp_t, size: usize) -> *mut c_void;
     fn iommu_free_pages(virt: *mut c_void);
     fn iommu_put_pages_list(list: *mut bindings::iommu_pages_list);
-    // A static inline there; wrapped by integration/zpci_iommu.c.
+    // A static inline in that header; integration/zpci_iommu.c wraps it.
     fn zpci_iommu_pages_list_add(list: *mut bindings::iommu_pages_list, virt: *mut c_void);
     fn zpci_iommu_pages_list_move(
         from: *mut bindings::iommu_pages_list,
