@@ -10,7 +10,7 @@ use crate::{
     ktap::{Outcome, Point, Report},
 };
 use anyhow::{Context, Result};
-use std::iter;
+use std::{iter, time::Duration};
 
 /// Suites that both come to the end of, on functions as Debian's emulator has them.
 const USUAL: Variant = variant(
@@ -22,6 +22,7 @@ const USUAL: Variant = variant(
 const SPECIAL: [&str; 3] = ["identity", "windows", "vfs"];
 /// What suites measure is for the reader: the host may be busy.
 const FIGURE: &str = "an interrupt waited";
+const LIMIT: Duration = Duration::from_secs(600);
 
 impl Suite<'_> {
     /// Boots both. What C's driver fails at is shown, and is no failure of ours.
@@ -58,16 +59,33 @@ impl Suite<'_> {
         let special = special.filter(|boot| SPECIAL.contains(&boot.name));
         let reports = iter::once(&USUAL).chain(special).map(|variant| {
             let name = format!("peer-{driver}-{}", variant.name);
-            let boot = Self::boot_of(&machine, &name, variant);
+            let mut boot = Self::boot_of(&machine, &name, variant);
+            boot.limit = LIMIT;
             let mut report = None;
             self.step(&name, "running suites of the guest", |step| {
-                let seen = report.insert(boot.run(step.project, |line| {
+                let run = boot.run(step.project, |line| {
                     if line.contains(FIGURE) {
                         println!("    | {line}");
                     }
-                })?);
+                });
+                // C's driver need not come to the end on machines that it was not made for.
+                let may_stop = driver == "c" && variant.name != USUAL.name;
+                let seen = match run {
+                    Err(error) if may_stop => {
+                        println!("    | {error:#}");
+                        Report::default()
+                    }
+                    run => run?,
+                };
+                let seen = report.insert(seen);
                 let ended = seen.status.is_some() && seen.plan == Some(seen.points.len());
-                Ok(Count::one(ended))
+                Ok(match ended {
+                    false if may_stop => Count {
+                        skipped: 1,
+                        ..Count::default()
+                    },
+                    ended => Count::one(ended),
+                })
             });
             report.with_context(|| format!("{name} did not boot"))
         });
