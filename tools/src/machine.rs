@@ -185,6 +185,8 @@ fn prepare(
 
 /// A folder with what an s390x program is compiled and linked with.
 fn sysroot(project: &Project, release: &str, folder: PathBuf) -> Result<PathBuf> {
+    // The guest's other packages come through the same private root.
+    let _lock = project.lock()?;
     let doing = format!("fetching {} for s390x", LIBRARIES.join(" and "));
     let step = Step::start(project, "machine-sysroot", &doing)?;
     let mut words = apt::INSTALL.to_vec();

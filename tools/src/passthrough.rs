@@ -101,8 +101,8 @@ fn boot(
     );
     let boot = Boot {
         plugged: EVERYTHING,
-        // Requests of 4 MiB at most, not of 512 KiB
-        arguments: &["-global", "nvme.mdts=10"],
+        // Requests of 2 MiB at most, not of 512 KiB: newer versions of QEMU take no more.
+        arguments: &["-global", "nvme.mdts=9"],
         ..machine.boot("passthrough", append, LIMIT)
     };
     let mut claims = Vec::new();

@@ -23,7 +23,7 @@ const NOT_SHADOWED: &[&str] = &[
     "zpci.x-rereg-keeps=on",
 ];
 
-const BOOTS: [Variant; 9] = [
+pub(super) const BOOTS: [Variant; 9] = [
     variant(
         "identity",
         "iommu.passthrough=1 guest.type=identity memhp_default_state=online_movable \
