@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * Suite "aperture": dma-iommu hands out no IOVA that the function cannot
- * reach, and comes to a clean end when there are no more.
+ * Suite "aperture": dma-iommu never returns an IOVA that the function cannot
+ * reach, and fails cleanly when there are no more.
  */
 #include <linux/delay.h>
 #include <linux/dma-mapping.h>

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * Suite "attach": replacing domains, sharing domains, and what must not
- * depend on what is attached.
+ * Suite "attach": replacing domains, sharing domains, and properties that
+ * must not depend on what is attached.
  */
 #include <linux/kthread.h>
 #include <linux/pci.h>

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * Where a function is: what the IOMMU core says, where its DMA goes, and
- * whether flushes reach it.
+ * Checks of what a function is attached to: according to the IOMMU core, by
+ * where its DMA goes, and by whether flushes reach it.
  */
 #define pr_fmt(fmt) "iommu_test: " fmt
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * Suite "dma": what the device reads and writes is what the domain says.
+ * Suite "dma": the device reads and writes the memory that the domain maps.
  */
 #include <linux/sizes.h>
 

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
  * Suite "failing": every allocation of a call fails in turn, the first, the
- * second, and so on, until the call needs no more. What fails must say -ENOMEM
- * and leave everything as it was before.
+ * second, and so on, until the call needs no more. A call that fails must return
+ * -ENOMEM and leave everything unchanged.
  */
 #define pr_fmt(fmt) "failing: " fmt
 

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * Suite "fallback": a machine that does not know re-registration, one whose
- * instructions fail for what state the function is in, and resets that are no
- * stricter than the C driver's.
+ * Suite "fallback": a machine that does not support re-registration, one whose
+ * instructions fail because of the state of the function, and resets that are
+ * no stricter than those of the C driver.
  */
 #include "iommu_test.h"
 

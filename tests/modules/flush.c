@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * Suite "flush": what flushes ask the machine for, how much of it, and what
- * becomes of a flush that was refused: it is made up for, and nothing that the
- * machine may still walk is given away before that.
+ * Suite "flush": which refreshes flushes issue, how many, and what happens after
+ * a refused flush: a later one makes up for it, and nothing that the machine may
+ * still walk is freed before that.
  */
 #define pr_fmt(fmt) "flush: " fmt
 

@@ -2,9 +2,9 @@
 /*
  * The functions under test, and domains for them.
  *
- * A driver of our own is bound to them (by driver_override), as the IOMMU API
- * expects of its callers; it lets the kernel reset the function when an error
- * event is reported.
+ * Our own driver is bound to them (by driver_override), as the IOMMU API expects
+ * of its callers. It lets the kernel reset the function when an error event is
+ * reported.
  */
 #define pr_fmt(fmt) "iommu_test: " fmt
 

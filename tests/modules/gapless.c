@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * Suite "gapless": domains are replaced while the device works. For functions
- * that are not shadowed: re-registration takes a shadow away, and until the
- * refresh that follows there is nothing.
+ * Suite "gapless": domains are replaced while the device works. Only for
+ * functions that are not shadowed: re-registration empties a shadow, and until
+ * the following refresh nothing is mapped.
  */
 #define pr_fmt(fmt) "gapless: " fmt
 

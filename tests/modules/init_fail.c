@@ -1,16 +1,16 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * Makes a call fail that the driver makes while it starts, or take its time.
+ * Makes one of the driver's calls fail while the driver starts, or delays it.
  *
- * The probes sit on the kernel's own functions, so that nothing of this is in
- * the driver. They are armed from the moment when the driver's module is about
- * to start until it has, for the task that loads it, and count calls that the
- * driver makes: those with the driver among their nearest callers. The call
- * that the parameter "nth" names does not take place and returns an error; 0
- * lets all of them pass.
+ * The probes are on the kernel's own functions, so the driver needs no code for
+ * this. They are armed for the task that loads the driver's module, from just
+ * before the module starts until it has started. They count the driver's calls:
+ * those with the driver among their nearest callers. The call with the number
+ * of the parameter "nth" is not executed and returns an error; with 0 all calls
+ * are executed.
  *
- * Enabling a function takes "enable_ms" longer, whoever does it: time in which
- * its slot can be switched.
+ * Enabling a function takes "enable_ms" longer, whoever does it. In this time its
+ * slot can be switched.
  */
 #define pr_fmt(fmt) "init_fail: " fmt
 

@@ -1,10 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * Counts, records and refuses what the driver asks the machine for, and holds
- * it up meanwhile.
+ * Counts, records, refuses and delays the instructions that the driver issues.
  *
- * The probes sit on the kernel's own functions, so that nothing of this is in
- * the driver. A refused call does not reach the machine.
+ * The probes are on the kernel's own functions, so the driver needs no code for
+ * this. A refused call does not reach the machine.
  */
 #define pr_fmt(fmt) "iommu_test: " fmt
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * Suite "api": a paging domain by the public IOMMU API, no device attached.
+ * Suite "api": the public IOMMU API on a paging domain without devices.
  */
 #include <linux/prandom.h>
 #include <linux/scatterlist.h>

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * What map, unmap and a full flush cost, through the public IOMMU API. It runs
- * when it is loaded and leaves its figures in the kernel log.
+ * Measures the cost of map, unmap and a full flush through the public IOMMU API.
+ * It runs when it is loaded and writes its figures to the kernel log.
  *
- * The cost of map and unmap is measured on domains that no device is attached
- * to: the driver's own, generic_pt's x86-64 format, and two whose operations do
- * nothing: what the core takes for itself. On an emulator that counts
- * instructions (one a nanosecond of its clock) the figures are instructions.
+ * The cost of map and unmap is measured on domains without devices: the driver's
+ * own, generic_pt's x86-64 format, and two whose operations do nothing, which
+ * show the cost of the core alone. On an emulator that counts instructions (one
+ * per nanosecond of its clock) the figures are instructions.
  *
  * The cost of a full flush is measured on a domain with the function attached.
  */

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * What a domain costs that many functions share: attaches, full flushes, detaches,
- * through the public IOMMU API. It runs when it is loaded and leaves its figures in
- * the kernel log. It takes random number generators, which do no DMA through the
- * IOMMU, from their driver.
+ * Measures the cost of a domain that many functions share: attaches, full flushes,
+ * detaches, through the public IOMMU API. It runs when it is loaded and writes its
+ * figures to the kernel log. It takes random number generators, which do no DMA
+ * through the IOMMU, from their driver.
  */
 #define pr_fmt(fmt) "iommu_functions: " fmt
 

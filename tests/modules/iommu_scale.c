@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * How maps and unmaps of 4 KiB scale with the number of CPUs that do them, and
- * how much memory tables take, through the public IOMMU API. It runs when it is
- * loaded and leaves its figures in the kernel log.
+ * Measures how maps and unmaps of 4 KiB scale with the number of CPUs, and how
+ * much memory tables need, through the public IOMMU API. It runs when it is
+ * loaded and writes its figures to the kernel log.
  *
- * No device is attached. Pairs of a map and an unmap are counted for a while, on
- * 1, 2, 4 and 8 CPUs: each in a range of its own, and all in one page table. The
- * same is done with generic_pt's x86-64 format. Subjects and numbers of CPUs take
- * turns in every round, so that a machine that is busy for a while disturbs all.
+ * No device is attached. The module counts pairs of a map and an unmap for a
+ * while, on 1, 2, 4 and 8 CPUs: each CPU in its own range, and all CPUs in one
+ * page table. It does the same with generic_pt's x86-64 format. Subjects and
+ * numbers of CPUs alternate in every round, so that load on the host affects all.
  */
 #define pr_fmt(fmt) "iommu_scale: " fmt
 

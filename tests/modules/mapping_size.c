@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * No suite: drivers that probe while this is loaded map as much at once as their
- * devices take. The DMA API advises 128 KiB where there is an IOMMU, and the
+ * Not a suite: drivers that probe while this is loaded map as much at once as
+ * their devices support. With an IOMMU the DMA API recommends 128 KiB, and the
  * NVMe driver makes no larger requests.
  */
 #define pr_fmt(fmt) "mapping_size: " fmt

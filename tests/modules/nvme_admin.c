@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * NVMe's admin queue as a device that does DMA where a test wants it.
+ * NVMe's admin queue as a device that does DMA wherever a test needs it.
  *
  * IDENTIFY makes the device read a submission, write a page of known content
- * and write a completion, each at an IOVA of the test's choice. Completions
- * are polled for, so that no interrupt is needed.
+ * and write a completion, each at an IOVA that the test chooses. The test polls
+ * for completions, so it needs no interrupt.
  */
 #define pr_fmt(fmt) "iommu_test: " fmt
 

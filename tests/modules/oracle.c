@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
  * Suite "oracle": on every processor a thread maps, unmaps, looks up and flushes
- * at random in a domain that all share, while a device works on it and its domain
- * is replaced. Each thread owns some pages of each table and knows what is mapped
- * there: what a lookup finds must be that, at any time.
+ * at random in a shared domain, while a device works on it and its domain is
+ * replaced. Each thread owns some pages of each table and knows what is mapped
+ * there: every lookup must return exactly that, at any time.
  */
 #define pr_fmt(fmt) "oracle: " fmt
 

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * What the machine around this one has mapped for a function.
+ * Asks the host of this machine what it has mapped for a function.
  *
- * A function that is passed through must make no errors: the hypervisor stops
- * this machine for them. So what the device reaches after an unmap is asked for
- * instead, by a line on the console, and somebody writes the answer to the
- * parameter "answer".
+ * A function that is passed through must not cause errors, because the hypervisor
+ * would stop this machine. So a test does not access memory after an unmap.
+ * Instead it asks the host by a line on the console, and the reply is written to
+ * the parameter "answer".
  */
 #define pr_fmt(fmt) "iommu_test: " fmt
 

@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * Suite "reenable": what KVM does to a function that a guest gets or gives
- * back (kvm_s390_pci_register_kvm() and its counterpart): it disables the
- * function, writes down the guest's GISA or removes it, and
- * enables the function again, while VFIO or iommufd has a domain attached.
+ * Suite "reenable": the steps of KVM when a guest gets or returns a function
+ * (kvm_s390_pci_register_kvm() and its counterpart). KVM disables the function,
+ * stores the guest's GISA or removes it, and enables the function again, while
+ * VFIO or iommufd has a domain attached.
  *
- * A guest that interprets needs SIE, which no emulated processor has. Here the
- * entry points are called that KVM calls, and what the machine is asked for is
- * looked at; the emulator takes a GISA and ignores it.
+ * Interpretation in a guest needs SIE, which no emulated processor has. This
+ * suite calls the same entry points as KVM, and checks the instructions. The
+ * emulator accepts a GISA and ignores it.
  */
 #include <linux/cleanup.h>
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
  * Suite "refuse": the machine refuses an instruction in the middle of an
- * attach, a map or a block, and everything is as the IOMMU core believes.
+ * attach, a map or a block, and the state is still what the IOMMU core assumes.
  */
 #include <linux/sizes.h>
 

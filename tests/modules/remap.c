@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * Suite "remap": IOVAs that are mapped again mean the new memory, those that
- * were unmapped mean none, and their neighbours what they meant before. In all
- * sizes and ways in which a hypervisor that shadows our tables learns of it.
+ * Suite "remap": IOVAs that are mapped again translate to the new memory,
+ * unmapped IOVAs do not translate, and their neighbours are unchanged. In all
+ * sizes, and in all ways in which a hypervisor that shadows our tables may learn
+ * of changes.
  */
 #include <linux/scatterlist.h>
 #include <linux/sizes.h>

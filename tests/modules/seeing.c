@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * Suite "seeing", the part in the kernel: attaches that are refused or not. What
- * can be observed of them the guest's suite of the same name looks for.
+ * Suite "seeing", the part in the kernel: successful and refused attaches. The
+ * guest's suite of the same name checks the output that they cause.
  */
 #include <linux/moduleparam.h>
 

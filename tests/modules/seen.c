@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * No suite: a domain to look at, for as long as the module is loaded. What it
- * maps is known to the guest's suite "seeing". No function is attached to it,
- * so the physical addresses may be any.
+ * Not a suite: this provides a domain to inspect while the module is loaded. The
+ * guest's suite "seeing" knows its mappings. No function is attached to it, so
+ * the physical addresses are arbitrary.
  */
 #define pr_fmt(fmt) "seen: " fmt
 

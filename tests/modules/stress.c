@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * Suite "stress": maps and unmaps, in atomic context and on other CPUs, beside
- * everything that changes what the function is registered with.
+ * Suite "stress": maps and unmaps, in atomic context and on other CPUs, which
+ * race with everything that changes the registration of the function.
  *
- * A refresh of a function that is not registered puts it into the error state:
- * an error event that the test did not ask for is a flush that hit the wrong
- * moment. A flush that was missed shows in where the device writes.
+ * A refresh of a function that is not registered puts it into the error state.
+ * So an unexpected error event means that a flush came at the wrong moment. A
+ * missed flush shows in where the device writes.
  */
 #include <linux/delay.h>
 #include <linux/kthread.h>

@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * A domain that is attached nowhere and has many tables, for as long as this
- * module is loaded. What that takes is for the guest's program to see, where
- * the kernel shows it.
+ * Provides a domain without functions that has many tables while this module is
+ * loaded. The guest's program checks how the kernel accounts for the memory.
  */
 #define pr_fmt(fmt) "tables: " fmt
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * Suite "transitions": attaches and blocks, from each state to each other one,
- * and such as are refused.
+ * Suite "transitions": attaches and blocks, from each state to every other one,
+ * and refused ones.
  */
 #include "transitions.h"
 

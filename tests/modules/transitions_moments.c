@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * Suite "transitions": a map and an unmap on A, complete, at each moment of a
- * transition.
+ * Suite "transitions": a complete map and a complete unmap on A, at each step of
+ * a transition.
  */
 #include <linux/sizes.h>
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * Suite "transitions": what a reset and a recovery without one bring back, and
+ * Suite "transitions": what a reset and a recovery without a reset restore, and
  * functions that are gone.
  */
 #include "transitions.h"

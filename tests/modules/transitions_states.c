@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * Suite "transitions": from each thing that can be attached to each other one,
- * what the machine is asked, and in which order; what a recovery without a
- * reset and a reset bring back; and unmaps at each moment of a transition.
+ * Suite "transitions": the instructions and their order, from each state of a
+ * function to every other one; what a recovery without a reset and a reset
+ * restore; and unmaps at each step of a transition.
  *
- * Here: where a function may be, how it gets there, and whether it is there.
+ * This file has the states, the ways to enter them, and the checks of them.
  *
- * The emulator offers no function that may skip translation. For the tests of
- * identity one is made to look as if, and what would register identity does
- * not reach the machine: they show what it is asked, not that DMA works so.
+ * The emulator offers no function that may skip translation. The tests of
+ * identity make one look as if it may, and a registration of identity does not
+ * reach the machine. So these tests show the instructions, not that DMA works.
  */
 #include <linux/sizes.h>
 

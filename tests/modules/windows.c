@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * Suite "windows": one domain, and two functions whose windows begin and end
- * elsewhere. For an emulator that was started with such.
+ * Suite "windows": one domain, and two functions with different windows. For an
+ * emulator that is started with such functions.
  */
 #include <linux/sizes.h>
 
