@@ -155,9 +155,14 @@ static int __init init_fail_init(void)
 	for (i = 0; i < ARRAY_SIZE(all); i++)
 		probes[i] = &all[i].probe;
 	probes[i] = &enable;
-	ret = register_kprobes(probes, ARRAY_SIZE(probes));
-	if (ret)
-		return ret;
+	for (i = 0; i < ARRAY_SIZE(probes); i++) {
+		ret = register_kprobe(probes[i]);
+		if (ret) {
+			pr_err("no probe on %s (%d)\n", probes[i]->symbol_name, ret);
+			unregister_kprobes(probes, i);
+			return ret;
+		}
+	}
 	ret = register_module_notifier(&modules);
 	if (ret)
 		unregister_kprobes(probes, ARRAY_SIZE(probes));
