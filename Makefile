@@ -22,7 +22,8 @@
 ## make modules   KDIR=<prepared tree>: build the driver as an external module
 ## make modules_install  KDIR=...: install it
 ## make integrate put the driver into a kernel tree (KDIR=, or the one in the cache)
-## make series    KDIR=<released tree>: the driver as patches in build/series/, ready to send
+## make series    KDIR=<released tree>: the driver, and fixes of the kernel's selftests, as
+##                patches in build/series/, ready to send
 ## make fmt       format all Rust
 ## make clippy    clippy on all Rust, the driver included
 ## make checkpatch  the kernel's checkpatch on all C

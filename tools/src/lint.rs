@@ -235,9 +235,12 @@ pub fn checkpatch_on<'a>(
     count(step, commands)
 }
 
+/// The pages of this project, and how they are written.
+pub const PAGES: &str = "Documentation";
+
 pub fn htmldocs(project: &Project) -> Result<()> {
     let step = Step::start(project, "htmldocs", "writing the pages")?;
-    if !write_pages(&step)? {
+    if !write_pages(&step, &project.root.join(PAGES), "htmldocs")? {
         bail!("htmldocs: correct what sphinx says");
     }
     let page = project.build.join("htmldocs/index.html");
@@ -245,16 +248,18 @@ pub fn htmldocs(project: &Project) -> Result<()> {
     Ok(())
 }
 
-/// The pages of `Documentation/` as HTML; a warning is an error.
-pub fn write_pages(step: &Step) -> Result<bool> {
+/// The pages of a folder as HTML, below `build/`; a warning is an error.
+pub fn write_pages(step: &Step, pages: &Path, output: &str) -> Result<bool> {
     let project = step.project;
     let sphinx = deps::program(project, "sphinx-build", "python3-sphinx")?;
     step.check(
         step.command(sphinx)
             .args(["-W", "--keep-going", "-q", "-E", "-b", "html", "-d"])
             .arg(project.build.join("doctrees"))
-            .arg(project.root.join("Documentation"))
-            .arg(project.build.join("htmldocs")),
+            .arg("-c")
+            .arg(project.root.join(PAGES))
+            .arg(pages)
+            .arg(project.build.join(output)),
     )
 }
 

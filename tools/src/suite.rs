@@ -38,7 +38,8 @@ const PARTS: [Part; 19] = [
     }),
     // the pages of Documentation/, without a warning
     ("docs", |suite| {
-        let work = |step: &Step| lint::write_pages(step).map(Count::one);
+        let pages = suite.project.root.join(lint::PAGES);
+        let work = |step: &Step| lint::write_pages(step, &pages, "htmldocs").map(Count::one);
         suite.step("htmldocs", "writing the pages", work);
     }),
     // the unit tests of this program
