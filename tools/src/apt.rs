@@ -24,6 +24,13 @@ const KEYRINGS: [&str; 2] = [
 ];
 /// The releases whose packages are known to fit.
 pub const RELEASES: [&str; 2] = ["bookworm", "trixie"];
+/// Downloads packages with all that they depend on.
+pub const INSTALL: [&str; 4] = [
+    "install",
+    "--download-only",
+    "--yes",
+    "--no-install-recommends",
+];
 /// What to do when nothing can be downloaded.
 const ADVICE: &str = "check the network and the machine's apt sources";
 

@@ -50,13 +50,14 @@ const LIBRARIES: [&str; 3] = [
 const LAYOUT: &str = "2";
 
 impl Programs {
-    /// The archive; made once for a release of Debian.
-    pub fn archive(&self, project: &Project) -> Result<PathBuf> {
+    /// The archive; made once for a release of Debian. A program that is given takes the
+    /// place of Debian's of its name.
+    pub fn archive(&self, project: &Project, given: Option<&Path>) -> Result<PathBuf> {
         let folder = project.cache.join("guest");
         let codename = apt::codename().context(
             "the guest's programs come from Debian's packages, this is no Debian 12 or 13",
         )?;
-        let key = hash::key((&codename, LAYOUT, self.names));
+        let key = hash::key((&codename, LAYOUT, self.names, given));
         let path = folder.join(format!("{}-{key}.cpio", self.folder));
         if path.is_file() {
             return Ok(path);
@@ -70,12 +71,14 @@ impl Programs {
         if codename == "bookworm" {
             suites.push(format!("{codename}-backports"));
         }
-        let how = "install --download-only --yes --no-install-recommends -t";
-        let mut words: Vec<&str> = how.split(' ').collect();
-        words.push(&suites[suites.len() - 1]);
+        let mut words = apt::INSTALL.to_vec();
+        words.extend(["-t", &suites[suites.len() - 1]]);
         words.extend(self.names);
         Root::of_suites(&step, &suites, "s390x")?.unpack(&words, &tree)?;
         let folder = tree.join("usr/bin");
+        if let Some(program) = given {
+            fs::copy(program, folder.join(name_of(program)))?;
+        }
         let programs = self.names.iter().map(|name| folder.join(name));
         let mut files = closure(&step, &tree, programs.collect())?;
         files.extend(self.files.iter().map(|file| tree.join(file)));

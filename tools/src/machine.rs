@@ -10,7 +10,7 @@ use crate::{
     project::Project,
     steps::Step,
 };
-use anyhow::{bail, Result};
+use anyhow::{bail, Context, Result};
 use fs_err as fs;
 use std::{
     ops::Range,
@@ -28,7 +28,6 @@ const NAME: &str = "qemu-system-s390x";
 /// none.
 const CONFIGURE: &[&str] = &[
     "--python=/usr/bin/python3",
-    "--cc=ccache cc",
     "--target-list=s390x-softmmu",
     "--without-default-features",
     "--enable-tcg",
@@ -40,6 +39,10 @@ const CONFIGURE: &[&str] = &[
     "--disable-install-blobs",
     "--firmwarepath=/usr/share/qemu",
 ];
+/// Where a guest's is not built as this machine's.
+const CROSS: &str = "s390x-linux-gnu-";
+/// What a guest's is linked with, from Debian's packages for s390x.
+const LIBRARIES: [&str; 2] = ["libglib2.0-dev", "zlib1g-dev"];
 
 pub fn run(project: &Project) -> Result<()> {
     println!("machine={}", build(project)?.display());
@@ -52,11 +55,26 @@ pub fn build(project: &Project) -> Result<PathBuf> {
     if project.qemu.is_some() {
         return deps::qemu(project);
     }
+    provide(project, None)
+}
+
+/// The same built for s390x, which a guest can start with the libraries of this release of
+/// Debian.
+pub fn build_for_guest(project: &Project) -> Result<PathBuf> {
+    let release = apt::codename();
+    let release = release.context(
+        "a guest's QEMU is built with Debian's libraries for s390x, this is no Debian 12 or 13",
+    )?;
+    provide(project, Some(&release))
+}
+
+/// From the cache, or built: for this machine, or with the s390x libraries of a release.
+fn provide(project: &Project, of_guest: Option<&str>) -> Result<PathBuf> {
     deps::ensure_machine(project)?;
     let _lock = project.lock_file("machine.lock")?;
     let (archive, version) = source(project)?;
     let patches = paths_of_kind(&project.root.join("integration/qemu"), "patch")?;
-    let key = hash::key((version, CONFIGURE, read_all(&patches)?));
+    let key = hash::key((version, CONFIGURE, of_guest, read_all(&patches)?));
     let place = project.cache.join(format!("machine-{key}"));
     let program = place.join(NAME);
     if program.is_file() {
@@ -66,12 +84,15 @@ pub fn build(project: &Project) -> Result<PathBuf> {
     let (tree, objects) = (work.join("source"), work.join("objects"));
     make_anew(&work)?;
     prepare(project, &archive, version, &patches, &tree)?;
-    compile(project, &tree, &objects)?;
+    let sysroot = of_guest.map(|release| sysroot(project, release, work.join("sysroot")));
+    let sysroot = sysroot.transpose()?;
+    compile(project, &tree, &objects, sysroot.as_deref())?;
     let doing = "leaving out what debuggers read";
     let step = Step::start(project, "machine-strip", doing)?;
     let stripped = work.join("stripped");
     fs::create_dir_all(&stripped)?;
-    let mut command = step.command("strip");
+    let prefix = of_guest.map_or("", |_| CROSS);
+    let mut command = step.command(format!("{prefix}strip"));
     command
         .arg("-o")
         .args([stripped.join(NAME), objects.join(NAME)]);
@@ -162,11 +183,41 @@ fn prepare(
     Ok(())
 }
 
-fn compile(project: &Project, tree: &Path, objects: &Path) -> Result<()> {
-    let step = Step::start(project, "machine-build", "building QEMU")?;
+/// A folder with what an s390x program is compiled and linked with.
+fn sysroot(project: &Project, release: &str, folder: PathBuf) -> Result<PathBuf> {
+    let doing = format!("fetching {} for s390x", LIBRARIES.join(" and "));
+    let step = Step::start(project, "machine-sysroot", &doing)?;
+    let mut words = apt::INSTALL.to_vec();
+    words.extend(LIBRARIES);
+    Root::of_suites(&step, &[release.to_owned()], "s390x")?.unpack(&words, &folder)?;
+    step.done("unpacked");
+    Ok(folder)
+}
+
+fn compile(project: &Project, tree: &Path, objects: &Path, sysroot: Option<&Path>) -> Result<()> {
+    let doing = if sysroot.is_some() {
+        "building QEMU for a guest"
+    } else {
+        "building QEMU"
+    };
+    let step = Step::start(project, "machine-build", doing)?;
     fs::create_dir_all(objects)?;
     let mut configure = step.command(tree.join("configure"));
     configure.args(CONFIGURE);
+    if let Some(folder) = sysroot {
+        let sysroot = folder.display();
+        configure
+            .arg(format!("--cross-prefix={CROSS}"))
+            .arg(format!("--cc=ccache {CROSS}gcc --sysroot={sysroot}"))
+            .env("PKG_CONFIG", "pkg-config")
+            .env("PKG_CONFIG_SYSROOT_DIR", folder)
+            .env(
+                "PKG_CONFIG_LIBDIR",
+                folder.join("usr/lib/s390x-linux-gnu/pkgconfig"),
+            );
+    } else {
+        configure.arg("--cc=ccache cc");
+    }
     let mut ninja = step.command("ninja");
     ninja.args(["-j", &project.jobs.to_string(), NAME]);
     for (command, advice) in [

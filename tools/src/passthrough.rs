@@ -9,7 +9,8 @@ use crate::{
     guest::Machine,
     initramfs, inner,
     kernel::{self, flavour, Flavour},
-    project::{more_words, text, Project},
+    machine,
+    project::{is_set, more_words, text, Project},
     qemu::{Boot, EVERYTHING},
     steps::Step,
 };
@@ -59,6 +60,9 @@ fn rounds(project: &Project, flavour: &Flavour, words: &str) -> Result<Count> {
     }
     let inner = inner_guest(project)?;
     let mut machine = Machine::prepare(project, flavour)?;
+    if is_corrected() {
+        machine = machine.corrected(project)?;
+    }
     let initrd = project.build.join("initrd-passthrough");
     initramfs::join(&initrd, &[&inner[..], &[machine.initrd]].concat())?;
     machine.initrd = initrd;
@@ -90,8 +94,10 @@ fn boot(
 ) -> Result<(Count, Vec<Claim>, Vec<File>)> {
     let step = Step::start(project, "passthrough", "booting a guest in a guest")?;
     let append = format!(
-        "guest.mode=passthrough guest.limit={INNER_LIMIT} guest.inner={} {words}",
-        inner_driver()
+        "guest.mode=passthrough guest.limit={INNER_LIMIT} guest.inner={} \
+         guest.machine={} {words}",
+        inner_driver(),
+        u8::from(is_corrected())
     );
     let boot = Boot {
         plugged: EVERYTHING,
@@ -134,6 +140,11 @@ fn inner_driver() -> String {
     text("INNER").unwrap_or("rust".into())
 }
 
+/// `MACHINE=1`: both emulators are the one of `make machine`, not Debian's.
+fn is_corrected() -> bool {
+    is_set("MACHINE")
+}
+
 /// What L1 starts L2 with, as an archive: a QEMU, a kernel, a root.
 fn inner_guest(project: &Project) -> Result<Vec<PathBuf>> {
     let folder = project.build.join(inner::QEMU.folder);
@@ -147,7 +158,9 @@ fn inner_guest(project: &Project) -> Result<Vec<PathBuf>> {
     }
     let guest = project.build.join("l2.cpio");
     initramfs::pack_files(&guest, inner::QEMU.folder, &[image, root])?;
-    Ok(vec![inner::QEMU.archive(project)?, guest])
+    let qemu = is_corrected().then(|| machine::build_for_guest(project));
+    let qemu = qemu.transpose()?;
+    Ok(vec![inner::QEMU.archive(project, qemu.as_deref())?, guest])
 }
 
 /// What a guest says that it wrote:

@@ -77,7 +77,7 @@ pub fn run(project: &Project) -> Result<()> {
 
 /// Boots both kernels in turns.
 fn measure_all(project: &Project) -> Result<Throughput> {
-    let load = inner::LOAD.archive(project)?;
+    let load = inner::LOAD.archive(project, None)?;
     let mut machines = Vec::new();
     for driver in DRIVERS {
         let fragments = flavour(&format!("{driver},throughput"));

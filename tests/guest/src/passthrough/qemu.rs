@@ -48,8 +48,14 @@ pub struct Qemu {
 }
 
 impl Qemu {
-    /// Starts it with functions of these addresses.
-    pub fn start(addresses: &[&str], iommufd: bool, words: &str, limit: Duration) -> Result<Self> {
+    /// Starts it with functions of these addresses. `zpci` has more properties of theirs.
+    pub fn start(
+        addresses: &[&str],
+        iommufd: bool,
+        zpci: &str,
+        words: &str,
+        limit: Duration,
+    ) -> Result<Self> {
         let mut command = command(words);
         if iommufd {
             command.args(["-object", "iommufd,id=iommufd0"]);
@@ -57,7 +63,7 @@ impl Qemu {
         let backend = if iommufd { ",iommufd=iommufd0" } else { "" };
         for (index, address) in addresses.iter().enumerate() {
             let id = index + 1;
-            command.args(["-device", &format!("zpci,uid={id},fid={id},target=v{id}")]);
+            command.args(["-device", &format!("zpci,uid={id},fid={id},target=v{id}{zpci}")]);
             command.args(["-device", &format!("vfio-pci,id=v{id},host={address}{backend}")]);
         }
         let mut child = command.spawn().context("start L1's QEMU")?;
