@@ -94,7 +94,7 @@ pub struct Boot<'a> {
     /// More devices, in QEMU's notation, behind the others.
     pub devices: &'a [&'a str],
     /// More arguments of QEMU, before all devices.
-    pub arguments: &'a [&'a str],
+    pub arguments: &'a str,
 }
 
 impl Boot<'_> {
@@ -238,7 +238,7 @@ impl Boot<'_> {
         command
             .args(["-netdev", "hubport,id=n0,hubid=0"])
             .args(["-netdev", "hubport,id=n1,hubid=0"]);
-        command.args(self.arguments);
+        command.args(self.arguments.split_whitespace());
         for device in DEVICES.iter().filter(|d| self.plugged.contains(&d.id)) {
             if device.id == "nvme1" {
                 for _ in 0..self.generators {

@@ -31,8 +31,6 @@ const LIMIT: Duration = Duration::from_secs(1800);
 /// The kernel knows who allocated what, which is how the guest's program sees
 /// that nothing of the driver's is left.
 const TRACED: &str = "slab_debug=U,kmalloc-*";
-/// The size of the file system that a guest has its root on.
-const ROOT_SIZE: &str = "64M";
 
 struct Parts {
     machine: Machine,
@@ -41,13 +39,10 @@ struct Parts {
 }
 
 impl Suite<'_> {
-    pub(super) fn module(&mut self) {
+    pub(super) fn module(&mut self) -> Result<()> {
         // It holds the cache, which is needed for others now.
         self.kernel = None;
-        let parts = match self.parts() {
-            Ok(parts) => parts,
-            Err(error) => return self.keep("module", Err(error)),
-        };
+        let parts = self.parts()?;
         let append = format!(
             "guest.suite=module guest.driver=later guest.version={} {TRACED}",
             parts.version
@@ -68,6 +63,7 @@ impl Suite<'_> {
         self.boot_with(&parts.machine, "guest-pci-off", &append, |_| {});
         self.beside(&parts.machine, "rust", self.flavour);
         self.beside(&parts.machine, "c", &flavour("c"));
+        Ok(())
     }
 
     /// Builds the kernel, the external module, and the guest's roots.
@@ -179,16 +175,17 @@ fn root_image(project: &Project, kernel: &Kernel) -> Result<PathBuf> {
     }
     fs::copy(initramfs::init_path(project), tree.join("sbin/init"))?;
     fs::copy(initramfs::busybox(&step)?, tree.join("bin/busybox"))?;
+    make_ext2(step, &tree, "64M")
+}
+
+/// An ext2 file system with the content of a folder, beside it.
+pub fn make_ext2(step: Step, tree: &Path, size: &str) -> Result<PathBuf> {
     let image = tree.with_extension("ext2");
     let _ = fs::remove_file(&image);
-    step.run(
-        step.command("mke2fs")
-            .args(["-q", "-t", "ext2", "-d"])
-            .arg(&tree)
-            .arg(&image)
-            .arg(ROOT_SIZE),
-        "check that there is space",
-    )?;
+    let mut command = step.command("mke2fs");
+    command.args(["-q", "-t", "ext2", "-d"]);
+    command.args([tree, &image]).arg(size);
+    step.run(&mut command, "check that there is space")?;
     step.done("made");
     Ok(image)
 }
