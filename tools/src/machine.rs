@@ -5,8 +5,9 @@
 use crate::{
     apt::{self, Root},
     deps::{self, Version},
-    files::{make_anew, name_of, paths_in, paths_of_kind, read_all},
+    files::{make_anew, name_of, paths_in},
     hash,
+    patches::{self, Patch},
     project::Project,
     steps::Step,
 };
@@ -73,8 +74,9 @@ fn provide(project: &Project, of_guest: Option<&str>) -> Result<PathBuf> {
     deps::ensure_machine(project)?;
     let _lock = project.lock_file("machine.lock")?;
     let (archive, version) = source(project)?;
-    let patches = paths_of_kind(&project.root.join("integration/qemu"), "patch")?;
-    let key = hash::key((version, CONFIGURE, of_guest, read_all(&patches)?));
+    let patches = patches::read(&project.root.join("integration/qemu"))?;
+    let texts: Vec<&[u8]> = patches.iter().map(|patch| patch.text.as_bytes()).collect();
+    let key = hash::key((version, CONFIGURE, of_guest, texts));
     let place = project.cache.join(format!("machine-{key}"));
     let program = place.join(NAME);
     if program.is_file() {
@@ -154,7 +156,7 @@ fn prepare(
     project: &Project,
     archive: &Path,
     version: Version,
-    patches: &[PathBuf],
+    patches: &[Patch],
     tree: &Path,
 ) -> Result<()> {
     let doing = format!("unpacking QEMU {version}");
@@ -169,16 +171,8 @@ fn prepare(
             .arg(tree),
         "the archive is broken: remove the cache's folder deb and run it again",
     )?;
-    for path in patches {
-        step.run(
-            // A patch that almost fits is one that nobody has seen run.
-            step.command("patch")
-                .current_dir(tree)
-                .args(["--strip=1", "--fuzz=0", "--forward", "--batch"])
-                .arg(format!("--input={}", path.display())),
-            &format!("{} does not fit QEMU {version}: adapt it", path.display()),
-        )?;
-    }
+    patches::apply(patches, tree)
+        .with_context(|| format!("adapt integration/qemu to QEMU {version}"))?;
     step.done(&format!("unpacked, {} patches applied", patches.len()));
     Ok(())
 }

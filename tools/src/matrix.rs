@@ -130,11 +130,9 @@ fn steps(project: &Project, table: &mut Table) -> Result<()> {
     };
     table.row("as it was released", || build(&project, "c"));
     for patch in patches {
-        let name = patch.file_stem().unwrap_or_default().to_string_lossy();
-        let step = Step::start(&project, "patch", &name)?;
-        let mut command = project.command("patch");
-        command.args(["--strip=1", "--force", "--silent", "--input"]);
-        step.run(command.arg(&patch).current_dir(&source.tree), "correct it")?;
+        let name = patch.name.trim_end_matches(".patch");
+        let step = Step::start(&project, "patch", name)?;
+        patch.apply(&source.tree)?;
         step.done("applied");
         let is_there = fs::read_to_string(source.tree.join("drivers/iommu/Kconfig"))?
             .contains(integrate::PLACE);
