@@ -121,6 +121,11 @@ pub fn patches(root: &Path) -> Result<Vec<Patch>> {
     Ok(list)
 }
 
+/// What the patches say, for keys of what is made with them.
+pub fn patch_texts(root: &Path) -> Result<Vec<String>> {
+    Ok(patches(root)?.into_iter().map(|patch| patch.text).collect())
+}
+
 /// What is to become of files that patches change, or changed before.
 struct Plan {
     files: BTreeSet<String>,

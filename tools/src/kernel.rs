@@ -124,8 +124,7 @@ fn wanted_config(project: &Project, flavour: &Flavour) -> Result<String> {
 
 /// A key of all that a kernel of a tree in the cache is built from.
 fn input_key(project: &Project, source: &Source, wanted: &str, bindgen: &Path) -> Result<String> {
-    let patches = integrate::patches(&project.root)?;
-    let patches: Vec<String> = patches.into_iter().map(|patch| patch.text).collect();
+    let patches = integrate::patch_texts(&project.root)?;
     let files = integrate::driver_files(&project.root)?;
     let texts = read_all(files.iter().map(|file| project.root.join(file)))?;
     let clang = project.llvm_tool("clang");
@@ -203,8 +202,7 @@ impl Kernel {
             // A folder of the caller's, with a configuration of the caller's.
             return check_foreign(&config, wanted);
         }
-        let patches = integrate::patches(root)?;
-        let patches: Vec<String> = patches.into_iter().map(|patch| patch.text).collect();
+        let patches = integrate::patch_texts(root)?;
         let key = hash::key((wanted, fs::read(root.join("Kconfig"))?, patches));
         if config.exists() && fs::read_to_string(&stamp).is_ok_and(|old| old == key) {
             return Ok(());

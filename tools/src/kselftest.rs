@@ -221,9 +221,8 @@ fn reasons(points: &[Point]) -> Vec<String> {
         }
     }
     let titles = ["skipped", "known to fail"];
-    let lines = reasons.into_iter();
-    let lines = lines.map(|((kind, why), count)| format!("{} {count:>4}: {why}", titles[kind]));
-    lines.collect()
+    let line = |((kind, why), count)| format!("{} {count:>4}: {why}", titles[kind]);
+    reasons.into_iter().map(line).collect()
 }
 
 #[cfg(test)]

@@ -32,42 +32,34 @@ const LIMIT: Duration = Duration::from_secs(1800);
 /// that nothing of the driver's is left.
 const TRACED: &str = "slab_debug=U,kmalloc-*";
 
-struct Parts {
-    machine: Machine,
-    version: String,
-    root: PathBuf,
-}
-
 impl Suite<'_> {
     pub(super) fn module(&mut self) -> Result<()> {
         // It holds the cache, which is needed for others now.
         self.kernel = None;
-        let parts = self.parts()?;
-        let append = format!(
-            "guest.suite=module guest.driver=later guest.version={} {TRACED}",
-            parts.version
-        );
-        self.boot_with(&parts.machine, "guest-module", &append, |boot| {
+        let (machine, version, root) = self.parts()?;
+        let append =
+            format!("guest.suite=module guest.driver=later guest.version={version} {TRACED}");
+        self.boot_with(&machine, "guest-module", &append, |boot| {
             boot.plugged = &[];
         });
         let append = "guest.suite=root guest.root=nvme";
-        self.boot_with(&parts.machine, "guest-root", append, |boot| {
-            boot.root = Some(&parts.root);
+        self.boot_with(&machine, "guest-root", append, |boot| {
+            boot.root = Some(&root);
         });
         let append = "guest.suite=absent guest.driver=later";
-        self.boot_with(&parts.machine, "guest-no-zpci", append, |boot| {
+        self.boot_with(&machine, "guest-no-zpci", append, |boot| {
             boot.cpu = "max,zpci=off";
             boot.plugged = &[];
         });
         let append = format!("pci=off {append}");
-        self.boot_with(&parts.machine, "guest-pci-off", &append, |_| {});
-        self.beside(&parts.machine, "rust", self.flavour);
-        self.beside(&parts.machine, "c", &flavour("c"));
+        self.boot_with(&machine, "guest-pci-off", &append, |_| {});
+        self.beside(&machine, "rust", self.flavour);
+        self.beside(&machine, "c", &flavour("c"));
         Ok(())
     }
 
-    /// Builds the kernel, the external module, and the guest's roots.
-    fn parts(&mut self) -> Result<Parts> {
+    /// Builds the kernel, the external module, whose version it returns, and the guest's roots.
+    fn parts(&mut self) -> Result<(Machine, String, PathBuf)> {
         let flavour = with_driver(self.flavour, "module");
         if !flavour.iter().any(|name| name == "module") {
             bail!("CONFIG={} has no driver to be a module", flavour.join(","));
@@ -89,25 +81,18 @@ impl Suite<'_> {
         }
         let machine = Machine::with_files(self.project, &kernel, &files)?;
         let root = root_image(self.project, &kernel)?;
-        Ok(Parts {
-            machine,
-            version,
-            root,
-        })
+        Ok((machine, version, root))
     }
 
     /// A kernel that has a driver already: the module must be refused.
     fn beside(&mut self, machine: &Machine, other: &str, flavour: &Flavour) {
         let name = format!("guest-beside-{other}");
-        let image = kernel::build(self.project, flavour).and_then(|kernel| {
-            let image = self.project.build.join(format!("{name}.bzImage"));
-            fs::copy(&kernel.image, &image)?;
-            Ok(image)
-        });
-        let image = match image {
-            Ok(image) => image,
-            Err(error) => return self.keep(&name, Err(error)),
-        };
+        let image = self.project.build.join(format!("{name}.bzImage"));
+        let copied = kernel::build(self.project, flavour)
+            .and_then(|kernel| Ok(fs::copy(&kernel.image, &image)?));
+        if let Err(error) = copied {
+            return self.keep(&name, Err(error));
+        }
         let append = format!("guest.suite=beside guest.beside={other}");
         self.boot_with(machine, &name, &append, |boot| boot.image = &image);
     }
