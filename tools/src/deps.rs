@@ -10,6 +10,7 @@ use crate::{
 use anyhow::{bail, Context, Result};
 use std::{
     collections::BTreeSet,
+    ops::Range,
     path::{Path, PathBuf},
     process::Command,
 };
@@ -299,6 +300,13 @@ impl Version {
             let (major, minor) = (parts.next()??, parts.next()??);
             Some(Self(major, minor, parts.next().flatten().unwrap_or(0)))
         })
+    }
+
+    /// The newest of these texts that is within a range.
+    pub fn newest(texts: &[String], range: Range<Self>) -> Option<(Self, &String)> {
+        let versions = texts.iter().map(|text| (Self::find(text), text));
+        let known = versions.filter_map(|(version, text)| Some((version?, text)));
+        known.filter(|(version, _)| range.contains(version)).max()
     }
 }
 

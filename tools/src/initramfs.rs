@@ -2,14 +2,14 @@
 //! The guest's root: our own /init, a busybox for the shell, test modules.
 
 use crate::{
-    apt::{self, Root},
+    apt,
     files::{name_of, paths_in, read_all},
     hash::{self, Stamp},
     kernel::{variable, Kernel},
     project::Project,
     steps::Step,
 };
-use anyhow::{bail, Result};
+use anyhow::{Context, Result};
 use cpio::{newc, NewcBuilder};
 use flate2::{write::GzEncoder, Compression};
 use fs_err::{self as fs, File};
@@ -184,23 +184,12 @@ fn guest_program(step: &Step, folder: &str) -> Result<PathBuf> {
 
 /// Debian's static busybox of the guest's architecture.
 pub fn busybox(step: &Step) -> Result<PathBuf> {
-    let folder = step.project.cache.join("guest/busybox");
-    let paths = ["usr/bin/busybox", "bin/busybox"].map(|path| folder.join(path));
-    let find = || paths.iter().find(|path| path.is_file()).cloned();
-    if let Some(path) = find() {
-        return Ok(path);
-    }
-    if let Some(suite) = apt::codename() {
-        let root = Root::of_suites(step, &[suite], "s390x")?;
-        root.unpack(&["download", "busybox-static"], &folder)?;
-    }
-    let Some(path) = find() else {
-        bail!(
-            "the guest's busybox comes from Debian's packages; put a static s390x one at {}",
-            paths[1].display()
-        );
-    };
-    Ok(path)
+    let folder = apt::for_guest(step, "busybox", &["busybox-static"])?;
+    let mut paths = ["usr/bin/busybox", "bin/busybox"]
+        .map(|path| folder.join(path))
+        .into_iter();
+    let path = paths.find(|path| path.is_file());
+    path.with_context(|| format!("{} has no busybox: remove it", folder.display()))
 }
 
 /// The modules in a folder, built against this kernel: all, or some suites.

@@ -5,7 +5,7 @@
 //! Everything happens in a copy, since the tree may be the caller's.
 
 use crate::{
-    apt::{self, Root},
+    apt,
     deps::GCC,
     files::{make_anew, name_of, paths_in, read_all},
     hash::{self, Stamp},
@@ -62,7 +62,7 @@ pub fn build(project: &Project, kernel: &Kernel) -> Result<Vec<Program>> {
         return Ok(programs);
     }
     make_anew(&folder)?;
-    let libraries = libraries(&step)?;
+    let libraries = apt::for_guest(&step, "libraries", &LIBRARIES)?;
     let tree = folder.join("tree");
     copy(&step, &kernel.source.tree, &tree)?;
     patches::apply(&patches, &tree)
@@ -148,23 +148,4 @@ fn programs(out: &Path) -> Result<Vec<Program>> {
     }
     list.sort();
     Ok(list)
-}
-
-/// The libraries of the guest's architecture, unpacked.
-fn libraries(step: &Step) -> Result<PathBuf> {
-    let folder = step.project.cache.join("guest/libraries");
-    if folder.join("usr/include").is_dir() {
-        return Ok(folder);
-    }
-    let Some(suite) = apt::codename() else {
-        bail!(
-            "the static libraries uuid and cap for s390x come from Debian's packages {}; \
-             unpack them into {}",
-            LIBRARIES.join(" "),
-            folder.display()
-        );
-    };
-    let words = [&["download"], &LIBRARIES[..]].concat();
-    Root::of_suites(step, &[suite], "s390x")?.unpack(&words, &folder)?;
-    Ok(folder)
 }
