@@ -245,12 +245,7 @@ impl Boot<'_> {
                     command.args(["-device", "virtio-rng-pci,disable-legacy=on"]);
                 }
             }
-            let Device {
-                id,
-                model,
-                properties,
-            } = device;
-            let argument = format!("{model},id={id},{properties}");
+            let argument = format!("{},id={},{}", device.model, device.id, device.properties);
             command.args(["-device", &argument]);
         }
         for device in self.devices {

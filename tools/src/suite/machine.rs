@@ -100,6 +100,8 @@ impl Suite<'_> {
             let programs = programs.transpose()?.unwrap_or_default();
             let machine = Machine::with_files(self.project, &kernel, &programs)?;
             let machine = machine.corrected(self.project)?;
+            // The cache is free for others while guests run.
+            drop(kernel);
             for variant in boots {
                 let name = format!("machine-{}", variant.name);
                 let mut boot = boot_of(&machine, &name, variant);
