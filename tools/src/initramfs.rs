@@ -97,29 +97,41 @@ fn create(path: &Path) -> Result<BufWriter<File>> {
     Ok(BufWriter::new(File::create(path)?))
 }
 
-/// Packs folders and files.
-fn pack<W: Write>(output: W, folders: &str, files: &[Extra]) -> Result<W> {
-    let mut archive = Archive {
-        output,
-        inode: 0,
-        folders: BTreeSet::new(),
+/// Packs folders and files, and the folders that these are in.
+fn pack<W: Write>(mut output: W, folders: &str, files: &[Extra]) -> Result<W> {
+    let folders = folders.split_whitespace().map(Path::new);
+    let mut paths: BTreeSet<&Path> = folders.flat_map(Path::ancestors).collect();
+    let names = files.iter().map(|(name, _)| Path::new(name));
+    paths.extend(names.flat_map(|name| name.ancestors().skip(1)));
+    paths.remove(Path::new(""));
+    let mut inode = 0;
+    let mut add = |name: &str, mode, (major, minor), content: &[u8]| {
+        inode += 1;
+        let mut writer = NewcBuilder::new(name)
+            .ino(inode)
+            .mode(mode)
+            .nlink(1)
+            .rdev_major(major)
+            .rdev_minor(minor)
+            .write(&mut output, content.len().try_into()?);
+        writer.write_all(content)?;
+        writer.finish()?;
+        Ok::<_, anyhow::Error>(())
     };
-    for folder in folders.split_whitespace() {
-        archive.folder(Path::new(folder))?;
-        match folder {
-            "bin" => archive.entry("bin/sh", 0o120_777, None, b"busybox")?,
-            // It must be there before /init can mount a /dev.
-            "dev" => archive.entry("dev/console", 0o020_600, Some((5, 1)), &[])?,
-            _ => {}
-        }
+    for path in &paths {
+        add(&path.to_string_lossy(), 0o040_755, (0, 0), &[])?;
+    }
+    if paths.contains(Path::new("bin")) {
+        add("bin/sh", 0o120_777, (0, 0), b"busybox")?;
+    }
+    if paths.contains(Path::new("dev")) {
+        // It must be there before /init can mount a /dev.
+        add("dev/console", 0o020_600, (5, 1), &[])?;
     }
     for (name, from) in files {
-        Path::new(name)
-            .parent()
-            .map_or(Ok(()), |above| archive.folder(above))?;
-        archive.entry(name, 0o100_755, None, &fs::read(from)?)?;
+        add(name, 0o100_755, (0, 0), &fs::read(from)?)?;
     }
-    Ok(newc::trailer(archive.output)?)
+    Ok(newc::trailer(output)?)
 }
 
 /// Archives one after the other are one to the kernel.
@@ -239,44 +251,6 @@ fn modules_in(folder: &Path) -> Vec<PathBuf> {
     let text = fs::read_to_string(folder.join("modules.order")).unwrap_or_default();
     let objects = text.lines().map(|line| folder.join(line));
     objects.map(|path| path.with_extension("ko")).collect()
-}
-
-struct Archive<W: Write> {
-    output: W,
-    inode: u32,
-    folders: BTreeSet<PathBuf>,
-}
-
-impl<W: Write> Archive<W> {
-    /// Makes a folder, those above it first, as often as it is asked for.
-    fn folder(&mut self, path: &Path) -> io::Result<()> {
-        if path.as_os_str().is_empty() || !self.folders.insert(path.to_owned()) {
-            return Ok(());
-        }
-        path.parent().map_or(Ok(()), |above| self.folder(above))?;
-        self.entry(&path.to_string_lossy(), 0o040_755, None, &[])
-    }
-
-    fn entry(
-        &mut self,
-        name: &str,
-        mode: u32,
-        device: Option<(u32, u32)>,
-        content: &[u8],
-    ) -> io::Result<()> {
-        self.inode += 1;
-        let (major, minor) = device.unwrap_or_default();
-        let size = u32::try_from(content.len()).map_err(io::Error::other)?;
-        let mut writer = NewcBuilder::new(name)
-            .ino(self.inode)
-            .mode(mode)
-            .nlink(1)
-            .rdev_major(major)
-            .rdev_minor(minor)
-            .write(&mut self.output, size);
-        writer.write_all(content)?;
-        writer.finish().map(drop)
-    }
 }
 
 #[cfg(test)]
