@@ -120,28 +120,22 @@ fn modinfo(step: &Step, module: &Path, field: &str) -> Result<String> {
     Ok(text.trim_end().to_owned())
 }
 
-/// Whether a field is right.
-type Check<'a> = &'a dyn Fn(&str) -> bool;
-
 /// Compares the fields with what they must be. The guest compares the version
 /// with what the driver says at its start.
 fn check_modinfo(step: &Step, module: &Path, version: &str) -> Result<Count> {
-    let is_version = |text: &str| text == version && text.contains('.');
-    let is_parameter = |text: &str| {
-        text.lines().count() == 1 && text.starts_with("large_pages:Large pages: 0 off, 1 on")
+    const DESCRIPTION: &str = "IOMMU driver for s390 PCI functions (zPCI)";
+    const PARAMETER: &str = "large_pages:Large pages: 0 off, 1 on";
+    let is_right = |field, text: &str| match field {
+        "license" => text == "GPL",
+        "description" => text == DESCRIPTION,
+        "version" => text == version && text.contains('.'),
+        "parm" => text.lines().count() == 1 && text.starts_with(PARAMETER),
+        _ => !text.is_empty(),
     };
-    let checks: [(&str, Check); 5] = [
-        ("license", &|text| text == "GPL"),
-        ("description", &|text| {
-            text == "IOMMU driver for s390 PCI functions (zPCI)"
-        }),
-        ("author", &|text| !text.is_empty()),
-        ("version", &is_version),
-        ("parm", &is_parameter),
-    ];
-    let results = checks.into_iter().map(|(field, is_right)| {
+    let fields = ["license", "description", "author", "version", "parm"];
+    let results = fields.into_iter().map(|field| {
         let text = modinfo(step, module, field)?;
-        let good = is_right(&text);
+        let good = is_right(field, &text);
         if !good {
             println!("    | {}: {field} is {text:?}", module.display());
         }
