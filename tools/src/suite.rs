@@ -79,9 +79,9 @@ const LARGER: [&str; 4] = ["aperture-64", "aperture-512", "aperture-0", "maxmem"
 const LONGER: (f64, f64) = (0.2, 0.3);
 /// How many random number generators the guest has: as many as a domain has room
 /// for without further memory.
-pub const GENERATORS: usize = 6;
+const GENERATORS: usize = 6;
 /// The driver's KUnit suites run at boot; the guest's program reads their results.
-pub const KUNIT: &str = "kunit.enable=1 kunit.autorun=1 kunit.filter_glob=s390_iommu*";
+const KUNIT: &str = "kunit.enable=1 kunit.autorun=1 kunit.filter_glob=s390_iommu*";
 /// No line of QEMU's begins so.
 const NOTHING: &str = "\0";
 
@@ -357,15 +357,21 @@ impl<'a> Suite<'a> {
 }
 
 fn boot_of<'a>(machine: &'a Machine, name: &'a str, variant: &Variant) -> Boot<'a> {
-    let append = format!("guest.mode=test {KUNIT} {}", variant.words);
+    Boot {
+        memory: variant.memory,
+        arguments: variant.arguments,
+        ..full_boot(machine, name, variant.words)
+    }
+}
+
+/// A boot with all that the suites of the guest's program can use.
+pub fn full_boot<'a>(machine: &'a Machine, name: &'a str, words: &str) -> Boot<'a> {
     Boot {
         plugged: EVERYTHING,
         generators: GENERATORS,
-        memory: variant.memory,
-        arguments: variant.arguments,
         // Races want more than two.
         processors: 4,
-        ..machine.boot(name, append, LIMIT)
+        ..machine.boot(name, format!("guest.mode=test {KUNIT} {words}"), LIMIT)
     }
 }
 

@@ -81,7 +81,6 @@ impl Scale {
     fn rates(&self, subject: &str, layout: &str, cpus: u8) -> Result<&[u64]> {
         let rates = self.rates.get(&format!("{subject} {layout} {cpus}"));
         rates
-            .filter(|rates| !rates.is_empty())
             .map(Vec::as_slice)
             .with_context(|| format!("bench: no pairs of {subject} {layout} on {cpus} CPUs"))
     }

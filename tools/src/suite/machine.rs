@@ -8,6 +8,7 @@ use crate::{
     kselftest,
     project::{more_words, text},
     qemu::USUAL,
+    selftests,
 };
 use anyhow::Result;
 
@@ -96,7 +97,7 @@ impl Suite<'_> {
                 continue;
             }
             let kernel = self.kernel_for("machine")?;
-            let programs = has_programs.then(|| kselftest::programs(self.project, &kernel));
+            let programs = has_programs.then(|| selftests::build(self.project, &kernel));
             let programs = programs.transpose()?.unwrap_or_default();
             let machine = Machine::with_files(self.project, &kernel, &programs)?;
             let machine = machine.corrected(self.project)?;

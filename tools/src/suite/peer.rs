@@ -2,7 +2,7 @@
 //! This driver beside the one in C, on the same kernel and in the same suites: what
 //! C's does right, this one does right.
 
-use super::Suite;
+use super::{Suite, LIMIT};
 use crate::{
     count::Count,
     guest::Machine,
@@ -10,13 +10,11 @@ use crate::{
     ktap::{Outcome, Point, Report},
 };
 use anyhow::{Context, Result};
-use std::time::Duration;
 
 /// The suites that both come to the end of.
 const SUITES: &str = "nvme,nic,dma,remap,attach,flush,pressure";
 /// What suites measure is for the reader: the host may be busy.
 const FIGURE: &str = "an interrupt waited";
-const LIMIT: Duration = Duration::from_secs(900);
 
 impl Suite<'_> {
     /// Boots both. What C's driver fails at is shown, and is no failure of ours.
