@@ -218,20 +218,16 @@ fn external_modules(
     let output = output.join(kernel.label());
     fs::create_dir_all(&output)?;
     let stamp = Stamp::new(&output, modules_key(&source, kernel)?);
-    if !stamp.is_current() {
-        stamp.remove();
-        step.run(
-            kernel
-                .make(project)
-                .arg(variable("M", &source))
-                .arg(variable("MO", &output))
-                .arg(variable("SUITES", suites.join(" ")))
-                .arg(format!("-j{}", project.jobs))
-                .arg("modules"),
-            "correct what the compiler says",
-        )?;
-        stamp.write()?;
-    }
+    stamp.build(true, || {
+        let mut command = kernel.make(project);
+        command
+            .arg(variable("M", &source))
+            .arg(variable("MO", &output))
+            .arg(variable("SUITES", suites.join(" ")))
+            .arg(format!("-j{}", project.jobs))
+            .arg("modules");
+        step.run(&mut command, "correct what the compiler says")
+    })?;
     Ok(modules_in(&output))
 }
 

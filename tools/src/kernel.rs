@@ -90,21 +90,13 @@ pub fn build(project: &Project, flavour: &Flavour) -> Result<Kernel> {
     let doing = format!("building Linux {version} ({})", flavour.join(", "));
     let step = Step::start(project, "kernel", &doing)?;
     let stamp = Stamp::new(&kernel.objects, kernel.key.clone());
-    if stamp.is_current() && kernel.image.is_file() {
-        step.done("nothing changed");
-        return Ok(kernel);
-    }
-    stamp.remove();
-    kernel.configure(&step, &wanted)?;
-    step.run(
-        kernel
-            .make(project)
-            .arg(format!("-j{}", project.jobs))
-            .args(["bzImage", "modules"]),
-        "correct what the compiler says",
-    )?;
-    stamp.write()?;
-    step.done("built");
+    let is_new = stamp.build(kernel.image.is_file(), || {
+        kernel.configure(&step, &wanted)?;
+        let mut command = kernel.make(project);
+        command.args([&format!("-j{}", project.jobs), "bzImage", "modules"]);
+        step.run(&mut command, "correct what the compiler says")
+    })?;
+    step.done(if is_new { "built" } else { "nothing changed" });
     Ok(kernel)
 }
 

@@ -52,52 +52,57 @@ pub fn build(project: &Project, kernel: &Kernel) -> Result<Vec<Extra>> {
     let out = folder.join("out");
     let patches = patches::read(&project.root.join(PATCHES))?;
     let stamp = Stamp::new(&folder, key(project, kernel, &patches)?);
-    if stamp.is_current() {
-        let programs = programs(&out)?;
-        step.done("nothing changed");
-        return Ok(programs);
+    let is_new = stamp.build(true, || {
+        compile(&step, kernel, &patches, &folder, &out)?;
+        programs(&out).map(drop)
+    })?;
+    let programs = programs(&out)?;
+    match is_new {
+        true => step.done(&format!("{} programs", programs.len())),
+        false => step.done("nothing changed"),
     }
-    make_anew(&folder)?;
-    let libraries = apt::for_guest(&step, "libraries", &LIBRARIES)?;
+    Ok(programs)
+}
+
+fn compile(
+    step: &Step,
+    kernel: &Kernel,
+    patches: &[Patch],
+    folder: &Path,
+    out: &Path,
+) -> Result<()> {
+    let project = step.project;
+    make_anew(folder)?;
+    let libraries = apt::for_guest(step, "libraries", &LIBRARIES)?;
     let tree = folder.join("tree");
-    copy(&step, &kernel.source.tree, &tree)?;
-    patches::apply(&patches, &tree)
+    copy(step, &kernel.source.tree, &tree)?;
+    patches::apply(patches, &tree)
         .context("this kernel's selftests are not those that the patches are for")?;
     let headers = folder.join("usr");
-    step.run(
-        kernel
-            .make(project)
-            .arg("headers_install")
-            .arg(variable("INSTALL_HDR_PATH", &headers)),
-        "read the log",
-    )?;
-    let include = |folder: &Path| folder.join("include").display().to_string();
-    let library = libraries.join("usr/lib/s390x-linux-gnu");
+    let mut command = kernel.make(project);
+    command.arg("headers_install");
+    command.arg(variable("INSTALL_HDR_PATH", &headers));
+    step.run(&mut command, "read the log")?;
+    let (headers, libraries) = (headers.display(), libraries.join("usr"));
+    let libraries = libraries.display();
     for target in TARGETS {
         fs::create_dir_all(out.join(target))?;
-        step.run(
-            step.command("make")
-                .arg(format!("-j{}", project.jobs))
-                .arg("-C")
-                .arg(tree.join(FOLDER).join(target))
-                .args(["ARCH=s390", "CROSS_COMPILE=s390x-linux-gnu-"])
-                .arg(variable("OUTPUT", out.join(target)))
-                .arg(format!("KHDR_INCLUDES=-isystem {}", include(&headers)))
-                // Behind the compiler's own: the packages have headers that
-                // the cross compiler brings as well.
-                .arg(format!(
-                    "CPPFLAGS=-idirafter {}",
-                    include(&libraries.join("usr"))
-                ))
-                .arg(format!("EXTRA_CFLAGS={SMALLER}"))
-                .arg(format!("LDFLAGS=-static -L{}", library.display())),
-            "correct what the compiler says",
-        )?;
+        let mut command = step.command("make");
+        command
+            .arg(format!("-j{}", project.jobs))
+            .arg("-C")
+            .arg(tree.join(FOLDER).join(target))
+            .args(["ARCH=s390", "CROSS_COMPILE=s390x-linux-gnu-"])
+            .arg(variable("OUTPUT", out.join(target)))
+            .arg(format!("KHDR_INCLUDES=-isystem {headers}/include"))
+            // Behind the compiler's own: the packages have headers that
+            // the cross compiler brings as well.
+            .arg(format!("CPPFLAGS=-idirafter {libraries}/include"))
+            .arg(format!("EXTRA_CFLAGS={SMALLER}"))
+            .arg(format!("LDFLAGS=-static -L{libraries}/lib/s390x-linux-gnu"));
+        step.run(&mut command, "correct what the compiler says")?;
     }
-    let programs = programs(&out)?;
-    stamp.write()?;
-    step.done(&format!("{} programs", programs.len()));
-    Ok(programs)
+    Ok(())
 }
 
 /// A key of what the programs are built from; none for a tree of the caller's.
