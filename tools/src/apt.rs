@@ -243,6 +243,24 @@ impl<'a> Root<'a> {
     }
 }
 
+/// A folder with Debian's packages for the guest, unpacked.
+pub fn for_guest(step: &Step, name: &str, packages: &[&str]) -> Result<PathBuf> {
+    let folder = step.project.cache.join("guest").join(name);
+    if folder.is_dir() {
+        return Ok(folder);
+    }
+    let Some(suite) = codename() else {
+        bail!(
+            "the guest's files come from Debian's s390x packages {}; unpack them into {}",
+            packages.join(" "),
+            folder.display()
+        );
+    };
+    let words = [&["download"], packages].concat();
+    Root::of_suites(step, &[suite], "s390x")?.unpack(&words, &folder)?;
+    Ok(folder)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

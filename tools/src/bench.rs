@@ -12,7 +12,7 @@ mod throughput;
 use crate::{
     guest::Machine,
     kernel::flavour,
-    project::{variable, Project},
+    project::{text, Project},
     qemu::Boot,
     steps::Step,
 };
@@ -107,7 +107,7 @@ struct Flush {
     first_size: u64,
 }
 
-#[derive(Serialize)]
+#[derive(Default, Serialize)]
 struct Bench {
     kernel: String,
     /// Boots of each guest, whose figures must be the same.
@@ -120,30 +120,22 @@ struct Bench {
     /// By flavour.
     scale: BTreeMap<&'static str, Scale>,
     /// By flavour: a machine with few functions, and one with many.
-    functions: BTreeMap<&'static str, Vec<Functions>>,
+    functions: BTreeMap<&'static str, [Functions; 2]>,
 }
 
 pub fn run(project: &Project) -> Result<()> {
     if project.kout.is_some() {
         bail!("bench: two kernels do not fit into one KOUT=; leave it out");
     }
-    let mut bench = Bench {
-        kernel: String::new(),
-        runs: RUNS,
-        differences: Vec::new(),
-        guests: BTreeMap::new(),
-        flush: BTreeMap::new(),
-        scale: BTreeMap::new(),
-        functions: BTreeMap::new(),
-    };
-    match variable("ONLY") {
-        Some(only) if only == "throughput" => return throughput::run(project),
-        Some(only) => bail!(
-            "bench: ONLY={}: it is throughput or nothing",
-            only.to_string_lossy()
-        ),
+    match text("ONLY").as_deref() {
+        Some("throughput") => return throughput::run(project),
+        Some(only) => bail!("bench: ONLY={only}: it is throughput or nothing"),
         None => (),
     }
+    let mut bench = Bench {
+        runs: RUNS,
+        ..Bench::default()
+    };
     for (flavour, guests) in PLANS {
         bench.measure(project, flavour, guests)?;
     }
@@ -173,15 +165,10 @@ impl Bench {
             let mut runs = Vec::new();
             for run in 1..=RUNS {
                 let log = format!("bench-{}-{run}", guest.replace(' ', "-").to_lowercase());
-                let lines = measure(
-                    project,
-                    Boot {
-                        counts_instructions: true,
-                        processors: 1,
-                        ..machine.boot(&log, append.clone(), LIMIT)
-                    },
-                )?;
-                runs.push(figures(&lines)?);
+                let mut boot = machine.boot(&log, append.clone(), LIMIT);
+                boot.counts_instructions = true;
+                boot.processors = 1;
+                runs.push(figures(&measure(project, boot)?)?);
             }
             let first = runs.remove(0);
             for figures in runs {
@@ -196,30 +183,23 @@ impl Bench {
 
         let log = format!("bench-scale-{name}");
         let append = "guest.mode=bench guest.bench=scale".to_owned();
-        let lines = measure(
-            project,
-            Boot {
-                processors: scale::CPUS[scale::CPUS.len() - 1],
-                ..machine.boot(&log, append, LIMIT)
-            },
-        )?;
+        let mut boot = machine.boot(&log, append, LIMIT);
+        boot.processors = scale::CPUS[scale::CPUS.len() - 1];
+        let lines = measure(project, boot)?;
         self.scale.insert(name, Scale::read(&lines)?);
 
-        for count in functions::MACHINES {
+        let measure_functions = |count| {
             let log = format!("bench-functions-{count}-{name}");
             let append = "guest.mode=bench guest.bench=functions".to_owned();
             let devices = functions::devices(count);
             let devices: Vec<&str> = devices.iter().map(String::as_str).collect();
-            let lines = measure(
-                project,
-                Boot {
-                    devices: &devices,
-                    ..machine.boot(&log, append, LIMIT)
-                },
-            )?;
-            let all = self.functions.entry(name).or_default();
-            all.push(Functions::read(&lines)?);
-        }
+            let mut boot = machine.boot(&log, append, LIMIT);
+            boot.devices = &devices;
+            Functions::read(&measure(project, boot)?)
+        };
+        let [few, many] = functions::MACHINES;
+        let figures = [measure_functions(few)?, measure_functions(many)?];
+        self.functions.insert(name, figures);
         Ok(())
     }
 
@@ -229,6 +209,11 @@ impl Bench {
         cost.copied()
             .with_context(|| format!("bench: {guest}: the guest printed no figure of {name}"))
     }
+}
+
+/// What was measured on the kernel of this driver, and on that of the one in C.
+fn both<'a, T>(all: &'a BTreeMap<&str, T>) -> (&'a T, &'a T) {
+    (&all["rust"], &all["c"])
 }
 
 /// Boots and returns what the guest measured, a line each.
@@ -313,13 +298,11 @@ mod tests {
         }
         let figures = figures(&lines(&text)).unwrap();
         Bench {
-            kernel: String::new(),
             runs: RUNS,
-            differences: Vec::new(),
             guests: [OFF, ON, C].map(|guest| (guest, figures.clone())).into(),
             flush: ["rust", "c"].map(|name| (name, Flush::default())).into(),
             scale: ["rust", "c"].map(|name| (name, scale(100))).into(),
-            functions: BTreeMap::new(),
+            ..Bench::default()
         }
     }
 

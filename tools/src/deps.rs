@@ -10,6 +10,7 @@ use crate::{
 use anyhow::{bail, Context, Result};
 use std::{
     collections::BTreeSet,
+    ops::Range,
     path::{Path, PathBuf},
     process::Command,
 };
@@ -23,37 +24,25 @@ const QEMU_MINIMUM: Version = Version(8, 0, 0);
 pub const GCC: &str = "s390x-linux-gnu-gcc";
 const MESON_MINIMUM: Version = Version(1, 5, 0);
 
-/// What every command needs that builds something: how to see that it is there, and
-/// Debian's package that brings it.
-const ALWAYS: [(&str, &str); 24] = [
-    ("gcc", "gcc"),
-    // Builds the fuzzer.
-    ("g++", "g++"),
-    ("make", "make"),
-    ("flex", "flex"),
-    ("bison", "bison"),
-    ("bc", "bc"),
-    ("cpio", "cpio"),
+/// What every command needs that builds something. Debian's packages of these programs
+/// have their names; the fuzzer takes g++.
+const PROGRAMS: &str =
+    "gcc g++ make flex bison bc cpio rsync git patch ccache pkg-config python3 sparse";
+/// How to see that other things are there, and Debian's packages that bring them.
+const OTHERS: [(&str, &str); 10] = [
     ("depmod", "kmod"),
     // The file system of a root on a drive.
     ("/sbin/mke2fs", "e2fsprogs"),
-    ("rsync", "rsync"),
-    ("git", "git"),
-    ("patch", "patch"),
     ("xz", "xz-utils"),
-    ("ccache", "ccache"),
-    ("pkg-config", "pkg-config"),
-    ("python3", "python3"),
     // A minimal Debian has a perl without the modules that the kernel's
     // scripts use; this comes with them.
     ("prove", "perl"),
-    ("sparse", "sparse"),
     ("/usr/include/stdio.h", "libc6-dev"),
     ("/usr/include/libelf.h", "libelf-dev"),
     ("/usr/include/openssl/ssl.h", "libssl-dev"),
     ("/etc/ssl/certs/ca-certificates.crt", "ca-certificates"),
     // Links the guest's programs.
-    ("s390x-linux-gnu-gcc", "gcc-s390x-linux-gnu"),
+    (GCC, "gcc-s390x-linux-gnu"),
     ("/usr/s390x-linux-gnu/lib/libc.a", "libc6-dev-s390x-cross"),
 ];
 
@@ -68,6 +57,9 @@ const MACHINE: [(&str, &str); 5] = [
     ("/usr/share/qemu/s390-ccw.img", "qemu-system-data"),
 ];
 
+/// The packages of which bookworm's own are too old; its backports have those of trixie.
+const BACKPORTED: [&str; 2] = ["meson", "qemu-system-s390x"];
+
 struct Need {
     /// How to see that it is: the name of a program or the path of a file.
     sign: PathBuf,
@@ -75,8 +67,6 @@ struct Need {
     /// The variable that names another one.
     variable: Option<&'static str>,
     minimum: Option<Version>,
-    /// Whether bookworm's own is too old; its backports have that of trixie.
-    of_backports: bool,
 }
 
 impl Need {
@@ -86,7 +76,6 @@ impl Need {
             package: package.into(),
             variable: None,
             minimum: None,
-            of_backports: false,
         }
     }
 
@@ -98,14 +87,6 @@ impl Need {
     fn since(mut self, minimum: Version) -> Self {
         self.minimum = Some(minimum);
         self
-    }
-
-    fn backported(self) -> Self {
-        let of_backports = true;
-        Self {
-            of_backports,
-            ..self
-        }
     }
 
     fn find(&self) -> Option<PathBuf> {
@@ -131,7 +112,9 @@ impl Need {
 
 /// What every command needs that builds something.
 fn needs(project: &Project) -> Vec<Need> {
-    let mut list = Vec::from(ALWAYS.map(|(sign, package)| Need::new(sign, package)));
+    let programs = PROGRAMS.split(' ').map(|name| (name, name));
+    let always = programs.chain(OTHERS);
+    let mut list = Vec::from_iter(always.map(|(sign, package)| Need::new(sign, package)));
     for (name, package) in [
         ("rustdoc", "rustc-web"),
         ("rustfmt", "rustfmt-web"),
@@ -178,8 +161,7 @@ pub fn ensure(project: &Project) -> Result<()> {
 pub fn ensure_machine(project: &Project) -> Result<()> {
     let mut list = needs(project);
     list.extend(MACHINE.map(|(sign, package)| Need::new(sign, package)));
-    let meson = Need::new("/usr/bin/meson", "meson").since(MESON_MINIMUM);
-    list.push(meson.backported());
+    list.push(Need::new("/usr/bin/meson", "meson").since(MESON_MINIMUM));
     install(project, list)
 }
 
@@ -196,14 +178,10 @@ fn install(project: &Project, mut missing: Vec<Need>) -> Result<()> {
             need.describe()
         );
     }
-    let packages = |of_backports| -> Vec<&str> {
-        let wanted = missing
-            .iter()
-            .filter(|need| need.of_backports == of_backports);
-        let names: BTreeSet<&str> = wanted.map(|need| need.package.as_str()).collect();
-        names.into_iter().collect()
-    };
-    let (plain, backported) = (packages(false), packages(true));
+    let packages: BTreeSet<&str> = missing.iter().map(|need| &*need.package).collect();
+    let (backported, plain): (Vec<_>, Vec<_>) = packages
+        .into_iter()
+        .partition(|package| BACKPORTED.contains(package));
     let all = [&plain[..], &backported].concat().join(" ");
     if !apt::may_install() {
         let names: Vec<String> = missing.iter().map(Need::describe).collect();
@@ -265,7 +243,7 @@ pub fn qemu(project: &Project) -> Result<PathBuf> {
         return named(path, "QEMU", QEMU_MINIMUM);
     }
     let need = Need::new("qemu-system-s390x", "qemu-system-s390x").named_by("QEMU");
-    provide(project, need.since(QEMU_MINIMUM).backported())
+    provide(project, need.since(QEMU_MINIMUM))
 }
 
 /// A program that the caller named.
@@ -323,6 +301,13 @@ impl Version {
             let (major, minor) = (parts.next()??, parts.next()??);
             Some(Self(major, minor, parts.next().flatten().unwrap_or(0)))
         })
+    }
+
+    /// The newest of these texts that is within a range.
+    pub fn newest(texts: &[String], range: Range<Self>) -> Option<(Self, &String)> {
+        let versions = texts.iter().map(|text| (Self::find(text), text));
+        let known = versions.filter_map(|(version, text)| Some((version?, text)));
+        known.filter(|(version, _)| range.contains(version)).max()
     }
 }
 

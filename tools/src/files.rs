@@ -41,6 +41,13 @@ pub fn name_of(path: &Path) -> String {
     name.to_string_lossy().into_owned()
 }
 
+/// Whether a file that is written, not made, has a name that ends so.
+pub fn has_kind(path: &Path, kinds: &[&str]) -> bool {
+    let name = name_of(path);
+    let kind = name.rsplit('.').next().unwrap_or_default();
+    kinds.contains(&kind) && !name.ends_with(".mod.c")
+}
+
 /// The content of all these files.
 pub fn read_all(paths: impl IntoIterator<Item: AsRef<Path>>) -> Result<Vec<Vec<u8>>> {
     let texts = paths.into_iter().map(|path| fs::read(path.as_ref()));

@@ -78,7 +78,7 @@ impl Machine {
             processors: 2,
             memory: 2,
             devices: &[],
-            arguments: &[],
+            arguments: "",
         }
     }
 }

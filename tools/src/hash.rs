@@ -37,36 +37,37 @@ impl Stamp {
         Self { path, key }
     }
 
-    /// Whether it was built from this input, to its end.
-    pub fn is_current(&self) -> bool {
-        self.key.is_some() && fs::read_to_string(&self.path).ok() == self.key
-    }
-
-    /// Before building: what is there is not whole.
-    pub fn remove(&self) {
+    /// Builds it, unless it was built from this input to its end; whether it did.
+    pub fn build(&self, is_there: bool, build: impl FnOnce() -> Result<()>) -> Result<bool> {
+        let is_current = self.key.is_some() && fs::read_to_string(&self.path).ok() == self.key;
+        if is_there && is_current {
+            return Ok(false);
+        }
+        // What is there is not whole.
         let _ = fs::remove_file(&self.path);
-    }
-
-    pub fn write(&self) -> Result<()> {
+        build()?;
         if let Some(key) = &self.key {
             fs::write(&self.path, key)?;
         }
-        Ok(())
+        Ok(true)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use anyhow::bail;
 
     #[test]
     fn a_stamp_holds_for_its_key_only() {
         let folder = tempfile::tempdir().unwrap();
         let stamp = |key: Option<&str>| Stamp::new(folder.path(), key.map(str::to_owned));
-        assert!(!stamp(Some("a")).is_current());
-        stamp(Some("a")).write().unwrap();
-        assert!(stamp(Some("a")).is_current());
-        assert!(!stamp(Some("b")).is_current());
-        assert!(!stamp(None).is_current());
+        let builds = |key| stamp(key).build(true, || Ok(())).unwrap();
+        assert!(builds(Some("a")) && !builds(Some("a")));
+        assert!(stamp(Some("a")).build(false, || Ok(())).unwrap());
+        assert!(builds(Some("b")) && builds(Some("a")));
+        assert!(stamp(Some("a")).build(false, || bail!("x")).is_err());
+        assert!(builds(Some("a")));
+        assert!(builds(None) && builds(None));
     }
 }

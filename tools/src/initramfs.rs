@@ -2,14 +2,14 @@
 //! The guest's root: our own /init, a busybox for the shell, test modules.
 
 use crate::{
-    apt::{self, Root},
+    apt,
     files::{name_of, paths_in, read_all},
     hash::{self, Stamp},
     kernel::{variable, Kernel},
     project::Project,
     steps::Step,
 };
-use anyhow::{bail, Result};
+use anyhow::{Context, Result};
 use cpio::{newc, NewcBuilder};
 use flate2::{write::GzEncoder, Compression};
 use fs_err::{self as fs, File};
@@ -97,29 +97,41 @@ fn create(path: &Path) -> Result<BufWriter<File>> {
     Ok(BufWriter::new(File::create(path)?))
 }
 
-/// Packs folders and files.
-fn pack<W: Write>(output: W, folders: &str, files: &[Extra]) -> Result<W> {
-    let mut archive = Archive {
-        output,
-        inode: 0,
-        folders: BTreeSet::new(),
+/// Packs folders and files, and the folders that these are in.
+fn pack<W: Write>(mut output: W, folders: &str, files: &[Extra]) -> Result<W> {
+    let folders = folders.split_whitespace().map(Path::new);
+    let mut paths: BTreeSet<&Path> = folders.flat_map(Path::ancestors).collect();
+    let names = files.iter().map(|(name, _)| Path::new(name));
+    paths.extend(names.flat_map(|name| name.ancestors().skip(1)));
+    paths.remove(Path::new(""));
+    let mut inode = 0;
+    let mut add = |name: &str, mode, (major, minor), content: &[u8]| {
+        inode += 1;
+        let mut writer = NewcBuilder::new(name)
+            .ino(inode)
+            .mode(mode)
+            .nlink(1)
+            .rdev_major(major)
+            .rdev_minor(minor)
+            .write(&mut output, content.len().try_into()?);
+        writer.write_all(content)?;
+        writer.finish()?;
+        Ok::<_, anyhow::Error>(())
     };
-    for folder in folders.split_whitespace() {
-        archive.folder(Path::new(folder))?;
-        match folder {
-            "bin" => archive.entry("bin/sh", 0o120_777, None, b"busybox")?,
-            // It must be there before /init can mount a /dev.
-            "dev" => archive.entry("dev/console", 0o020_600, Some((5, 1)), &[])?,
-            _ => {}
-        }
+    for path in &paths {
+        add(&path.to_string_lossy(), 0o040_755, (0, 0), &[])?;
+    }
+    if paths.contains(Path::new("bin")) {
+        add("bin/sh", 0o120_777, (0, 0), b"busybox")?;
+    }
+    if paths.contains(Path::new("dev")) {
+        // It must be there before /init can mount a /dev.
+        add("dev/console", 0o020_600, (5, 1), &[])?;
     }
     for (name, from) in files {
-        Path::new(name)
-            .parent()
-            .map_or(Ok(()), |above| archive.folder(above))?;
-        archive.entry(name, 0o100_755, None, &fs::read(from)?)?;
+        add(name, 0o100_755, (0, 0), &fs::read(from)?)?;
     }
-    Ok(newc::trailer(archive.output)?)
+    Ok(newc::trailer(output)?)
 }
 
 /// Archives one after the other are one to the kernel.
@@ -184,23 +196,12 @@ fn guest_program(step: &Step, folder: &str) -> Result<PathBuf> {
 
 /// Debian's static busybox of the guest's architecture.
 pub fn busybox(step: &Step) -> Result<PathBuf> {
-    let folder = step.project.cache.join("guest/busybox");
-    let paths = ["usr/bin/busybox", "bin/busybox"].map(|path| folder.join(path));
-    let find = || paths.iter().find(|path| path.is_file()).cloned();
-    if let Some(path) = find() {
-        return Ok(path);
-    }
-    if let Some(suite) = apt::codename() {
-        let root = Root::of_suites(step, &[suite], "s390x")?;
-        root.unpack(&["download", "busybox-static"], &folder)?;
-    }
-    let Some(path) = find() else {
-        bail!(
-            "the guest's busybox comes from Debian's packages; put a static s390x one at {}",
-            paths[1].display()
-        );
-    };
-    Ok(path)
+    let folder = apt::for_guest(step, "busybox", &["busybox-static"])?;
+    let mut paths = ["usr/bin/busybox", "bin/busybox"]
+        .map(|path| folder.join(path))
+        .into_iter();
+    let path = paths.find(|path| path.is_file());
+    path.with_context(|| format!("{} has no busybox: remove it", folder.display()))
 }
 
 /// The modules in a folder, built against this kernel: all, or some suites.
@@ -217,20 +218,16 @@ fn external_modules(
     let output = output.join(kernel.label());
     fs::create_dir_all(&output)?;
     let stamp = Stamp::new(&output, modules_key(&source, kernel)?);
-    if !stamp.is_current() {
-        stamp.remove();
-        step.run(
-            kernel
-                .make(project)
-                .arg(variable("M", &source))
-                .arg(variable("MO", &output))
-                .arg(variable("SUITES", suites.join(" ")))
-                .arg(format!("-j{}", project.jobs))
-                .arg("modules"),
-            "correct what the compiler says",
-        )?;
-        stamp.write()?;
-    }
+    stamp.build(true, || {
+        let mut command = kernel.make(project);
+        command
+            .arg(variable("M", &source))
+            .arg(variable("MO", &output))
+            .arg(variable("SUITES", suites.join(" ")))
+            .arg(format!("-j{}", project.jobs))
+            .arg("modules");
+        step.run(&mut command, "correct what the compiler says")
+    })?;
     Ok(modules_in(&output))
 }
 
@@ -250,44 +247,6 @@ fn modules_in(folder: &Path) -> Vec<PathBuf> {
     let text = fs::read_to_string(folder.join("modules.order")).unwrap_or_default();
     let objects = text.lines().map(|line| folder.join(line));
     objects.map(|path| path.with_extension("ko")).collect()
-}
-
-struct Archive<W: Write> {
-    output: W,
-    inode: u32,
-    folders: BTreeSet<PathBuf>,
-}
-
-impl<W: Write> Archive<W> {
-    /// Makes a folder, those above it first, as often as it is asked for.
-    fn folder(&mut self, path: &Path) -> io::Result<()> {
-        if path.as_os_str().is_empty() || !self.folders.insert(path.to_owned()) {
-            return Ok(());
-        }
-        path.parent().map_or(Ok(()), |above| self.folder(above))?;
-        self.entry(&path.to_string_lossy(), 0o040_755, None, &[])
-    }
-
-    fn entry(
-        &mut self,
-        name: &str,
-        mode: u32,
-        device: Option<(u32, u32)>,
-        content: &[u8],
-    ) -> io::Result<()> {
-        self.inode += 1;
-        let (major, minor) = device.unwrap_or_default();
-        let size = u32::try_from(content.len()).map_err(io::Error::other)?;
-        let mut writer = NewcBuilder::new(name)
-            .ino(self.inode)
-            .mode(mode)
-            .nlink(1)
-            .rdev_major(major)
-            .rdev_minor(minor)
-            .write(&mut self.output, size);
-        writer.write_all(content)?;
-        writer.finish().map(drop)
-    }
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@
 
 use crate::{
     deps::Version,
-    files::{files_below, name_of, paths_in, write_if_changed},
+    files::{files_below, has_kind, name_of, paths_in, write_if_changed},
     patches::{self, Patch},
     source::{Source, OLDEST, TOO_NEW},
 };
@@ -121,6 +121,11 @@ pub fn patches(root: &Path) -> Result<Vec<Patch>> {
     Ok(list)
 }
 
+/// What the patches say, for keys of what is made with them.
+pub fn patch_texts(root: &Path) -> Result<Vec<String>> {
+    Ok(patches(root)?.into_iter().map(|patch| patch.text).collect())
+}
+
 /// What is to become of files that patches change, or changed before.
 struct Plan {
     files: BTreeSet<String>,
@@ -204,9 +209,8 @@ pub fn driver_files(root: &Path) -> Result<Vec<String>> {
     }
     // What an external build leaves behind is not ours to copy.
     list.retain(|file| {
-        let name = name_of(Path::new(file));
-        let kind = name.rsplit('.').next().unwrap_or_default();
-        KINDS.contains(&kind) && !name.ends_with(".mod.c") && !name.starts_with('.')
+        let path = Path::new(file);
+        has_kind(path, &KINDS) && !name_of(path).starts_with('.')
     });
     for file in ["Kbuild", "Kconfig"] {
         if !list.iter().any(|name| name == file) {

@@ -90,21 +90,13 @@ pub fn build(project: &Project, flavour: &Flavour) -> Result<Kernel> {
     let doing = format!("building Linux {version} ({})", flavour.join(", "));
     let step = Step::start(project, "kernel", &doing)?;
     let stamp = Stamp::new(&kernel.objects, kernel.key.clone());
-    if stamp.is_current() && kernel.image.is_file() {
-        step.done("nothing changed");
-        return Ok(kernel);
-    }
-    stamp.remove();
-    kernel.configure(&step, &wanted)?;
-    step.run(
-        kernel
-            .make(project)
-            .arg(format!("-j{}", project.jobs))
-            .args(["bzImage", "modules"]),
-        "correct what the compiler says",
-    )?;
-    stamp.write()?;
-    step.done("built");
+    let is_new = stamp.build(kernel.image.is_file(), || {
+        kernel.configure(&step, &wanted)?;
+        let mut command = kernel.make(project);
+        command.args([&format!("-j{}", project.jobs), "bzImage", "modules"]);
+        step.run(&mut command, "correct what the compiler says")
+    })?;
+    step.done(if is_new { "built" } else { "nothing changed" });
     Ok(kernel)
 }
 
@@ -124,8 +116,7 @@ fn wanted_config(project: &Project, flavour: &Flavour) -> Result<String> {
 
 /// A key of all that a kernel of a tree in the cache is built from.
 fn input_key(project: &Project, source: &Source, wanted: &str, bindgen: &Path) -> Result<String> {
-    let patches = integrate::patches(&project.root)?;
-    let patches: Vec<String> = patches.into_iter().map(|patch| patch.text).collect();
+    let patches = integrate::patch_texts(&project.root)?;
     let files = integrate::driver_files(&project.root)?;
     let texts = read_all(files.iter().map(|file| project.root.join(file)))?;
     let clang = project.llvm_tool("clang");
@@ -203,8 +194,7 @@ impl Kernel {
             // A folder of the caller's, with a configuration of the caller's.
             return check_foreign(&config, wanted);
         }
-        let patches = integrate::patches(root)?;
-        let patches: Vec<String> = patches.into_iter().map(|patch| patch.text).collect();
+        let patches = integrate::patch_texts(root)?;
         let key = hash::key((wanted, fs::read(root.join("Kconfig"))?, patches));
         if config.exists() && fs::read_to_string(&stamp).is_ok_and(|old| old == key) {
             return Ok(());

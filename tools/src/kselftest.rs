@@ -4,8 +4,7 @@
 
 use crate::{
     guest::Machine,
-    initramfs::Extra,
-    kernel::{self, with_driver, Flavour, Kernel},
+    kernel::{self, with_driver, Flavour},
     ktap::{count, Outcome, Point, Report},
     project::{is_set, more_words, Project},
     qemu::Boot,
@@ -75,7 +74,7 @@ pub fn run(project: &Project, flavour: &Flavour) -> Result<()> {
 fn test(project: &Project, title: &'static str, flavour: &Flavour) -> Result<Results> {
     let machine = {
         let kernel = kernel::build(project, flavour)?;
-        let programs = programs(project, &kernel)?;
+        let programs = selftests::build(project, &kernel)?;
         // The cache is free for others after this.
         Machine::with_files(project, &kernel, &programs)?
     };
@@ -96,13 +95,6 @@ fn test(project: &Project, title: &'static str, flavour: &Flavour) -> Result<Res
         results.points.extend(report.points);
     }
     Ok(results)
-}
-
-/// Builds the programs, as files of the guest's root.
-pub fn programs(project: &Project, kernel: &Kernel) -> Result<Vec<Extra>> {
-    let programs = selftests::build(project, kernel)?.into_iter();
-    let in_guest = |(name, path)| (format!("kselftest/{name}"), path);
-    Ok(programs.map(in_guest).collect())
 }
 
 fn boot(project: &Project, machine: &Machine, name: &str, suite: &str) -> Result<Report> {
@@ -165,16 +157,13 @@ fn table(all: &[Results]) -> Vec<String> {
     }
     for name in names {
         let cells = all.iter().map(|results| {
-            let points = results.points.iter();
-            let points: Vec<&Point> = points.filter(|p| group(&p.name) == name).collect();
-            let number = |outcome| count(points.iter().copied(), outcome);
-            format!(
-                "  {:>6} {:>6} {:>5} {:>7} ",
-                number(Outcome::Passed),
-                number(Outcome::Failed),
-                number(Outcome::Known),
-                number(Outcome::Skipped)
-            )
+            let number = |outcome| {
+                let points = results.points.iter();
+                count(points.filter(|p| group(&p.name) == name), outcome)
+            };
+            let (passed, failed) = (number(Outcome::Passed), number(Outcome::Failed));
+            let (known, skipped) = (number(Outcome::Known), number(Outcome::Skipped));
+            format!("  {passed:>6} {failed:>6} {known:>5} {skipped:>7} ")
         });
         lines.push(format!("{name:<52}{}", cells.collect::<String>()));
     }
@@ -221,9 +210,8 @@ fn reasons(points: &[Point]) -> Vec<String> {
         }
     }
     let titles = ["skipped", "known to fail"];
-    let lines = reasons.into_iter();
-    let lines = lines.map(|((kind, why), count)| format!("{} {count:>4}: {why}", titles[kind]));
-    lines.collect()
+    let line = |((kind, why), count)| format!("{} {count:>4}: {why}", titles[kind]);
+    reasons.into_iter().map(line).collect()
 }
 
 #[cfg(test)]

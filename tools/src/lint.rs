@@ -4,7 +4,7 @@
 use crate::{
     count::Count,
     deps,
-    files::{make_anew, name_of, paths_in, paths_of_kind, write_if_changed},
+    files::{has_kind, make_anew, name_of, paths_in, paths_of_kind, write_if_changed},
     initramfs::{guest_cargo, is_for_guest, GUEST_ARGUMENTS, MODULES},
     integrate,
     kernel::{self, variable, Flavour, Kernel},
@@ -51,13 +51,6 @@ fn kernel_files(project: &Project, kinds: &[&str]) -> Result<Vec<PathBuf>> {
     }
     list.retain(|path| has_kind(path, kinds));
     Ok(list)
-}
-
-/// Whether a file that is written, not made, has a name that ends so.
-fn has_kind(path: &Path, kinds: &[&str]) -> bool {
-    let name = name_of(path);
-    let kind = name.rsplit('.').next().unwrap_or_default();
-    kinds.contains(&kind) && !name.ends_with(".mod.c")
 }
 
 /// The commands that format everything, or check that nothing is to be done.

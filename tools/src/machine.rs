@@ -5,8 +5,9 @@
 use crate::{
     apt::{self, Root},
     deps::{self, Version},
-    files::{make_anew, name_of, paths_in, paths_of_kind, read_all},
+    files::{make_anew, name_of, paths_in},
     hash,
+    patches::{self, Patch},
     project::Project,
     steps::Step,
 };
@@ -26,19 +27,10 @@ const FITTING: Range<Version> = OLDEST..TOO_NEW;
 const NAME: &str = "qemu-system-s390x";
 /// Nothing but the emulator. The firmware is Debian's, its archive of QEMU's source has
 /// none.
-const CONFIGURE: &[&str] = &[
-    "--python=/usr/bin/python3",
-    "--target-list=s390x-softmmu",
-    "--without-default-features",
-    "--enable-tcg",
-    "--disable-docs",
-    "--disable-tools",
-    "--disable-guest-agent",
-    "--disable-werror",
-    "--disable-download",
-    "--disable-install-blobs",
-    "--firmwarepath=/usr/share/qemu",
-];
+const CONFIGURE: &str = "--python=/usr/bin/python3 --target-list=s390x-softmmu \
+    --without-default-features --enable-tcg --disable-docs --disable-tools \
+    --disable-guest-agent --disable-werror --disable-download --disable-install-blobs \
+    --firmwarepath=/usr/share/qemu";
 /// Where a guest's is not built as this machine's.
 const CROSS: &str = "s390x-linux-gnu-";
 /// What a guest's is linked with, from Debian's packages for s390x.
@@ -73,8 +65,10 @@ fn provide(project: &Project, of_guest: Option<&str>) -> Result<PathBuf> {
     deps::ensure_machine(project)?;
     let _lock = project.lock_file("machine.lock")?;
     let (archive, version) = source(project)?;
-    let patches = paths_of_kind(&project.root.join("integration/qemu"), "patch")?;
-    let key = hash::key((version, CONFIGURE, of_guest, read_all(&patches)?));
+    let patches = patches::read(&project.root.join("integration/qemu"))?;
+    let texts: Vec<&[u8]> = patches.iter().map(|patch| patch.text.as_bytes()).collect();
+    let options: Vec<&str> = CONFIGURE.split(' ').collect();
+    let key = hash::key((version, options, of_guest, texts));
     let place = project.cache.join(format!("machine-{key}"));
     let program = place.join(NAME);
     if program.is_file() {
@@ -119,7 +113,7 @@ fn source(project: &Project) -> Result<(PathBuf, Version)> {
     let step = Step::start(project, "machine-source", doing)?;
     let root = Root::of_sources(&step, RELEASE)?;
     let offered = root.ask(&["showsrc", "--only-source", "qemu"], "Version: ")?;
-    let Some((version, text)) = newest_of(&offered) else {
+    let Some((version, text)) = Version::newest(&offered, FITTING) else {
         bail!(
             "{RELEASE} has no QEMU from {OLDEST} to before {TOO_NEW}, but {}: adapt \
              integration/qemu",
@@ -138,23 +132,14 @@ fn newest_in(folder: &Path) -> Option<(Version, PathBuf)> {
     let paths = paths_in(folder).ok()?;
     let mut names: Vec<String> = paths.iter().map(|path| name_of(path)).collect();
     names.retain(|name| name.starts_with("qemu_"));
-    newest_of(&names).map(|(version, name)| (version, folder.join(name)))
-}
-
-/// The newest that the patches are for.
-fn newest_of(offered: &[String]) -> Option<(Version, &String)> {
-    let versions = offered.iter().map(|text| (Version::find(text), text));
-    let fitting = versions.filter_map(|(version, text)| Some((version?, text)));
-    fitting
-        .filter(|(version, _)| FITTING.contains(version))
-        .max()
+    Version::newest(&names, FITTING).map(|(version, name)| (version, folder.join(name)))
 }
 
 fn prepare(
     project: &Project,
     archive: &Path,
     version: Version,
-    patches: &[PathBuf],
+    patches: &[Patch],
     tree: &Path,
 ) -> Result<()> {
     let doing = format!("unpacking QEMU {version}");
@@ -169,16 +154,8 @@ fn prepare(
             .arg(tree),
         "the archive is broken: remove the cache's folder deb and run it again",
     )?;
-    for path in patches {
-        step.run(
-            // A patch that almost fits is one that nobody has seen run.
-            step.command("patch")
-                .current_dir(tree)
-                .args(["--strip=1", "--fuzz=0", "--forward", "--batch"])
-                .arg(format!("--input={}", path.display())),
-            &format!("{} does not fit QEMU {version}: adapt it", path.display()),
-        )?;
-    }
+    patches::apply(patches, tree)
+        .with_context(|| format!("adapt integration/qemu to QEMU {version}"))?;
     step.done(&format!("unpacked, {} patches applied", patches.len()));
     Ok(())
 }
@@ -197,15 +174,11 @@ fn sysroot(project: &Project, release: &str, folder: PathBuf) -> Result<PathBuf>
 }
 
 fn compile(project: &Project, tree: &Path, objects: &Path, sysroot: Option<&Path>) -> Result<()> {
-    let doing = if sysroot.is_some() {
-        "building QEMU for a guest"
-    } else {
-        "building QEMU"
-    };
+    let doing = sysroot.map_or("building QEMU", |_| "building QEMU for a guest");
     let step = Step::start(project, "machine-build", doing)?;
     fs::create_dir_all(objects)?;
     let mut configure = step.command(tree.join("configure"));
-    configure.args(CONFIGURE);
+    configure.args(CONFIGURE.split(' '));
     if let Some(folder) = sysroot {
         let sysroot = folder.display();
         configure
@@ -249,7 +222,10 @@ mod tests {
             "1:11.1.3+ds-1",
         ]
         .map(str::to_owned);
-        assert_eq!(newest_of(&offered), Some((Version(10, 0, 14), &offered[1])));
-        assert_eq!(newest_of(&offered[..1]), None);
+        assert_eq!(
+            Version::newest(&offered, FITTING),
+            Some((Version(10, 0, 14), &offered[1]))
+        );
+        assert_eq!(Version::newest(&offered[..1], FITTING), None);
     }
 }

@@ -6,51 +6,32 @@ use crate::{
     count::Count,
     deps, integrate,
     kernel::{self, flavour, Kernel},
-    project::{variable, Project},
+    project::{text, Project},
     series, source,
     steps::Step,
 };
 use anyhow::Result;
 use std::{fs, time::Instant};
 
-/// A configuration: what it is called, and its fragments.
-struct Row {
-    name: &'static str,
-    fragments: &'static str,
-    /// What no other row needs, and its package.
-    needs: Option<(&'static str, &'static str)>,
-    /// Whether gcc compiles the C.
-    gcc: bool,
-}
-
-impl Row {
-    const fn new(name: &'static str, fragments: &'static str) -> Self {
-        Row {
-            name,
-            fragments,
-            needs: None,
-            gcc: false,
-        }
-    }
-}
-
-const ROWS: [Row; 9] = [
-    Row::new("built in", "rust"),
-    Row::new("a module", "module"),
-    Row::new("off: the driver in C", "c"),
-    Row::new("no debugfs, tracepoints, KUnit", "bare"),
-    Row::new("a module of these", "bare,module"),
-    Row::new("KVM, VFIO_PCI_ZDEV_KVM", "rust,kvm"),
-    Row {
-        needs: Some(("/usr/include/dwarf.h", "libdw-dev")),
-        ..Row::new("MODVERSIONS", "module,modversions")
-    },
-    Row::new("RANDOMIZE_IDENTITY_BASE", "rust,identity-base"),
-    Row {
-        needs: Some((deps::GCC, "gcc-s390x-linux-gnu")),
-        gcc: true,
-        ..Row::new("C by gcc", "rust")
-    },
+/// The configurations: what each is called, and its fragments.
+const ROWS: [(&str, &str); 9] = [
+    ("built in", "rust"),
+    ("a module", "module"),
+    ("off: the driver in C", "c"),
+    ("no debugfs, tracepoints, KUnit", "bare"),
+    ("a module of these", "bare,module"),
+    ("KVM, VFIO_PCI_ZDEV_KVM", "rust,kvm"),
+    (MODVERSIONS, "module,modversions"),
+    ("RANDOMIZE_IDENTITY_BASE", "rust,identity-base"),
+    (BY_GCC, "rust"),
+];
+const MODVERSIONS: &str = "MODVERSIONS";
+/// The row whose C is compiled by gcc.
+const BY_GCC: &str = "C by gcc";
+/// What no other row needs than this one, and its package.
+const NEEDS: [(&str, &str, &str); 2] = [
+    (MODVERSIONS, "/usr/include/dwarf.h", "libdw-dev"),
+    (BY_GCC, deps::GCC, "gcc-s390x-linux-gnu"),
 ];
 
 /// The table that is printed in the end.
@@ -84,24 +65,24 @@ impl Table {
 /// each patch of the series.
 pub fn run(project: &Project) -> Result<()> {
     deps::ensure(project)?;
-    let only = variable("ONLY").unwrap_or_default();
-    let only = only.to_string_lossy();
+    let only = text("ONLY").unwrap_or_default();
     let mut table = Table::default();
     if only == "steps" {
         steps(project, &mut table)?;
     }
-    for row in ROWS.iter().filter(|row| row.name.contains(&*only)) {
-        let folder = if row.gcc { "matrix-gcc" } else { "matrix" };
+    for (name, fragments) in ROWS.into_iter().filter(|row| row.0.contains(&only)) {
+        let gcc = name == BY_GCC;
+        let folder = if gcc { "matrix-gcc" } else { "matrix" };
         let project = Project {
             kout: Some(project.cache.join("objects").join(folder)),
-            gcc: row.gcc,
+            gcc,
             ..project.clone()
         };
-        if let Some((sign, package)) = row.needs {
+        for (_, sign, package) in NEEDS.into_iter().filter(|need| need.0 == name) {
             deps::program(&project, sign, package)?;
         }
-        table.row(row.name, || {
-            let kernel = kernel::build(&project, &flavour(row.fragments))?;
+        table.row(name, || {
+            let kernel = kernel::build(&project, &flavour(fragments))?;
             warnings(&project, &kernel)
         });
     }
@@ -130,11 +111,9 @@ fn steps(project: &Project, table: &mut Table) -> Result<()> {
     };
     table.row("as it was released", || build(&project, "c"));
     for patch in patches {
-        let name = patch.file_stem().unwrap_or_default().to_string_lossy();
-        let step = Step::start(&project, "patch", &name)?;
-        let mut command = project.command("patch");
-        command.args(["--strip=1", "--force", "--silent", "--input"]);
-        step.run(command.arg(&patch).current_dir(&source.tree), "correct it")?;
+        let name = patch.name.trim_end_matches(".patch");
+        let step = Step::start(&project, "patch", name)?;
+        patch.apply(&source.tree)?;
         step.done("applied");
         let is_there = fs::read_to_string(source.tree.join("drivers/iommu/Kconfig"))?
             .contains(integrate::PLACE);

@@ -102,7 +102,7 @@ fn boot(
     let boot = Boot {
         plugged: EVERYTHING,
         // Requests of 2 MiB at most, not of 512 KiB: newer versions of QEMU take no more.
-        arguments: &["-global", "nvme.mdts=9"],
+        arguments: "-global nvme.mdts=9",
         ..machine.boot("passthrough", append, LIMIT)
     };
     let mut claims = Vec::new();

@@ -21,14 +21,7 @@ pub struct Patch {
 /// The patches in a folder, in the order of their names; none without a folder.
 pub fn read(folder: &Path) -> Result<Vec<Patch>> {
     let paths = paths_of_kind(folder, "patch").unwrap_or_default();
-    let read = |path: PathBuf| {
-        Ok(Patch {
-            name: name_of(&path),
-            text: fs::read_to_string(&path)?,
-            path,
-        })
-    };
-    paths.into_iter().map(read).collect()
+    paths.into_iter().map(Patch::read).collect()
 }
 
 pub fn apply(patches: &[Patch], tree: &Path) -> Result<()> {
@@ -43,6 +36,14 @@ pub fn revert(patches: &[Patch], tree: &Path) -> Result<()> {
 }
 
 impl Patch {
+    pub fn read(path: PathBuf) -> Result<Self> {
+        Ok(Self {
+            name: name_of(&path),
+            text: fs::read_to_string(&path)?,
+            path,
+        })
+    }
+
     /// The files that it changes, and whether it makes them.
     pub fn files(&self) -> Vec<(&str, bool)> {
         let lines: Vec<&str> = self.text.lines().collect();

@@ -100,13 +100,10 @@ impl Project {
         fs::create_dir_all(&cache)
             .context("cannot make the cache; name another with S390_IOMMU_CACHE=")?;
         let kdir = variable("KDIR").map(fs::canonicalize).transpose();
-        let kout = match variable("KOUT") {
-            Some(path) => {
-                fs::create_dir_all(&path).context("cannot make KOUT=")?;
-                Some(fs::canonicalize(path)?)
-            }
-            None => None,
-        };
+        let kout = variable("KOUT").map(|path| {
+            fs::create_dir_all(&path)?;
+            fs::canonicalize(path)
+        });
         let jobs = match text("JOBS") {
             Some(text) => text
                 .parse()
@@ -123,7 +120,7 @@ impl Project {
             qemu: tool_variable("QEMU")?,
             kdir: kdir.context("KDIR= is not there")?,
             as_it_is: false,
-            kout,
+            kout: kout.transpose().context("cannot make KOUT=")?,
             update: variable("UPDATE").is_some(),
             jobs,
             root,

@@ -94,7 +94,7 @@ pub struct Boot<'a> {
     /// More devices, in QEMU's notation, behind the others.
     pub devices: &'a [&'a str],
     /// More arguments of QEMU, before all devices.
-    pub arguments: &'a [&'a str],
+    pub arguments: &'a str,
 }
 
 impl Boot<'_> {
@@ -238,19 +238,14 @@ impl Boot<'_> {
         command
             .args(["-netdev", "hubport,id=n0,hubid=0"])
             .args(["-netdev", "hubport,id=n1,hubid=0"]);
-        command.args(self.arguments);
+        command.args(self.arguments.split_whitespace());
         for device in DEVICES.iter().filter(|d| self.plugged.contains(&d.id)) {
             if device.id == "nvme1" {
                 for _ in 0..self.generators {
                     command.args(["-device", "virtio-rng-pci,disable-legacy=on"]);
                 }
             }
-            let Device {
-                id,
-                model,
-                properties,
-            } = device;
-            let argument = format!("{model},id={id},{properties}");
+            let argument = format!("{},id={},{}", device.model, device.id, device.properties);
             command.args(["-device", &argument]);
         }
         for device in self.devices {

@@ -9,33 +9,11 @@
 use crate::project::Project;
 use anyhow::{bail, Context, Result};
 use fs_err as fs;
-use std::{path::Path, process::Command};
 
 /// A line that stands for others.
 const ELLIPSIS: &str = "...";
 /// What stands before the first line, and after the last.
 const FRAME: [&str; 2] = ["<begin>", "<end>"];
-
-/// Runs a command of this program as the caller would, and returns what it
-/// printed, which goes to a log as well.
-///
-/// # Errors
-///
-/// The command failed; the error has the last line that it printed.
-pub fn output_of(argument: &str, log: &Path) -> Result<String> {
-    // The environment is the caller's: CONFIG= and the like count here as well.
-    let output = Command::new(std::env::current_exe()?)
-        .arg(argument)
-        .output()
-        .with_context(|| format!("cannot start make {argument}"))?;
-    fs::write(log, &output.stdout)?;
-    let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    if !output.status.success() {
-        let last = text.lines().last().unwrap_or("it printed nothing");
-        bail!("make {argument} failed: {last}");
-    }
-    Ok(text)
-}
 
 /// Compares the README's block of a command with what it printed.
 ///

@@ -5,10 +5,11 @@
 //! Everything happens in a copy, since the tree may be the caller's.
 
 use crate::{
-    apt::{self, Root},
+    apt,
     deps::GCC,
     files::{make_anew, name_of, paths_in, read_all},
     hash::{self, Stamp},
+    initramfs::Extra,
     integrate,
     kernel::{variable, Kernel},
     patches::{self, Patch},
@@ -17,10 +18,7 @@ use crate::{
 };
 use anyhow::{bail, Context, Result};
 use fs_err as fs;
-use std::{
-    os::unix::fs::PermissionsExt,
-    path::{Path, PathBuf},
-};
+use std::{os::unix::fs::PermissionsExt, path::Path};
 
 /// The folders of `tools/testing/selftests` to build.
 pub const TARGETS: [&str; 3] = ["vfio", "iommu", "s390_iommu"];
@@ -47,61 +45,64 @@ const LIBRARIES: [&str; 2] = ["uuid-dev", "libcap-dev"];
 /// On an emulated machine nearly all time goes into faulting pages in.
 const SMALLER: &str = "-O2 -DMEMCPY_REGION_SIZE=SZ_32M -DTEST_TIMEOUT_DEFAULT=300";
 
-/// A program and its name below the folder of selftests, `vfio/vfio_pci_device_test`.
-pub type Program = (String, PathBuf);
-
-pub fn build(project: &Project, kernel: &Kernel) -> Result<Vec<Program>> {
+/// Builds the programs, as files of the guest's root.
+pub fn build(project: &Project, kernel: &Kernel) -> Result<Vec<Extra>> {
     let step = Step::start(project, "selftests", "building the selftests")?;
     let folder = project.build.join("selftests");
     let out = folder.join("out");
     let patches = patches::read(&project.root.join(PATCHES))?;
     let stamp = Stamp::new(&folder, key(project, kernel, &patches)?);
-    if stamp.is_current() {
-        let programs = programs(&out)?;
-        step.done("nothing changed");
-        return Ok(programs);
+    let is_new = stamp.build(true, || {
+        compile(&step, kernel, &patches, &folder, &out)?;
+        programs(&out).map(drop)
+    })?;
+    let programs = programs(&out)?;
+    match is_new {
+        true => step.done(&format!("{} programs", programs.len())),
+        false => step.done("nothing changed"),
     }
-    make_anew(&folder)?;
-    let libraries = libraries(&step)?;
+    Ok(programs)
+}
+
+fn compile(
+    step: &Step,
+    kernel: &Kernel,
+    patches: &[Patch],
+    folder: &Path,
+    out: &Path,
+) -> Result<()> {
+    let project = step.project;
+    make_anew(folder)?;
+    let libraries = apt::for_guest(step, "libraries", &LIBRARIES)?;
     let tree = folder.join("tree");
-    copy(&step, &kernel.source.tree, &tree)?;
-    patches::apply(&patches, &tree)
+    copy(step, &kernel.source.tree, &tree)?;
+    patches::apply(patches, &tree)
         .context("this kernel's selftests are not those that the patches are for")?;
     let headers = folder.join("usr");
-    step.run(
-        kernel
-            .make(project)
-            .arg("headers_install")
-            .arg(variable("INSTALL_HDR_PATH", &headers)),
-        "read the log",
-    )?;
-    let include = |folder: &Path| folder.join("include").display().to_string();
-    let library = libraries.join("usr/lib/s390x-linux-gnu");
+    let mut command = kernel.make(project);
+    command.arg("headers_install");
+    command.arg(variable("INSTALL_HDR_PATH", &headers));
+    step.run(&mut command, "read the log")?;
+    let (headers, libraries) = (headers.display(), libraries.join("usr"));
+    let libraries = libraries.display();
     for target in TARGETS {
         fs::create_dir_all(out.join(target))?;
-        step.run(
-            step.command("make")
-                .arg(format!("-j{}", project.jobs))
-                .arg("-C")
-                .arg(tree.join(FOLDER).join(target))
-                .args(["ARCH=s390", "CROSS_COMPILE=s390x-linux-gnu-"])
-                .arg(variable("OUTPUT", out.join(target)))
-                .arg(format!("KHDR_INCLUDES=-isystem {}", include(&headers)))
-                // Behind the compiler's own: the packages have headers that
-                // the cross compiler brings as well.
-                .arg(format!(
-                    "CPPFLAGS=-idirafter {}",
-                    include(&libraries.join("usr"))
-                ))
-                .arg(format!("EXTRA_CFLAGS={SMALLER}"))
-                .arg(format!("LDFLAGS=-static -L{}", library.display())),
-            "correct what the compiler says",
-        )?;
+        let mut command = step.command("make");
+        command
+            .arg(format!("-j{}", project.jobs))
+            .arg("-C")
+            .arg(tree.join(FOLDER).join(target))
+            .args(["ARCH=s390", "CROSS_COMPILE=s390x-linux-gnu-"])
+            .arg(variable("OUTPUT", out.join(target)))
+            .arg(format!("KHDR_INCLUDES=-isystem {headers}/include"))
+            // Behind the compiler's own: the packages have headers that
+            // the cross compiler brings as well.
+            .arg(format!("CPPFLAGS=-idirafter {libraries}/include"))
+            .arg(format!("EXTRA_CFLAGS={SMALLER}"))
+            .arg(format!("LDFLAGS=-static -L{libraries}/lib/s390x-linux-gnu"));
+        step.run(&mut command, "correct what the compiler says")?;
     }
-    let programs = programs(&out)?;
-    stamp.write()?;
-    step.done(&format!("{} programs", programs.len()));
-    Ok(programs)
+    Ok(())
 }
 
 /// A key of what the programs are built from; none for a tree of the caller's.
@@ -132,14 +133,14 @@ fn copy(step: &Step, from: &Path, to: &Path) -> Result<()> {
 }
 
 /// The executable files, sorted by name; each target must have some.
-fn programs(out: &Path) -> Result<Vec<Program>> {
+fn programs(out: &Path) -> Result<Vec<Extra>> {
     let mut list = Vec::new();
     for target in TARGETS {
         let before = list.len();
         for path in paths_in(&out.join(target))? {
             let data = fs::metadata(&path)?;
             if data.is_file() && data.permissions().mode() & 0o100 != 0 {
-                list.push((format!("{target}/{}", name_of(&path)), path));
+                list.push((format!("kselftest/{target}/{}", name_of(&path)), path));
             }
         }
         if list.len() == before {
@@ -148,23 +149,4 @@ fn programs(out: &Path) -> Result<Vec<Program>> {
     }
     list.sort();
     Ok(list)
-}
-
-/// The libraries of the guest's architecture, unpacked.
-fn libraries(step: &Step) -> Result<PathBuf> {
-    let folder = step.project.cache.join("guest/libraries");
-    if folder.join("usr/include").is_dir() {
-        return Ok(folder);
-    }
-    let Some(suite) = apt::codename() else {
-        bail!(
-            "the static libraries uuid and cap for s390x come from Debian's packages {}; \
-             unpack them into {}",
-            LIBRARIES.join(" "),
-            folder.display()
-        );
-    };
-    let words = [&["download"], &LIBRARIES[..]].concat();
-    Root::of_suites(step, &[suite], "s390x")?.unpack(&words, &folder)?;
-    Ok(folder)
 }

@@ -74,10 +74,10 @@ pub fn check(step: &Step) -> Result<Count> {
 }
 
 /// The patches of the driver, in a folder that a command may use for a while.
-pub fn patches_for(step: &Step) -> Result<Vec<PathBuf>> {
+pub fn patches_for(step: &Step) -> Result<Vec<Patch>> {
     let mut list = make(step, "series-steps", &nobody())?.1;
     list.retain(|path| is_of_driver(path));
-    Ok(list)
+    list.into_iter().map(Patch::read).collect()
 }
 
 fn is_of_driver(patch: &Path) -> bool {

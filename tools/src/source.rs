@@ -122,12 +122,7 @@ fn newest_offered<'a>(step: &'a Step) -> Result<(Root<'a>, String, String)> {
             continue;
         };
         let names = root.ask(&["pkgnames", "linux-source-"], "linux-source-")?;
-        let newest = names
-            .into_iter()
-            .filter_map(|name| Some((Version::find(&name)?, name)))
-            .filter(|(version, _)| (OLDEST..TOO_NEW).contains(version))
-            .max();
-        if let Some((_, name)) = newest {
+        if let Some((_, name)) = Version::newest(&names, OLDEST..TOO_NEW) {
             let package = format!("linux-source-{name}");
             let versions = root.ask(&["show", "--no-all-versions", &package], "Version: ")?;
             let version = versions.into_iter().next();

@@ -173,28 +173,25 @@ fn last_lines(text: &str, count: usize) -> String {
 
 /// Causes that have nothing to do with the step they hit.
 fn known_cause(text: &str) -> Option<&'static str> {
-    const CAUSES: [(&[&str], &str); 3] = [
-        (
-            &["No space left on device", "os error 28"],
-            "the disk is full: free some space, or name another cache with S390_IOMMU_CACHE=",
-        ),
-        (
-            &[
-                "Temporary failure resolving",
-                "Could not resolve host",
-                "Could not connect",
-                "Connection timed out",
-                "Network is unreachable",
-                "failed to download from",
-            ],
-            "the network or the mirror does not answer: check the connection and run it again",
-        ),
-        (
-            &["Could not get lock", "Unable to acquire the dpkg"],
-            "another apt or dpkg is at work: wait for it and run it again",
-        ),
+    const FULL: &str =
+        "the disk is full: free some space, or name another cache with S390_IOMMU_CACHE=";
+    const NO_NETWORK: &str =
+        "the network or the mirror does not answer: check the connection and run it again";
+    const LOCKED: &str = "another apt or dpkg is at work: wait for it and run it again";
+    const CAUSES: [(&str, &str); 10] = [
+        ("No space left on device", FULL),
+        ("os error 28", FULL),
+        ("Temporary failure resolving", NO_NETWORK),
+        ("Could not resolve host", NO_NETWORK),
+        ("Could not connect", NO_NETWORK),
+        ("Connection timed out", NO_NETWORK),
+        ("Network is unreachable", NO_NETWORK),
+        ("failed to download from", NO_NETWORK),
+        ("Could not get lock", LOCKED),
+        ("Unable to acquire the dpkg", LOCKED),
     ];
-    let is_seen = |signs: &[&str]| signs.iter().any(|sign| text.contains(sign));
-    let cause = CAUSES.iter().find(|(signs, _)| is_seen(signs))?;
-    Some(cause.1)
+    let mut causes = CAUSES.iter();
+    causes
+        .find(|(sign, _)| text.contains(sign))
+        .map(|(_, cause)| *cause)
 }

@@ -18,99 +18,13 @@ use crate::{
     readme, series,
     steps::Step,
 };
-use anyhow::{anyhow, Context, Result};
+use anyhow::{anyhow, bail, Context, Result};
 use fs_err as fs;
-use std::time::Duration;
+use std::{process::Command, time::Duration};
 
-/// A part of `make test`: its name, and what it does.
-type Part = (&'static str, fn(&mut Suite));
-
-/// All parts. What takes long on two processors is run by name only.
-const PARTS: [Part; 20] = [
-    // the license in every file
-    ("license", |suite| {
-        let doing = "looking for the license in every file";
-        suite.step("license", doing, lint::check_licenses);
-    }),
-    // rustfmt
-    ("format", |suite| {
-        suite.step("format", "checking the formatting", lint::check_format);
-    }),
-    // the pages of Documentation/, without a warning
-    ("docs", |suite| {
-        let pages = suite.project.root.join(lint::PAGES);
-        let work = |step: &Step| lint::write_pages(step, &pages, "htmldocs").map(Count::one);
-        suite.step("htmldocs", "writing the pages", work);
-    }),
-    // the unit tests of this program
-    ("tools", |suite| {
-        let work = |step: &Step| cargo_test(step, "tools", "");
-        suite.step("tools", "testing the tools", work);
-    }),
-    // the driver's pure files on the host
-    ("host", |suite| {
-        let work = |step: &Step| cargo_test(step, "tests/host", "");
-        suite.step("host", "testing the pure files on this machine", work);
-    }),
-    // the same under every interleaving of a few threads
-    ("model", |suite| {
-        let work = |step: &Step| cargo_test(step, "tests/host", "--cfg loom");
-        suite.step("model", "checking every interleaving", work);
-    }),
-    // operations on the tables that a fuzzer makes up, for a while
-    ("fuzz", |suite| {
-        suite.step("fuzz", "fuzzing the tables", fuzz);
-    }),
-    // changes by which the tests above have to fail
-    ("mutants", |suite| {
-        let doing = "applying the changes that tests must notice";
-        suite.step("mutants", doing, mutants::check);
-    }),
-    // the patches for the kernel's lists: git am, checkpatch
-    ("series", |suite| {
-        // It reads the cache, which a kernel that was built holds.
-        suite.kernel = None;
-        suite.step("series", "making the patches, checkpatch", series::check);
-    }),
-    // clippy on the programs and on the driver
-    ("clippy", |suite| {
-        suite.step("clippy", "clippy on the programs", lint::clippy_programs);
-        let doing = "clippy on the driver and on modules";
-        suite.with_kernel("clippy-driver", doing, lint::clippy_driver);
-    }),
-    // rustdoc on the driver, without a warning
-    ("rustdoc", |suite| {
-        let work = |kernel: &Kernel, step: &Step| lint::write_rustdoc(kernel, step).map(Count::one);
-        suite.with_kernel("rustdoc", "writing the driver's pages", work);
-    }),
-    // the kernel's checkpatch
-    ("checkpatch", |suite| {
-        suite.with_kernel("checkpatch", "checkpatch on all C", lint::checkpatch);
-    }),
-    // sparse, which sees what the compiler does not
-    ("sparse", |suite| {
-        suite.with_kernel("sparse", "sparse on the C that is built in", lint::sparse);
-    }),
-    // everything in the guest
-    ("guest", |suite| suite.guest()),
-    // this driver and the one in C in the same suites
-    ("peer", |suite| suite.peer()),
-    // the guest on the emulator of `make machine`
-    ("machine", |suite| suite.machine()),
-    // functions that come and go, hostile calls: two boots of `make torture`
-    ("torture", |suite| suite.torture()),
-    // the driver as a module
-    ("module", |suite| suite.module()),
-    // a guest inside the guest, on a function that is passed through
-    ("passthrough", |suite| {
-        // Its two kernels want the cache, one after the other.
-        suite.kernel = None;
-        let count = passthrough::short(suite.project, suite.flavour);
-        suite.keep("passthrough", count);
-    }),
-    // `make run`, and that the README shows what it and all other parts print
-    ("readme", |suite| suite.readme()),
-];
+/// The parts of `make test`. What takes long on two processors is run by name only.
+const PARTS: &str = "license format docs tools host model fuzz mutants series clippy rustdoc \
+    checkpatch sparse guest peer machine torture module passthrough readme";
 const LONG: [&str; 2] = ["passthrough", "torture"];
 
 /// A boot with all suites takes a fraction of this.
@@ -118,43 +32,43 @@ const LIMIT: Duration = Duration::from_secs(900);
 /// The boots of `make test`. Memory decides how large the windows are: those of
 /// a machine with 32 GiB are known to the last digit.
 const BOOTS: [Variant; 9] = [
-    variant("lazy", "", &[]),
-    variant("strict", "iommu.strict=1", &[]),
+    variant("lazy", "", ""),
+    variant("strict", "iommu.strict=1", ""),
     variant(
         "parameters",
         "iommu.passthrough=1 s390_iommu=strict s390_iommu_aperture=2 \
             guest.suite=boot,nvme,nic,counters",
-        &[],
+        "",
     ),
     Variant {
         memory: 32,
-        ..variant("memory", "guest.suite=boot,nvme,nic,counters", &[])
+        ..variant("memory", "guest.suite=boot,nvme,nic,counters", "")
     },
     variant(
         SMALL,
         "iommu.strict=1 s390_iommu_aperture=1 guest.suite=boot,nvme",
-        &[],
+        "",
     ),
     variant(
         LARGER[0],
         "iommu.strict=1 s390_iommu_aperture=64 guest.suite=boot,nvme",
-        &[],
+        "",
     ),
     variant(
         LARGER[1],
         "iommu.strict=1 s390_iommu_aperture=512 guest.suite=boot,nvme",
-        &[],
+        "",
     ),
     variant(
         LARGER[2],
         "iommu.strict=1 s390_iommu_aperture=0 guest.suite=boot,nvme",
-        &[],
+        "",
     ),
     // The machine may get more memory later: windows reach to its end.
     variant(
         LARGER[3],
         "iommu.strict=1 guest.suite=nvme",
-        &["-m", "maxmem=64G"],
+        "-m maxmem=64G",
     ),
 ];
 /// Windows as large as memory, larger, and as large as the machine grants: the way
@@ -165,9 +79,9 @@ const LARGER: [&str; 4] = ["aperture-64", "aperture-512", "aperture-0", "maxmem"
 const LONGER: (f64, f64) = (0.2, 0.3);
 /// How many random number generators the guest has: as many as a domain has room
 /// for without further memory.
-pub const GENERATORS: usize = 6;
+const GENERATORS: usize = 6;
 /// The driver's KUnit suites run at boot; the guest's program reads their results.
-pub const KUNIT: &str = "kunit.enable=1 kunit.autorun=1 kunit.filter_glob=s390_iommu*";
+const KUNIT: &str = "kunit.enable=1 kunit.autorun=1 kunit.filter_glob=s390_iommu*";
 /// No line of QEMU's begins so.
 const NOTHING: &str = "\0";
 
@@ -176,16 +90,12 @@ struct Variant {
     /// Words for the kernel's command line and for the guest's program.
     words: &'static str,
     /// QEMU's arguments beside those of any boot.
-    arguments: &'static [&'static str],
+    arguments: &'static str,
     /// In GiB.
     memory: u32,
 }
 
-const fn variant(
-    name: &'static str,
-    words: &'static str,
-    arguments: &'static [&'static str],
-) -> Variant {
+const fn variant(name: &'static str, words: &'static str, arguments: &'static str) -> Variant {
     Variant {
         name,
         words,
@@ -196,34 +106,27 @@ const fn variant(
 
 /// `make test`; `PART=a,b` names some of its parts.
 pub fn run(project: &Project, flavour: &Flavour) -> Result<()> {
-    let names = match text("PART") {
-        Some(names) => names,
-        None => PARTS.map(|(name, _)| name).join(","),
+    let Some(names) = text("PART") else {
+        let names = PARTS.split(' ').filter(|name| !LONG.contains(name));
+        return only(project, flavour, &Vec::from_iter(names));
     };
-    let is_wanted = |name: &&str| text("PART").is_some() || !LONG.contains(name);
-    let names: Vec<&str> = names.split([',', ' ']).filter(is_wanted).collect();
-    only(project, flavour, &names)
+    let names = names.to_ascii_lowercase();
+    only(project, flavour, &Vec::from_iter(names.split([',', ' '])))
 }
 
 /// Some parts of it.
 pub fn only(project: &Project, flavour: &Flavour, names: &[&str]) -> Result<()> {
-    let find = |name: &&str| {
-        let part = PARTS.iter().find(|part| part.0.eq_ignore_ascii_case(name));
-        part.with_context(|| {
-            let known = PARTS.map(|part| part.0).join(" ");
-            format!("PART={}: there is no {name}, but {known}", names.join(","))
-        })
-    };
-    let parts = names.iter().map(find).collect::<Result<Vec<_>>>()?;
+    let is_unknown = |name: &&&str| !PARTS.split(' ').any(|part| part == **name);
+    if let Some(name) = names.iter().find(is_unknown) {
+        let names = names.join(",");
+        bail!("PART={names}: there is no {name}, but {PARTS}");
+    }
     deps::ensure(project)?;
-    let mut suite = Suite {
-        project,
-        flavour,
-        kernel: None,
-        summary: Vec::new(),
-    };
-    for (_, work) in parts {
-        work(&mut suite);
+    let mut suite = Suite::new(project, flavour);
+    for name in names {
+        if let Err(error) = suite.part(name) {
+            suite.keep(name, Err(error));
+        }
     }
     suite.finish()
 }
@@ -236,7 +139,83 @@ struct Suite<'a> {
     summary: Vec<(String, Count)>,
 }
 
-impl Suite<'_> {
+impl<'a> Suite<'a> {
+    fn new(project: &'a Project, flavour: &'a Flavour) -> Self {
+        Self {
+            project,
+            flavour,
+            kernel: None,
+            summary: Vec::new(),
+        }
+    }
+
+    fn part(&mut self, name: &str) -> Result<()> {
+        match name {
+            "license" => {
+                let doing = "looking for the license in every file";
+                self.step(name, doing, lint::check_licenses);
+            }
+            "format" => self.step(name, "checking the formatting", lint::check_format),
+            "docs" => {
+                let pages = self.project.root.join(lint::PAGES);
+                self.step("htmldocs", "writing the pages", |step| {
+                    lint::write_pages(step, &pages, "htmldocs").map(Count::one)
+                });
+            }
+            "tools" => self.cargo_test(name, "testing the tools", "tools", ""),
+            "host" => {
+                let doing = "testing the pure files on this machine";
+                self.cargo_test(name, doing, "tests/host", "");
+            }
+            // The same under every interleaving of a few threads.
+            "model" => {
+                let doing = "checking every interleaving";
+                self.cargo_test(name, doing, "tests/host", "--cfg loom");
+            }
+            // Operations on the tables that a fuzzer makes up, for a while.
+            "fuzz" => self.step(name, "fuzzing the tables", fuzz),
+            "mutants" => {
+                let doing = "applying the changes that tests must notice";
+                self.step(name, doing, mutants::check);
+            }
+            // The patches for the kernel's lists: git am, checkpatch.
+            "series" => {
+                // It reads the cache, which a kernel that was built holds.
+                self.kernel = None;
+                self.step(name, "making the patches, checkpatch", series::check);
+            }
+            "clippy" => {
+                self.step(name, "clippy on the programs", lint::clippy_programs);
+                let doing = "clippy on the driver and on modules";
+                self.with_kernel("clippy-driver", doing, lint::clippy_driver);
+            }
+            "rustdoc" => self.with_kernel(name, "writing the driver's pages", |kernel, step| {
+                lint::write_rustdoc(kernel, step).map(Count::one)
+            }),
+            "checkpatch" => self.with_kernel(name, "checkpatch on all C", lint::checkpatch),
+            "sparse" => self.with_kernel(name, "sparse on the C that is built in", lint::sparse),
+            "guest" => self.guest()?,
+            "peer" => self.peer(),
+            "machine" => self.machine()?,
+            // Two boots of `make torture`.
+            "torture" => self.torture()?,
+            "module" => self.module()?,
+            "passthrough" => {
+                // Its two kernels want the cache, one after the other.
+                self.kernel = None;
+                let count = passthrough::short(self.project, self.flavour);
+                self.keep(name, count);
+            }
+            "readme" => self.readme(),
+            _ => bail!("there is no part {name}"),
+        }
+        Ok(())
+    }
+
+    fn cargo_test(&mut self, name: &str, doing: &str, folder: &str, flags: &str) {
+        self.step(name, doing, |step| cargo_test(step, folder, flags));
+    }
+
     /// Runs a part and keeps its result; an error is a failure.
     fn step(&mut self, name: &str, doing: &str, work: impl FnOnce(&Step) -> Result<Count>) {
         let count = Step::start(self.project, name, doing).and_then(|step| {
@@ -269,66 +248,42 @@ impl Suite<'_> {
         doing: &str,
         work: impl FnOnce(&Kernel, &Step) -> Result<Count>,
     ) {
-        if let Some(kernel) = self.kernel_for(name) {
-            self.step(name, doing, |step| work(&kernel, step));
-            self.kernel = Some(Some(kernel));
+        match self.kernel_for(name) {
+            Ok(kernel) => {
+                self.step(name, doing, |step| work(&kernel, step));
+                self.kernel = Some(Some(kernel));
+            }
+            Err(error) => self.keep(name, Err(error)),
         }
     }
 
-    /// Takes the kernel out, building it the first time.
-    fn kernel(&mut self) -> Option<Kernel> {
+    /// Takes the kernel out for a part, building it the first time.
+    fn kernel_for(&mut self, name: &str) -> Result<Kernel> {
         let kernel = self.kernel.take().unwrap_or_else(|| {
             let built = kernel::build(self.project, self.flavour);
-            let (kernel, error) = match built {
-                Ok(kernel) => (Some(kernel), None),
-                Err(error) => (None, Some(error)),
+            let (kernel, count) = match built {
+                Ok(kernel) => (Some(kernel), Ok(Count::one(true))),
+                Err(error) => (None, Err(error)),
             };
-            self.keep("kernel", error.map_or(Ok(Count::one(true)), Err));
+            self.keep("kernel", count);
             kernel
         });
         if kernel.is_none() {
             self.kernel = Some(None);
         }
-        kernel
+        kernel.with_context(|| format!("{name}: there is no kernel"))
     }
 
-    /// The same for a part, which has failed if there is none.
-    fn kernel_for(&mut self, name: &str) -> Option<Kernel> {
-        let kernel = self.kernel();
-        if kernel.is_none() {
-            self.keep(name, Err(anyhow!("{name}: there is no kernel")));
-        }
-        kernel
-    }
-
-    fn guest(&mut self) {
-        let Some(kernel) = self.kernel_for("guest") else {
-            return;
-        };
-        let machine = Machine::of_kernel(self.project, kernel);
-        let machine = match machine.and_then(|machine| machine.corrected(self.project)) {
-            Ok(machine) => machine,
-            Err(error) => return self.keep("guest", Err(error)),
-        };
+    fn guest(&mut self) -> Result<()> {
+        let machine = Machine::of_kernel(self.project, self.kernel_for("guest")?)?;
+        let machine = machine.corrected(self.project)?;
         for variant in &BOOTS {
             let name = format!("guest-{}", variant.name);
-            let boot = Self::boot_of(&machine, &name, variant);
+            let boot = boot_of(&machine, &name, variant);
             self.run_boot(&name, &boot, NOTHING);
         }
         self.step("guest-apertures", "comparing the boots", compare_boots);
-    }
-
-    fn boot_of<'b>(machine: &'b Machine, name: &'b str, variant: &Variant) -> Boot<'b> {
-        let append = format!("guest.mode=test {KUNIT} {}", variant.words);
-        Boot {
-            plugged: EVERYTHING,
-            generators: GENERATORS,
-            memory: variant.memory,
-            arguments: variant.arguments,
-            // Races want more than two.
-            processors: 4,
-            ..machine.boot(name, append, LIMIT)
-        }
+        Ok(())
     }
 
     /// Boots and counts what the guest's program reports. A line of QEMU's with
@@ -364,7 +319,9 @@ impl Suite<'_> {
         // That process wants the cache for itself.
         self.kernel = None;
         self.step("run", "make run, as the README shows it", |step| {
-            let printed = readme::output_of("run", step.log())?;
+            // The environment is the caller's: CONFIG= and the like count here as well.
+            let mut command = Command::new(std::env::current_exe()?);
+            let printed = step.output(command.arg("run"), "make run says why")?;
             // The README shows the driver that is built in.
             if !is_default {
                 return Ok(Count::one(true));
@@ -397,6 +354,25 @@ impl Suite<'_> {
         println!("\n{}", self.summary_lines().join("\n"));
         self.sum().finish();
         Ok(())
+    }
+}
+
+fn boot_of<'a>(machine: &'a Machine, name: &'a str, variant: &Variant) -> Boot<'a> {
+    Boot {
+        memory: variant.memory,
+        arguments: variant.arguments,
+        ..full_boot(machine, name, variant.words)
+    }
+}
+
+/// A boot with all that the suites of the guest's program can use.
+pub fn full_boot<'a>(machine: &'a Machine, name: &'a str, words: &str) -> Boot<'a> {
+    Boot {
+        plugged: EVERYTHING,
+        generators: GENERATORS,
+        // Races want more than two.
+        processors: 4,
+        ..machine.boot(name, format!("guest.mode=test {KUNIT} {words}"), LIMIT)
     }
 }
 

@@ -9,27 +9,13 @@ use std::path::Path;
 type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
 
 /// A bar of every case: its title, the guest, what was measured, its colour.
-const SERIES: [(&str, &str, &str, RGBColor); 5] = [
-    (
-        "this driver, large off",
-        OFF,
-        "driver",
-        RGBColor(31, 119, 180),
-    ),
-    (
-        "this driver, large on",
-        ON,
-        "driver",
-        RGBColor(23, 190, 207),
-    ),
-    ("C driver", C, "driver", RGBColor(214, 39, 40)),
-    ("generic_pt, x86-64", OFF, "x86-64", RGBColor(255, 187, 40)),
-    (
-        "floor: the core alone",
-        OFF,
-        "floor",
-        RGBColor(150, 150, 150),
-    ),
+type Series = (&'static str, &'static str, &'static str, (u8, u8, u8));
+const SERIES: [Series; 5] = [
+    ("this driver, large off", OFF, "driver", (31, 119, 180)),
+    ("this driver, large on", ON, "driver", (23, 190, 207)),
+    ("C driver", C, "driver", (214, 39, 40)),
+    ("generic_pt, x86-64", OFF, "x86-64", (255, 187, 40)),
+    ("floor: the core alone", OFF, "floor", (150, 150, 150)),
 ];
 const SIZE: (u32, u32) = (1100, 900);
 /// The scale's ends; the bars start at the lower one.
@@ -63,7 +49,8 @@ fn panel(bench: &Bench, area: &Area, call: &str, pick: fn(Cost) -> u64) -> Resul
         .x_label_formatter(&|place| title(*place))
         .y_label_formatter(&|value| format!("{value:.0}"))
         .draw()?;
-    for (index, (title, guest, subject, colour)) in SERIES.iter().enumerate() {
+    for (index, (title, guest, subject, colour)) in SERIES.into_iter().enumerate() {
+        let colour = RGBColor(colour.0, colour.1, colour.2);
         let width = FILLED / SERIES.len() as f64;
         let left = index as f64 * width - FILLED / 2.0;
         let mut bars = Vec::new();
@@ -75,10 +62,9 @@ fn panel(bench: &Bench, area: &Area, call: &str, pick: fn(Cost) -> u64) -> Resul
                 colour.filled(),
             ));
         }
-        let colour = *colour;
         chart
             .draw_series(bars)?
-            .label(*title)
+            .label(title)
             .legend(move |(x, y)| Rectangle::new([(x, y - 5), (x + 12, y + 5)], colour.filled()));
     }
     chart

@@ -2,6 +2,7 @@
 //! How maps and unmaps scale with the CPUs that do them, and what tables take.
 
 use super::{
+    both,
     judge::Bound,
     table::{digits, ratio, Table},
     Bench,
@@ -80,7 +81,6 @@ impl Scale {
     fn rates(&self, subject: &str, layout: &str, cpus: u8) -> Result<&[u64]> {
         let rates = self.rates.get(&format!("{subject} {layout} {cpus}"));
         rates
-            .filter(|rates| !rates.is_empty())
             .map(Vec::as_slice)
             .with_context(|| format!("bench: no pairs of {subject} {layout} on {cpus} CPUs"))
     }
@@ -109,17 +109,9 @@ fn cores() -> u8 {
 }
 
 impl Bench {
-    fn scales(&self) -> Result<(&Scale, &Scale)> {
-        let of = |name: &str| {
-            let scale = self.scale.get(name);
-            scale.with_context(|| format!("bench: {name} was not measured on many CPUs"))
-        };
-        Ok((of("rust")?, of("c")?))
-    }
-
     /// Bounds of rates, for as many CPUs as run at the same time, and of memory.
     pub fn judge_scale(&self) -> Result<Vec<Bound>> {
-        let (ours, theirs) = self.scales()?;
+        let (ours, theirs) = both(&self.scale);
         let mut bounds = Vec::new();
         for (layout, _) in LAYOUTS {
             for cpus in CPUS.into_iter().filter(|cpus| *cpus <= cores()) {
@@ -144,7 +136,7 @@ impl Bench {
     }
 
     pub fn scale_table(&self) -> Result<String> {
-        let (ours, theirs) = self.scales()?;
+        let (ours, theirs) = both(&self.scale);
         let head = format!(
             "Pairs of a map and an unmap of 4 KiB a second, median (lowest to highest); judged \
              up to {} CPUs",

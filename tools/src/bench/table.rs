@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 //! The figures as tables for people, and as a record for programs.
 
-use super::{judge::Bound, Bench, Case, Cost, Flush, C, CASES, OFF, ON};
+use super::{both, judge::Bound, Bench, Case, Cost, Flush, C, CASES, OFF, ON};
 use anyhow::Result;
 use serde::Serialize;
 use std::{collections::BTreeMap, fmt::Write};
@@ -139,11 +139,11 @@ pub fn of(bench: &Bench, bounds: &[Bound]) -> Result<String> {
         let lines = these.map(|bound| describe(bound) + "\n");
         lines.collect::<String>()
     };
-    text += &flush(bench.flush_of("rust")?, bench.flush_of("c")?);
+    text += &flush(both(&bench.flush));
     text += &bounds_of(&["flush"]);
     text += &bench.scale_table()?;
     text += &bounds_of(&["scale", "memory"]);
-    text += &bench.functions_table()?;
+    text += &bench.functions_table();
     let same = match bench.differences.len() {
         0 => "identical".to_owned(),
         count => format!("NOT IDENTICAL in {count} figures"),
@@ -158,7 +158,7 @@ pub fn of(bench: &Bench, bounds: &[Bound]) -> Result<String> {
     Ok(text)
 }
 
-fn flush(ours: &Flush, theirs: &Flush) -> String {
+fn flush((ours, theirs): (&Flush, &Flush)) -> String {
     let head = format!(
         "Full flush, window {} GiB, {} pages live, batches of {} pages at {:#x}",
         ours.window >> 30,

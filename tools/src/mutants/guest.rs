@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 //! Mutants that only a guest notices: a kernel and a boot for each.
 
-use super::{Mutant, Place, KILLED};
+use super::{Mutant, KILLED};
 use crate::{
     count::Count,
     files::make_anew,
@@ -9,22 +9,20 @@ use crate::{
     kernel::{self, flavour, Flavour},
     ktap::{Outcome, Report},
     project::Project,
-    qemu::{Boot, EVERYTHING},
+    qemu::Boot,
     steps::Step,
-    suite::{GENERATORS, KUNIT},
+    suite::full_boot,
 };
 use anyhow::Result;
-use std::{collections::BTreeSet, path::Path, time::Duration};
-
-const LIMIT: Duration = Duration::from_secs(900);
+use std::{collections::BTreeSet, path::Path};
 
 /// Boots without a mutant, then with each.
-pub(super) fn run(project: &Project, place: Place, list: &[&Mutant]) -> Result<Count> {
+pub(super) fn run(project: &Project, place: &str, list: &[&Mutant]) -> Result<Count> {
     if list.is_empty() {
         return Ok(Count::default());
     }
     let flavour = flavour(match place {
-        Place::Debug => "rust,debug,torture",
+        "debug" => "rust,debug,torture",
         _ => "rust",
     });
     let machine = Machine::prepare(project, &flavour)?.corrected(project)?;
@@ -89,13 +87,10 @@ fn report(project: &Project, machine: &Machine, image: &Path, list: &[&Mutant]) 
         suites.extend(["nvme", "nic", "flush"]);
     }
     let suites = Vec::from_iter(suites).join(",");
-    let append = format!("guest.mode=test {KUNIT} guest.suite={suites}");
+    let words = format!("guest.suite={suites}");
     let boot = Boot {
         image,
-        plugged: EVERYTHING,
-        generators: GENERATORS,
-        processors: 4,
-        ..machine.boot("mutants-guest", append, LIMIT)
+        ..full_boot(machine, "mutants-guest", &words)
     };
     boot.run(project, |_| {})
 }

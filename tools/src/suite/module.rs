@@ -31,47 +31,35 @@ const LIMIT: Duration = Duration::from_secs(1800);
 /// The kernel knows who allocated what, which is how the guest's program sees
 /// that nothing of the driver's is left.
 const TRACED: &str = "slab_debug=U,kmalloc-*";
-/// The size of the file system that a guest has its root on.
-const ROOT_SIZE: &str = "64M";
-
-struct Parts {
-    machine: Machine,
-    version: String,
-    root: PathBuf,
-}
 
 impl Suite<'_> {
-    pub(super) fn module(&mut self) {
+    pub(super) fn module(&mut self) -> Result<()> {
         // It holds the cache, which is needed for others now.
         self.kernel = None;
-        let parts = match self.parts() {
-            Ok(parts) => parts,
-            Err(error) => return self.keep("module", Err(error)),
-        };
-        let append = format!(
-            "guest.suite=module guest.driver=later guest.version={} {TRACED}",
-            parts.version
-        );
-        self.boot_with(&parts.machine, "guest-module", &append, |boot| {
+        let (machine, version, root) = self.parts()?;
+        let append =
+            format!("guest.suite=module guest.driver=later guest.version={version} {TRACED}");
+        self.boot_with(&machine, "guest-module", &append, |boot| {
             boot.plugged = &[];
         });
         let append = "guest.suite=root guest.root=nvme";
-        self.boot_with(&parts.machine, "guest-root", append, |boot| {
-            boot.root = Some(&parts.root);
+        self.boot_with(&machine, "guest-root", append, |boot| {
+            boot.root = Some(&root);
         });
         let append = "guest.suite=absent guest.driver=later";
-        self.boot_with(&parts.machine, "guest-no-zpci", append, |boot| {
+        self.boot_with(&machine, "guest-no-zpci", append, |boot| {
             boot.cpu = "max,zpci=off";
             boot.plugged = &[];
         });
         let append = format!("pci=off {append}");
-        self.boot_with(&parts.machine, "guest-pci-off", &append, |_| {});
-        self.beside(&parts.machine, "rust", self.flavour);
-        self.beside(&parts.machine, "c", &flavour("c"));
+        self.boot_with(&machine, "guest-pci-off", &append, |_| {});
+        self.beside(&machine, "rust", self.flavour);
+        self.beside(&machine, "c", &flavour("c"));
+        Ok(())
     }
 
-    /// Builds the kernel, the external module, and the guest's roots.
-    fn parts(&mut self) -> Result<Parts> {
+    /// Builds the kernel, the external module, whose version it returns, and the guest's roots.
+    fn parts(&mut self) -> Result<(Machine, String, PathBuf)> {
         let flavour = with_driver(self.flavour, "module");
         if !flavour.iter().any(|name| name == "module") {
             bail!("CONFIG={} has no driver to be a module", flavour.join(","));
@@ -93,25 +81,18 @@ impl Suite<'_> {
         }
         let machine = Machine::with_files(self.project, &kernel, &files)?;
         let root = root_image(self.project, &kernel)?;
-        Ok(Parts {
-            machine,
-            version,
-            root,
-        })
+        Ok((machine, version, root))
     }
 
     /// A kernel that has a driver already: the module must be refused.
     fn beside(&mut self, machine: &Machine, other: &str, flavour: &Flavour) {
         let name = format!("guest-beside-{other}");
-        let image = kernel::build(self.project, flavour).and_then(|kernel| {
-            let image = self.project.build.join(format!("{name}.bzImage"));
-            fs::copy(&kernel.image, &image)?;
-            Ok(image)
-        });
-        let image = match image {
-            Ok(image) => image,
-            Err(error) => return self.keep(&name, Err(error)),
-        };
+        let image = self.project.build.join(format!("{name}.bzImage"));
+        let copied = kernel::build(self.project, flavour)
+            .and_then(|kernel| Ok(fs::copy(&kernel.image, &image)?));
+        if let Err(error) = copied {
+            return self.keep(&name, Err(error));
+        }
         let append = format!("guest.suite=beside guest.beside={other}");
         self.boot_with(machine, &name, &append, |boot| boot.image = &image);
     }
@@ -139,28 +120,22 @@ fn modinfo(step: &Step, module: &Path, field: &str) -> Result<String> {
     Ok(text.trim_end().to_owned())
 }
 
-/// Whether a field is right.
-type Check<'a> = &'a dyn Fn(&str) -> bool;
-
 /// Compares the fields with what they must be. The guest compares the version
 /// with what the driver says at its start.
 fn check_modinfo(step: &Step, module: &Path, version: &str) -> Result<Count> {
-    let is_version = |text: &str| text == version && text.contains('.');
-    let is_parameter = |text: &str| {
-        text.lines().count() == 1 && text.starts_with("large_pages:Large pages: 0 off, 1 on")
+    const DESCRIPTION: &str = "IOMMU driver for s390 PCI functions (zPCI)";
+    const PARAMETER: &str = "large_pages:Large pages: 0 off, 1 on";
+    let is_right = |field, text: &str| match field {
+        "license" => text == "GPL",
+        "description" => text == DESCRIPTION,
+        "version" => text == version && text.contains('.'),
+        "parm" => text.lines().count() == 1 && text.starts_with(PARAMETER),
+        _ => !text.is_empty(),
     };
-    let checks: [(&str, Check); 5] = [
-        ("license", &|text| text == "GPL"),
-        ("description", &|text| {
-            text == "IOMMU driver for s390 PCI functions (zPCI)"
-        }),
-        ("author", &|text| !text.is_empty()),
-        ("version", &is_version),
-        ("parm", &is_parameter),
-    ];
-    let results = checks.into_iter().map(|(field, is_right)| {
+    let fields = ["license", "description", "author", "version", "parm"];
+    let results = fields.into_iter().map(|field| {
         let text = modinfo(step, module, field)?;
-        let good = is_right(&text);
+        let good = is_right(field, &text);
         if !good {
             println!("    | {}: {field} is {text:?}", module.display());
         }
@@ -179,16 +154,17 @@ fn root_image(project: &Project, kernel: &Kernel) -> Result<PathBuf> {
     }
     fs::copy(initramfs::init_path(project), tree.join("sbin/init"))?;
     fs::copy(initramfs::busybox(&step)?, tree.join("bin/busybox"))?;
+    make_ext2(step, &tree, "64M")
+}
+
+/// An ext2 file system with the content of a folder, beside it.
+pub fn make_ext2(step: Step, tree: &Path, size: &str) -> Result<PathBuf> {
     let image = tree.with_extension("ext2");
     let _ = fs::remove_file(&image);
-    step.run(
-        step.command("mke2fs")
-            .args(["-q", "-t", "ext2", "-d"])
-            .arg(&tree)
-            .arg(&image)
-            .arg(ROOT_SIZE),
-        "check that there is space",
-    )?;
+    let mut command = step.command("mke2fs");
+    command.args(["-q", "-t", "ext2", "-d"]);
+    command.args([tree, &image]).arg(size);
+    step.run(&mut command, "check that there is space")?;
     step.done("made");
     Ok(image)
 }

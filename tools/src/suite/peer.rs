@@ -2,7 +2,7 @@
 //! This driver beside the one in C, on the same kernel and in the same suites: what
 //! C's does right, this one does right.
 
-use super::{machine, variant, Suite, Variant};
+use super::{boot_of, machine, variant, Suite, Variant};
 use crate::{
     count::Count,
     guest::Machine,
@@ -16,7 +16,7 @@ use std::{iter, time::Duration};
 const USUAL: Variant = variant(
     "usual",
     "iommu.strict=1 guest.suite=nvme,nic,dma,remap,attach,flush,pressure",
-    &[],
+    "",
 );
 /// The other boots for both: of those of `PART=machine`.
 const SPECIAL: [&str; 3] = ["identity", "windows", "vfs"];
@@ -59,7 +59,7 @@ impl Suite<'_> {
         let special = special.filter(|boot| SPECIAL.contains(&boot.name));
         let reports = iter::once(&USUAL).chain(special).map(|variant| {
             let name = format!("peer-{driver}-{}", variant.name);
-            let mut boot = Self::boot_of(&machine, &name, variant);
+            let mut boot = boot_of(&machine, &name, variant);
             boot.limit = LIMIT;
             let mut report = None;
             self.step(&name, "running suites of the guest", |step| {

@@ -3,18 +3,18 @@
 //! happen to a machine many times. A short form of it is a part of `make test`, on
 //! the kernel of the other parts.
 
-use super::{Suite, GENERATORS, KUNIT, NOTHING};
+use super::{module::make_ext2, Suite, GENERATORS, KUNIT, NOTHING};
 use crate::{
     deps,
     guest::Machine,
     kernel::{self, flavour, Flavour},
-    project::{variable, Project},
+    project::{more_words, text, Project},
     qemu::{Boot, EVERYTHING},
     steps::Step,
 };
 use anyhow::{bail, Context, Result};
+use fs_err as fs;
 use std::{
-    fs,
     path::PathBuf,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
@@ -29,27 +29,6 @@ const WORDS: &str = "iommu.debug_pagealloc=1 page_owner=on log_buf_len=16M guest
 /// In `make test`: few rounds.
 const SHORT: &str = "guest.rounds=6 guest.seconds=3";
 
-/// Which devices a boot has from the start.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Devices {
-    /// As `make test` has them.
-    Usual,
-    /// One of each kind that comes and goes.
-    Storm,
-    /// The same, on a kernel that is fast enough for many rounds.
-    FastStorm,
-    /// As for a storm, and one comes and goes while the kernel starts.
-    BootStorm,
-    /// None; the kernel has the driver as a module.
-    None,
-    /// The drives and cards, and kernels in files of the first drive.
-    Kernels,
-    /// The same, on the kernel of most boots, and memory for one that waits.
-    Crash,
-    /// As for a storm, on a kernel that finds data races.
-    Races,
-}
-
 /// A kernel that a boot needs.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Needs {
@@ -62,182 +41,154 @@ enum Needs {
     /// One that finds data races.
     Races,
 }
+use Needs::{Fast, Module, Races, This};
 
-/// A boot of the campaign.
-struct Campaign {
-    name: &'static str,
-    words: &'static str,
-    devices: Devices,
-    /// Whether `make test` has it.
-    is_short: bool,
+/// A boot of the campaign: its name, its kernel, its devices, and words for the kernel.
+type Campaign = (&'static str, Needs, fn(&mut Boot), &'static str);
+const BOOTS: [Campaign; 10] = [
+    ("suites", This, usual, "iommu.strict=1"),
+    (
+        "storms",
+        This,
+        storm,
+        "guest.suite=storms,killed,processors guest.rounds=6",
+    ),
+    ("oracle", This, storm, "guest.suite=oracle,hostile"),
+    (
+        "allocations",
+        This,
+        storm,
+        "guest.suite=failing,allocations",
+    ),
+    (
+        "start",
+        This,
+        storm_at_boot,
+        "driver_async_probe=* guest.suite=boot,nvme,nic",
+    ),
+    (
+        "reloads",
+        Module,
+        nothing,
+        "guest.suite=reloads guest.driver=later slab_debug=U,kmalloc-*",
+    ),
+    ("fast", Fast, storm, "guest.suite=storms,killed,processors"),
+    ("kexec", Fast, two_kernels, "guest.suite=kexec"),
+    ("races", Races, storm, "guest.suite=oracle,stress,nvme,nic"),
+    (
+        "crash",
+        This,
+        two_kernels,
+        "guest.suite=crash crashkernel=768M",
+    ),
+];
+/// Those that `make test` has.
+const SHORT_BOOTS: [&str; 2] = ["oracle", "fast"];
+/// Those that find kernels in files of the first drive.
+const WITH_KERNELS: [&str; 2] = ["kexec", "crash"];
+
+/// The devices of `make test`.
+fn usual(boot: &mut Boot) {
+    boot.append += &format!(" {KUNIT}");
+    boot.plugged = EVERYTHING;
+    boot.generators = GENERATORS;
 }
 
-const BOOTS: [Campaign; 10] = [
-    Campaign {
-        name: "suites",
-        words: "iommu.strict=1",
-        devices: Devices::Usual,
-        is_short: false,
-    },
-    Campaign {
-        name: "storms",
-        words: "guest.suite=storms,killed,processors guest.rounds=6",
-        devices: Devices::Storm,
-        is_short: false,
-    },
-    Campaign {
-        name: "oracle",
-        words: "guest.suite=oracle,hostile",
-        devices: Devices::Storm,
-        is_short: true,
-    },
-    Campaign {
-        name: "allocations",
-        words: "guest.suite=failing,allocations",
-        devices: Devices::Storm,
-        is_short: false,
-    },
-    Campaign {
-        name: "start",
-        words: "driver_async_probe=* guest.suite=boot,nvme,nic",
-        devices: Devices::BootStorm,
-        is_short: false,
-    },
-    Campaign {
-        name: "reloads",
-        words: "guest.suite=reloads guest.driver=later slab_debug=U,kmalloc-*",
-        devices: Devices::None,
-        is_short: false,
-    },
-    Campaign {
-        name: "fast",
-        words: "guest.suite=storms,killed,processors",
-        devices: Devices::FastStorm,
-        is_short: true,
-    },
-    Campaign {
-        name: "kexec",
-        words: "guest.suite=kexec",
-        devices: Devices::Kernels,
-        is_short: false,
-    },
-    Campaign {
-        name: "races",
-        words: "guest.suite=oracle,stress,nvme,nic",
-        devices: Devices::Races,
-        is_short: false,
-    },
-    Campaign {
-        name: "crash",
-        words: "guest.suite=crash crashkernel=768M",
-        devices: Devices::Crash,
-        is_short: false,
-    },
-];
+/// One of each kind that comes and goes.
+fn storm(boot: &mut Boot) {
+    boot.plugged = &["nvme", "igb", "e1000e", "virtio", "nvme1"];
+}
+
+/// One comes and goes while the kernel starts.
+fn storm_at_boot(boot: &mut Boot) {
+    boot.plugged = EVERYTHING;
+    boot.storm = Some("virtio");
+}
+
+fn nothing(boot: &mut Boot) {
+    boot.plugged = &[];
+}
+
+/// The drives and cards, and memory for a kernel that waits.
+fn two_kernels(boot: &mut Boot) {
+    boot.plugged = EVERYTHING;
+    boot.memory = 3;
+}
 
 /// `make torture`; `ONLY=` names one of its boots.
 pub fn run(project: &Project, flavour: &Flavour) -> Result<()> {
-    let only = variable("ONLY").map(|name| name.to_string_lossy().into_owned());
-    let chosen: Vec<_> = BOOTS
-        .iter()
-        .filter(|boot| only.as_ref().is_none_or(|only| only == boot.name))
-        .collect();
-    if chosen.is_empty() {
-        let names = BOOTS.iter().map(|boot| boot.name).collect::<Vec<_>>();
-        bail!(
-            "ONLY={}: it is one of {}",
-            only.unwrap_or_default(),
-            names.join(" ")
-        );
+    let names = BOOTS.map(|boot| boot.0);
+    let only = text("ONLY");
+    if let Some(only) = only.as_ref().filter(|only| !names.contains(&only.as_str())) {
+        bail!("ONLY={only}: it is one of {}", names.join(" "));
     }
     deps::ensure(project)?;
-    let debug: Flavour = flavour
-        .iter()
-        .cloned()
-        .chain(DEBUG.map(str::to_owned))
-        .collect();
-    let mut suite = Suite {
-        project,
-        flavour: &debug,
-        kernel: None,
-        summary: Vec::new(),
-    };
-    suite.boots(&chosen, WORDS)?;
+    let debug = DEBUG.iter().map(|name| name.to_string());
+    let debug: Flavour = flavour.iter().cloned().chain(debug).collect();
+    let mut suite = Suite::new(project, &debug);
+    let is_wanted = |name: &str| only.as_deref().is_none_or(|only| only == name);
+    suite.boots(is_wanted, WORDS)?;
     suite.finish()
 }
 
 /// What is done at random begins with it.
 fn seed() -> Result<u64> {
-    match variable("SEED") {
-        Some(text) => {
-            let text = text.to_string_lossy();
-            text.parse()
-                .with_context(|| format!("SEED={text} is no number"))
-        }
+    match text("SEED") {
+        Some(text) => text
+            .parse()
+            .with_context(|| format!("SEED={text} is no number")),
         None => Ok(SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs()),
     }
 }
 
 impl Suite<'_> {
     /// The part of `make test`.
-    pub(super) fn torture(&mut self) {
-        let short: Vec<_> = BOOTS.iter().filter(|boot| boot.is_short).collect();
-        if let Err(error) = self.boots(&short, SHORT) {
-            self.keep("torture", Err(error));
-        }
+    pub(super) fn torture(&mut self) -> Result<()> {
+        self.boots(|name| SHORT_BOOTS.contains(&name), SHORT)
     }
 
-    fn boots(&mut self, boots: &[&Campaign], words: &str) -> Result<()> {
+    fn boots(&mut self, is_wanted: impl Fn(&str) -> bool, words: &str) -> Result<()> {
         let seed = seed()?;
         println!("           torture: SEED={seed} does the same at random");
+        let finds_mistakes = self.flavour.iter().any(|name| name == DEBUG[0]);
         // As long as a kernel is the same, so is what it is booted with.
         let mut machine: Option<(Needs, Machine)> = None;
-        for campaign in boots {
-            let needs = self.needs(campaign.devices);
-            let machine = match machine.take() {
+        for (name, needs, change, more) in BOOTS.into_iter().filter(|boot| is_wanted(boot.0)) {
+            let needs = if needs == Fast && !finds_mistakes {
+                This
+            } else {
+                needs
+            };
+            let (_, machine) = match machine.take() {
                 Some(same) if same.0 == needs => machine.insert(same),
                 _ => machine.insert((needs, self.torture_machine(needs)?)),
             };
-            let name = format!("torture-{}", campaign.name);
-            let kernels = match campaign.devices {
-                Devices::Kernels | Devices::Crash => Some(self.kernels(&machine.1)?),
-                _ => None,
-            };
-            let mut boot = boot_of(&machine.1, &name, campaign);
-            boot.append += &format!(" {words} guest.seed={seed}");
-            if let Some(words) = variable("APPEND") {
-                boot.append += &format!(" {}", words.to_string_lossy());
-            }
+            let with_kernels = WITH_KERNELS.contains(&name);
+            let kernels = with_kernels.then(|| self.kernels(machine)).transpose()?;
+            let name = format!("torture-{name}");
+            let append = format!("guest.mode=test {more}");
+            let mut boot = machine.boot(&name, append, LIMIT);
+            boot.processors = 4;
             boot.root = kernels.as_deref();
+            change(&mut boot);
+            boot.append += &format!(" {words} guest.seed={seed} {}", more_words());
             self.run_boot(&name, &boot, NOTHING);
         }
         Ok(())
     }
 
-    fn needs(&self, devices: Devices) -> Needs {
-        let finds_mistakes = self.flavour.iter().any(|name| name == DEBUG[0]);
-        match devices {
-            Devices::None => Needs::Module,
-            Devices::Races => Needs::Races,
-            Devices::FastStorm | Devices::Kernels if finds_mistakes => Needs::Fast,
-            _ => Needs::This,
-        }
-    }
-
     fn torture_machine(&mut self, needs: Needs) -> Result<Machine> {
-        if needs == Needs::This {
-            let kernel = self
-                .kernel()
-                .context("torture: there is no kernel to boot")?;
-            return Machine::of_kernel(self.project, kernel)?.corrected(self.project);
-        }
+        let fragments = match needs {
+            This => {
+                let kernel = self.kernel_for("torture")?;
+                return Machine::of_kernel(self.project, kernel)?.corrected(self.project);
+            }
+            Fast => "rust",
+            Module => "module",
+            Races => "rust,kcsan",
+        };
         // The cache is needed for another kernel.
         self.kernel = None;
-        let fragments = match needs {
-            Needs::Module => "module",
-            Needs::Races => "rust,kcsan",
-            _ => "rust",
-        };
         Machine::prepare(self.project, &flavour(fragments))?.corrected(self.project)
     }
 
@@ -249,50 +200,9 @@ impl Suite<'_> {
         let step = Step::start(self.project, "kernels", "making a file system of kernels")?;
         let tree = self.project.build.join("kernels");
         fs::create_dir_all(&tree)?;
-        for (name, from) in [
-            ("rust", &machine.image),
-            ("c", &other.image),
-            ("initrd", &machine.initrd),
-        ] {
-            fs::copy(from, tree.join(name))
-                .with_context(|| format!("cannot copy {}", from.display()))?;
-        }
-        let image = tree.with_extension("ext2");
-        let _ = fs::remove_file(&image);
-        let mut command = self.project.command("mke2fs");
-        command
-            .args(["-q", "-t", "ext2", "-d"])
-            .arg(&tree)
-            .arg(&image)
-            .arg("192M");
-        step.run(&mut command, "check that there is space")?;
-        step.done("made");
-        Ok(image)
+        fs::copy(&machine.image, tree.join("rust"))?;
+        fs::copy(&other.image, tree.join("c"))?;
+        fs::copy(&machine.initrd, tree.join("initrd"))?;
+        make_ext2(step, &tree, "192M")
     }
-}
-
-fn boot_of<'a>(machine: &'a Machine, name: &'a str, campaign: &Campaign) -> Boot<'a> {
-    let append = format!("guest.mode=test {} ", campaign.words);
-    let mut boot = machine.boot(name, append, LIMIT);
-    boot.processors = 4;
-    match campaign.devices {
-        Devices::Usual => {
-            boot.append += KUNIT;
-            boot.plugged = EVERYTHING;
-            boot.generators = GENERATORS;
-        }
-        Devices::Storm | Devices::FastStorm | Devices::Races => {
-            boot.plugged = &["nvme", "igb", "e1000e", "virtio", "nvme1"]
-        }
-        Devices::BootStorm => {
-            boot.plugged = EVERYTHING;
-            boot.storm = Some("virtio");
-        }
-        Devices::None => boot.plugged = &[],
-        Devices::Kernels | Devices::Crash => {
-            boot.plugged = EVERYTHING;
-            boot.memory = 3;
-        }
-    }
-    boot
 }
