@@ -7,7 +7,7 @@
 
 use crate::{
     files::{make_anew, name_of, paths_in, write_if_changed},
-    project::{find_program, variable},
+    project::{command, find_program, variable},
     steps::Step,
 };
 use anyhow::{bail, Context, Result};
@@ -50,15 +50,19 @@ pub fn may_install() -> bool {
 pub fn mirrors(step: &Step) -> Result<(String, String)> {
     let ask = || {
         let format = "$(ORIGIN)|$(LABEL)|$(COMPONENT)|$(REPO_URI)";
-        let mut command = step.command("apt-get");
-        command.args(["indextargets", "--format", format, "Created-By: Packages"]);
-        step.output(&mut command, "check the machine's apt sources")
+        step.output(
+            &mut command!(
+                step,
+                "apt-get indextargets --format {format} 'Created-By: Packages'"
+            ),
+            "check the machine's apt sources",
+        )
     };
     let mut text = ask()?;
     if mirror(&text, "Debian").is_none() {
         // apt tells of indexes that were downloaded. A foreign source that
         // does not answer is none of our business.
-        step.attempt(step.command("apt-get").arg("update"))?;
+        step.attempt(&mut command!(step, "apt-get update"))?;
         text = ask()?;
     }
     let main = mirror(&text, "Debian")
@@ -111,7 +115,7 @@ impl<'a> Root<'a> {
         suites: &[String],
         arch: Option<&str>,
     ) -> Result<Self> {
-        let folder = step.project.cache.join("apt").join(name);
+        let folder = step.cache.join("apt").join(name);
         for part in ["lists/partial", "cache/archives/partial"] {
             fs::create_dir_all(folder.join(part))?;
         }
@@ -153,53 +157,49 @@ impl<'a> Root<'a> {
             options,
             folder,
         };
-        step.run(root.command("apt-get").arg("update"), ADVICE)?;
+        step.run(&mut root.command("apt-get", ["update"]), ADVICE)?;
         Ok(root)
     }
 
-    fn command(&self, program: &str) -> Command {
-        let mut command = self.step.command(program);
-        for option in &self.options {
-            command.arg("-o").arg(option);
-        }
+    fn command<'b>(&self, program: &str, words: impl IntoIterator<Item = &'b str>) -> Command {
+        let options = self.options.iter().flat_map(|option| ["-o", option]);
+        let mut command = command!(self.step, "{program} {options...}");
+        command.args(words);
         command.env("DEBIAN_FRONTEND", "noninteractive");
         command
     }
 
     /// Installs packages on the machine, from `suite` if one is named.
     pub fn install(&self, packages: &[&str], suite: Option<&str>) -> Result<()> {
-        let mut command = self.command("apt-get");
-        if let Some(suite) = suite {
-            command.args(["-t", suite]);
-        }
-        command
-            .args(["install", "--yes", "--no-install-recommends"])
-            .args(["-o", "Dpkg::Use-Pty=0"])
-            // As Debian's own installer does: syncing each of forty thousand
-            // small files takes longer than all the rest.
-            .args(["-o", "Dpkg::Options::=--force-unsafe-io"])
-            .args(packages);
-        let advice = "read the log, repair apt, and run it again";
-        self.step.run(&mut command, advice)
+        let suite = suite.map(|name| ["-t", name]).into_iter().flatten();
+        // As Debian's own installer does: syncing each of forty thousand small files takes
+        // longer than all the rest.
+        let how = "install --yes --no-install-recommends -o Dpkg::Use-Pty=0 \
+            -o Dpkg::Options::=--force-unsafe-io";
+        let words = how.split(' ').chain(suite).chain(packages.iter().copied());
+        self.step.run(
+            &mut self.command("apt-get", words),
+            "read the log, repair apt, and run it again",
+        )
     }
 
     /// The lines of what `apt-cache` says that begin so, without their beginnings.
-    pub fn ask(&self, words: &[&str], start: &str) -> Result<Vec<String>> {
-        let mut command = self.command("apt-cache");
-        let text = self.step.output(command.args(words), "read the log")?;
+    pub fn ask(&self, words: &str, start: &str) -> Result<Vec<String>> {
+        let mut command = self.command("apt-cache", words.split(' '));
+        let text = self.step.output(&mut command, "read the log")?;
         let lines = text.lines().filter_map(|line| line.strip_prefix(start));
         Ok(lines.map(str::to_owned).collect())
     }
 
     /// Downloads by a command of apt-get into a folder, and returns the files.
-    pub fn download(&self, words: &[&str], folder: &Path) -> Result<Vec<PathBuf>> {
+    pub fn download(&self, words: &str, folder: &Path) -> Result<Vec<PathBuf>> {
         // Into a folder of its own first: what is in `folder` is whole.
         let partial = self.folder.join("download");
         make_anew(&partial.join("partial"))?;
-        let mut command = self.command("apt-get");
         let archives = format!("Dir::Cache::archives={}", partial.display());
-        command.current_dir(&partial).args(["-o", &archives]);
-        self.step.run(command.args(words), ADVICE)?;
+        let words_of_apt = ["-o", &archives].into_iter().chain(words.split(' '));
+        let mut command = self.command("apt-get", words_of_apt);
+        self.step.run(command.current_dir(&partial), ADVICE)?;
         fs::create_dir_all(folder)?;
         let mut files = paths_in(&partial)?;
         files.retain(|path| path.is_file() && !path.ends_with("lock"));
@@ -210,25 +210,22 @@ impl<'a> Root<'a> {
         }
         fs::remove_dir_all(&partial)?;
         if files.is_empty() {
-            bail!("apt-get {} downloaded nothing", words.join(" "));
+            bail!("apt-get {words} downloaded nothing");
         }
         Ok(files)
     }
 
     /// Downloads packages and unpacks them into a folder, which appears when it is whole.
-    pub fn unpack(&self, words: &[&str], folder: &Path) -> Result<()> {
-        let (partial, packages) = (
-            folder.with_extension("partial"),
-            self.folder.join("packages"),
-        );
-        for folder in [&partial, &packages] {
-            make_anew(folder)?;
-        }
+    pub fn unpack(&self, words: &str, folder: &Path) -> Result<()> {
+        let partial = folder.with_extension("partial");
+        let packages = self.folder.join("packages");
+        make_anew(&partial)?;
+        make_anew(&packages)?;
         for package in self.download(words, &packages)? {
-            let mut command = self.step.command("dpkg-deb");
-            command.arg("-x").arg(package).arg(&partial);
-            let advice = "the package is broken: run it again";
-            self.step.run(&mut command, advice)?;
+            self.step.run(
+                &mut command!(self.step, "dpkg-deb -x {package} {partial}"),
+                "the package is broken: run it again",
+            )?;
         }
         fs::remove_dir_all(&packages)?;
         let _ = fs::remove_dir_all(folder);

@@ -6,7 +6,7 @@
 use crate::{
     apt, deps,
     files::{make_anew, name_of, paths_in},
-    project::{text, Project},
+    project::{command, text, Project},
     steps::Step,
 };
 use anyhow::{bail, Context, Result};
@@ -26,14 +26,12 @@ pub fn run(project: &Project) -> Result<()> {
     let _lock = project.lock_file(&format!("bare-{suite}.lock"))?;
     lay(project, &suite, &folder)?;
     println!("           bare: make {target} in a bare {suite}, with nothing in its caches");
-    let status = project
-        .command("unshare")
-        .args(["--mount", "--pid", "--fork", "--kill-child"])
-        .args(["sh", "-c", ENTER, "sh"])
-        .arg(&folder)
-        .args(["make", "-C", &format!("/{CHECKOUT}"), &target])
-        .status()
-        .context("cannot start unshare")?;
+    let mut command = command!(
+        project,
+        "unshare --mount --pid --fork --kill-child
+            sh -c {ENTER} sh {folder} make -C /{CHECKOUT} {target}"
+    );
+    let status = command.status().context("cannot start unshare")?;
     if !status.success() {
         bail!(
             "make {target} failed in a bare {suite}; its logs are in {}",
@@ -62,10 +60,10 @@ fn lay(project: &Project, suite: &str, folder: &Path) -> Result<()> {
     let step = Step::start(project, "bare", &format!("laying a bare {suite}"))?;
     let (mirror, _) = apt::mirrors(&step)?;
     step.run(
-        step.command(debootstrap)
-            .args(["--variant=minbase", "--include=make", suite])
-            .arg(folder)
-            .arg(mirror),
+        &mut command!(
+            step,
+            "{debootstrap} --variant=minbase --include=make {suite} {folder} {mirror}"
+        ),
         "check the network, or free some space",
     )?;
     // How to reach the network is the machine's business, not the release's.
@@ -79,11 +77,9 @@ fn lay(project: &Project, suite: &str, folder: &Path) -> Result<()> {
     for path in certificates.iter().filter(|path| path.is_file()) {
         fs::copy(path, folder.join(place).join(name_of(path)))?;
     }
+    let (root, checkout) = (&project.root, folder.join(CHECKOUT));
     step.run(
-        step.command("git")
-            .args(["clone", "--quiet", "--depth=1"])
-            .arg(format!("file://{}", project.root.display()))
-            .arg(folder.join(CHECKOUT)),
+        &mut command!(step, "git clone --quiet --depth=1 file://{root} {checkout}"),
         "this takes git, and a checkout with a commit",
     )?;
     step.done("laid");

@@ -209,7 +209,6 @@ impl Bench {
             let log = format!("bench-functions-{count}-{name}");
             let append = "guest.mode=bench guest.bench=functions".to_owned();
             let devices = functions::devices(count);
-            let devices: Vec<&str> = devices.iter().map(String::as_str).collect();
             let lines = measure(
                 project,
                 Boot {

@@ -4,7 +4,7 @@
 
 use crate::{
     apt::{self, Root},
-    project::{find_program, variable, Project, LLVM},
+    project::{command, find_program, Project, LLVM},
     steps::Step,
 };
 use anyhow::{bail, Context, Result};
@@ -160,10 +160,9 @@ fn needs(project: &Project) -> Vec<Need> {
         let package = format!("{package}-{version}");
         list.push(Need::new(project.llvm_tool(name), package).named_by("LLVM"));
     }
-    if project.llvm.starts_with('-') && variable("LIBCLANG_PATH").is_none() {
-        let library = format!("/usr/lib/llvm-{version}/lib/libclang.so");
+    if let Some(folder) = project.libclang() {
         let package = format!("libclang-{version}-dev");
-        list.push(Need::new(library, package).named_by("LIBCLANG_PATH"));
+        list.push(Need::new(folder.join("libclang.so"), package).named_by("LIBCLANG_PATH"));
     }
     list
 }
@@ -289,12 +288,13 @@ pub fn bindgen(project: &Project) -> Result<PathBuf> {
     }
     let step = Step::start(project, "bindgen", "building it, there is none")?;
     let target = project.cache.join("bindgen-build");
+    let cargo = &project.cargo;
     step.run(
-        step.command(&project.cargo)
-            .args(["install", "bindgen-cli", "--version", BINDGEN_BUILT])
-            .args(["--locked", "--root"])
-            .arg(&folder)
-            .env("CARGO_TARGET_DIR", &target),
+        command!(
+            step,
+            "{cargo} install bindgen-cli --version {BINDGEN_BUILT} --locked --root {folder}"
+        )
+        .env("CARGO_TARGET_DIR", &target),
         "check the network, or name a bindgen with BINDGEN=",
     )?;
     let _ = fs_err::remove_dir_all(&target);

@@ -77,8 +77,8 @@ impl Machine {
             counts_instructions: false,
             processors: 2,
             memory: 2,
-            devices: &[],
-            arguments: &[],
+            arguments: "",
+            devices: "",
         }
     }
 }

@@ -5,8 +5,8 @@ use crate::{
     apt::{self, Root},
     files::{name_of, paths_in, read_all},
     hash::{self, Stamp},
-    kernel::{variable, Kernel},
-    project::Project,
+    kernel::Kernel,
+    project::{command, Project},
     steps::Step,
 };
 use anyhow::{bail, Result};
@@ -137,7 +137,7 @@ pub fn join(path: &Path, parts: &[PathBuf]) -> Result<()> {
 /// Cargo for the guest: the standard library is built along, from source,
 /// since none is there for s390x; `RUSTC_BOOTSTRAP` is what allows it.
 pub fn guest_cargo(project: &Project, program: &Path) -> Command {
-    let mut command = project.command(program);
+    let mut command = command!(project, "{program}");
     command
         .env("RUSTC_BOOTSTRAP", "1")
         .env(
@@ -173,18 +173,18 @@ pub const GUEST_ARGUMENTS: [&str; 4] = [
 
 fn guest_program(step: &Step, folder: &str) -> Result<PathBuf> {
     step.run(
-        guest_cargo(step.project, &step.project.cargo)
+        guest_cargo(step, &step.cargo)
             .args(["build", "--release", "--manifest-path"])
-            .arg(step.project.root.join(folder).join("Cargo.toml"))
+            .arg(step.root.join(folder).join("Cargo.toml"))
             .args(GUEST_ARGUMENTS),
         "correct what the compiler says",
     )?;
-    Ok(program_path(step.project, folder))
+    Ok(program_path(step, folder))
 }
 
 /// Debian's static busybox of the guest's architecture.
 pub fn busybox(step: &Step) -> Result<PathBuf> {
-    let folder = step.project.cache.join("guest/busybox");
+    let folder = step.cache.join("guest/busybox");
     let paths = ["usr/bin/busybox", "bin/busybox"].map(|path| folder.join(path));
     let find = || paths.iter().find(|path| path.is_file()).cloned();
     if let Some(path) = find() {
@@ -192,7 +192,7 @@ pub fn busybox(step: &Step) -> Result<PathBuf> {
     }
     if let Some(suite) = apt::codename() {
         let root = Root::of_suites(step, &[suite], "s390x")?;
-        root.unpack(&["download", "busybox-static"], &folder)?;
+        root.unpack("download busybox-static", &folder)?;
     }
     let Some(path) = find() else {
         bail!(
@@ -210,23 +210,20 @@ fn external_modules(
     folder: &str,
     suites: &[&str],
 ) -> Result<Vec<PathBuf>> {
-    let project = step.project;
-    let source = project.root.join(folder);
+    let source = step.root.join(folder);
     // Objects made for one kernel are none for another.
-    let output = project.build.join("modules").join(folder);
+    let output = step.build.join("modules").join(folder);
     let output = output.join(kernel.label());
     fs::create_dir_all(&output)?;
     let stamp = Stamp::new(&output, modules_key(&source, kernel)?);
     if !stamp.is_current() {
         stamp.remove();
+        let (make, suites) = (&kernel.make, suites.join(" "));
         step.run(
-            kernel
-                .make(project)
-                .arg(variable("M", &source))
-                .arg(variable("MO", &output))
-                .arg(variable("SUITES", suites.join(" ")))
-                .arg(format!("-j{}", project.jobs))
-                .arg("modules"),
+            &mut command!(
+                step,
+                "make {make...} M={source} MO={output} SUITES={suites} modules"
+            ),
             "correct what the compiler says",
         )?;
         stamp.write()?;

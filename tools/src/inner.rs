@@ -6,7 +6,7 @@ use crate::{
     apt::{self, Root},
     files::name_of,
     hash, initramfs,
-    project::Project,
+    project::{command, Project},
     steps::Step,
 };
 use anyhow::{Context, Result};
@@ -70,10 +70,11 @@ impl Programs {
         if codename == "bookworm" {
             suites.push(format!("{codename}-backports"));
         }
-        let how = "install --download-only --yes --no-install-recommends -t";
-        let mut words: Vec<&str> = how.split(' ').collect();
-        words.push(&suites[suites.len() - 1]);
-        words.extend(self.names);
+        let words = format!(
+            "install --download-only --yes --no-install-recommends -t {} {}",
+            suites[suites.len() - 1],
+            self.names.join(" ")
+        );
         Root::of_suites(&step, &suites, "s390x")?.unpack(&words, &tree)?;
         let folder = tree.join("usr/bin");
         let programs = self.names.iter().map(|name| folder.join(name));
@@ -99,8 +100,9 @@ fn closure(step: &Step, tree: &Path, programs: Vec<PathBuf>) -> Result<Vec<PathB
             continue;
         }
         // NeededLibraries [ ... ]
-        let mut command = step.command(step.project.llvm_tool("llvm-readelf"));
-        let text = step.output(command.arg("--needed-libs").arg(&path), "read the log")?;
+        let readelf = step.llvm_tool("llvm-readelf");
+        let mut command = command!(step, "{readelf} --needed-libs {path}");
+        let text = step.output(&mut command, "read the log")?;
         for needed in text.split_whitespace().filter(|word| word.contains(".so")) {
             open.push(library(tree, needed)?);
         }

@@ -2,11 +2,11 @@
 //! Configures and builds a kernel with the driver in it.
 
 use crate::{
-    deps::{self, Version},
+    deps::{self, Version, GCC},
     files::{name_of, read_all, write_if_changed},
     hash::{self, Stamp},
     integrate::{self, integrate},
-    project::{find_program, Project},
+    project::{command, find_program, Project},
     source::{self, Source},
     steps::Step,
 };
@@ -29,7 +29,8 @@ pub struct Kernel {
     pub image: PathBuf,
     /// Changes when the kernel does; `None` for a tree of the caller's.
     pub key: Option<String>,
-    bindgen: PathBuf,
+    /// Words for the kernel's own `make`: this source and these objects.
+    pub make: Vec<OsString>,
     /// Nobody else builds in the cache as long as this is in use.
     _lock: File,
 }
@@ -55,11 +56,10 @@ pub fn build(project: &Project, flavour: &Flavour) -> Result<Kernel> {
     let lock = project.lock()?;
     deps::ensure(project)?;
     // Building a bindgen and fetching the source do not wait for each other.
-    let (bindgen, source) = std::thread::scope(|scope| {
-        let bindgen = scope.spawn(|| deps::bindgen(project));
-        let source = prepare_source(project);
-        (bindgen.join(), source)
-    });
+    let project_of_bindgen = project.clone();
+    let bindgen = std::thread::spawn(move || deps::bindgen(&project_of_bindgen));
+    let source = prepare_source(project);
+    let bindgen = bindgen.join();
     let bindgen = bindgen.map_err(|_| anyhow!("the thread for bindgen died"))??;
     let (source, version) = source?;
 
@@ -78,13 +78,16 @@ pub fn build(project: &Project, flavour: &Flavour) -> Result<Kernel> {
     let key = source.pristine.as_ref();
     let key = key.map(|_| input_key(project, &source, &wanted, &bindgen));
     let key = key.transpose()?;
+    let mut make = make_words(project, &bindgen);
+    let tree = &source.tree;
+    make.extend(arguments(&command!(project, "make -C {tree} O={objects}")));
     let kernel = Kernel {
         image: objects.join("arch/s390/boot/bzImage"),
         source,
         version,
         objects,
         key,
-        bindgen,
+        make,
         _lock: lock,
     };
     let doing = format!("building Linux {version} ({})", flavour.join(", "));
@@ -96,11 +99,9 @@ pub fn build(project: &Project, flavour: &Flavour) -> Result<Kernel> {
     }
     stamp.remove();
     kernel.configure(&step, &wanted)?;
+    let make = &kernel.make;
     step.run(
-        kernel
-            .make(project)
-            .arg(format!("-j{}", project.jobs))
-            .args(["bzImage", "modules"]),
+        &mut command!(step, "make {make...} bzImage modules"),
         "correct what the compiler says",
     )?;
     stamp.write()?;
@@ -187,16 +188,8 @@ impl Kernel {
         name_of(&self.objects)
     }
 
-    /// The kernel's own `make` for this source and these objects.
-    pub fn make(&self, project: &Project) -> Command {
-        let mut command = kernel_make(project, &self.bindgen);
-        command.arg("-C").arg(&self.source.tree);
-        command.arg(variable("O", &self.objects));
-        command
-    }
-
     fn configure(&self, step: &Step, wanted: &str) -> Result<()> {
-        let root = &step.project.root;
+        let root = &step.root;
         let config = self.objects.join(".config");
         let stamp = self.objects.join(".s390-iommu-config");
         if config.exists() && !stamp.exists() {
@@ -211,9 +204,11 @@ impl Kernel {
         }
         let all = self.objects.join("wanted.config");
         write_if_changed(&all, wanted)?;
-        let mut command = self.make(step.project);
-        command.env("KCONFIG_ALLCONFIG", &all).arg("allnoconfig");
-        step.run(&mut command, "check tools/config and the driver's Kconfig")?;
+        let make = &self.make;
+        step.run(
+            command!(step, "make {make...} allnoconfig").env("KCONFIG_ALLCONFIG", &all),
+            "check tools/config and the driver's Kconfig",
+        )?;
         let unmet = unmet(wanted, &fs::read_to_string(&config)?).join(" ");
         if !unmet.is_empty() {
             // What did not become ours must not look like the caller's.
@@ -227,53 +222,28 @@ impl Kernel {
     }
 }
 
-/// `make` with the tools that were checked, as variables of its command line.
-pub fn kernel_make(project: &Project, bindgen: &Path) -> Command {
+/// Words for the kernel's own `make`: the tools that were checked.
+pub fn make_words(project: &Project, bindgen: &Path) -> Vec<OsString> {
     let clang = project.llvm_tool("clang");
-    let mut cc = OsString::new();
-    if find_program(Path::new("ccache")).is_some() {
-        cc.push("ccache ");
-    }
-    let mut command = project.command("make");
-    command.arg("ARCH=s390");
-    if project.gcc {
-        cc.push(deps::GCC);
-        command.arg(variable("CROSS_COMPILE", deps::GCC.trim_end_matches("gcc")));
-    } else {
-        cc.push(&clang);
-        command.arg(format!("LLVM={}", project.llvm));
-    }
-    command
-        .arg(variable("CC", cc))
-        // One word: rust/Makefile hands it on unquoted.
-        .arg(variable("HOSTCC", clang))
-        .arg(variable("RUSTC", &project.rustc))
-        .arg(variable("RUSTDOC", project.rust_tool("rustdoc")))
-        .arg(variable("RUSTFMT", project.rust_tool("rustfmt")))
-        .arg(variable(
-            "CLIPPY_DRIVER",
-            project.rust_tool("clippy-driver"),
-        ))
-        .arg(variable("BINDGEN", bindgen))
-        .env("CCACHE_DIR", project.cache.join("ccache"))
-        // The same input gives the same image.
-        .env("KBUILD_BUILD_TIMESTAMP", "1970-01-01")
-        .env("KBUILD_BUILD_USER", "s390-iommu")
-        .env("KBUILD_BUILD_HOST", "build");
-    if let Some(version) = project.llvm.strip_prefix('-') {
-        if std::env::var_os("LIBCLANG_PATH").is_none() {
-            command.env("LIBCLANG_PATH", format!("/usr/lib/llvm-{version}/lib"));
-        }
-    }
-    command
+    let (jobs, rustc, llvm) = (project.jobs.to_string(), &project.rustc, &project.llvm);
+    let (rustdoc, rustfmt) = (project.rust_tool("rustdoc"), project.rust_tool("rustfmt"));
+    let clippy = project.rust_tool("clippy-driver");
+    let ccache = find_program(Path::new("ccache")).map_or("", |_| "ccache ");
+    let (prefix, gcc) = (GCC.trim_end_matches("gcc"), GCC);
+    let of_c = arguments(&match project.gcc {
+        true => command!(project, "make CROSS_COMPILE={prefix} CC={ccache}{gcc}"),
+        false => command!(project, "make LLVM={llvm} CC={ccache}{clang}"),
+    });
+    // HOSTCC is one word: rust/Makefile hands it on unquoted.
+    arguments(&command!(
+        project,
+        "make ARCH=s390 -j{jobs} {of_c...} HOSTCC={clang} RUSTC={rustc} RUSTDOC={rustdoc}
+            RUSTFMT={rustfmt} CLIPPY_DRIVER={clippy} BINDGEN={bindgen}"
+    ))
 }
 
-/// `NAME=value` for `make`.
-pub fn variable(name: &str, value: impl Into<OsString>) -> OsString {
-    let mut text = OsString::from(name);
-    text.push("=");
-    text.push(value.into());
-    text
+pub fn arguments(command: &Command) -> Vec<OsString> {
+    command.get_args().map(ToOwned::to_owned).collect()
 }
 
 /// The options of a configuration; a later line counts more than an earlier.

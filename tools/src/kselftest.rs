@@ -30,14 +30,10 @@ const LIMIT: Duration = Duration::from_secs(3600);
 const MEMORY: u32 = 4;
 /// And twice as much of IOVA space.
 const WORDS: &str = "guest.mode=kselftest s390_iommu_aperture=2";
-/// What the tests are run on, beside NVMe, igb and e1000e.
-pub const DEVICES: [&str; 3] = [
-    // A legacy device of virtio's does no DMA through the IOMMU.
-    "virtio-rng-pci,disable-legacy=on,iommu_platform=on",
-    "qemu-xhci",
-    // Tests with two devices want two that can copy.
-    "igb,romfile=",
-];
+/// What the tests are run on, beside NVMe, igb and e1000e. A legacy device of virtio's does
+/// no DMA through the IOMMU. Tests with two devices want two that can copy.
+pub const DEVICES: &str = "-device virtio-rng-pci,disable-legacy=on,iommu_platform=on \
+    -device qemu-xhci -device igb,romfile=";
 
 struct Results {
     title: &'static str,
@@ -110,7 +106,7 @@ fn boot(project: &Project, machine: &Machine, name: &str, suite: &str) -> Result
     let append = format!("{WORDS} guest.suite={suite} {}", more_words());
     let boot = Boot {
         memory: MEMORY,
-        devices: &DEVICES,
+        devices: DEVICES,
         ..machine.boot(name, append, LIMIT)
     };
     let mut program = String::new();

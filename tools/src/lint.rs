@@ -7,8 +7,8 @@ use crate::{
     files::{make_anew, name_of, paths_in, paths_of_kind, write_if_changed},
     initramfs::{guest_cargo, is_for_guest, GUEST_ARGUMENTS, MODULES},
     integrate,
-    kernel::{self, variable, Flavour, Kernel},
-    project::Project,
+    kernel::{self, Flavour, Kernel},
+    project::{command, Project},
     steps::Step,
 };
 use anyhow::{bail, Context, Result};
@@ -61,21 +61,20 @@ fn has_kind(path: &Path, kinds: &[&str]) -> bool {
 
 /// The commands that format everything, or check that nothing is to be done.
 fn format_commands(project: &Project, check: bool) -> Result<Vec<Command>> {
-    let mut kernel = project.command(project.rust_tool("rustfmt"));
-    kernel.args(["--edition", KERNEL_EDITION]);
-    kernel.args(kernel_files(project, &["rs"])?);
-    let program = |folder| {
-        let mut command = project.command(project.rust_tool("cargo-fmt"));
-        command.args(["fmt", "--manifest-path"]);
-        command.arg(project.root.join(folder).join("Cargo.toml"));
-        command
-    };
-    let mut list = vec![kernel];
-    list.extend(PROGRAMS.map(program));
-    for command in list.iter_mut().filter(|_| check) {
-        command.arg("--check");
-    }
-    Ok(list)
+    let how = check.then_some("--check");
+    let (rustfmt, fmt) = (project.rust_tool("rustfmt"), project.rust_tool("cargo-fmt"));
+    let (root, files) = (&project.root, kernel_files(project, &["rs"])?);
+    let kernel = command!(
+        project,
+        "{rustfmt} --edition {KERNEL_EDITION} {files...} {how...}"
+    );
+    let programs = PROGRAMS.map(|folder| {
+        command!(
+            project,
+            "{fmt} fmt --manifest-path {root}/{folder}/Cargo.toml {how...}"
+        )
+    });
+    Ok([kernel].into_iter().chain(programs).collect())
 }
 
 pub fn format(project: &Project) -> Result<()> {
@@ -89,7 +88,7 @@ pub fn format(project: &Project) -> Result<()> {
 }
 
 pub fn check_format(step: &Step) -> Result<Count> {
-    count(step, format_commands(step.project, true)?)
+    count(step, format_commands(step, true)?)
 }
 
 fn count(step: &Step, commands: impl IntoIterator<Item = Command>) -> Result<Count> {
@@ -109,7 +108,7 @@ pub fn check_licenses(step: &Step) -> Result<Count> {
         }
         good
     };
-    let files = source_files(&step.project.root)?;
+    let files = source_files(&step.root)?;
     Ok(files.iter().map(has_license).collect())
 }
 
@@ -126,21 +125,20 @@ fn source_files(root: &Path) -> Result<Vec<PathBuf>> {
 }
 
 pub fn clippy_programs(step: &Step) -> Result<Count> {
-    let project = step.project;
-    let clippy = project.rust_tool("cargo-clippy");
+    let clippy = step.rust_tool("cargo-clippy");
     let commands = PROGRAMS.map(|folder| {
-        let folder = project.root.join(folder);
+        let folder = step.root.join(folder);
         let mut command;
         if is_for_guest(&folder) {
-            command = guest_cargo(project, &clippy);
+            command = guest_cargo(step, &clippy);
             command.args(["clippy", "--release"]).args(GUEST_ARGUMENTS);
         } else {
-            command = project.command(&clippy);
-            command.env("CARGO_TARGET_DIR", target_folder(project, &folder));
-            command.args(["clippy", "--locked", "--all-targets"]);
+            command = command!(step, "{clippy} clippy --locked --all-targets");
+            command.env("CARGO_TARGET_DIR", target_folder(step, &folder));
         }
-        command.arg("--manifest-path");
-        command.arg(folder.join("Cargo.toml"));
+        command
+            .arg("--manifest-path")
+            .arg(folder.join("Cargo.toml"));
         command.args(["--", "--deny", "warnings"]);
         command
     });
@@ -154,7 +152,7 @@ pub fn target_folder(project: &Project, folder: &Path) -> PathBuf {
 
 /// Clippy on the driver and on the modules in Rust.
 pub fn clippy_driver(kernel: &Kernel, step: &Step) -> Result<Count> {
-    let root = &step.project.root;
+    let root = &step.root;
     let driver = integrate::driver_files(root)?;
     let mut results = vec![clippy_module(kernel, step, root, &driver)?];
     for folder in MODULES.map(|folder| root.join(folder)) {
@@ -171,15 +169,13 @@ pub fn clippy_driver(kernel: &Kernel, step: &Step) -> Result<Count> {
 /// Clippy on files of a folder: built as an external module of the kernel with
 /// `CLIPPY=1`, which leaves the kernel's own crates as they are.
 fn clippy_module(kernel: &Kernel, step: &Step, from: &Path, files: &[String]) -> Result<bool> {
-    let folder = step.project.build.join("clippy-driver");
+    let folder = step.build.join("clippy-driver");
     make_anew(&folder)?;
     for file in files {
         write_if_changed(&folder.join(file), fs::read(from.join(file))?)?;
     }
-    let mut command = kernel.make(step.project);
-    command
-        .arg(variable("M", &folder))
-        .args(["CLIPPY=1", "modules"]);
+    let make = &kernel.make;
+    let mut command = command!(step, "make {make...} M={folder} CLIPPY=1 modules");
     check_complaints(step, &mut command)
 }
 
@@ -208,10 +204,10 @@ fn complaints(log: &str) -> Vec<String> {
 /// checkpatch on each C file (the glue, the guest's test modules, our selftests) and on
 /// each patch.
 pub fn checkpatch(kernel: &Kernel, step: &Step) -> Result<Count> {
-    let mut files = kernel_files(step.project, &["c", "h"])?;
-    files.extend(integrate::selftest_files(&step.project.root)?);
+    let mut files = kernel_files(step, &["c", "h"])?;
+    files.extend(integrate::selftest_files(&step.root)?);
     files.retain(|path| has_kind(path, &["c", "h"]));
-    let patches = integrate::patches(&step.project.root)?;
+    let patches = integrate::patches(&step.root)?;
     let files = files.iter().map(|file| (Some("--file"), file));
     // Whoever sends a patch signs it.
     let patches = patches.iter().map(|patch| &patch.path);
@@ -226,10 +222,11 @@ pub fn checkpatch_on<'a>(
     files: impl Iterator<Item = (Option<&'static str>, &'a PathBuf)>,
 ) -> Result<Count> {
     let commands = files.map(|(option, file)| {
-        let mut command = step.command("perl");
+        let mut command = command!(
+            step,
+            "perl scripts/checkpatch.pl --strict --terse --ignore {IGNORED} {option...} {file}"
+        );
         command.current_dir(tree);
-        command.args(["scripts/checkpatch.pl", "--strict", "--terse"]);
-        command.args(["--ignore", IGNORED]).args(option).arg(file);
         command
     });
     count(step, commands)
@@ -237,7 +234,7 @@ pub fn checkpatch_on<'a>(
 
 pub fn htmldocs(project: &Project) -> Result<()> {
     let step = Step::start(project, "htmldocs", "writing the pages")?;
-    if !write_pages(&step)? {
+    if check_pages(&step)?.failed > 0 {
         bail!("htmldocs: correct what sphinx says");
     }
     let page = project.build.join("htmldocs/index.html");
@@ -246,22 +243,21 @@ pub fn htmldocs(project: &Project) -> Result<()> {
 }
 
 /// The pages of `Documentation/` as HTML; a warning is an error.
-pub fn write_pages(step: &Step) -> Result<bool> {
-    let project = step.project;
-    let sphinx = deps::program(project, "sphinx-build", "python3-sphinx")?;
-    step.check(
-        step.command(sphinx)
-            .args(["-W", "--keep-going", "-q", "-E", "-b", "html", "-d"])
-            .arg(project.build.join("doctrees"))
-            .arg(project.root.join("Documentation"))
-            .arg(project.build.join("htmldocs")),
-    )
+pub fn check_pages(step: &Step) -> Result<Count> {
+    let sphinx = deps::program(step, "sphinx-build", "python3-sphinx")?;
+    let (root, build) = (&step.root, &step.build);
+    let good = step.check(&mut command!(
+        step,
+        "{sphinx} -W --keep-going -q -E -b html -d {build}/doctrees
+            {root}/Documentation {build}/htmldocs"
+    ))?;
+    Ok(Count::one(good))
 }
 
 pub fn rustdoc(project: &Project, flavour: &Flavour) -> Result<()> {
     let kernel = kernel::build(project, flavour)?;
     let step = Step::start(project, "rustdoc", "writing the driver's pages")?;
-    if !write_rustdoc(&kernel, &step)? {
+    if check_rustdoc(&kernel, &step)?.failed > 0 {
         bail!("rustdoc: correct what it says");
     }
     let page = project.build.join(RUSTDOC_PAGE);
@@ -271,23 +267,22 @@ pub fn rustdoc(project: &Project, flavour: &Flavour) -> Result<()> {
 
 /// The driver's pages, with the command line that built it; says whether there is
 /// nothing to complain about.
-pub fn write_rustdoc(kernel: &Kernel, step: &Step) -> Result<bool> {
-    let project = step.project;
+pub fn check_rustdoc(kernel: &Kernel, step: &Step) -> Result<Count> {
     let made = kernel.objects.join("drivers/iommu/s390/.s390_iommu.o.cmd");
     let text = fs::read_to_string(&made).context("the driver was not built here")?;
-    let (rustdoc, output) = (project.rust_tool("rustdoc"), project.build.join("rustdoc"));
+    let (rustdoc, output) = (step.rust_tool("rustdoc"), step.build.join("rustdoc"));
     let words = (rustdoc.to_string_lossy(), output.to_string_lossy());
     let line = documentation_command(&text, &words.0, &words.1);
     let line = line.context("the kernel's record of the build is not understood")?;
-    let mut command = step.command("sh");
+    let mut command = command!(step, "sh -c {line}");
     // As the kernel does: its options are unstable.
-    command.env("RUSTC_BOOTSTRAP", "1").args(["-c", &line]);
+    command.env("RUSTC_BOOTSTRAP", "1");
     let good = check_complaints(step, command.current_dir(&kernel.objects))?;
-    let page = project.build.join(RUSTDOC_PAGE);
+    let page = step.build.join(RUSTDOC_PAGE);
     if good && !page.is_file() {
         bail!("rustdoc wrote no {}", page.display());
     }
-    Ok(good)
+    Ok(Count::one(good))
 }
 
 /// Turns the call of rustc in a `.cmd` file of kbuild into one of rustdoc: what is about

@@ -7,7 +7,7 @@ use crate::{
     deps::{self, Version},
     files::{make_anew, name_of, paths_in, paths_of_kind, read_all},
     hash,
-    project::Project,
+    project::{command, Project},
     steps::Step,
 };
 use anyhow::{bail, Result};
@@ -71,10 +71,7 @@ pub fn build(project: &Project) -> Result<PathBuf> {
     let step = Step::start(project, "machine-strip", doing)?;
     let stripped = work.join("stripped");
     fs::create_dir_all(&stripped)?;
-    let mut command = step.command("strip");
-    command
-        .arg("-o")
-        .args([stripped.join(NAME), objects.join(NAME)]);
+    let mut command = command!(step, "strip -o {stripped}/{NAME} {objects}/{NAME}");
     step.run(&mut command, "read the log")?;
     // Appears when it is whole.
     fs::rename(&stripped, &place)?;
@@ -97,7 +94,7 @@ fn source(project: &Project) -> Result<(PathBuf, Version)> {
     let doing = "looking for QEMU's source in Debian";
     let step = Step::start(project, "machine-source", doing)?;
     let root = Root::of_sources(&step, RELEASE)?;
-    let offered = root.ask(&["showsrc", "--only-source", "qemu"], "Version: ")?;
+    let offered = root.ask("showsrc --only-source qemu", "Version: ")?;
     let Some((version, text)) = newest_of(&offered) else {
         bail!(
             "{RELEASE} has no QEMU from {OLDEST} to before {TOO_NEW}, but {}: adapt \
@@ -106,8 +103,7 @@ fn source(project: &Project) -> Result<(PathBuf, Version)> {
         );
     };
     // Nothing but the archive: not every mirror has the rest.
-    let package = format!("qemu={text}");
-    let words = ["source", "--download-only", "--tar-only", &package];
+    let words = format!("source --download-only --tar-only qemu={text}");
     let archive = root.download(&words, &folder)?.swap_remove(0);
     step.done(&format!("QEMU {version} is downloaded"));
     Ok((archive, version))
@@ -140,21 +136,19 @@ fn prepare(
     let step = Step::start(project, "machine-patch", &doing)?;
     fs::create_dir_all(tree)?;
     step.run(
-        step.command("tar")
-            .args(["--extract", "--strip-components=1", "--no-same-owner"])
-            .arg("--file")
-            .arg(archive)
-            .arg("--directory")
-            .arg(tree),
+        &mut command!(
+            step,
+            "tar --extract --strip-components=1 --no-same-owner --file {archive} --directory {tree}"
+        ),
         "the archive is broken: remove the cache's folder deb and run it again",
     )?;
     for path in patches {
         step.run(
             // A patch that almost fits is one that nobody has seen run.
-            step.command("patch")
-                .current_dir(tree)
-                .args(["--strip=1", "--fuzz=0", "--forward", "--batch"])
-                .arg(format!("--input={}", path.display())),
+            &mut command!(
+                step,
+                "patch --directory={tree} --strip=1 --fuzz=0 --forward --batch --input={path}"
+            ),
             &format!("{} does not fit QEMU {version}: adapt it", path.display()),
         )?;
     }
@@ -165,20 +159,13 @@ fn prepare(
 fn compile(project: &Project, tree: &Path, objects: &Path) -> Result<()> {
     let step = Step::start(project, "machine-build", "building QEMU")?;
     fs::create_dir_all(objects)?;
-    let mut configure = step.command(tree.join("configure"));
-    configure.args(CONFIGURE);
-    let mut ninja = step.command("ninja");
-    ninja.args(["-j", &project.jobs.to_string(), NAME]);
-    for (command, advice) in [
-        (
-            &mut configure,
-            "read the log, or meson-logs/meson-log.txt beside the objects",
-        ),
-        (&mut ninja, "read the log"),
-    ] {
-        command.env("CCACHE_DIR", project.cache.join("ccache"));
-        step.run(command.current_dir(objects), advice)?;
-    }
+    step.run(
+        command!(step, "{tree}/configure {CONFIGURE...}").current_dir(objects),
+        "read the log, or meson-logs/meson-log.txt beside the objects",
+    )?;
+    let jobs = project.jobs.to_string();
+    let mut ninja = command!(step, "ninja -C {objects} -j {jobs} {NAME}");
+    step.run(&mut ninja, "read the log")?;
     step.done("built");
     Ok(())
 }

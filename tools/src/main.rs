@@ -5,6 +5,7 @@
 mod apt;
 mod bare;
 mod bench;
+mod boots;
 mod clean;
 mod count;
 mod deps;

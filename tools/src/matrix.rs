@@ -4,9 +4,10 @@
 
 use crate::{
     count::Count,
-    deps, integrate,
+    deps,
+    integrate::PLACE,
     kernel::{self, flavour, Kernel},
-    project::{variable, Project},
+    project::{command, variable, Project},
     series, source,
     steps::Step,
 };
@@ -132,12 +133,16 @@ fn steps(project: &Project, table: &mut Table) -> Result<()> {
     for patch in patches {
         let name = patch.file_stem().unwrap_or_default().to_string_lossy();
         let step = Step::start(&project, "patch", &name)?;
-        let mut command = project.command("patch");
-        command.args(["--strip=1", "--force", "--silent", "--input"]);
-        step.run(command.arg(&patch).current_dir(&source.tree), "correct it")?;
+        let tree = &source.tree;
+        step.run(
+            &mut command!(
+                step,
+                "patch --directory={tree} --strip=1 --force --silent --input {patch}"
+            ),
+            "correct it",
+        )?;
         step.done("applied");
-        let is_there = fs::read_to_string(source.tree.join("drivers/iommu/Kconfig"))?
-            .contains(integrate::PLACE);
+        let is_there = fs::read_to_string(tree.join("drivers/iommu/Kconfig"))?.contains(PLACE);
         let configs: &[_] = if is_there {
             &["c", "rust", "module"]
         } else {
@@ -158,13 +163,11 @@ fn build(project: &Project, config: &str) -> Result<usize> {
 /// Builds the folder of the driver with W=1, and counts its warnings.
 fn warnings(project: &Project, kernel: &Kernel) -> Result<usize> {
     let step = Step::start(project, "warnings", "the driver's folder with W=1")?;
-    let folder = format!("{}/", integrate::PLACE);
     // What is up to date is not compiled again.
-    let _ = fs::remove_dir_all(kernel.objects.join(integrate::PLACE));
+    let _ = fs::remove_dir_all(kernel.objects.join(PLACE));
+    let make = &kernel.make;
     step.run(
-        kernel
-            .make(project)
-            .args([&format!("-j{}", project.jobs), "W=1", &folder]),
+        &mut command!(step, "make {make...} W=1 {PLACE}/"),
         "correct what the compiler says",
     )?;
     let log = fs::read_to_string(step.log())?;

@@ -9,7 +9,7 @@ use crate::{
     deps,
     files::{files_below, name_of, paths_of_kind, write_if_changed},
     integrate,
-    project::{text, Project},
+    project::{command, text, Project},
     steps::Step,
 };
 use anyhow::{bail, Context, Result};
@@ -92,8 +92,8 @@ fn mutants(project: &Project) -> Result<Vec<Mutant>> {
 
 /// Whether the patches apply to the driver as it is: for `make test`.
 pub fn check(step: &Step) -> Result<Count> {
-    let tree = copy(step.project)?;
-    let list = mutants(step.project)?.into_iter();
+    let tree = copy(step)?;
+    let list = mutants(step)?.into_iter();
     list.map(|mutant| mutant.apply(&tree, step, true)).collect()
 }
 
@@ -186,12 +186,13 @@ fn copy(project: &Project) -> Result<PathBuf> {
 }
 
 fn cargo(step: &Step, tree: &Path, place: Place) -> Command {
-    let mut command = step.command("timeout");
-    command.args(["--kill-after=5", LIMIT]);
-    command.arg(&step.project.cargo);
-    command.args(["test", "--release", "--locked", "--manifest-path"]);
-    command.arg(tree.join(TESTS).join("Cargo.toml"));
-    let target = step.project.build.join("target/mutants");
+    let cargo = &step.cargo;
+    let mut command = command!(
+        step,
+        "timeout --kill-after=5 {LIMIT} {cargo} test --release --locked
+            --manifest-path {tree}/{TESTS}/Cargo.toml"
+    );
+    let target = step.build.join("target/mutants");
     if place == Place::Model {
         command.env("RUSTFLAGS", "--cfg loom");
         command.env("CARGO_TARGET_DIR", target.with_extension("flags"));

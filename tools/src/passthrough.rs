@@ -96,7 +96,7 @@ fn boot(
     let boot = Boot {
         plugged: EVERYTHING,
         // Requests of 4 MiB at most, not of 512 KiB
-        arguments: &["-global", "nvme.mdts=10"],
+        arguments: "-global nvme.mdts=10",
         ..machine.boot("passthrough", append, LIMIT)
     };
     let mut claims = Vec::new();

@@ -6,10 +6,20 @@ use anyhow::{Context, Result};
 use fs_err::{self as fs, File};
 use std::{
     env,
-    ffi::{OsStr, OsString},
+    ffi::OsString,
     path::{Path, PathBuf},
     process::{Command, Stdio},
 };
+use xshell::{Cmd, Shell};
+
+/// A command as one would type it: `command!(step, "cp {from} {to}")`, `{list...}` are several
+/// words. See [`Project::dress`].
+macro_rules! command {
+    ($of:expr, $typed:literal) => {
+        $of.dress(xshell::cmd!($of.shell, $typed))
+    };
+}
+pub(crate) use command;
 
 /// Debian's own LLVM that the kernel is built with.
 pub const LLVM: &str = "-22";
@@ -47,6 +57,8 @@ pub struct Project {
     pub update: bool,
     /// `JOBS=`, by default the number of processors.
     pub jobs: usize,
+    /// For [`command`].
+    pub shell: Shell,
 }
 
 /// A variable of the environment; an empty one counts as not set.
@@ -126,6 +138,7 @@ impl Project {
             kout,
             update: variable("UPDATE").is_some(),
             jobs,
+            shell: Shell::new()?,
             root,
             build,
             logs,
@@ -170,11 +183,11 @@ impl Project {
 
     /// A command for building: the toolchain that was checked comes first,
     /// and nothing of the `make` that called us comes through.
-    pub fn command(&self, program: impl AsRef<OsStr>) -> Command {
-        let mut command = Command::new(program);
-        FOREIGN.split_whitespace().for_each(|name| {
+    pub fn dress(&self, typed: Cmd) -> Command {
+        let mut command = Command::from(typed);
+        for name in FOREIGN.split_whitespace() {
             command.env_remove(name);
-        });
+        }
         command
             .env("CARGO", &self.cargo)
             .env("RUSTC", &self.rustc)
@@ -182,8 +195,23 @@ impl Project {
             .env("RUSTFMT", self.rust_tool("rustfmt"))
             .env("PATH", self.path())
             .env("LC_ALL", "C.UTF-8")
+            .env("CCACHE_DIR", self.cache.join("ccache"))
+            // The same input gives the same kernel.
+            .env("KBUILD_BUILD_TIMESTAMP", "1970-01-01")
+            .env("KBUILD_BUILD_USER", "s390-iommu")
+            .env("KBUILD_BUILD_HOST", "build")
             .stdin(Stdio::null());
+        if let Some(folder) = self.libclang() {
+            command.env("LIBCLANG_PATH", folder);
+        }
         command
+    }
+
+    /// The folder of the libclang that belongs to Debian's LLVM, unless the caller names one.
+    pub fn libclang(&self) -> Option<PathBuf> {
+        let version = self.llvm.strip_prefix('-')?;
+        let folder = format!("/usr/lib/llvm-{version}/lib");
+        variable("LIBCLANG_PATH").is_none().then(|| folder.into())
     }
 
     /// `PATH` with the folder of the Rust toolchain in front, so that nothing

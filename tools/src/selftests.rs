@@ -10,9 +10,9 @@ use crate::{
     files::{make_anew, name_of, paths_in, read_all},
     hash::{self, Stamp},
     integrate,
-    kernel::{variable, Kernel},
+    kernel::Kernel,
     patches::{self, Patch},
-    project::Project,
+    project::{command, Project},
     steps::Step,
 };
 use anyhow::{bail, Context, Result};
@@ -42,7 +42,7 @@ const FOLDER: &str = "tools/testing/selftests";
 const COMMON: [&str; 4] = ["lib.mk", "kselftest.h", "kselftest_harness.h", "Makefile"];
 
 /// Debian's packages with the static libraries that the programs link.
-const LIBRARIES: [&str; 2] = ["uuid-dev", "libcap-dev"];
+const LIBRARIES: &str = "uuid-dev libcap-dev";
 
 /// On an emulated machine nearly all time goes into faulting pages in.
 const SMALLER: &str = "-O2 -DMEMCPY_REGION_SIZE=SZ_32M -DTEST_TIMEOUT_DEFAULT=300";
@@ -67,34 +67,28 @@ pub fn build(project: &Project, kernel: &Kernel) -> Result<Vec<Program>> {
     copy(&step, &kernel.source.tree, &tree)?;
     patches::apply(&patches, &tree)
         .context("this kernel's selftests are not those that the patches are for")?;
-    let headers = folder.join("usr");
+    let (make, headers) = (&kernel.make, folder.join("usr"));
     step.run(
-        kernel
-            .make(project)
-            .arg("headers_install")
-            .arg(variable("INSTALL_HDR_PATH", &headers)),
+        &mut command!(
+            step,
+            "make {make...} headers_install INSTALL_HDR_PATH={headers}"
+        ),
         "read the log",
     )?;
-    let include = |folder: &Path| folder.join("include").display().to_string();
-    let library = libraries.join("usr/lib/s390x-linux-gnu");
+    let jobs = project.jobs.to_string();
     for target in TARGETS {
-        fs::create_dir_all(out.join(target))?;
+        let (from, out) = (tree.join(FOLDER).join(target), out.join(target));
+        fs::create_dir_all(&out)?;
+        // The packages have headers that the cross compiler brings as well: -idirafter.
         step.run(
-            step.command("make")
-                .arg(format!("-j{}", project.jobs))
-                .arg("-C")
-                .arg(tree.join(FOLDER).join(target))
-                .args(["ARCH=s390", "CROSS_COMPILE=s390x-linux-gnu-"])
-                .arg(variable("OUTPUT", out.join(target)))
-                .arg(format!("KHDR_INCLUDES=-isystem {}", include(&headers)))
-                // Behind the compiler's own: the packages have headers that
-                // the cross compiler brings as well.
-                .arg(format!(
-                    "CPPFLAGS=-idirafter {}",
-                    include(&libraries.join("usr"))
-                ))
-                .arg(format!("EXTRA_CFLAGS={SMALLER}"))
-                .arg(format!("LDFLAGS=-static -L{}", library.display())),
+            &mut command!(
+                step,
+                "make -j{jobs} -C {from} ARCH=s390 CROSS_COMPILE=s390x-linux-gnu- OUTPUT={out}
+                    'KHDR_INCLUDES=-isystem '{headers}/include
+                    'CPPFLAGS=-idirafter '{libraries}/usr/include
+                    EXTRA_CFLAGS={SMALLER}
+                    'LDFLAGS=-static -L'{libraries}/usr/lib/s390x-linux-gnu"
+            ),
             "correct what the compiler says",
         )?;
     }
@@ -122,13 +116,16 @@ fn key(project: &Project, kernel: &Kernel, patches: &[Patch]) -> Result<Option<S
 /// elsewhere in the kernel tree.
 fn copy(step: &Step, from: &Path, to: &Path) -> Result<()> {
     fs::create_dir_all(to)?;
-    let mut command = step.command("rsync");
-    command.args(["--recursive", "--relative", "--copy-links", "--times"]);
-    command.args(SOURCES.map(|path| from.join(".").join(path)));
+    let sources = SOURCES.map(|path| from.join(".").join(path));
     let folder = from.join(".").join(FOLDER);
-    command.args(COMMON.iter().chain(&TARGETS).map(|name| folder.join(name)));
-    let advice = "the kernel tree lacks what the selftests need";
-    step.run(command.arg(to), advice)
+    let folders = COMMON.iter().chain(&TARGETS).map(|name| folder.join(name));
+    step.run(
+        &mut command!(
+            step,
+            "rsync --recursive --relative --copy-links --times {sources...} {folders...} {to}"
+        ),
+        "the kernel tree lacks what the selftests need",
+    )
 }
 
 /// The executable files, sorted by name; each target must have some.
@@ -152,19 +149,18 @@ fn programs(out: &Path) -> Result<Vec<Program>> {
 
 /// The libraries of the guest's architecture, unpacked.
 fn libraries(step: &Step) -> Result<PathBuf> {
-    let folder = step.project.cache.join("guest/libraries");
+    let folder = step.cache.join("guest/libraries");
     if folder.join("usr/include").is_dir() {
         return Ok(folder);
     }
     let Some(suite) = apt::codename() else {
         bail!(
-            "the static libraries uuid and cap for s390x come from Debian's packages {}; \
+            "the static libraries uuid and cap for s390x come from Debian's packages {LIBRARIES}; \
              unpack them into {}",
-            LIBRARIES.join(" "),
             folder.display()
         );
     };
-    let words = [&["download"], &LIBRARIES[..]].concat();
+    let words = format!("download {LIBRARIES}");
     Root::of_suites(step, &[suite], "s390x")?.unpack(&words, &folder)?;
     Ok(folder)
 }

@@ -14,7 +14,7 @@ use crate::{
     integrate::{self, integrate},
     lint,
     patches::{self, Patch},
-    project::Project,
+    project::{command, Project},
     source::{self, Source},
     steps::Step,
 };
@@ -42,10 +42,11 @@ pub fn run(project: &Project) -> Result<()> {
     }
     let step = Step::start(project, "series", "writing patches, and applying them")?;
     let who = |key: &str| {
-        let mut command = step.command("git");
-        command.current_dir(&project.root).args(["config", key]);
-        let advice = format!("git config --global {key} says who signs the patches off");
-        step.output(&mut command, &advice)
+        let root = &project.root;
+        step.output(
+            &mut command!(step, "git -C {root} config {key}"),
+            &format!("git config --global {key} says who signs the patches off"),
+        )
     };
     let sender = (who("user.name")?, who("user.email")?);
     let (_, list) = make(&step, FOLDER, &sender)?;
@@ -114,13 +115,16 @@ fn make(
     git.run("am --quiet", &list)?;
     git.run("diff --exit-code series sent", NOTHING)?;
     integrate(&project.root, &Source::of_caller(&integrated))?;
-    let mut diff = step.command("diff");
+    let sent = &git.tree;
     // No build needs the pages and MAINTAINERS, so that only the series has them.
-    let other = [".git", ".integrated-*", "Documentation", "MAINTAINERS"];
-    diff.args(["--recursive", "--brief"]);
-    diff.args(other.map(|name| format!("--exclude={name}")));
-    let advice = "what the series makes has to be what make integrate makes";
-    step.run(diff.args([&integrated, &git.tree]), advice)?;
+    step.run(
+        &mut command!(
+            step,
+            "diff --recursive --brief --exclude=.git --exclude=.integrated-*
+                --exclude=Documentation --exclude=MAINTAINERS {integrated} {sent}"
+        ),
+        "what the series makes has to be what make integrate makes",
+    )?;
     fs::rename(place("patches"), &folder)?;
     let list = list.iter().map(|path| folder.join(name_of(path)));
     Ok((source, list.collect()))
@@ -175,14 +179,13 @@ struct Git<'a> {
 impl Git<'_> {
     /// Runs a command on it, whatever else the caller's settings are.
     fn run(&self, words: &str, more: impl IntoIterator<Item: AsRef<OsStr>>) -> Result<()> {
-        let mut command = self.step.command("git");
+        let (tree, words) = (&self.tree, words.split(' '));
+        let mut command = command!(self.step, "git -C {tree} {words...} {more...}");
         for name in ["GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE"] {
             command.env_remove(name);
         }
         command.env("GIT_CONFIG_GLOBAL", "/dev/null");
         command.env("GIT_CONFIG_NOSYSTEM", "1");
-        command.current_dir(&self.tree);
-        command.args(words.split(' ')).args(more);
         self.step.run(&mut command, "the log says why")
     }
 
@@ -193,7 +196,7 @@ impl Git<'_> {
 
     fn make(&self, patch: &Patch) -> Result<()> {
         for file in patch.header("Files") {
-            add(&self.step.project.root, &self.tree, file)?;
+            add(&self.step.root, &self.tree, file)?;
         }
         if !patch.files().is_empty() {
             let context = "the kernel tree has to be as it was released";
@@ -207,7 +210,7 @@ impl Git<'_> {
 
     /// Writes the commits as patches, with a cover letter, which is not returned.
     fn write(&self, folder: &Path) -> Result<Vec<PathBuf>> {
-        let cover = letter(&self.step.project.root)?;
+        let cover = letter(&self.step.root)?;
         self.run("config branch.series.description", [cover])?;
         let how = "--cover-letter --cover-from-description=subject --rfc --zero-commit";
         self.run(&format!("format-patch --quiet {how} main -o"), [folder])?;

@@ -6,7 +6,7 @@ use crate::{
     deps::Version,
     files::{make_anew, name_of, paths_in},
     hash,
-    project::Project,
+    project::{command, Project},
     steps::Step,
 };
 use anyhow::{bail, Context, Result};
@@ -107,7 +107,7 @@ fn fetch(project: &Project, folder: &Path) -> Result<Source> {
         let deb = format!("{package}_{}_all.deb", version.replace(':', "%3a"));
         let deb = debs.join(deb);
         if !deb.is_file() {
-            root.download(&["download", &package], &debs)?;
+            root.download(&format!("download {package}"), &debs)?;
         }
         unpack(&step, &deb, &package, &place)?;
     }
@@ -121,7 +121,7 @@ fn newest_offered<'a>(step: &'a Step) -> Result<(Root<'a>, String, String)> {
         let Ok(root) = Root::of_suites(step, &[suite.to_owned()], "amd64") else {
             continue;
         };
-        let names = root.ask(&["pkgnames", "linux-source-"], "linux-source-")?;
+        let names = root.ask("pkgnames linux-source-", "linux-source-")?;
         let newest = names
             .into_iter()
             .filter_map(|name| Some((Version::find(&name)?, name)))
@@ -129,7 +129,7 @@ fn newest_offered<'a>(step: &'a Step) -> Result<(Root<'a>, String, String)> {
             .max();
         if let Some((_, name)) = newest {
             let package = format!("linux-source-{name}");
-            let versions = root.ask(&["show", "--no-all-versions", &package], "Version: ")?;
+            let versions = root.ask(&format!("show --no-all-versions {package}"), "Version: ")?;
             let version = versions.into_iter().next();
             let version = version.with_context(|| format!("apt knows no version of {package}"))?;
             return Ok((root, package, version));
@@ -147,15 +147,13 @@ fn unpack(step: &Step, deb: &Path, package: &str, place: &Path) -> Result<()> {
     let tree = partial.join("tree");
     make_anew(&tree)?;
     let advice = "the package is broken: remove it and run it again";
-    let mut command = step.command("dpkg-deb");
-    step.run(command.arg("-x").arg(deb).arg(&partial), advice)?;
+    step.run(&mut command!(step, "dpkg-deb -x {deb} {partial}"), advice)?;
     step.run(
-        step.command("tar")
-            .args(["--extract", "--strip-components=1", "--no-same-owner"])
-            .args(["--use-compress-program=xz -dT0", "--file"])
-            .arg(partial.join(format!("usr/src/{package}.tar.xz")))
-            .arg("--directory")
-            .arg(&tree),
+        &mut command!(
+            step,
+            "tar --extract --strip-components=1 --no-same-owner '--use-compress-program=xz -dT0'
+                --file {partial}/usr/src/{package}.tar.xz --directory {tree}"
+        ),
         advice,
     )?;
     fs::rename(&tree, place.join("tree"))?;

@@ -13,6 +13,7 @@ use std::{
     ffi::OsStr,
     io::Write,
     iter,
+    ops::Deref,
     path::{Path, PathBuf},
     process::{Command, Stdio},
     time::{Duration, Instant},
@@ -26,6 +27,15 @@ pub struct Step<'a> {
     name: String,
     log: PathBuf,
     start: Instant,
+}
+
+/// A step is work on its project.
+impl Deref for Step<'_> {
+    type Target = Project;
+
+    fn deref(&self) -> &Project {
+        self.project
+    }
 }
 
 impl<'a> Step<'a> {
@@ -60,10 +70,6 @@ impl<'a> Step<'a> {
 
     fn open_log(&self) -> Result<File> {
         Ok(fs::OpenOptions::new().append(true).open(&self.log)?)
-    }
-
-    pub fn command(&self, program: impl AsRef<OsStr>) -> Command {
-        self.project.command(program)
     }
 
     /// Runs a command, its output to the log.
@@ -155,9 +161,8 @@ impl<'a> Step<'a> {
         let words = iter::once(command.get_program()).chain(command.get_args());
         let words: Vec<_> = words.map(OsStr::to_string_lossy).collect();
         let mut log = self.open_log()?;
-        let folder = command.get_current_dir();
-        let folder = folder.map(|folder| format!("cd {}; ", folder.display()));
-        writeln!(log, "+ {}{}", folder.unwrap_or_default(), words.join(" "))?;
+        let folder = command.get_current_dir().unwrap_or(&self.root);
+        writeln!(log, "+ cd {}; {}", folder.display(), words.join(" "))?;
         Ok(log.metadata()?.len().try_into()?)
     }
 }

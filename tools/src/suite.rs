@@ -1,20 +1,20 @@
 // SPDX-License-Identifier: GPL-2.0
 //! `make test`: every check, with a summary. What cannot be run has failed.
 
-mod machine;
 mod module;
 mod peer;
 pub mod torture;
 
 use crate::{
+    boots::{Boots, Variant},
     count::Count,
     deps,
     files::read_lossy,
     guest::Machine,
-    kernel::{self, Flavour, Kernel},
-    lint, mutants, passthrough,
-    project::{text, Project},
-    qemu::{Boot, EVERYTHING},
+    kernel::{self, flavour, Flavour, Kernel},
+    kselftest, lint, mutants, passthrough,
+    project::{command, more_words, text, Project},
+    qemu::Boot,
     readme, series,
     steps::Step,
 };
@@ -27,26 +27,20 @@ type Part = (&'static str, fn(&mut Suite));
 
 /// All parts. What takes long on two processors is run by name only.
 const PARTS: [Part; 19] = [
-    // the license in every file
     ("license", |suite| {
         let doing = "looking for the license in every file";
         suite.step("license", doing, lint::check_licenses);
     }),
-    // rustfmt
     ("format", |suite| {
         suite.step("format", "checking the formatting", lint::check_format);
     }),
-    // the pages of Documentation/, without a warning
     ("docs", |suite| {
-        let work = |step: &Step| lint::write_pages(step).map(Count::one);
-        suite.step("htmldocs", "writing the pages", work);
+        suite.step("htmldocs", "writing the pages", lint::check_pages);
     }),
-    // the unit tests of this program
     ("tools", |suite| {
         let work = |step: &Step| cargo_test(step, "tools", "");
         suite.step("tools", "testing the tools", work);
     }),
-    // the driver's pure files on the host
     ("host", |suite| {
         let work = |step: &Step| cargo_test(step, "tests/host", "");
         suite.step("host", "testing the pure files on this machine", work);
@@ -71,31 +65,27 @@ const PARTS: [Part; 19] = [
         suite.kernel = None;
         suite.step("series", "making the patches, checkpatch", series::check);
     }),
-    // clippy on the programs and on the driver
     ("clippy", |suite| {
         suite.step("clippy", "clippy on the programs", lint::clippy_programs);
         let doing = "clippy on the driver and on modules";
         suite.with_kernel("clippy-driver", doing, lint::clippy_driver);
     }),
-    // rustdoc on the driver, without a warning
     ("rustdoc", |suite| {
-        let work = |kernel: &Kernel, step: &Step| lint::write_rustdoc(kernel, step).map(Count::one);
-        suite.with_kernel("rustdoc", "writing the driver's pages", work);
+        suite.with_kernel("rustdoc", "writing the driver's pages", lint::check_rustdoc);
     }),
-    // the kernel's checkpatch
     ("checkpatch", |suite| {
         suite.with_kernel("checkpatch", "checkpatch on all C", lint::checkpatch);
     }),
     // everything in the guest
-    ("guest", |suite| suite.guest()),
+    ("guest", |suite| suite.attempt("guest", Suite::guest)),
     // this driver and the one in C in the same suites
-    ("peer", |suite| suite.peer()),
+    ("peer", |suite| suite.attempt("peer", Suite::peer)),
     // the guest on the emulator of `make machine`
-    ("machine", |suite| suite.machine()),
+    ("machine", |suite| suite.attempt("machine", Suite::machine)),
     // functions that come and go, hostile calls: two boots of `make torture`
-    ("torture", |suite| suite.torture()),
+    ("torture", |suite| suite.attempt("torture", Suite::torture)),
     // the driver as a module
-    ("module", |suite| suite.module()),
+    ("module", |suite| suite.attempt("module", Suite::module)),
     // a guest inside the guest, on a function that is passed through
     ("passthrough", |suite| {
         // Its two kernels want the cache, one after the other.
@@ -110,84 +100,17 @@ const LONG: [&str; 2] = ["passthrough", "torture"];
 
 /// A boot with all suites takes a fraction of this.
 const LIMIT: Duration = Duration::from_secs(900);
-/// The boots of `make test`. Memory decides how large the windows are: those of
-/// a machine with 32 GiB are known to the last digit.
-const BOOTS: [Variant; 9] = [
-    variant("lazy", "", &[]),
-    variant("strict", "iommu.strict=1", &[]),
-    variant(
-        "parameters",
-        "iommu.passthrough=1 s390_iommu=strict s390_iommu_aperture=2 \
-            guest.suite=boot,nvme,nic,counters",
-        &[],
-    ),
-    Variant {
-        memory: 32,
-        ..variant("memory", "guest.suite=boot,nvme,nic,counters", &[])
-    },
-    variant(
-        SMALL,
-        "iommu.strict=1 s390_iommu_aperture=1 guest.suite=boot,nvme",
-        &[],
-    ),
-    variant(
-        LARGER[0],
-        "iommu.strict=1 s390_iommu_aperture=64 guest.suite=boot,nvme",
-        &[],
-    ),
-    variant(
-        LARGER[1],
-        "iommu.strict=1 s390_iommu_aperture=512 guest.suite=boot,nvme",
-        &[],
-    ),
-    variant(
-        LARGER[2],
-        "iommu.strict=1 s390_iommu_aperture=0 guest.suite=boot,nvme",
-        &[],
-    ),
-    // The machine may get more memory later: windows reach to its end.
-    variant(
-        LARGER[3],
-        "iommu.strict=1 guest.suite=nvme",
-        &["-m", "maxmem=64G"],
-    ),
-];
 /// Windows as large as memory, larger, and as large as the machine grants: the way
 /// to user space takes as long.
 const SMALL: &str = "aperture-1";
 const LARGER: [&str; 4] = ["aperture-64", "aperture-512", "aperture-0", "maxmem"];
 /// How much longer the large window may take: a share, and seconds.
 const LONGER: (f64, f64) = (0.2, 0.3);
-/// How many random number generators the guest has: as many as a domain has room
-/// for without further memory.
-pub const GENERATORS: usize = 6;
 /// The driver's KUnit suites run at boot; the guest's program reads their results.
 pub const KUNIT: &str = "kunit.enable=1 kunit.autorun=1 kunit.filter_glob=s390_iommu*";
-/// No line of QEMU's begins so.
-const NOTHING: &str = "\0";
-
-struct Variant {
-    name: &'static str,
-    /// Words for the kernel's command line and for the guest's program.
-    words: &'static str,
-    /// QEMU's arguments beside those of any boot.
-    arguments: &'static [&'static str],
-    /// In GiB.
-    memory: u32,
-}
-
-const fn variant(
-    name: &'static str,
-    words: &'static str,
-    arguments: &'static [&'static str],
-) -> Variant {
-    Variant {
-        name,
-        words,
-        arguments,
-        memory: 2,
-    }
-}
+/// A hit in a function's cache that the tables do not bear out any more. In strict
+/// mode no access of a device comes after its unmap.
+const STALE: &str = "s390_pci_iotlb_stale";
 
 /// `make test`; `PART=a,b` names some of its parts.
 pub fn run(project: &Project, flavour: &Flavour) -> Result<()> {
@@ -211,12 +134,7 @@ pub fn only(project: &Project, flavour: &Flavour, names: &[&str]) -> Result<()> 
     };
     let parts = names.iter().map(find).collect::<Result<Vec<_>>>()?;
     deps::ensure(project)?;
-    let mut suite = Suite {
-        project,
-        flavour,
-        kernel: None,
-        summary: Vec::new(),
-    };
+    let mut suite = Suite::new(project, flavour);
     for (_, work) in parts {
         work(&mut suite);
     }
@@ -231,7 +149,16 @@ struct Suite<'a> {
     summary: Vec<(String, Count)>,
 }
 
-impl Suite<'_> {
+impl<'a> Suite<'a> {
+    fn new(project: &'a Project, flavour: &'a Flavour) -> Self {
+        Self {
+            project,
+            flavour,
+            kernel: None,
+            summary: Vec::new(),
+        }
+    }
+
     /// Runs a part and keeps its result; an error is a failure.
     fn step(&mut self, name: &str, doing: &str, work: impl FnOnce(&Step) -> Result<Count>) {
         let count = Step::start(self.project, name, doing).and_then(|step| {
@@ -258,93 +185,129 @@ impl Suite<'_> {
         self.summary.push((name.to_owned(), count));
     }
 
+    /// Runs a part that has steps of its own.
+    fn attempt(&mut self, name: &str, part: fn(&mut Self) -> Result<()>) {
+        if let Err(error) = part(self).with_context(|| name.to_owned()) {
+            self.keep(name, Err(error));
+        }
+    }
+
     fn with_kernel(
         &mut self,
         name: &str,
         doing: &str,
         work: impl FnOnce(&Kernel, &Step) -> Result<Count>,
     ) {
-        if let Some(kernel) = self.kernel_for(name) {
-            self.step(name, doing, |step| work(&kernel, step));
-            self.kernel = Some(Some(kernel));
+        match self.kernel() {
+            Ok(kernel) => {
+                self.step(name, doing, |step| work(&kernel, step));
+                self.kernel = Some(Some(kernel));
+            }
+            Err(error) => self.keep(name, Err(error.context(name.to_owned()))),
         }
     }
 
     /// Takes the kernel out, building it the first time.
-    fn kernel(&mut self) -> Option<Kernel> {
+    fn kernel(&mut self) -> Result<Kernel> {
         let kernel = self.kernel.take().unwrap_or_else(|| {
             let built = kernel::build(self.project, self.flavour);
-            let (kernel, error) = match built {
-                Ok(kernel) => (Some(kernel), None),
-                Err(error) => (None, Some(error)),
+            let (kernel, count) = match built {
+                Ok(kernel) => (Some(kernel), Ok(Count::one(true))),
+                Err(error) => (None, Err(error)),
             };
-            self.keep("kernel", error.map_or(Ok(Count::one(true)), Err));
+            self.keep("kernel", count);
             kernel
         });
         if kernel.is_none() {
             self.kernel = Some(None);
         }
-        kernel
+        kernel.context("there is no kernel")
     }
 
-    /// The same for a part, which has failed if there is none.
-    fn kernel_for(&mut self, name: &str) -> Option<Kernel> {
-        let kernel = self.kernel();
-        if kernel.is_none() {
-            self.keep(name, Err(anyhow!("{name}: there is no kernel")));
-        }
-        kernel
-    }
-
-    fn guest(&mut self) {
-        let Some(kernel) = self.kernel_for("guest") else {
-            return;
-        };
-        let machine = Machine::of_kernel(self.project, kernel);
-        let machine = match machine.and_then(|machine| machine.corrected(self.project)) {
-            Ok(machine) => machine,
-            Err(error) => return self.keep("guest", Err(error)),
-        };
-        for variant in &BOOTS {
-            let name = format!("guest-{}", variant.name);
-            let boot = Self::boot_of(&machine, &name, variant);
-            self.run_boot(&name, &boot, NOTHING);
-        }
+    fn guest(&mut self) -> Result<()> {
+        let boots = Boots::read()?.guest;
+        self.boots("guest", boots.iter(), LIMIT, KUNIT)?;
         self.step("guest-apertures", "comparing the boots", compare_boots);
+        Ok(())
     }
 
-    fn boot_of<'b>(machine: &'b Machine, name: &'b str, variant: &Variant) -> Boot<'b> {
-        let append = format!("guest.mode=test {KUNIT} {}", variant.words);
-        Boot {
-            plugged: EVERYTHING,
-            generators: GENERATORS,
-            memory: variant.memory,
-            arguments: variant.arguments,
-            // Races want more than two.
-            processors: 4,
-            ..machine.boot(name, append, LIMIT)
+    /// Those whose functions are as real machines have them, or the one of `BOOT=`.
+    fn machine(&mut self) -> Result<()> {
+        let (boots, named) = (Boots::read()?.machine, text("BOOT"));
+        let is_wanted = |boot: &&Variant| named.as_ref().is_none_or(|name| *name == boot.name);
+        let words = format!("{KUNIT} {}", more_words());
+        self.boots("machine", boots.iter().filter(is_wanted), LIMIT, &words)
+    }
+
+    /// The boots of a table, with more words.
+    fn boots<'b>(
+        &mut self,
+        table: &str,
+        boots: impl Iterator<Item = &'b Variant>,
+        limit: Duration,
+        words: &str,
+    ) -> Result<()> {
+        // As long as a kernel is the same, so is what it is booted with.
+        let mut last = None;
+        for variant in boots {
+            let wanted = (self.kernel_of(variant), variant.selftests);
+            let (_, machine) = match last.take() {
+                Some((same, machine)) if same == wanted => last.insert((same, machine)),
+                _ => last.insert((wanted, self.machine_of(wanted)?)),
+            };
+            let kernels = variant.kernels.then(|| self.kernels(machine)).transpose()?;
+            let name = format!("{table}-{}", variant.name);
+            let mut boot = variant.boot(machine, &name, limit);
+            boot.append += &format!(" {words}");
+            boot.root = kernels.as_deref();
+            self.run_boot(&name, &boot);
+        }
+        Ok(())
+    }
+
+    /// The fragments of a boot's kernel, or none for that of all parts.
+    fn kernel_of<'b>(&self, variant: &'b Variant) -> &'b str {
+        let finds_mistakes = self.flavour.iter().any(|name| name == torture::DEBUG[0]);
+        match &*variant.kernel {
+            // That of all parts is as fast as this.
+            "rust" if !finds_mistakes => "",
+            names => names,
         }
     }
 
-    /// Boots and counts what the guest's program reports. A line of QEMU's with
-    /// this word is a failure.
-    fn run_boot(&mut self, name: &str, boot: &Boot, wrong: &str) {
+    fn machine_of(&mut self, (fragments, selftests): (&str, bool)) -> Result<Machine> {
+        let kernel = if fragments.is_empty() {
+            self.kernel()?
+        } else {
+            // The cache is needed for another kernel.
+            self.kernel = None;
+            kernel::build(self.project, &flavour(fragments))?
+        };
+        let programs = match selftests {
+            true => kselftest::programs(self.project, &kernel)?,
+            false => Vec::new(),
+        };
+        Machine::with_files(self.project, &kernel, &programs)?.corrected(self.project)
+    }
+
+    /// Boots and counts what the guest's program reports.
+    fn run_boot(&mut self, name: &str, boot: &Boot) {
         self.step(name, "running the guest's suites", |step| {
-            let mut found = 0;
-            let report = boot.run(step.project, |line| {
-                found += usize::from(line.starts_with(wrong));
+            let mut stale = 0;
+            let report = boot.run(step, |line| {
+                stale += usize::from(line.starts_with(STALE));
                 if line.starts_with("not ok ") {
                     println!("    | {line}");
                 }
             })?;
             let mut faults = report.faults(true);
-            if found > 0 {
-                faults.push(format!("{found} lines begin with {wrong}"));
+            if stale > 0 {
+                faults.push(format!("{stale} lines begin with {STALE}"));
             }
             step.show(&faults.join("\n"));
             let mut count = report.tally();
             count.failed += faults.len();
-            fs::copy(step.project.console(name), step.log())?;
+            fs::copy(step.console(name), step.log())?;
             Ok(count)
         });
     }
@@ -424,13 +387,12 @@ fn user_space(console: &str) -> Option<f64> {
 
 /// The tests of a program of the checkout, with flags for the compiler.
 fn cargo_test(step: &Step, folder: &str, flags: &str) -> Result<Count> {
-    let folder = step.project.root.join(folder);
-    let target = lint::target_folder(step.project, &folder);
-    let mut command = step.command(&step.project.cargo);
-    command
-        .args(["test", "--release", "--locked", "--no-fail-fast"])
-        .arg("--manifest-path")
-        .arg(folder.join("Cargo.toml"));
+    let (cargo, folder) = (&step.cargo, step.root.join(folder));
+    let target = lint::target_folder(step, &folder);
+    let mut command = command!(
+        step,
+        "{cargo} test --release --locked --no-fail-fast --manifest-path {folder}/Cargo.toml"
+    );
     if flags.is_empty() {
         command.env("CARGO_TARGET_DIR", target);
     } else {
@@ -457,23 +419,20 @@ const FUZZ_FLAGS: &str = "--cfg fuzzing -Cpasses=sancov-module \
 /// A bounded run of the fuzz target, from its corpus. What it finds anew stays
 /// out of the checkout.
 fn fuzz(step: &Step) -> Result<Count> {
-    let project = step.project;
-    let folder = project.root.join("tests/host/fuzz");
-    let scratch = project.build.join("fuzz");
+    let (cargo, folder) = (&step.cargo, step.root.join("tests/host/fuzz"));
+    let scratch = step.build.join("fuzz");
     fs::create_dir_all(&scratch)?;
-    let mut command = step.command(&project.cargo);
-    command
-        .args(["run", "--release", "--locked"])
-        .args(["--target", "x86_64-unknown-linux-gnu"])
-        .arg("--manifest-path")
-        .arg(folder.join("Cargo.toml"))
-        .args(["--", "-runs=20000", "-max_len=1024", "-seed=1"])
-        .arg(&scratch)
-        .arg(folder.join("corpus/operations"))
+    let (good, output) = step.attempt(
+        command!(
+            step,
+            "{cargo} run --release --locked --target x86_64-unknown-linux-gnu
+                --manifest-path {folder}/Cargo.toml
+                -- -runs=20000 -max_len=1024 -seed=1 {scratch} {folder}/corpus/operations"
+        )
         .current_dir(&scratch)
-        .env("CARGO_TARGET_DIR", lint::target_folder(project, &folder))
-        .env("RUSTFLAGS", FUZZ_FLAGS);
-    let (good, output) = step.attempt(&mut command)?;
+        .env("CARGO_TARGET_DIR", lint::target_folder(step, &folder))
+        .env("RUSTFLAGS", FUZZ_FLAGS),
+    )?;
     Ok(Count::one(good && output.contains("Done 20000 runs")))
 }
 

@@ -3,15 +3,16 @@
 
 use super::{Mutant, Place, KILLED};
 use crate::{
+    boots::Variant,
     count::Count,
     files::make_anew,
     guest::Machine,
     kernel::{self, flavour, Flavour},
     ktap::{Outcome, Report},
-    project::Project,
-    qemu::{Boot, EVERYTHING},
+    project::{command, Project},
+    qemu::Boot,
     steps::Step,
-    suite::{GENERATORS, KUNIT},
+    suite::KUNIT,
 };
 use anyhow::Result;
 use std::{collections::BTreeSet, path::Path, time::Duration};
@@ -54,10 +55,12 @@ fn try_one(
     let project = step.project;
     let root = project.build.join("mutants-guest");
     make_anew(&root)?;
-    let mut copy = step.command("sh");
-    copy.current_dir(&project.root)
-        .args(["-c", "git ls-files -z | xargs -0 cp --parents -t \"$0\""]);
-    step.run(copy.arg(&root), "the checkout cannot be copied")?;
+    let from = &project.root;
+    let script = "cd \"$0\" && git ls-files -z | xargs -0 cp --parents -t \"$1\"";
+    step.run(
+        &mut command!(step, "sh -c {script} {from} {root}"),
+        "the checkout cannot be copied",
+    )?;
     if !mutant.apply(&root, step, false)? {
         return Ok("FAILED: it does not apply");
     }
@@ -89,13 +92,13 @@ fn report(project: &Project, machine: &Machine, image: &Path, list: &[&Mutant]) 
         suites.extend(["nvme", "nic", "flush"]);
     }
     let suites = Vec::from_iter(suites).join(",");
-    let append = format!("guest.mode=test {KUNIT} guest.suite={suites}");
+    let variant = Variant {
+        words: format!("{KUNIT} guest.suite={suites}"),
+        ..Variant::default()
+    };
     let boot = Boot {
         image,
-        plugged: EVERYTHING,
-        generators: GENERATORS,
-        processors: 4,
-        ..machine.boot("mutants-guest", append, LIMIT)
+        ..variant.boot(machine, "mutants-guest", LIMIT)
     };
     boot.run(project, |_| {})
 }

@@ -15,7 +15,7 @@ use crate::{
     initramfs,
     kernel::{self, flavour, with_driver, Flavour, Kernel},
     modules,
-    project::Project,
+    project::{command, Project},
     qemu::{Boot, USUAL},
     steps::Step,
 };
@@ -41,19 +41,16 @@ struct Parts {
 }
 
 impl Suite<'_> {
-    pub(super) fn module(&mut self) {
+    pub(super) fn module(&mut self) -> Result<()> {
         // It holds the cache, which is needed for others now.
         self.kernel = None;
-        let parts = match self.parts() {
-            Ok(parts) => parts,
-            Err(error) => return self.keep("module", Err(error)),
-        };
+        let parts = self.parts()?;
         let append = format!(
             "guest.suite=module guest.driver=later guest.version={} {TRACED}",
             parts.version
         );
         self.boot_with(&parts.machine, "guest-module", &append, |boot| {
-            boot.plugged = &[];
+            boot.plugged = "";
         });
         let append = "guest.suite=root guest.root=nvme";
         self.boot_with(&parts.machine, "guest-root", append, |boot| {
@@ -62,12 +59,13 @@ impl Suite<'_> {
         let append = "guest.suite=absent guest.driver=later";
         self.boot_with(&parts.machine, "guest-no-zpci", append, |boot| {
             boot.cpu = "max,zpci=off";
-            boot.plugged = &[];
+            boot.plugged = "";
         });
         let append = format!("pci=off {append}");
         self.boot_with(&parts.machine, "guest-pci-off", &append, |_| {});
         self.beside(&parts.machine, "rust", self.flavour);
         self.beside(&parts.machine, "c", &flavour("c"));
+        Ok(())
     }
 
     /// Builds the kernel, the external module, and the guest's roots.
@@ -103,15 +101,12 @@ impl Suite<'_> {
     /// A kernel that has a driver already: the module must be refused.
     fn beside(&mut self, machine: &Machine, other: &str, flavour: &Flavour) {
         let name = format!("guest-beside-{other}");
-        let image = kernel::build(self.project, flavour).and_then(|kernel| {
-            let image = self.project.build.join(format!("{name}.bzImage"));
-            fs::copy(&kernel.image, &image)?;
-            Ok(image)
-        });
-        let image = match image {
-            Ok(image) => image,
-            Err(error) => return self.keep(&name, Err(error)),
-        };
+        let image = self.project.build.join(format!("{name}.bzImage"));
+        let built = kernel::build(self.project, flavour)
+            .and_then(|kernel| Ok(fs::copy(&kernel.image, &image)?));
+        if let Err(error) = built {
+            return self.keep(&name, Err(error));
+        }
         let append = format!("guest.suite=beside guest.beside={other}");
         self.boot_with(machine, &name, &append, |boot| boot.image = &image);
     }
@@ -127,15 +122,13 @@ impl Suite<'_> {
         let mut boot = machine.boot(name, append, LIMIT);
         boot.plugged = USUAL;
         change(&mut boot);
-        self.run_boot(name, &boot, super::NOTHING);
+        self.run_boot(name, &boot);
     }
 }
 
 fn modinfo(step: &Step, module: &Path, field: &str) -> Result<String> {
-    let text = step.output(
-        step.command("modinfo").args(["-F", field]).arg(module),
-        "the module is not what it should be",
-    )?;
+    let mut command = command!(step, "modinfo -F {field} {module}");
+    let text = step.output(&mut command, "the module is not what it should be")?;
     Ok(text.trim_end().to_owned())
 }
 
@@ -179,14 +172,15 @@ fn root_image(project: &Project, kernel: &Kernel) -> Result<PathBuf> {
     }
     fs::copy(initramfs::init_path(project), tree.join("sbin/init"))?;
     fs::copy(initramfs::busybox(&step)?, tree.join("bin/busybox"))?;
+    file_system(step, &tree, ROOT_SIZE)
+}
+
+/// An image of a file system with what is in a folder, beside it.
+pub(super) fn file_system(step: Step, tree: &Path, size: &str) -> Result<PathBuf> {
     let image = tree.with_extension("ext2");
     let _ = fs::remove_file(&image);
     step.run(
-        step.command("mke2fs")
-            .args(["-q", "-t", "ext2", "-d"])
-            .arg(&tree)
-            .arg(&image)
-            .arg(ROOT_SIZE),
+        &mut command!(step, "mke2fs -q -t ext2 -d {tree} {image} {size}"),
         "check that there is space",
     )?;
     step.done("made");

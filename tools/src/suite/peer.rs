@@ -20,7 +20,7 @@ const LIMIT: Duration = Duration::from_secs(900);
 
 impl Suite<'_> {
     /// Boots both. What C's driver fails at is shown, and is no failure of ours.
-    pub(super) fn peer(&mut self) {
+    pub(super) fn peer(&mut self) -> Result<()> {
         let ours = self.peer_report("peer-rust", &self.flavour.clone());
         let c = self.peer_report("peer-c", &kernel::flavour("c"));
         self.step("peer", "comparing with the driver in C", |_| {
@@ -41,6 +41,7 @@ impl Suite<'_> {
                 skipped: 0,
             })
         });
+        Ok(())
     }
 
     fn peer_report(&mut self, name: &str, flavour: &Flavour) -> Result<Report> {
