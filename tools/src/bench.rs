@@ -31,7 +31,7 @@ const LIMIT: Duration = Duration::from_secs(300);
 /// Every boot that counts instructions is done so often.
 const RUNS: usize = 2;
 /// A window of 64 GiB, on a machine with 2 GiB.
-const WIDE: &str = "guest.mode=bench guest.bench=flush s390_iommu_aperture=32";
+const WIDE: &str = "flush s390_iommu_aperture=32";
 
 /// The kernels, and for each the boots that count instructions: a name, and words for the
 /// kernel.
@@ -120,7 +120,7 @@ struct Bench {
     /// By flavour.
     scale: BTreeMap<&'static str, Scale>,
     /// By flavour: a machine with few functions, and one with many.
-    functions: BTreeMap<&'static str, Vec<Functions>>,
+    functions: BTreeMap<&'static str, [Functions; 2]>,
 }
 
 pub fn run(project: &Project) -> Result<()> {
@@ -169,56 +169,39 @@ impl Bench {
         let machine = Machine::prepare(project, &flavour(name))?;
         self.kernel = machine.version.to_string();
         for (guest, words) in guests {
-            let append = format!("guest.mode=bench guest.bench=map {words}");
-            let mut runs = Vec::new();
             for run in 1..=RUNS {
                 let log = format!("bench-{}-{run}", guest.replace(' ', "-").to_lowercase());
-                let lines = measure(
-                    project,
-                    Boot {
-                        counts_instructions: true,
-                        processors: 1,
-                        ..machine.boot(&log, append.clone(), LIMIT)
-                    },
-                )?;
-                runs.push(figures(&lines)?);
+                let lines = measure(project, &machine, &log, &format!("map {words}"), |boot| {
+                    boot.counts_instructions = true;
+                    boot.processors = 1;
+                })?;
+                let figures = figures(&lines)?;
+                let first = self.guests.entry(guest).or_insert_with(|| figures.clone());
+                self.differences.extend(differences(guest, first, &figures));
             }
-            let first = runs.remove(0);
-            for figures in runs {
-                self.differences
-                    .extend(differences(guest, &first, &figures));
-            }
-            self.guests.insert(guest, first);
         }
         let log = format!("bench-flush-{name}");
-        let lines = measure(project, machine.boot(&log, WIDE.to_owned(), LIMIT))?;
-        self.flush.insert(name, flush(&lines)?);
+        self.flush.insert(
+            name,
+            flush(&measure(project, &machine, &log, WIDE, |_| {})?)?,
+        );
 
         let log = format!("bench-scale-{name}");
-        let append = "guest.mode=bench guest.bench=scale".to_owned();
-        let lines = measure(
-            project,
-            Boot {
-                processors: scale::CPUS[scale::CPUS.len() - 1],
-                ..machine.boot(&log, append, LIMIT)
-            },
-        )?;
+        let lines = measure(project, &machine, &log, "scale", |boot| {
+            boot.processors = scale::CPUS[scale::CPUS.len() - 1];
+        })?;
         self.scale.insert(name, Scale::read(&lines)?);
 
-        for count in functions::MACHINES {
+        let functions = functions::MACHINES.map(|count| {
             let log = format!("bench-functions-{count}-{name}");
-            let append = "guest.mode=bench guest.bench=functions".to_owned();
             let devices = functions::devices(count);
-            let lines = measure(
-                project,
-                Boot {
-                    devices: &devices,
-                    ..machine.boot(&log, append, LIMIT)
-                },
-            )?;
-            let all = self.functions.entry(name).or_default();
-            all.push(Functions::read(&lines)?);
-        }
+            let lines = measure(project, &machine, &log, "functions", |boot| {
+                boot.devices = &devices;
+            })?;
+            Functions::read(&lines)
+        });
+        let [few, many] = functions;
+        self.functions.insert(name, [few?, many?]);
         Ok(())
     }
 
@@ -230,9 +213,27 @@ impl Bench {
     }
 }
 
+/// What was measured with this driver, and with the one in C.
+fn pair<'a, T>(what: &str, all: &'a BTreeMap<&str, T>) -> Result<(&'a T, &'a T)> {
+    let of = |name| {
+        let figures = all.get(name);
+        figures.with_context(|| format!("bench: {name}: {what} was not measured"))
+    };
+    Ok((of("rust")?, of("c")?))
+}
+
 /// Boots and returns what the guest measured, a line each.
-fn measure(project: &Project, boot: Boot) -> Result<Vec<String>> {
-    let step = Step::start(project, boot.name, "measuring in the guest")?;
+fn measure<'a>(
+    project: &Project,
+    machine: &'a Machine,
+    name: &'a str,
+    what: &str,
+    change: impl FnOnce(&mut Boot<'a>),
+) -> Result<Vec<String>> {
+    let append = format!("guest.mode=bench guest.bench={what}");
+    let mut boot = machine.boot(name, append, LIMIT);
+    change(&mut boot);
+    let step = Step::start(project, name, "measuring in the guest")?;
     let mut lines = Vec::new();
     let report = boot.run(project, |line| {
         lines.extend(line.strip_prefix("bench: ").map(str::to_owned));
@@ -240,30 +241,48 @@ fn measure(project: &Project, boot: Boot) -> Result<Vec<String>> {
     let faults = report.faults(false);
     if !faults.is_empty() {
         bail!(
-            "{}: {}; its console is {}",
-            boot.name,
+            "{name}: {}; its console is {}",
             faults.join("; "),
-            project.console(boot.name).display()
+            project.console(name).display()
         );
     }
     step.done(&format!("{} lines", lines.len()));
     Ok(lines)
 }
 
-/// Reads `figure SUBJECT CASE MAP UNMAP`.
-fn figures(lines: &[String]) -> Result<Figures> {
-    let mut all = Figures::new();
+/// The lines of a kind: their names, and their numbers. A figure that is below what was there
+/// before is nothing.
+fn rows<'a, const NAMES: usize, const NUMBERS: usize>(
+    lines: &'a [String],
+    kind: &str,
+) -> Result<Vec<([&'a str; NAMES], [u64; NUMBERS])>> {
+    let mut rows = Vec::new();
     for line in lines {
-        let words: Vec<&str> = line.split_whitespace().collect();
-        if let ["figure", subject, case, map, unmap] = words[..] {
-            let cost = Cost {
-                map: map.parse()?,
-                unmap: unmap.parse()?,
-            };
-            all.insert(format!("{subject} {case}"), cost);
+        let mut words = line.split_whitespace();
+        if words.next() != Some(kind) {
+            continue;
+        }
+        let (mut names, mut numbers) = (Vec::new(), Vec::new());
+        for word in words {
+            match word.parse::<i64>() {
+                Ok(number) => numbers.push(number.max(0) as u64),
+                Err(_) => names.push(word),
+            }
+        }
+        match (names.try_into(), numbers.try_into()) {
+            (Ok(names), Ok(numbers)) => rows.push((names, numbers)),
+            _ => bail!("bench: {line:?} is not understood"),
         }
     }
-    Ok(all)
+    Ok(rows)
+}
+
+/// Reads `figure SUBJECT CASE MAP UNMAP`.
+fn figures(lines: &[String]) -> Result<Figures> {
+    let rows = rows(lines, "figure")?.into_iter();
+    let figures = rows
+        .map(|([subject, case], [map, unmap])| (format!("{subject} {case}"), Cost { map, unmap }));
+    Ok(figures.collect())
 }
 
 /// What differs between two boots of the same guest.

@@ -2,6 +2,7 @@
 //! What many functions cost: on a machine, and on one domain.
 
 use super::{
+    pair, rows,
     table::{digits, ratio, Table},
     Bench,
 };
@@ -13,7 +14,7 @@ pub const MACHINES: [usize; 2] = [0, 128];
 /// How many fit behind a bridge.
 const BEHIND: usize = 30;
 
-#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize)]
+#[derive(Serialize)]
 pub struct Functions {
     count: u64,
     /// When user space began, in milliseconds.
@@ -30,27 +31,17 @@ pub struct Functions {
 impl Functions {
     /// Reads `booted`, `shared` and `unplugged`.
     pub fn read(lines: &[String]) -> Result<Self> {
-        let mut read = Functions::default();
-        for line in lines {
-            let words: Vec<&str> = line.split_whitespace().collect();
-            match words[..] {
-                ["booted", count, booted, kernel, tables] => {
-                    read.count = count.parse()?;
-                    read.booted = booted.parse()?;
-                    read.kernel = kernel.parse()?;
-                    read.tables = tables.parse()?;
-                }
-                ["shared", count, "attach", attach, "flush", flush] => {
-                    let figures = (count.parse()?, attach.parse()?, flush.parse()?);
-                    read.shared.push(figures);
-                }
-                ["unplugged", count, total, median] => {
-                    read.unplugged = Some((count.parse()?, total.parse()?, median.parse()?));
-                }
-                _ => (),
-            }
-        }
-        Ok(read)
+        let booted = rows(lines, "booted")?.pop();
+        let ([], [count, booted, kernel, tables]) = booted.context("bench: no boot's figures")?;
+        let shared = rows(lines, "shared")?.into_iter();
+        Ok(Functions {
+            count,
+            booted,
+            kernel,
+            tables,
+            shared: shared.map(|([_, _], all)| all.into()).collect(),
+            unplugged: rows(lines, "unplugged")?.pop().map(|([], all)| all.into()),
+        })
     }
 }
 
@@ -69,16 +60,8 @@ pub fn devices(count: usize) -> String {
 }
 
 impl Bench {
-    fn functions_of(&self, flavour: &str) -> Result<(&Functions, &Functions)> {
-        let all = self.functions.get(flavour);
-        match all.map(Vec::as_slice) {
-            Some([few, many]) => Ok((few, many)),
-            _ => None.with_context(|| format!("bench: {flavour}: no figures of many functions")),
-        }
-    }
-
     pub fn functions_table(&self) -> Result<String> {
-        let ((few, ours), (c_few, theirs)) = (self.functions_of("rust")?, self.functions_of("c")?);
+        let ([few, ours], [c_few, theirs]) = pair("a machine of many functions", &self.functions)?;
         let mut table = Table::new("Many functions", &[48, 14, 14, 9]);
         table.line("", ["this driver", "C driver", "C/ours"]);
         let mut line = |what: &str, a: u64, b: u64| {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 //! The bounds, and whether they are met.
 
-use super::{Bench, Case, Cost, Flush, CASES, OFF, ON};
+use super::{pair, Bench, Case, Cost, CASES, OFF, ON};
 use anyhow::{Context, Result};
 use serde::Serialize;
 
@@ -80,7 +80,7 @@ impl Bench {
             let figure = self.share(ON, "floor2", case(name)?)?;
             bounds.extend(Bound::both(name, "share with large", figure, limit));
         }
-        let (ours, theirs) = (self.flush_of("rust")?, self.flush_of("c")?);
+        let (ours, theirs) = pair("a full flush", &self.flush)?;
         let corner = ours.window / CORNER * ours.batches;
         for (what, figure, limit) in [
             ("bytes refreshed in all batches", ours.bytes, corner),
@@ -100,11 +100,6 @@ impl Bench {
             map: figure.map.saturating_sub(floor.map),
             unmap: figure.unmap.saturating_sub(floor.unmap),
         })
-    }
-
-    pub fn flush_of(&self, flavour: &str) -> Result<&Flush> {
-        let flush = self.flush.get(flavour);
-        flush.with_context(|| format!("bench: no full flush was measured for {flavour}"))
     }
 }
 

@@ -3,6 +3,7 @@
 
 use super::{
     judge::Bound,
+    pair, rows,
     table::{digits, ratio, Table},
     Bench,
 };
@@ -53,24 +54,17 @@ impl Scale {
     /// LEFT`.
     pub fn read(lines: &[String]) -> Result<Self> {
         let mut scale = Scale::default();
-        for line in lines {
-            let words: Vec<&str> = line.split_whitespace().collect();
-            match words[..] {
-                ["scale", subject, layout, cpus, rate] => {
-                    let name = format!("{subject} {layout} {cpus}");
-                    scale.rates.entry(name).or_default().push(rate.parse()?);
-                }
-                ["memory", subject, pattern, mapped, tables, left] => {
-                    let memory = Memory {
-                        mapped: mapped.parse()?,
-                        // A figure may be a page below what was there before.
-                        tables: tables.parse::<i64>()?.max(0) as u64,
-                        left: left.parse::<i64>()?.max(0) as u64,
-                    };
-                    scale.memory.insert(format!("{subject} {pattern}"), memory);
-                }
-                _ => (),
-            }
+        for ([subject, layout], [cpus, rate]) in rows(lines, "scale")? {
+            let name = format!("{subject} {layout} {cpus}");
+            scale.rates.entry(name).or_default().push(rate);
+        }
+        for ([subject, pattern], [mapped, tables, left]) in rows(lines, "memory")? {
+            let memory = Memory {
+                mapped,
+                tables,
+                left,
+            };
+            scale.memory.insert(format!("{subject} {pattern}"), memory);
         }
         scale.rates.values_mut().for_each(|rates| rates.sort());
         Ok(scale)
@@ -109,17 +103,9 @@ fn cores() -> u8 {
 }
 
 impl Bench {
-    fn scales(&self) -> Result<(&Scale, &Scale)> {
-        let of = |name: &str| {
-            let scale = self.scale.get(name);
-            scale.with_context(|| format!("bench: {name} was not measured on many CPUs"))
-        };
-        Ok((of("rust")?, of("c")?))
-    }
-
     /// Bounds of rates, for as many CPUs as run at the same time, and of memory.
     pub fn judge_scale(&self) -> Result<Vec<Bound>> {
-        let (ours, theirs) = self.scales()?;
+        let (ours, theirs) = pair("scaling", &self.scale)?;
         let mut bounds = Vec::new();
         for (layout, _) in LAYOUTS {
             for cpus in CPUS.into_iter().filter(|cpus| *cpus <= cores()) {
@@ -144,7 +130,7 @@ impl Bench {
     }
 
     pub fn scale_table(&self) -> Result<String> {
-        let (ours, theirs) = self.scales()?;
+        let (ours, theirs) = pair("scaling", &self.scale)?;
         let head = format!(
             "Pairs of a map and an unmap of 4 KiB a second, median (lowest to highest); judged \
              up to {} CPUs",

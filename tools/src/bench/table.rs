@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 //! The figures as tables for people, and as a record for programs.
 
-use super::{judge::Bound, Bench, Case, Cost, Flush, C, CASES, OFF, ON};
+use super::{judge::Bound, pair, Bench, Case, Cost, Flush, C, CASES, OFF, ON};
 use anyhow::Result;
 use serde::Serialize;
 use std::{collections::BTreeMap, fmt::Write};
@@ -139,7 +139,7 @@ pub fn of(bench: &Bench, bounds: &[Bound]) -> Result<String> {
         let lines = these.map(|bound| describe(bound) + "\n");
         lines.collect::<String>()
     };
-    text += &flush(bench.flush_of("rust")?, bench.flush_of("c")?);
+    text += &flush(pair("a full flush", &bench.flush)?);
     text += &bounds_of(&["flush"]);
     text += &bench.scale_table()?;
     text += &bounds_of(&["scale", "memory"]);
@@ -158,7 +158,7 @@ pub fn of(bench: &Bench, bounds: &[Bound]) -> Result<String> {
     Ok(text)
 }
 
-fn flush(ours: &Flush, theirs: &Flush) -> String {
+fn flush((ours, theirs): (&Flush, &Flush)) -> String {
     let head = format!(
         "Full flush, window {} GiB, {} pages live, batches of {} pages at {:#x}",
         ours.window >> 30,

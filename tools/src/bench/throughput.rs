@@ -4,10 +4,9 @@
 
 use super::{
     judge::Bound,
-    measure,
+    measure, rows,
     scale::spread,
     table::{ratio, Table},
-    LIMIT,
 };
 use crate::{
     guest::Machine, initramfs, inner, kernel::flavour, project::Project, qemu::EVERYTHING,
@@ -45,15 +44,12 @@ type Throughput = BTreeMap<String, Figures>;
 
 /// Adds what a boot printed: `throughput LOAD RATE REQUESTS REFRESHES`.
 fn add(all: &mut Throughput, mode: &str, driver: &str, lines: &[String]) -> Result<()> {
-    for line in lines {
-        let words: Vec<&str> = line.split_whitespace().collect();
-        if let ["throughput", load, rate, requests, refreshes] = words[..] {
-            let figures = all.entry(format!("{load} {mode} {driver}")).or_default();
-            figures.rates.push(rate.parse()?);
-            figures.rates.sort();
-            figures.requests += requests.parse::<u64>()?;
-            figures.refreshes += refreshes.parse::<u64>()?;
-        }
+    for ([load], [rate, requests, refreshes]) in rows(lines, "throughput")? {
+        let figures = all.entry(format!("{load} {mode} {driver}")).or_default();
+        figures.rates.push(rate);
+        figures.rates.sort();
+        figures.requests += requests;
+        figures.refreshes += refreshes;
     }
     Ok(())
 }
@@ -92,10 +88,11 @@ fn measure_all(project: &Project) -> Result<Throughput> {
         for (mode, words) in MODES {
             for (driver, machine) in &machines {
                 let log = format!("bench-throughput-{mode}-{driver}-{round}");
-                let append = format!("guest.mode=bench guest.bench=throughput {words}");
-                let mut boot = machine.boot(&log, append, LIMIT);
-                boot.plugged = EVERYTHING;
-                add(&mut all, mode, driver, &measure(project, boot)?)?;
+                let what = format!("throughput {words}");
+                let lines = measure(project, machine, &log, &what, |boot| {
+                    boot.plugged = EVERYTHING;
+                })?;
+                add(&mut all, mode, driver, &lines)?;
             }
         }
     }
