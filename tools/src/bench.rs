@@ -11,7 +11,6 @@ mod throughput;
 
 use crate::{
     guest::Machine,
-    kernel::flavour,
     project::{variable, Project},
     qemu::Boot,
     steps::Step,
@@ -166,7 +165,7 @@ pub fn run(project: &Project) -> Result<()> {
 impl Bench {
     /// Builds a kernel and measures all that is to be measured on it.
     fn measure(&mut self, project: &Project, name: &'static str, guests: Guests) -> Result<()> {
-        let machine = Machine::prepare(project, &flavour(name))?;
+        let machine = Machine::prepare(project, name)?;
         self.kernel = machine.version.to_string();
         for (guest, words) in guests {
             for run in 1..=RUNS {

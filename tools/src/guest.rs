@@ -4,7 +4,7 @@
 use crate::{
     deps::{self, Version},
     initramfs::{self, Extra},
-    kernel::{self, Flavour, Kernel},
+    kernel::{self, Kernel},
     ktap::Outcome,
     machine,
     project::{more_words, Project},
@@ -33,7 +33,7 @@ pub struct Machine {
 
 impl Machine {
     /// Builds all of it. The cache is free for others when this returns.
-    pub fn prepare(project: &Project, flavour: &Flavour) -> Result<Self> {
+    pub fn prepare(project: &Project, flavour: &str) -> Result<Self> {
         Self::of_kernel(project, kernel::build(project, flavour)?)
     }
 
@@ -84,9 +84,9 @@ impl Machine {
 }
 
 /// `make run`: real transfers in both modes of the DMA API, and a verdict.
-pub fn run(project: &Project, flavour: &Flavour) -> Result<()> {
+pub fn run(project: &Project) -> Result<()> {
     let start = Instant::now();
-    let machine = Machine::prepare(project, flavour)?;
+    let machine = Machine::prepare(project, &project.flavour)?;
     let mut faults = Vec::new();
     for (phase, words) in PHASES {
         let name = format!("run-{phase}");
@@ -145,8 +145,8 @@ fn is_interesting(line: &str) -> bool {
 }
 
 /// `make guest`: a shell; Ctrl-A X ends it.
-pub fn shell(project: &Project, flavour: &Flavour) -> Result<()> {
-    let machine = Machine::prepare(project, flavour)?;
+pub fn shell(project: &Project) -> Result<()> {
+    let machine = Machine::prepare(project, &project.flavour)?;
     println!("guest: Ctrl-A X ends the machine, Ctrl-A C is QEMU's monitor");
     let append = format!("guest.mode=shell {}", more_words());
     machine.boot("shell", append, LIMIT).shell(project)

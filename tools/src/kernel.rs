@@ -35,24 +35,23 @@ pub struct Kernel {
     _lock: File,
 }
 
-/// Which fragments of `tools/config/` are put on top of `base.config`, or on
-/// nothing where the first is `l2`.
-pub type Flavour = Vec<String>;
-
-/// The flavour of these names.
-pub fn flavour(names: &str) -> Flavour {
-    names.split([',', ' ']).map(str::to_owned).collect()
-}
-
 /// The same configuration with the driver as `name` says: `rust`, `module` or `c`.
-pub fn with_driver(flavour: &Flavour, name: &str) -> Flavour {
-    let is_driver = |part: &String| ["rust", "module"].contains(&part.as_str());
-    let replace = |part: &String| if is_driver(part) { name } else { part }.to_owned();
-    flavour.iter().map(replace).collect()
+pub fn with_driver(flavour: &str, name: &str) -> String {
+    let parts = flavour.split(',');
+    let parts = parts.map(|part| {
+        if ["rust", "module"].contains(&part) {
+            name
+        } else {
+            part
+        }
+    });
+    parts.collect::<Vec<_>>().join(",")
 }
 
-/// Builds the kernel; what is up to date is not built again.
-pub fn build(project: &Project, flavour: &Flavour) -> Result<Kernel> {
+/// Builds the kernel; what is up to date is not built again. The flavour names fragments of
+/// `tools/config/`, which are put on top of `base.config`, or on nothing where the first is
+/// `l2`.
+pub fn build(project: &Project, flavour: &str) -> Result<Kernel> {
     let lock = project.lock()?;
     deps::ensure(project)?;
     // Building a bindgen and fetching the source do not wait for each other.
@@ -66,7 +65,7 @@ pub fn build(project: &Project, flavour: &Flavour) -> Result<Kernel> {
     let objects = match &project.kout {
         Some(path) => path.clone(),
         None => {
-            let name = format!("{}-{}", source.name, flavour.join("+"));
+            let name = format!("{}-{}", source.name, flavour.replace(',', "+"));
             project.cache.join("objects").join(name)
         }
     };
@@ -90,7 +89,7 @@ pub fn build(project: &Project, flavour: &Flavour) -> Result<Kernel> {
         make,
         _lock: lock,
     };
-    let doing = format!("building Linux {version} ({})", flavour.join(", "));
+    let doing = format!("building Linux {version} ({})", flavour.replace(',', ", "));
     let step = Step::start(project, "kernel", &doing)?;
     let stamp = Stamp::new(&kernel.objects, kernel.key.clone());
     if stamp.is_current() && kernel.image.is_file() {
@@ -113,8 +112,8 @@ pub fn build(project: &Project, flavour: &Flavour) -> Result<Kernel> {
 const ALONE: &str = "l2";
 
 /// The text of the fragments, a later one over an earlier.
-fn wanted_config(project: &Project, flavour: &Flavour) -> Result<String> {
-    let names = flavour.iter().map(String::as_str);
+fn wanted_config(project: &Project, flavour: &str) -> Result<String> {
+    let names = flavour.split(',');
     let base = (names.clone().next() != Some(ALONE)).then_some("base");
     let read = |name| {
         let file = format!("tools/config/{name}.config");
@@ -277,10 +276,13 @@ fn check_foreign(config: &Path, wanted: &str) -> Result<()> {
     Ok(())
 }
 
-pub fn print_places(kernel: &Kernel) {
+/// `make kernel`.
+pub fn print_places(project: &Project) -> Result<()> {
+    let kernel = build(project, &project.flavour)?;
     println!("image={}", kernel.image.display());
     println!("source={}", kernel.source.tree.display());
     println!("objects={}", kernel.objects.display());
+    Ok(())
 }
 
 pub fn integrate_only(project: &Project) -> Result<()> {
@@ -314,9 +316,8 @@ mod tests {
 
     #[test]
     fn the_driver_is_put_in_for_another() {
-        let with = |names, driver| with_driver(&flavour(names), driver);
-        assert_eq!(with("rust,debug", "module"), ["module", "debug"]);
-        assert_eq!(with("kselftest module", "c"), ["kselftest", "c"]);
-        assert_eq!(with("c", "module"), ["c"]);
+        assert_eq!(with_driver("rust,debug", "module"), "module,debug");
+        assert_eq!(with_driver("kselftest,module", "c"), "kselftest,c");
+        assert_eq!(with_driver("c", "module"), "c");
     }
 }

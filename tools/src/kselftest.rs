@@ -5,7 +5,7 @@
 use crate::{
     guest::Machine,
     initramfs::Extra,
-    kernel::{self, with_driver, Flavour, Kernel},
+    kernel::{self, with_driver, Kernel},
     ktap::{count, Outcome, Point, Report},
     project::{is_set, more_words, Project},
     qemu::Boot,
@@ -23,7 +23,7 @@ const SUITES: [&str; 2] = ["vfio", "s390_iommu"];
 /// The suite on mock devices.
 const MOCK: &str = "iommufd";
 /// The fragment of the configuration that brings these.
-pub const FRAGMENT: &str = "kselftest";
+const FRAGMENT: &str = "kselftest";
 /// A boot takes a fraction of this, on a machine that has to share.
 const LIMIT: Duration = Duration::from_secs(3600);
 /// Room for what the tests map, in GiB.
@@ -43,14 +43,18 @@ struct Results {
 
 /// `make kselftest`. `APPEND=` adds to the kernel's command line, for example
 /// `guest.only=driver_test`.
-pub fn run(project: &Project, flavour: &Flavour) -> Result<()> {
+pub fn run(project: &Project) -> Result<()> {
     let compare = is_set("COMPARE");
     if compare && project.kout.is_some() {
         bail!("kselftest: two kernels do not fit into one KOUT=; leave it out");
     }
-    let mut all = vec![test(project, "this driver", flavour)?];
+    let mut all = vec![test(project, "this driver", &project.flavour)?];
     if compare {
-        all.push(test(project, "the C driver", &with_driver(flavour, "c"))?);
+        all.push(test(
+            project,
+            "the C driver",
+            &with_driver(&project.flavour, "c"),
+        )?);
     }
     let ours = &all[0];
     println!("\n{}", table(&all).join("\n"));
@@ -68,7 +72,7 @@ pub fn run(project: &Project, flavour: &Flavour) -> Result<()> {
     Ok(())
 }
 
-fn test(project: &Project, title: &'static str, flavour: &Flavour) -> Result<Results> {
+fn test(project: &Project, title: &'static str, flavour: &str) -> Result<Results> {
     let machine = {
         let kernel = kernel::build(project, flavour)?;
         let programs = programs(project, &kernel)?;
@@ -80,9 +84,9 @@ fn test(project: &Project, title: &'static str, flavour: &Flavour) -> Result<Res
         points: Vec::new(),
         faults: Vec::new(),
     };
-    let has_mock = flavour.iter().any(|name| name == FRAGMENT);
+    let has_mock = flavour.split(',').any(|name| name == FRAGMENT);
     for suite in SUITES.into_iter().chain(has_mock.then_some(MOCK)) {
-        let name = format!("kselftest-{}-{suite}", flavour.join("-"));
+        let name = format!("kselftest-{}-{suite}", flavour.replace(',', "-"));
         let report = boot(project, &machine, &name, suite)?;
         let console = project.console(&name);
         for fault in report.faults(true) {

@@ -7,7 +7,7 @@ use crate::{
     files::{make_anew, name_of, paths_in, paths_of_kind, write_if_changed},
     initramfs::{guest_cargo, is_for_guest, GUEST_ARGUMENTS, MODULES},
     integrate,
-    kernel::{self, Flavour, Kernel},
+    kernel::{self, Kernel},
     project::{command, Project},
     steps::Step,
 };
@@ -254,8 +254,8 @@ pub fn check_pages(step: &Step) -> Result<Count> {
     Ok(Count::one(good))
 }
 
-pub fn rustdoc(project: &Project, flavour: &Flavour) -> Result<()> {
-    let kernel = kernel::build(project, flavour)?;
+pub fn rustdoc(project: &Project) -> Result<()> {
+    let kernel = kernel::build(project, &project.flavour)?;
     let step = Step::start(project, "rustdoc", "writing the driver's pages")?;
     if check_rustdoc(&kernel, &step)?.failed > 0 {
         bail!("rustdoc: correct what it says");

@@ -6,7 +6,7 @@ use crate::{
     count::Count,
     deps,
     integrate::PLACE,
-    kernel::{self, flavour, Kernel},
+    kernel::{self, Kernel},
     project::{command, variable, Project},
     series, source,
     steps::Step,
@@ -102,7 +102,7 @@ pub fn run(project: &Project) -> Result<()> {
             deps::program(&project, sign, package)?;
         }
         table.row(row.name, || {
-            let kernel = kernel::build(&project, &flavour(row.fragments))?;
+            let kernel = kernel::build(&project, row.fragments)?;
             warnings(&project, &kernel)
         });
     }
@@ -157,7 +157,7 @@ fn steps(project: &Project, table: &mut Table) -> Result<()> {
 }
 
 fn build(project: &Project, config: &str) -> Result<usize> {
-    kernel::build(project, &flavour(config)).map(|_| 0)
+    kernel::build(project, config).map(|_| 0)
 }
 
 /// Builds the folder of the driver with W=1, and counts its warnings.

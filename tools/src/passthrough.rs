@@ -7,8 +7,7 @@
 use crate::{
     count::Count,
     guest::Machine,
-    initramfs, inner,
-    kernel::{self, flavour, Flavour},
+    initramfs, inner, kernel,
     project::{more_words, text, Project},
     qemu::{Boot, EVERYTHING},
     steps::Step,
@@ -35,9 +34,9 @@ const SILENCE: Duration = Duration::from_secs(15);
 /// What `make test` boots: one L2, with what takes no minute.
 const SHORT: &str = "guest.rounds=legacy guest.suite=remap guest.only=4K,1M,2M";
 
-pub fn run(project: &Project, flavour: &Flavour) -> Result<()> {
+pub fn run(project: &Project) -> Result<()> {
     let start = Instant::now();
-    let count = rounds(project, flavour, &more_words())?;
+    let count = rounds(project, &more_words())?;
     let seconds = start.elapsed().as_secs_f64();
     println!(
         "passthrough: {} passed, {} failed, {} skipped ({seconds:.1} s)",
@@ -49,16 +48,16 @@ pub fn run(project: &Project, flavour: &Flavour) -> Result<()> {
 }
 
 /// The part of it that `make test` runs.
-pub fn short(project: &Project, flavour: &Flavour) -> Result<Count> {
-    rounds(project, flavour, SHORT)
+pub fn short(project: &Project) -> Result<Count> {
+    rounds(project, SHORT)
 }
 
-fn rounds(project: &Project, flavour: &Flavour, words: &str) -> Result<Count> {
+fn rounds(project: &Project, words: &str) -> Result<Count> {
     if project.kout.is_some() {
         bail!("passthrough: two kernels do not fit into one KOUT=; leave it out");
     }
     let inner = inner_guest(project)?;
-    let mut machine = Machine::prepare(project, flavour)?;
+    let mut machine = Machine::prepare(project, &project.flavour)?;
     let initrd = project.build.join("initrd-passthrough");
     initramfs::join(&initrd, &[&inner[..], &[machine.initrd]].concat())?;
     machine.initrd = initrd;
@@ -141,7 +140,7 @@ fn inner_guest(project: &Project) -> Result<Vec<PathBuf>> {
     let (image, root) = (folder.join("image"), folder.join("root.cpio"));
     {
         let is_c = inner_driver() == "c";
-        let kernel = kernel::build(project, &flavour(if is_c { "l2 c" } else { "l2" }))?;
+        let kernel = kernel::build(project, if is_c { "l2,c" } else { "l2" })?;
         fs::copy(&kernel.image, &image)?;
         initramfs::build_small(project, &kernel, &MODULES, &root)?;
     }

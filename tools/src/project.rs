@@ -2,7 +2,7 @@
 //! Where things are: the checkout, its build folder, the cache, and what the
 //! caller named in the environment.
 
-use anyhow::{Context, Result};
+use anyhow::{bail, Context, Result};
 use fs_err::{self as fs, File};
 use std::{
     env,
@@ -47,6 +47,8 @@ pub struct Project {
     pub gcc: bool,
     pub bindgen: Option<PathBuf>,
     pub qemu: Option<PathBuf>,
+    /// `CONFIG=`: the fragments of the kernel, see [`crate::kernel::build`].
+    pub flavour: String,
     /// `KDIR=`: the caller's kernel tree.
     pub kdir: Option<PathBuf>,
     /// Whether that tree is built as it is, without the driver put in (`make matrix`).
@@ -102,7 +104,7 @@ pub fn find_program(name: &Path) -> Option<PathBuf> {
 
 impl Project {
     /// Reads the environment and makes the folders.
-    pub fn open() -> Result<Self> {
+    pub fn open(flavour: &str) -> Result<Self> {
         let tools = Path::new(env!("CARGO_MANIFEST_DIR"));
         let root = tools.parent().context("tools/ has no parent")?.to_owned();
         let build = root.join("build");
@@ -133,6 +135,7 @@ impl Project {
             gcc: false,
             bindgen: tool_variable("BINDGEN")?,
             qemu: tool_variable("QEMU")?,
+            flavour: flavour_of(&root, flavour)?,
             kdir: kdir.context("KDIR= is not there")?,
             as_it_is: false,
             kout,
@@ -223,6 +226,24 @@ impl Project {
         let system = ["/usr/sbin", "/usr/bin", "/sbin", "/bin"].map(PathBuf::from);
         env::join_paths(folders.chain(system)).unwrap_or(rest)
     }
+}
+
+/// The configuration to build: `CONFIG=a,b` names files of `tools/config/`, `MODULE=1` is the
+/// driver as a module instead of built in.
+fn flavour_of(root: &Path, default: &str) -> Result<String> {
+    let default = if is_set("MODULE") {
+        default.replace("rust", "module")
+    } else {
+        default.to_owned()
+    };
+    let flavour = text("CONFIG").unwrap_or(default).replace(' ', ",");
+    for name in flavour.split(',') {
+        let path = root.join(format!("tools/config/{name}.config"));
+        if name == "base" || !path.is_file() {
+            bail!("CONFIG={flavour}: there is no {}", path.display());
+        }
+    }
+    Ok(flavour)
 }
 
 fn cache_folder() -> Result<PathBuf> {

@@ -11,7 +11,7 @@ use crate::{
     deps,
     files::read_lossy,
     guest::Machine,
-    kernel::{self, flavour, Flavour, Kernel},
+    kernel::{self, Kernel},
     kselftest, lint, mutants, passthrough,
     project::{command, more_words, text, Project},
     qemu::Boot,
@@ -90,7 +90,7 @@ const PARTS: [Part; 19] = [
     ("passthrough", |suite| {
         // Its two kernels want the cache, one after the other.
         suite.kernel = None;
-        let count = passthrough::short(suite.project, suite.flavour);
+        let count = passthrough::short(suite.project);
         suite.keep("passthrough", count);
     }),
     // `make run`, and that the README shows what it and all other parts print
@@ -113,18 +113,18 @@ pub const KUNIT: &str = "kunit.enable=1 kunit.autorun=1 kunit.filter_glob=s390_i
 const STALE: &str = "s390_pci_iotlb_stale";
 
 /// `make test`; `PART=a,b` names some of its parts.
-pub fn run(project: &Project, flavour: &Flavour) -> Result<()> {
+pub fn run(project: &Project) -> Result<()> {
     let names = match text("PART") {
         Some(names) => names,
         None => PARTS.map(|(name, _)| name).join(","),
     };
     let is_wanted = |name: &&str| text("PART").is_some() || !LONG.contains(name);
     let names: Vec<&str> = names.split([',', ' ']).filter(is_wanted).collect();
-    only(project, flavour, &names)
+    only(project, &names)
 }
 
 /// Some parts of it.
-pub fn only(project: &Project, flavour: &Flavour, names: &[&str]) -> Result<()> {
+pub fn only(project: &Project, names: &[&str]) -> Result<()> {
     let find = |name: &&str| {
         let part = PARTS.iter().find(|part| part.0.eq_ignore_ascii_case(name));
         part.with_context(|| {
@@ -134,7 +134,7 @@ pub fn only(project: &Project, flavour: &Flavour, names: &[&str]) -> Result<()> 
     };
     let parts = names.iter().map(find).collect::<Result<Vec<_>>>()?;
     deps::ensure(project)?;
-    let mut suite = Suite::new(project, flavour);
+    let mut suite = Suite::new(project);
     for (_, work) in parts {
         work(&mut suite);
     }
@@ -143,17 +143,15 @@ pub fn only(project: &Project, flavour: &Flavour, names: &[&str]) -> Result<()> 
 
 struct Suite<'a> {
     project: &'a Project,
-    flavour: &'a Flavour,
     /// Built by the first part that needs one; the error is told once.
     kernel: Option<Option<Kernel>>,
     summary: Vec<(String, Count)>,
 }
 
 impl<'a> Suite<'a> {
-    fn new(project: &'a Project, flavour: &'a Flavour) -> Self {
+    fn new(project: &'a Project) -> Self {
         Self {
             project,
-            flavour,
             kernel: None,
             summary: Vec::new(),
         }
@@ -210,7 +208,7 @@ impl<'a> Suite<'a> {
     /// Takes the kernel out, building it the first time.
     fn kernel(&mut self) -> Result<Kernel> {
         let kernel = self.kernel.take().unwrap_or_else(|| {
-            let built = kernel::build(self.project, self.flavour);
+            let built = kernel::build(self.project, &self.project.flavour);
             let (kernel, count) = match built {
                 Ok(kernel) => (Some(kernel), Ok(Count::one(true))),
                 Err(error) => (None, Err(error)),
@@ -267,7 +265,7 @@ impl<'a> Suite<'a> {
 
     /// The fragments of a boot's kernel, or none for that of all parts.
     fn kernel_of<'b>(&self, variant: &'b Variant) -> &'b str {
-        let finds_mistakes = self.flavour.iter().any(|name| name == torture::DEBUG[0]);
+        let finds_mistakes = self.project.flavour.contains("debug");
         match &*variant.kernel {
             // That of all parts is as fast as this.
             "rust" if !finds_mistakes => "",
@@ -281,7 +279,7 @@ impl<'a> Suite<'a> {
         } else {
             // The cache is needed for another kernel.
             self.kernel = None;
-            kernel::build(self.project, &flavour(fragments))?
+            kernel::build(self.project, fragments)?
         };
         let programs = match selftests {
             true => kselftest::programs(self.project, &kernel)?,
@@ -318,7 +316,7 @@ impl<'a> Suite<'a> {
         let mut lines = self.summary_lines();
         lines.push(self.sum().to_string());
         let summary = lines.join("\n").replace("FAIL", "ok  ");
-        let is_default = *self.flavour == ["rust"];
+        let is_default = self.project.flavour == "rust";
         // That process wants the cache for itself.
         self.kernel = None;
         self.step("run", "make run, as the README shows it", |step| {

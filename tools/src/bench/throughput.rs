@@ -8,9 +8,7 @@ use super::{
     scale::spread,
     table::{ratio, Table},
 };
-use crate::{
-    guest::Machine, initramfs, inner, kernel::flavour, project::Project, qemu::EVERYTHING,
-};
+use crate::{guest::Machine, initramfs, inner, project::Project, qemu::EVERYTHING};
 use anyhow::{ensure, Context, Result};
 use std::collections::BTreeMap;
 
@@ -76,7 +74,7 @@ fn measure_all(project: &Project) -> Result<Throughput> {
     let load = inner::LOAD.archive(project)?;
     let mut machines = Vec::new();
     for driver in DRIVERS {
-        let fragments = flavour(&format!("{driver},throughput"));
+        let fragments = format!("{driver},throughput");
         let mut machine = Machine::prepare(project, &fragments)?.corrected(project)?;
         let initrd = project.build.join(format!("initrd-throughput-{driver}"));
         initramfs::join(&initrd, &[load.clone(), machine.initrd])?;

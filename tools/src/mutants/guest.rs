@@ -7,7 +7,7 @@ use crate::{
     count::Count,
     files::make_anew,
     guest::Machine,
-    kernel::{self, flavour, Flavour},
+    kernel,
     ktap::{Outcome, Report},
     project::{command, Project},
     qemu::Boot,
@@ -24,11 +24,11 @@ pub(super) fn run(project: &Project, place: Place, list: &[&Mutant]) -> Result<C
     if list.is_empty() {
         return Ok(Count::default());
     }
-    let flavour = flavour(match place {
+    let flavour = match place {
         Place::Debug => "rust,debug,torture",
         _ => "rust",
-    });
-    let machine = Machine::prepare(project, &flavour)?.corrected(project)?;
+    };
+    let machine = Machine::prepare(project, flavour)?.corrected(project)?;
     let step = Step::start(project, "mutants-guest", "the named tests without a mutant")?;
     let report = report(project, &machine, &machine.image, list)?;
     for mutant in list {
@@ -39,19 +39,14 @@ pub(super) fn run(project: &Project, place: Place, list: &[&Mutant]) -> Result<C
     step.done("all of them pass");
     let results = list.iter().map(|mutant| {
         let step = Step::start(project, &format!("mutant-{}", mutant.name), &mutant.test)?;
-        let found = try_one(&machine, &flavour, &step, mutant)?;
+        let found = try_one(&machine, flavour, &step, mutant)?;
         step.done(found);
         Ok(found == KILLED)
     });
     results.collect()
 }
 
-fn try_one(
-    machine: &Machine,
-    flavour: &Flavour,
-    step: &Step,
-    mutant: &Mutant,
-) -> Result<&'static str> {
+fn try_one(machine: &Machine, flavour: &str, step: &Step, mutant: &Mutant) -> Result<&'static str> {
     let project = step.project;
     let root = project.build.join("mutants-guest");
     make_anew(&root)?;

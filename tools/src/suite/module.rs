@@ -13,7 +13,7 @@ use crate::{
     files::make_anew,
     guest::Machine,
     initramfs,
-    kernel::{self, flavour, with_driver, Flavour, Kernel},
+    kernel::{self, with_driver, Kernel},
     modules,
     project::{command, Project},
     qemu::{Boot, USUAL},
@@ -63,16 +63,16 @@ impl Suite<'_> {
         });
         let append = format!("pci=off {append}");
         self.boot_with(&parts.machine, "guest-pci-off", &append, |_| {});
-        self.beside(&parts.machine, "rust", self.flavour);
-        self.beside(&parts.machine, "c", &flavour("c"));
+        self.beside(&parts.machine, "rust", &self.project.flavour);
+        self.beside(&parts.machine, "c", "c");
         Ok(())
     }
 
     /// Builds the kernel, the external module, and the guest's roots.
     fn parts(&mut self) -> Result<Parts> {
-        let flavour = with_driver(self.flavour, "module");
-        if !flavour.iter().any(|name| name == "module") {
-            bail!("CONFIG={} has no driver to be a module", flavour.join(","));
+        let flavour = with_driver(&self.project.flavour, "module");
+        if !flavour.split(',').any(|name| name == "module") {
+            bail!("CONFIG={flavour} has no driver to be a module");
         }
         let kernel = kernel::build(self.project, &flavour)?;
         let mut files = Vec::new();
@@ -99,7 +99,7 @@ impl Suite<'_> {
     }
 
     /// A kernel that has a driver already: the module must be refused.
-    fn beside(&mut self, machine: &Machine, other: &str, flavour: &Flavour) {
+    fn beside(&mut self, machine: &Machine, other: &str, flavour: &str) {
         let name = format!("guest-beside-{other}");
         let image = self.project.build.join(format!("{name}.bzImage"));
         let built = kernel::build(self.project, flavour)

@@ -6,7 +6,7 @@ use super::Suite;
 use crate::{
     count::Count,
     guest::Machine,
-    kernel::{self, Flavour},
+    kernel,
     ktap::{Outcome, Point, Report},
 };
 use anyhow::{Context, Result};
@@ -21,8 +21,8 @@ const LIMIT: Duration = Duration::from_secs(900);
 impl Suite<'_> {
     /// Boots both. What C's driver fails at is shown, and is no failure of ours.
     pub(super) fn peer(&mut self) -> Result<()> {
-        let ours = self.peer_report("peer-rust", &self.flavour.clone());
-        let c = self.peer_report("peer-c", &kernel::flavour("c"));
+        let ours = self.peer_report("peer-rust", &self.project.flavour);
+        let c = self.peer_report("peer-c", "c");
         self.step("peer", "comparing with the driver in C", |_| {
             let (ours, c) = (ours?, c?);
             let worse = worse(&ours, &c);
@@ -44,7 +44,7 @@ impl Suite<'_> {
         Ok(())
     }
 
-    fn peer_report(&mut self, name: &str, flavour: &Flavour) -> Result<Report> {
+    fn peer_report(&mut self, name: &str, flavour: &str) -> Result<Report> {
         // The one before holds the cache.
         self.kernel = None;
         let kernel = kernel::build(self.project, flavour)?;

@@ -8,7 +8,7 @@ use crate::{
     boots::Boots,
     deps,
     guest::Machine,
-    kernel::{self, flavour, Flavour},
+    kernel,
     project::{more_words, text, Project},
     steps::Step,
 };
@@ -22,7 +22,7 @@ use std::{
 /// No boot takes as long, on a machine that has other work as well.
 const LIMIT: Duration = Duration::from_secs(3600);
 /// The kernel that finds mistakes; `CONFIG=c` is put in for `rust`.
-pub const DEBUG: [&str; 2] = ["debug", "torture"];
+const DEBUG: &str = "debug,torture";
 /// What it is booted with: all messages are kept, pages that are given back must not
 /// be mapped.
 const WORDS: &str = "iommu.debug_pagealloc=1 page_owner=on log_buf_len=16M guest.leaks=1";
@@ -30,7 +30,7 @@ const WORDS: &str = "iommu.debug_pagealloc=1 page_owner=on log_buf_len=16M guest
 const SHORT: &str = "guest.rounds=6 guest.seconds=3";
 
 /// `make torture`; `ONLY=` names one of its boots.
-pub fn run(project: &Project, flavour: &Flavour) -> Result<()> {
+pub fn run(project: &Project) -> Result<()> {
     let mut boots = Boots::read()?.torture;
     if let Some(only) = text("ONLY") {
         let names: Vec<_> = boots.iter().map(|boot| boot.name.clone()).collect();
@@ -40,12 +40,11 @@ pub fn run(project: &Project, flavour: &Flavour) -> Result<()> {
         }
     }
     deps::ensure(project)?;
-    let debug: Flavour = flavour
-        .iter()
-        .cloned()
-        .chain(DEBUG.map(str::to_owned))
-        .collect();
-    let mut suite = Suite::new(project, &debug);
+    let project = &Project {
+        flavour: format!("{},{DEBUG}", project.flavour),
+        ..project.clone()
+    };
+    let mut suite = Suite::new(project);
     suite.boots("torture", boots.iter(), LIMIT, &words(WORDS)?)?;
     suite.finish()
 }
@@ -74,7 +73,7 @@ impl Suite<'_> {
     pub(super) fn kernels(&mut self, machine: &Machine) -> Result<PathBuf> {
         // The cache is needed for it.
         self.kernel = None;
-        let other = kernel::build(self.project, &flavour("c"))?;
+        let other = kernel::build(self.project, "c")?;
         let step = Step::start(self.project, "kernels", "making a file system of kernels")?;
         let tree = self.project.build.join("kernels");
         fs::create_dir_all(&tree)?;
