@@ -5,17 +5,7 @@
 //! through a *private root*: a list of sources made from the machine's own
 //! mirror, with index files in the cache.
 
-use crate::{
-    files::{make_anew, name_of, paths_in, write_if_changed},
-    project::{command, find_program, variable},
-    steps::Step,
-};
-use anyhow::{bail, Context, Result};
-use fs_err as fs;
-use std::{
-    path::{Path, PathBuf},
-    process::Command,
-};
+use crate::prelude::*;
 
 /// The archive's own keys; a release of Debian ships those of its successor.
 const KEYRINGS: [&str; 2] = [
@@ -42,7 +32,7 @@ fn codename_of(os_release: &str) -> Option<String> {
 
 /// Whether this process may install packages.
 pub fn may_install() -> bool {
-    codename().is_some() && rustix::process::geteuid().is_root() && variable("NO_INSTALL").is_none()
+    codename().is_some() && rustix::process::geteuid().is_root() && text("NO_INSTALL").is_none()
 }
 
 /// The mirrors that the machine gets Debian from: the archive, and security updates.
@@ -130,7 +120,7 @@ impl<'a> Root<'a> {
         };
         let sources: String = suites.iter().map(line).collect();
         write_if_changed(&folder.join("sources.list"), sources)?;
-        let at = |key: &str, part: &str| format!("{key}={}", folder.join(part).display());
+        let at = |key: &str, part: &str| format!("{key}={}", folder.join(part));
         let mut options = vec![
             at("Dir::Etc::sourcelist", "sources.list"),
             "Dir::Etc::sourceparts=/dev/null".to_owned(),
@@ -196,7 +186,7 @@ impl<'a> Root<'a> {
         // Into a folder of its own first: what is in `folder` is whole.
         let partial = self.folder.join("download");
         make_anew(&partial.join("partial"))?;
-        let archives = format!("Dir::Cache::archives={}", partial.display());
+        let archives = format!("Dir::Cache::archives={partial}");
         let words_of_apt = ["-o", &archives].into_iter().chain(words.split(' '));
         let mut command = self.command("apt-get", words_of_apt);
         self.step.run(command.current_dir(&partial), ADVICE)?;

@@ -3,15 +3,7 @@
 //! minimal one is laid into the cache, what is committed is cloned, and the
 //! command runs there with empty caches.
 
-use crate::{
-    apt, deps,
-    files::{make_anew, name_of, paths_in},
-    project::{command, text, Project},
-    steps::Step,
-};
-use anyhow::{bail, Context, Result};
-use fs_err as fs;
-use std::path::Path;
+use crate::{apt, deps, prelude::*};
 
 const CHECKOUT: &str = "root/checkout";
 
@@ -35,7 +27,7 @@ pub fn run(project: &Project) -> Result<()> {
     if !status.success() {
         bail!(
             "make {target} failed in a bare {suite}; its logs are in {}",
-            folder.join(CHECKOUT).join("build/logs").display()
+            folder.join(CHECKOUT).join("build/logs")
         );
     }
     println!("bare: make {target} succeeded in a bare {suite}");

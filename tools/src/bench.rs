@@ -9,21 +9,10 @@ mod scale;
 mod table;
 mod throughput;
 
-use crate::{
-    guest::Machine,
-    project::{variable, Project},
-    qemu::Boot,
-    steps::Step,
-};
-use anyhow::{bail, Context, Result};
-use fs_err as fs;
+use crate::{guest::Machine, prelude::*, qemu::Boot};
 use functions::Functions;
 use scale::Scale;
 use serde::{Deserialize, Serialize};
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    time::Duration,
-};
 
 /// A boot takes a tenth of this.
 const LIMIT: Duration = Duration::from_secs(300);
@@ -135,12 +124,9 @@ pub fn run(project: &Project) -> Result<()> {
         scale: BTreeMap::new(),
         functions: BTreeMap::new(),
     };
-    match variable("ONLY") {
-        Some(only) if only == "throughput" => return throughput::run(project),
-        Some(only) => bail!(
-            "bench: ONLY={}: it is throughput or nothing",
-            only.to_string_lossy()
-        ),
+    match text("ONLY").as_deref() {
+        Some("throughput") => return throughput::run(project),
+        Some(only) => bail!("bench: ONLY={only}: it is throughput or nothing"),
         None => (),
     }
     for (flavour, guests) in PLANS {
@@ -153,8 +139,8 @@ pub fn run(project: &Project) -> Result<()> {
     let (json, svg) = (folder.join("bench.json"), folder.join("bench.svg"));
     let text = serde_json::to_string_pretty(&table::record(&bench, &bounds)?)?;
     fs::write(&json, text + "\n")?;
-    chart::draw(&bench, &svg).with_context(|| format!("cannot write {}", svg.display()))?;
-    println!("written: {} and {}", json.display(), svg.display());
+    chart::draw(&bench, &svg).with_context(|| format!("cannot write {svg}"))?;
+    println!("written: {json} and {svg}");
     let faults = judge::faults(&bench, &bounds);
     if !faults.is_empty() {
         bail!("bench: {}", faults.join("; "));
@@ -242,7 +228,7 @@ fn measure<'a>(
         bail!(
             "{name}: {}; its console is {}",
             faults.join("; "),
-            project.console(name).display()
+            project.console(name)
         );
     }
     step.done(&format!("{} lines", lines.len()));

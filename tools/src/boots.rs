@@ -4,11 +4,10 @@
 use crate::{
     guest::Machine,
     kselftest,
+    prelude::*,
     qemu::{Boot, EVERYTHING},
 };
-use anyhow::{Context, Result};
 use serde::Deserialize;
-use std::time::Duration;
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]

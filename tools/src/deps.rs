@@ -4,14 +4,8 @@
 
 use crate::{
     apt::{self, Root},
-    project::{command, find_program, Project, LLVM},
-    steps::Step,
-};
-use anyhow::{bail, Context, Result};
-use std::{
-    collections::BTreeSet,
-    path::{Path, PathBuf},
-    process::Command,
+    prelude::*,
+    project::LLVM,
 };
 
 const RUSTC_MINIMUM: Version = Version(1, 96, 0);
@@ -117,7 +111,7 @@ impl Need {
 
     /// For a machine where nothing can be installed.
     fn describe(&self) -> String {
-        let mut text = self.sign.display().to_string();
+        let mut text = self.sign.to_string();
         if let Some(minimum) = self.minimum {
             text += &format!(" {minimum} or newer");
         }
@@ -249,7 +243,7 @@ fn provide(project: &Project, need: Need) -> Result<PathBuf> {
     }
     let sign = need.sign.clone();
     install(project, vec![need])?;
-    find_program(&sign).with_context(|| format!("there is no {}", sign.display()))
+    find_program(&sign).with_context(|| format!("there is no {sign}"))
 }
 
 /// A program that only one command needs, and Debian's package of it.
@@ -269,7 +263,7 @@ pub fn qemu(project: &Project) -> Result<PathBuf> {
 /// A program that the caller named.
 fn named(path: &Path, variable: &str, minimum: Version) -> Result<PathBuf> {
     let found = Need::new(path, "").since(minimum).find();
-    found.with_context(|| format!("{variable}={} is older than {minimum}", path.display()))
+    found.with_context(|| format!("{variable}={path} is older than {minimum}"))
 }
 
 /// A bindgen that the kernel takes, by `BINDGEN=`, `PATH`, or built into the cache.
@@ -336,9 +330,9 @@ pub fn version_of(program: &Path) -> Result<Version> {
     let output = Command::new(program)
         .arg("--version")
         .output()
-        .with_context(|| format!("cannot run {}", program.display()))?;
+        .with_context(|| format!("cannot run {program}"))?;
     let text = String::from_utf8_lossy(&output.stdout);
-    Version::find(&text).with_context(|| format!("{} --version says no version", program.display()))
+    Version::find(&text).with_context(|| format!("{program} --version says no version"))
 }
 
 #[cfg(test)]

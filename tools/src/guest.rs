@@ -7,15 +7,8 @@ use crate::{
     kernel::{self, Kernel},
     ktap::Outcome,
     machine,
-    project::{more_words, Project},
+    prelude::*,
     qemu::{Boot, USUAL},
-    steps::Step,
-};
-use anyhow::{bail, Result};
-use fs_err as fs;
-use std::{
-    path::PathBuf,
-    time::{Duration, Instant},
 };
 
 /// What `make run` boots: a label, and the kernel's words for it.
@@ -103,15 +96,12 @@ pub fn run(project: &Project) -> Result<()> {
         let all = names.chain(report.faults(false));
         faults.extend(all.map(|fault| format!("{phase}: {fault}")));
         let console = project.console(&name);
-        step.done(&format!("the whole console is in {}", console.display()));
+        step.done(&format!("the whole console is in {console}"));
     }
     let seconds = start.elapsed().as_secs_f64();
     if !faults.is_empty() {
         println!("run: FAIL — {} ({seconds:.1} s)", faults.join("; "));
-        bail!(
-            "the run failed; read the consoles in {}",
-            project.logs.display()
-        );
+        bail!("the run failed; read the consoles in {}", project.logs);
     }
     println!(
         "run: PASS — Linux {} with this driver, transfers verified in lazy and strict mode \

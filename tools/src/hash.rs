@@ -1,13 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 //! Short keys of what something is built from.
 
-use crate::project::find_program;
-use anyhow::Result;
-use fs_err as fs;
-use std::{
-    hash::{Hash, Hasher},
-    path::{Path, PathBuf},
-};
+use crate::prelude::*;
+use std::hash::{Hash, Hasher};
 use xxhash_rust::xxh64::Xxh64;
 
 /// A key of all that is in there.
@@ -61,7 +56,7 @@ mod tests {
 
     #[test]
     fn a_stamp_holds_for_its_key_only() {
-        let folder = tempfile::tempdir().unwrap();
+        let folder = camino_tempfile::tempdir().unwrap();
         let stamp = |key: Option<&str>| Stamp::new(folder.path(), key.map(str::to_owned));
         assert!(!stamp(Some("a")).is_current());
         stamp(Some("a")).write().unwrap();

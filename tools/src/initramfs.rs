@@ -3,22 +3,13 @@
 
 use crate::{
     apt::{self, Root},
-    files::{name_of, paths_in, read_all},
     hash::{self, Stamp},
     kernel::Kernel,
-    project::{command, Project},
-    steps::Step,
+    prelude::*,
 };
-use anyhow::{bail, Result};
 use cpio::{newc, NewcBuilder};
 use flate2::{write::GzEncoder, Compression};
-use fs_err::{self as fs, File};
-use std::{
-    collections::BTreeSet,
-    io::{self, BufWriter, Write},
-    path::{Path, PathBuf},
-    process::Command,
-};
+use std::io::{self, BufWriter, Write};
 
 pub const TARGET: &str = "s390x-unknown-linux-gnu";
 /// The programs that are built for the guest, and what they are called there.
@@ -197,7 +188,7 @@ pub fn busybox(step: &Step) -> Result<PathBuf> {
     let Some(path) = find() else {
         bail!(
             "the guest's busybox comes from Debian's packages; put a static s390x one at {}",
-            paths[1].display()
+            paths[1]
         );
     };
     Ok(path)
@@ -262,7 +253,7 @@ impl<W: Write> Archive<W> {
             return Ok(());
         }
         path.parent().map_or(Ok(()), |above| self.folder(above))?;
-        self.entry(&path.to_string_lossy(), 0o040_755, None, &[])
+        self.entry(path.as_str(), 0o040_755, None, &[])
     }
 
     fn entry(
@@ -294,7 +285,7 @@ mod tests {
 
     #[test]
     fn the_archive_reads_back() {
-        let folder = tempfile::tempdir().unwrap();
+        let folder = camino_tempfile::tempdir().unwrap();
         let file = folder.path().join("file");
         fs::write(&file, "text").unwrap();
         let files = ["init", "a/b/x", "a/b/y"].map(|name| (name.to_owned(), file.clone()));

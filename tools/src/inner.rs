@@ -4,16 +4,8 @@
 
 use crate::{
     apt::{self, Root},
-    files::name_of,
     hash, initramfs,
-    project::{command, Project},
-    steps::Step,
-};
-use anyhow::{Context, Result};
-use fs_err as fs;
-use std::{
-    collections::BTreeMap,
-    path::{Path, PathBuf},
+    prelude::*,
 };
 
 /// Programs, each of a package of its name.

@@ -8,17 +8,11 @@
 
 use crate::{
     deps::Version,
-    files::{files_below, name_of, paths_in, write_if_changed},
     patches::{self, Patch},
+    prelude::*,
     source::{Source, OLDEST, TOO_NEW},
 };
-use anyhow::{bail, Context, Result};
-use fs_err as fs;
-use std::{
-    collections::BTreeSet,
-    path::{Path, PathBuf},
-};
-use tempfile::TempDir;
+use camino_tempfile::Utf8TempDir;
 
 /// Where the driver lies in a kernel tree.
 pub const PLACE: &str = "drivers/iommu/s390";
@@ -73,7 +67,7 @@ pub fn integrate(root: &Path, source: &Source) -> Result<Report> {
         Ok::<_, anyhow::Error>((version, plan))
     };
     let (version, plan) = check().with_context(|| {
-        let tree = source.tree.display();
+        let tree = &source.tree;
         format!("{tree} is not a kernel tree that is understood, nothing was changed")
     })?;
     let edited = plan.write(source)?;
@@ -116,7 +110,7 @@ pub fn tree_version(tree: &Path) -> Result<Version> {
 pub fn patches(root: &Path) -> Result<Vec<Patch>> {
     let list = patches::read(&root.join(PATCHES))?;
     if list.is_empty() {
-        bail!("the checkout {} has no {PATCHES}", root.display());
+        bail!("the checkout {root} has no {PATCHES}");
     }
     Ok(list)
 }
@@ -125,7 +119,7 @@ pub fn patches(root: &Path) -> Result<Vec<Patch>> {
 struct Plan {
     files: BTreeSet<String>,
     /// A tree with these files as they have to be.
-    tree: TempDir,
+    tree: Utf8TempDir,
 }
 
 fn plan(source: &Source, wanted: &[Patch], applied: &[Patch]) -> Result<Plan> {
@@ -138,7 +132,7 @@ fn plan(source: &Source, wanted: &[Patch], applied: &[Patch]) -> Result<Plan> {
     // Nothing but a copy is touched. A file that is missing is for a patch to make, or
     // to complain of.
     let attempt = |change: &dyn Fn(&Path) -> Result<()>| {
-        let tree = tempfile::tempdir()?;
+        let tree = camino_tempfile::tempdir()?;
         for file in &files {
             if let Some(text) = source.pristine_text(file) {
                 write_if_changed(&tree.path().join(file), text)?;
@@ -210,7 +204,7 @@ pub fn driver_files(root: &Path) -> Result<Vec<String>> {
     });
     for file in ["Kbuild", "Kconfig"] {
         if !list.iter().any(|name| name == file) {
-            bail!("the checkout {} has no {file}", root.display());
+            bail!("the checkout {root} has no {file}");
         }
     }
     list.sort();
@@ -229,7 +223,7 @@ fn check_place(from: &Path, place: &Path, files: &[String]) -> Result<()> {
     let by_hand = |file: &String| file.ends_with(".rs") && place.join(file).is_file();
     let is_ours = is_same_folder(from, place) || place.join(LIST).is_file();
     if place.exists() && !is_ours && !files.iter().any(by_hand) {
-        bail!("its {} holds something else", place.display());
+        bail!("its {place} holds something else");
     }
     Ok(())
 }
@@ -273,8 +267,8 @@ mod tests {
         write_if_changed(&folder.join(file), text).unwrap();
     }
 
-    fn checkout() -> TempDir {
-        let folder = tempfile::tempdir().unwrap();
+    fn checkout() -> Utf8TempDir {
+        let folder = camino_tempfile::tempdir().unwrap();
         for (file, text) in [
             (FIRST, PATCH),
             ("integration/glue.c", "glue"),
@@ -290,8 +284,8 @@ mod tests {
         folder
     }
 
-    fn tree() -> (TempDir, Source) {
-        let folder = tempfile::tempdir().unwrap();
+    fn tree() -> (Utf8TempDir, Source) {
+        let folder = camino_tempfile::tempdir().unwrap();
         let source = Source {
             tree: folder.path().join("tree"),
             name: "test".into(),

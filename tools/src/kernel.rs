@@ -3,21 +3,12 @@
 
 use crate::{
     deps::{self, Version, GCC},
-    files::{name_of, read_all, write_if_changed},
     hash::{self, Stamp},
     integrate::{self, integrate},
-    project::{command, find_program, Project},
+    prelude::*,
     source::{self, Source},
-    steps::Step,
 };
-use anyhow::{anyhow, bail, Result};
-use fs_err::{self as fs, File};
-use std::{
-    collections::BTreeMap,
-    ffi::OsString,
-    path::{Path, PathBuf},
-    process::Command,
-};
+use std::ffi::OsString;
 
 /// Space that a first build needs: source, objects and ccache, in bytes.
 const SPACE: u64 = 7 << 30;
@@ -146,7 +137,7 @@ pub fn prepare_source(project: &Project) -> Result<(Source, Version)> {
     if project.kdir.is_some() && source.tree.join("include/config/auto.conf").exists() {
         bail!(
             "KDIR={} was built in place, which O= folders do not take; run make mrproper there",
-            source.tree.display()
+            source.tree
         );
     }
     if project.as_it_is {
@@ -158,23 +149,21 @@ pub fn prepare_source(project: &Project) -> Result<(Source, Version)> {
         println!(
             "           integrate: {} of the tree's files patched, {} of the driver's files \
              copied in KDIR={}",
-            report.edited,
-            report.copied,
-            source.tree.display()
+            report.edited, report.copied, source.tree
         );
     }
     Ok((source, report.version))
 }
 
 fn check_space(project: &Project) -> Result<()> {
-    let info = rustix::fs::statvfs(&project.cache)?;
+    let info = rustix::fs::statvfs(project.cache.as_str())?;
     let free = info.f_bavail * info.f_frsize;
     if free < SPACE {
         bail!(
             "only {} GiB free in {}, a first build needs {}: free some, or name another folder \
              with S390_IOMMU_CACHE=",
             free >> 30,
-            project.cache.display(),
+            project.cache,
             SPACE >> 30
         );
     }
@@ -265,7 +254,6 @@ fn unmet(wanted: &str, made: &str) -> Vec<String> {
 fn check_foreign(config: &Path, wanted: &str) -> Result<()> {
     let mut driver = unmet(wanted, &fs::read_to_string(config)?);
     driver.retain(|line| line.contains("S390_IOMMU_RUST") || line.starts_with("CONFIG_RUST="));
-    let config = config.display();
     if !driver.is_empty() {
         bail!(
             "{config} is not ours and lacks {}; set it there, or name an empty KOUT=",
@@ -279,9 +267,9 @@ fn check_foreign(config: &Path, wanted: &str) -> Result<()> {
 /// `make kernel`.
 pub fn print_places(project: &Project) -> Result<()> {
     let kernel = build(project, &project.flavour)?;
-    println!("image={}", kernel.image.display());
-    println!("source={}", kernel.source.tree.display());
-    println!("objects={}", kernel.objects.display());
+    println!("image={}", kernel.image);
+    println!("source={}", kernel.source.tree);
+    println!("objects={}", kernel.objects);
     Ok(())
 }
 
@@ -293,10 +281,7 @@ pub fn integrate_only(project: &Project) -> Result<()> {
     let report = integrate::integrate(&project.root, &source)?;
     println!(
         "integrate: Linux {} in {}, {} of its files patched, {} of the driver's files copied",
-        report.version,
-        source.tree.display(),
-        report.edited,
-        report.copied
+        report.version, source.tree, report.edited, report.copied
     );
     Ok(())
 }

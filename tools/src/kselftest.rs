@@ -7,15 +7,10 @@ use crate::{
     initramfs::Extra,
     kernel::{self, with_driver, Kernel},
     ktap::{count, Outcome, Point, Report},
-    project::{is_set, more_words, Project},
+    prelude::*,
+    project::is_set,
     qemu::Boot,
     selftests,
-    steps::Step,
-};
-use anyhow::{bail, Result};
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    time::Duration,
 };
 
 /// The suites, a boot each: what one leaves behind is not the next one's.
@@ -90,7 +85,7 @@ fn test(project: &Project, title: &'static str, flavour: &str) -> Result<Results
         let report = boot(project, &machine, &name, suite)?;
         let console = project.console(&name);
         for fault in report.faults(true) {
-            let text = format!("{suite}: {fault}; its console is {}", console.display());
+            let text = format!("{suite}: {fault}; its console is {console}");
             results.faults.push(text);
         }
         results.points.extend(report.points);

@@ -2,7 +2,7 @@
 //! What the guest reports: KTAP on a console that the kernel writes to as
 //! well. Subtests are read past; the top level's results include them.
 
-use crate::count::Count;
+use crate::prelude::*;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {

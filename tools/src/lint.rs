@@ -2,20 +2,11 @@
 //! Formatting, clippy, checkpatch and documentation of what is in the checkout.
 
 use crate::{
-    count::Count,
     deps,
-    files::{make_anew, name_of, paths_in, paths_of_kind, write_if_changed},
     initramfs::{guest_cargo, is_for_guest, GUEST_ARGUMENTS, MODULES},
     integrate,
     kernel::{self, Kernel},
-    project::{command, Project},
-    steps::Step,
-};
-use anyhow::{bail, Context, Result};
-use fs_err as fs;
-use std::{
-    path::{Path, PathBuf},
-    process::Command,
+    prelude::*,
 };
 
 const KERNEL_EDITION: &str = "2021";
@@ -104,7 +95,7 @@ pub fn check_licenses(step: &Step) -> Result<Count> {
         let text = fs::read_to_string(file).unwrap_or_default();
         let good = text.lines().take(3).any(|line| line.contains(LICENSE));
         if !good {
-            step.show(&format!("{}: no {LICENSE}", file.display()));
+            step.show(&format!("{file}: no {LICENSE}"));
         }
         good
     };
@@ -238,7 +229,7 @@ pub fn htmldocs(project: &Project) -> Result<()> {
         bail!("htmldocs: correct what sphinx says");
     }
     let page = project.build.join("htmldocs/index.html");
-    step.done(&format!("written: {}", page.display()));
+    step.done(&format!("written: {page}"));
     Ok(())
 }
 
@@ -261,7 +252,7 @@ pub fn rustdoc(project: &Project) -> Result<()> {
         bail!("rustdoc: correct what it says");
     }
     let page = project.build.join(RUSTDOC_PAGE);
-    step.done(&format!("written: {}", page.display()));
+    step.done(&format!("written: {page}"));
     Ok(())
 }
 
@@ -271,8 +262,7 @@ pub fn check_rustdoc(kernel: &Kernel, step: &Step) -> Result<Count> {
     let made = kernel.objects.join("drivers/iommu/s390/.s390_iommu.o.cmd");
     let text = fs::read_to_string(&made).context("the driver was not built here")?;
     let (rustdoc, output) = (step.rust_tool("rustdoc"), step.build.join("rustdoc"));
-    let words = (rustdoc.to_string_lossy(), output.to_string_lossy());
-    let line = documentation_command(&text, &words.0, &words.1);
+    let line = documentation_command(&text, rustdoc.as_str(), output.as_str());
     let line = line.context("the kernel's record of the build is not understood")?;
     let mut command = command!(step, "sh -c {line}");
     // As the kernel does: its options are unstable.
@@ -280,7 +270,7 @@ pub fn check_rustdoc(kernel: &Kernel, step: &Step) -> Result<Count> {
     let good = check_complaints(step, command.current_dir(&kernel.objects))?;
     let page = step.build.join(RUSTDOC_PAGE);
     if good && !page.is_file() {
-        bail!("rustdoc wrote no {}", page.display());
+        bail!("rustdoc wrote no {page}");
     }
     Ok(Count::one(good))
 }
@@ -312,7 +302,7 @@ mod tests {
 
     #[test]
     fn what_was_built_is_no_source() {
-        let folder = tempfile::tempdir().unwrap();
+        let folder = camino_tempfile::tempdir().unwrap();
         let (sources, others) = (
             ["Kbuild", "a.rs", "x/d.rs"],
             ["a.mod.c", "notes.txt", "build/b.rs", "x/target/c.rs"],

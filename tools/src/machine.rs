@@ -5,17 +5,10 @@
 use crate::{
     apt::{self, Root},
     deps::{self, Version},
-    files::{make_anew, name_of, paths_in, paths_of_kind, read_all},
     hash,
-    project::{command, Project},
-    steps::Step,
+    prelude::*,
 };
-use anyhow::{bail, Result};
-use fs_err as fs;
-use std::{
-    ops::Range,
-    path::{Path, PathBuf},
-};
+use std::ops::Range;
 
 /// The release of Debian that has the version which the patches are for.
 const RELEASE: &str = "trixie";
@@ -42,7 +35,7 @@ const CONFIGURE: &[&str] = &[
 ];
 
 pub fn run(project: &Project) -> Result<()> {
-    println!("machine={}", build(project)?.display());
+    println!("machine={}", build(project)?);
     Ok(())
 }
 
@@ -149,7 +142,7 @@ fn prepare(
                 step,
                 "patch --directory={tree} --strip=1 --fuzz=0 --forward --batch --input={path}"
             ),
-            &format!("{} does not fit QEMU {version}: adapt it", path.display()),
+            &format!("{path} does not fit QEMU {version}: adapt it"),
         )?;
     }
     step.done(&format!("unpacked, {} patches applied", patches.len()));

@@ -26,6 +26,7 @@ mod modules;
 mod mutants;
 mod passthrough;
 mod patches;
+mod prelude;
 mod project;
 mod qemu;
 mod readme;

@@ -3,16 +3,12 @@
 //! configurations that somebody may choose, and by another compiler?
 
 use crate::{
-    count::Count,
     deps,
     integrate::PLACE,
     kernel::{self, Kernel},
-    project::{command, variable, Project},
+    prelude::*,
     series, source,
-    steps::Step,
 };
-use anyhow::Result;
-use std::{fs, time::Instant};
 
 /// A configuration: what it is called, and its fragments.
 struct Row {
@@ -85,8 +81,7 @@ impl Table {
 /// each patch of the series.
 pub fn run(project: &Project) -> Result<()> {
     deps::ensure(project)?;
-    let only = variable("ONLY").unwrap_or_default();
-    let only = only.to_string_lossy();
+    let only = text("ONLY").unwrap_or_default();
     let mut table = Table::default();
     if only == "steps" {
         steps(project, &mut table)?;
@@ -131,8 +126,8 @@ fn steps(project: &Project, table: &mut Table) -> Result<()> {
     };
     table.row("as it was released", || build(&project, "c"));
     for patch in patches {
-        let name = patch.file_stem().unwrap_or_default().to_string_lossy();
-        let step = Step::start(&project, "patch", &name)?;
+        let name = patch.file_stem().unwrap_or_default();
+        let step = Step::start(&project, "patch", name)?;
         let tree = &source.tree;
         step.run(
             &mut command!(

@@ -5,17 +5,10 @@ use crate::{
     deps::{self, Version},
     integrate,
     kernel::{arguments, make_words, Kernel},
-    project::{command, text, Project},
+    prelude::*,
     source::{OLDEST, TOO_NEW},
-    steps::Step,
 };
-use anyhow::{bail, Context, Result};
-use fs_err as fs;
-use std::{
-    collections::HashSet,
-    ffi::OsString,
-    path::{Path, PathBuf},
-};
+use std::{collections::HashSet, ffi::OsString};
 
 /// `make KDIR=... modules`.
 pub fn build(project: &Project) -> Result<()> {
@@ -93,7 +86,7 @@ fn check(project: &Project, tree: &Path) -> Result<()> {
     }
     bail!(
         "KDIR={} cannot build the module, it lacks {}",
-        tree.display(),
+        tree,
         lacking.join(", ")
     )
 }
@@ -179,7 +172,6 @@ fn unexported(symvers: &str, symbols: &[String]) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::files::write_if_changed;
 
     const GOOD: [(&str, &str); 4] = [
         ("include/config/kernel.release", "7.3.4-test\n"),
@@ -197,7 +189,7 @@ mod tests {
 
     /// What a tree lacks with these files.
     fn lacks(files: &[(&str, &str)]) -> Vec<String> {
-        let tree = tempfile::tempdir().unwrap();
+        let tree = camino_tempfile::tempdir().unwrap();
         for (file, text) in files {
             write_if_changed(&tree.path().join(file), text).unwrap();
         }

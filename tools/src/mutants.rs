@@ -4,21 +4,7 @@
 
 mod guest;
 
-use crate::{
-    count::Count,
-    deps,
-    files::{files_below, name_of, paths_of_kind, write_if_changed},
-    integrate,
-    project::{command, text, Project},
-    steps::Step,
-};
-use anyhow::{bail, Context, Result};
-use fs_err as fs;
-use std::{
-    collections::BTreeSet,
-    path::{Path, PathBuf},
-    process::Command,
-};
+use crate::{deps, integrate, prelude::*};
 
 /// A test that takes longer hangs, in seconds; it was passed in a few before.
 const LIMIT: &str = "120";
@@ -55,7 +41,7 @@ impl Mutant {
         let killer = text.lines().find_map(|l| l.strip_prefix("Killed-by: "));
         let (place, test) = killer
             .and_then(parse)
-            .with_context(|| format!("{}: which test kills it?", patch.display()))?;
+            .with_context(|| format!("{patch}: which test kills it?"))?;
         Ok(Mutant {
             name: name_of(&patch.with_extension("")),
             patch,

@@ -5,21 +5,12 @@
 //! here. The guests' side is `tests/guest/src/passthrough/`.
 
 use crate::{
-    count::Count,
     guest::Machine,
     initramfs, inner, kernel,
-    project::{more_words, text, Project},
+    prelude::*,
     qemu::{Boot, EVERYTHING},
-    steps::Step,
 };
-use anyhow::{bail, ensure, Context, Result};
-use fs_err::{self as fs, File};
-use std::{
-    io,
-    os::unix::fs::FileExt,
-    path::PathBuf,
-    time::{Duration, Instant},
-};
+use std::{io, os::unix::fs::FileExt};
 use xxhash_rust::xxh64::xxh64;
 
 /// How long all of L1 may take.
@@ -117,7 +108,7 @@ fn boot(
     let mut count = report.tally();
     count.failed += faults.len();
     let console = project.console("passthrough");
-    step.done(&format!("both consoles are in {}", console.display()));
+    step.done(&format!("both consoles are in {console}"));
     Ok((count, claims, files))
 }
 
@@ -198,7 +189,7 @@ mod tests {
 
     #[test]
     fn a_claim_is_read_and_checked() {
-        let folder = tempfile::tempdir().unwrap();
+        let folder = camino_tempfile::tempdir().unwrap();
         let path = folder.path().join("drive");
         fs::write(&path, b"..abc").unwrap();
         let files = [File::open(&path).unwrap()];

@@ -2,14 +2,8 @@
 //! Where things are: the checkout, its build folder, the cache, and what the
 //! caller named in the environment.
 
-use anyhow::{bail, Context, Result};
-use fs_err::{self as fs, File};
-use std::{
-    env,
-    ffi::OsString,
-    path::{Path, PathBuf},
-    process::{Command, Stdio},
-};
+use crate::prelude::*;
+use std::{env, ffi::OsString, process::Stdio};
 use xshell::{Cmd, Shell};
 
 /// A command as one would type it: `command!(step, "cp {from} {to}")`, `{list...}` are several
@@ -64,13 +58,9 @@ pub struct Project {
 }
 
 /// A variable of the environment; an empty one counts as not set.
-pub fn variable(name: &str) -> Option<OsString> {
-    env::var_os(name).filter(|value| !value.is_empty())
-}
-
-/// The same as text.
 pub fn text(name: &str) -> Option<String> {
-    variable(name).map(|value| value.to_string_lossy().into_owned())
+    let value = env::var_os(name)?.to_string_lossy().into_owned();
+    (!value.is_empty()).then_some(value)
 }
 
 /// Words of the caller's for the kernel's command line.
@@ -80,7 +70,7 @@ pub fn more_words() -> String {
 
 /// Whether a variable says yes.
 pub fn is_set(name: &str) -> bool {
-    variable(name).is_some_and(|value| value != "0")
+    text(name).is_some_and(|value| value != "0")
 }
 
 /// A program that the caller names: a path, or a name to look for in `PATH`.
@@ -94,12 +84,17 @@ fn tool_variable(name: &str) -> Result<Option<PathBuf>> {
 
 pub fn find_program(name: &Path) -> Option<PathBuf> {
     if name.components().count() > 1 {
-        return fs::canonicalize(name).ok().filter(|p| p.is_file());
+        return name.canonicalize_utf8().ok().filter(|path| path.is_file());
     }
     let folders = env::var_os("PATH")?;
-    env::split_paths(&folders)
-        .map(|folder| folder.join(name))
-        .find(|path| path.is_file())
+    let folders = env::split_paths(&folders).filter_map(|folder| PathBuf::try_from(folder).ok());
+    let mut paths = folders.map(|folder| folder.join(name));
+    paths.find(|path| path.is_file())
+}
+
+/// The real path of a folder that is there.
+fn real(folder: impl AsRef<Path>) -> Result<PathBuf> {
+    Ok(fs::canonicalize(folder.as_ref())?.try_into()?)
 }
 
 impl Project {
@@ -113,24 +108,21 @@ impl Project {
         let cache = cache_folder()?;
         fs::create_dir_all(&cache)
             .context("cannot make the cache; name another with S390_IOMMU_CACHE=")?;
-        let kdir = variable("KDIR").map(fs::canonicalize).transpose();
-        let kout = match variable("KOUT") {
-            Some(path) => {
-                fs::create_dir_all(&path).context("cannot make KOUT=")?;
-                Some(fs::canonicalize(path)?)
-            }
-            None => None,
-        };
-        let jobs = match text("JOBS") {
-            Some(text) => text
-                .parse()
-                .with_context(|| format!("JOBS={text} is no number"))?,
-            None => std::thread::available_parallelism().map_or(1, usize::from),
-        };
+        let kout = text("KOUT").map(|folder| {
+            fs::create_dir_all(&folder).context("cannot make KOUT=")?;
+            real(folder)
+        });
+        let jobs = text("JOBS").map(|text| {
+            let number = text.parse();
+            number.with_context(|| format!("JOBS={text} is no number"))
+        });
+        let processors = || std::thread::available_parallelism().map_or(1, usize::from);
+        let kdir = text("KDIR").map(real).transpose();
+        let program = |name, usual: &str| text(name).unwrap_or(usual.into()).into();
         Ok(Self {
-            cache: fs::canonicalize(cache)?,
-            cargo: variable("CARGO").unwrap_or("/usr/bin/cargo".into()).into(),
-            rustc: variable("RUSTC").unwrap_or("/usr/bin/rustc".into()).into(),
+            cache: real(cache)?,
+            cargo: program("CARGO", "/usr/bin/cargo"),
+            rustc: program("RUSTC", "/usr/bin/rustc"),
             llvm: text("LLVM").unwrap_or(LLVM.into()),
             gcc: false,
             bindgen: tool_variable("BINDGEN")?,
@@ -138,9 +130,9 @@ impl Project {
             flavour: flavour_of(&root, flavour)?,
             kdir: kdir.context("KDIR= is not there")?,
             as_it_is: false,
-            kout,
-            update: variable("UPDATE").is_some(),
-            jobs,
+            kout: kout.transpose()?,
+            update: text("UPDATE").is_some(),
+            jobs: jobs.transpose()?.unwrap_or_else(processors),
             shell: Shell::new()?,
             root,
             build,
@@ -158,7 +150,7 @@ impl Project {
         let path = self.cache.join(name);
         let file = File::create(&path)?;
         if flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
-            println!("waiting: another run holds {}", path.display());
+            println!("waiting: another run holds {path}");
             flock(&file, FlockOperation::LockExclusive)?;
         }
         Ok(file)
@@ -214,16 +206,19 @@ impl Project {
     pub fn libclang(&self) -> Option<PathBuf> {
         let version = self.llvm.strip_prefix('-')?;
         let folder = format!("/usr/lib/llvm-{version}/lib");
-        variable("LIBCLANG_PATH").is_none().then(|| folder.into())
+        text("LIBCLANG_PATH").is_none().then(|| folder.into())
     }
 
     /// `PATH` with the folder of the Rust toolchain in front, so that nothing
     /// picks up another one by name.
     fn path(&self) -> OsString {
-        let rust = self.rustc.parent().map(Path::to_owned);
+        let rust = self
+            .rustc
+            .parent()
+            .map(|folder| folder.as_std_path().to_owned());
         let rest = env::var_os("PATH").unwrap_or_default();
         let folders = rust.into_iter().chain(env::split_paths(&rest));
-        let system = ["/usr/sbin", "/usr/bin", "/sbin", "/bin"].map(PathBuf::from);
+        let system = ["/usr/sbin", "/usr/bin", "/sbin", "/bin"].map(Into::into);
         env::join_paths(folders.chain(system)).unwrap_or(rest)
     }
 }
@@ -240,18 +235,18 @@ fn flavour_of(root: &Path, default: &str) -> Result<String> {
     for name in flavour.split(',') {
         let path = root.join(format!("tools/config/{name}.config"));
         if name == "base" || !path.is_file() {
-            bail!("CONFIG={flavour}: there is no {}", path.display());
+            bail!("CONFIG={flavour}: there is no {path}");
         }
     }
     Ok(flavour)
 }
 
 fn cache_folder() -> Result<PathBuf> {
-    if let Some(path) = variable("S390_IOMMU_CACHE") {
+    if let Some(path) = text("S390_IOMMU_CACHE") {
         return Ok(path.into());
     }
-    let base = variable("XDG_CACHE_HOME").map(PathBuf::from);
-    let base = base.or_else(|| Some(Path::new(&variable("HOME")?).join(".cache")));
+    let base = text("XDG_CACHE_HOME").map(PathBuf::from);
+    let base = base.or_else(|| Some(Path::new(&text("HOME")?).join(".cache")));
     let base = base.context("HOME is not set; name a cache with S390_IOMMU_CACHE=")?;
     Ok(base.join("s390-iommu"))
 }

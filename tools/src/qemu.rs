@@ -1,19 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0
 //! The emulated machine: an s390x guest with real (emulated) PCI devices.
 
-use crate::{
-    hotplug::Hotplug,
-    ktap::Report,
-    project::{command, Project},
-};
-use anyhow::{bail, Context, Result};
-use fs_err::{self as fs, File};
+use crate::{hotplug::Hotplug, ktap::Report, prelude::*};
 use std::{
     io::{BufRead, BufReader, Write},
-    path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    process::{Child, Stdio},
     sync::mpsc::{self, RecvTimeoutError},
-    time::{Duration, Instant},
 };
 
 const DRIVE: u64 = 256 << 20;
@@ -132,7 +124,7 @@ impl Boot<'_> {
         let mut child = Guard(
             command
                 .spawn()
-                .with_context(|| format!("cannot start {}", self.qemu.display()))?,
+                .with_context(|| format!("cannot start {}", self.qemu))?,
         );
         drop(monitor);
         let mut keyboard = child.0.stdin.take().context("no pipe")?;
@@ -160,7 +152,7 @@ impl Boot<'_> {
                     "{}: the guest did not end within {} s and was stopped; its console is in {}",
                     self.name,
                     self.limit.as_secs(),
-                    path.display()
+                    path
                 ),
             }
         }
@@ -184,7 +176,7 @@ impl Boot<'_> {
             .stdin(Stdio::inherit());
         let status = command
             .status()
-            .with_context(|| format!("cannot start {}", self.qemu.display()))?;
+            .with_context(|| format!("cannot start {}", self.qemu))?;
         remove(&drives);
         if !status.success() {
             bail!("QEMU failed ({status})");

@@ -7,20 +7,13 @@
 use crate::{
     apt::{self, Root},
     deps::GCC,
-    files::{make_anew, name_of, paths_in, read_all},
     hash::{self, Stamp},
     integrate,
     kernel::Kernel,
     patches::{self, Patch},
-    project::{command, Project},
-    steps::Step,
+    prelude::*,
 };
-use anyhow::{bail, Context, Result};
-use fs_err as fs;
-use std::{
-    os::unix::fs::PermissionsExt,
-    path::{Path, PathBuf},
-};
+use std::os::unix::fs::PermissionsExt;
 
 /// The folders of `tools/testing/selftests` to build.
 pub const TARGETS: [&str; 3] = ["vfio", "iommu", "s390_iommu"];
@@ -156,8 +149,7 @@ fn libraries(step: &Step) -> Result<PathBuf> {
     let Some(suite) = apt::codename() else {
         bail!(
             "the static libraries uuid and cap for s390x come from Debian's packages {LIBRARIES}; \
-             unpack them into {}",
-            folder.display()
+             unpack them into {folder}"
         );
     };
     let words = format!("download {LIBRARIES}");

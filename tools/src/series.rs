@@ -8,22 +8,14 @@
 //! those files alone that change: the tree they are for stays untouched.
 
 use crate::{
-    count::Count,
     deps,
-    files::{files_below, name_of, write_if_changed},
     integrate::{self, integrate},
     lint,
     patches::{self, Patch},
-    project::{command, Project},
+    prelude::*,
     source::{self, Source},
-    steps::Step,
 };
-use anyhow::{bail, Context, Result};
-use fs_err as fs;
-use std::{
-    ffi::OsStr,
-    path::{Path, PathBuf},
-};
+use std::ffi::OsStr;
 
 /// The patches that are made of the checkout's files.
 const PARTS: &str = "integration/series";
@@ -86,7 +78,7 @@ fn make(
     let source = source::find(project)?;
     drop(lock);
     let series = read(&project.root)?;
-    let scratch = tempfile::tempdir_in(&project.build).context("no temporary folder")?;
+    let scratch = camino_tempfile::tempdir_in(&project.build).context("no temporary folder")?;
     let place = |name| scratch.path().join(name);
     let (sent, integrated) = (place("sent"), place("integrated"));
     let changed = series.iter().flat_map(Patch::files);

@@ -4,14 +4,9 @@
 use crate::{
     apt::{self, Root},
     deps::Version,
-    files::{make_anew, name_of, paths_in},
     hash,
-    project::{command, Project},
-    steps::Step,
+    prelude::*,
 };
-use anyhow::{bail, Context, Result};
-use fs_err as fs;
-use std::path::{Path, PathBuf};
 
 /// Where a source of Linux 7.3 or newer is found, best first: the suites roll.
 const SUITES: [&str; 3] = ["trixie-backports", "forky", "sid"];
@@ -166,7 +161,7 @@ mod tests {
 
     #[test]
     fn the_newest_whole_tree_is_taken() {
-        let folder = tempfile::tempdir().unwrap();
+        let folder = camino_tempfile::tempdir().unwrap();
         assert!(newest_in(folder.path()).is_none());
         for (name, whole) in [
             ("linux-source-7.3_7.3.1-1", true),

@@ -3,21 +3,8 @@
 //! when it is done; what the commands print goes to a log. A command that
 //! fails shows the end of its log and one line on what to do.
 
-use crate::{
-    files::{name_of, read_lossy},
-    project::Project,
-};
-use anyhow::{bail, Context, Result};
-use fs_err::{self as fs, File};
-use std::{
-    ffi::OsStr,
-    io::Write,
-    iter,
-    ops::Deref,
-    path::{Path, PathBuf},
-    process::{Command, Stdio},
-    time::{Duration, Instant},
-};
+use crate::prelude::*;
+use std::{ffi::OsStr, io::Write, iter, ops::Deref, process::Stdio};
 
 /// How often a step that takes long says that it is still at work.
 const SIGN_OF_LIFE: Duration = Duration::from_secs(30);
@@ -147,7 +134,7 @@ impl<'a> Step<'a> {
     pub fn fail(&self, what: &str, advice: &str) -> Result<()> {
         let tail = self.tail(15);
         self.show(&tail);
-        println!("    | the whole log: {}", self.log.display());
+        println!("    | the whole log: {}", self.log);
         let advice = known_cause(&tail).unwrap_or(advice);
         bail!("{}: {what} failed; {advice}", self.name)
     }
@@ -161,14 +148,15 @@ impl<'a> Step<'a> {
         let words = iter::once(command.get_program()).chain(command.get_args());
         let words: Vec<_> = words.map(OsStr::to_string_lossy).collect();
         let mut log = self.open_log()?;
-        let folder = command.get_current_dir().unwrap_or(&self.root);
-        writeln!(log, "+ cd {}; {}", folder.display(), words.join(" "))?;
+        let folder = command.get_current_dir();
+        let folder = folder.map(|folder| format!("cd {}; ", folder.display()));
+        writeln!(log, "+ {}{}", folder.unwrap_or_default(), words.join(" "))?;
         Ok(log.metadata()?.len().try_into()?)
     }
 }
 
 fn program_name(command: &Command) -> String {
-    name_of(Path::new(command.get_program()))
+    name_of(Path::new(&command.get_program().to_string_lossy()))
 }
 
 fn last_lines(text: &str, count: usize) -> String {

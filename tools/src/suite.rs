@@ -7,20 +7,14 @@ pub mod torture;
 
 use crate::{
     boots::{Boots, Variant},
-    count::Count,
     deps,
-    files::read_lossy,
     guest::Machine,
     kernel::{self, Kernel},
     kselftest, lint, mutants, passthrough,
-    project::{command, more_words, text, Project},
+    prelude::*,
     qemu::Boot,
     readme, series,
-    steps::Step,
 };
-use anyhow::{anyhow, Context, Result};
-use fs_err as fs;
-use std::time::Duration;
 
 /// A part of `make test`: its name, and what it does.
 type Part = (&'static str, fn(&mut Suite));
@@ -162,7 +156,7 @@ impl<'a> Suite<'a> {
         let count = Step::start(self.project, name, doing).and_then(|step| {
             let count = work(&step)?;
             if count.failed > 0 {
-                println!("    | the whole log: {}", step.log().display());
+                println!("    | the whole log: {}", step.log());
             }
             step.done(&format!("{} passed, {} failed", count.passed, count.failed));
             Ok(count)
@@ -360,8 +354,7 @@ impl<'a> Suite<'a> {
 fn compare_boots(step: &Step) -> Result<Count> {
     let time = |name| {
         let path = step.project.console(&format!("guest-{name}"));
-        user_space(&read_lossy(&path)?)
-            .with_context(|| format!("{}: no sign of user space", path.display()))
+        user_space(&read_lossy(&path)?).with_context(|| format!("{path}: no sign of user space"))
     };
     let small = time(SMALL)?;
     let mut text = format!("user space after {small:.2} s");

@@ -6,7 +6,7 @@ use super::{
     table::{digits, ratio, Table},
     Bench,
 };
-use anyhow::{Context, Result};
+use crate::prelude::*;
 use serde::Serialize;
 
 /// How many random number generators the machines of a comparison have.

@@ -2,7 +2,7 @@
 //! The bounds, and whether they are met.
 
 use super::{pair, Bench, Case, Cost, CASES, OFF, ON};
-use anyhow::{Context, Result};
+use crate::prelude::*;
 use serde::Serialize;
 
 /// The most that a case may cost: its name, large pages off or on, map and unmap.

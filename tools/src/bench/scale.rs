@@ -7,9 +7,9 @@ use super::{
     table::{digits, ratio, Table},
     Bench,
 };
-use anyhow::{Context, Result};
+use crate::prelude::*;
 use serde::Serialize;
-use std::{collections::BTreeMap, thread};
+use std::thread;
 
 /// The numbers of CPUs: a guest has as many as the last one.
 pub const CPUS: [u8; 4] = [1, 2, 4, 8];

@@ -2,9 +2,9 @@
 //! The figures as tables for people, and as a record for programs.
 
 use super::{judge::Bound, pair, Bench, Case, Cost, Flush, C, CASES, OFF, ON};
-use anyhow::Result;
+use crate::prelude::*;
 use serde::Serialize;
-use std::{collections::BTreeMap, fmt::Write};
+use std::fmt::Write;
 
 /// Lines with a title and columns.
 pub struct Table {

@@ -8,9 +8,7 @@ use super::{
     scale::spread,
     table::{ratio, Table},
 };
-use crate::{guest::Machine, initramfs, inner, project::Project, qemu::EVERYTHING};
-use anyhow::{ensure, Context, Result};
-use std::collections::BTreeMap;
+use crate::{guest::Machine, initramfs, inner, prelude::*, qemu::EVERYTHING};
 
 /// Boots of each driver in each mode: were both the same, all of one would be slower than
 /// all of the other once in 252 times.

@@ -4,18 +4,13 @@
 use super::{Mutant, Place, KILLED};
 use crate::{
     boots::Variant,
-    count::Count,
-    files::make_anew,
     guest::Machine,
     kernel,
     ktap::{Outcome, Report},
-    project::{command, Project},
+    prelude::*,
     qemu::Boot,
-    steps::Step,
     suite::KUNIT,
 };
-use anyhow::Result;
-use std::{collections::BTreeSet, path::Path, time::Duration};
 
 const LIMIT: Duration = Duration::from_secs(900);
 

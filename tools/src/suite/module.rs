@@ -9,21 +9,12 @@
 
 use super::Suite;
 use crate::{
-    count::Count,
-    files::make_anew,
     guest::Machine,
     initramfs,
     kernel::{self, with_driver, Kernel},
     modules,
-    project::{command, Project},
+    prelude::*,
     qemu::{Boot, USUAL},
-    steps::Step,
-};
-use anyhow::{bail, Result};
-use fs_err as fs;
-use std::{
-    path::{Path, PathBuf},
-    time::Duration,
 };
 
 /// Fifty rounds with a drive that comes and goes take a fraction of this.
@@ -155,7 +146,7 @@ fn check_modinfo(step: &Step, module: &Path, version: &str) -> Result<Count> {
         let text = modinfo(step, module, field)?;
         let good = is_right(&text);
         if !good {
-            println!("    | {}: {field} is {text:?}", module.display());
+            println!("    | {module}: {field} is {text:?}");
         }
         Ok(good)
     });

@@ -4,13 +4,11 @@
 
 use super::Suite;
 use crate::{
-    count::Count,
     guest::Machine,
     kernel,
     ktap::{Outcome, Point, Report},
+    prelude::*,
 };
-use anyhow::{Context, Result};
-use std::time::Duration;
 
 /// The suites that both come to the end of.
 const SUITES: &str = "nvme,nic,dma,remap,attach,flush,pressure";

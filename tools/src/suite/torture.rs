@@ -4,20 +4,8 @@
 //! the kernel of the other parts.
 
 use super::{module::file_system, Suite};
-use crate::{
-    boots::Boots,
-    deps,
-    guest::Machine,
-    kernel,
-    project::{more_words, text, Project},
-    steps::Step,
-};
-use anyhow::{bail, Context, Result};
-use fs_err as fs;
-use std::{
-    path::PathBuf,
-    time::{Duration, SystemTime, UNIX_EPOCH},
-};
+use crate::{boots::Boots, deps, guest::Machine, kernel, prelude::*};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 /// No boot takes as long, on a machine that has other work as well.
 const LIMIT: Duration = Duration::from_secs(3600);

@@ -1,0 +1,22 @@
+// SPDX-License-Identifier: GPL-2.0
+//! What nearly every file uses.
+
+pub use crate::{
+    count::Count,
+    files::{
+        files_below, make_anew, name_of, paths_in, paths_of_kind, read_all, read_lossy,
+        write_if_changed,
+    },
+    project::{find_program, more_words, text, Project},
+    steps::Step,
+};
+pub use anyhow::{anyhow, bail, ensure, Context, Result};
+pub use camino::{Utf8Path as Path, Utf8PathBuf as PathBuf};
+pub use fs_err::{self as fs, File};
+pub use std::{
+    collections::{BTreeMap, BTreeSet},
+    process::Command,
+    time::{Duration, Instant},
+};
+
+pub(crate) use crate::project::command;
