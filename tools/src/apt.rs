@@ -212,9 +212,10 @@ impl<'a> Root<'a> {
         make_anew(&partial)?;
         make_anew(&packages)?;
         for package in self.download(words, &packages)? {
-            self.step.run(
-                &mut command!(self.step, "dpkg-deb -x {package} {partial}"),
-                "the package is broken: run it again",
+            run!(
+                self.step,
+                "dpkg-deb -x {package} {partial}",
+                "the package is broken: run it again"
             )?;
         }
         fs::remove_dir_all(&packages)?;

@@ -51,12 +51,10 @@ fn lay(project: &Project, suite: &str, folder: &Path) -> Result<()> {
     let debootstrap = deps::program(project, "debootstrap", "debootstrap")?;
     let step = Step::start(project, "bare", &format!("laying a bare {suite}"))?;
     let (mirror, _) = apt::mirrors(&step)?;
-    step.run(
-        &mut command!(
-            step,
-            "{debootstrap} --variant=minbase --include=make {suite} {folder} {mirror}"
-        ),
-        "check the network, or free some space",
+    run!(
+        step,
+        "{debootstrap} --variant=minbase --include=make {suite} {folder} {mirror}",
+        "check the network, or free some space"
     )?;
     // How to reach the network is the machine's business, not the release's.
     let resolver = Path::new("/etc/resolv.conf");
@@ -70,9 +68,10 @@ fn lay(project: &Project, suite: &str, folder: &Path) -> Result<()> {
         fs::copy(path, folder.join(place).join(name_of(path)))?;
     }
     let (root, checkout) = (&project.root, folder.join(CHECKOUT));
-    step.run(
-        &mut command!(step, "git clone --quiet --depth=1 file://{root} {checkout}"),
-        "this takes git, and a checkout with a commit",
+    run!(
+        step,
+        "git clone --quiet --depth=1 file://{root} {checkout}",
+        "this takes git, and a checkout with a commit"
     )?;
     step.done("laid");
     Ok(())

@@ -16,6 +16,8 @@ const BINDGEN_BUILT: &str = "0.72.1";
 const QEMU_MINIMUM: Version = Version(8, 0, 0);
 pub const GCC: &str = "s390x-linux-gnu-gcc";
 const MESON_MINIMUM: Version = Version(1, 5, 0);
+/// Packages of which bookworm's own is too old; its backports have those of trixie.
+const BACKPORTED: [&str; 2] = ["meson", "qemu-system-s390x"];
 
 /// What every command needs that builds something: how to see that it is there, and
 /// Debian's package that brings it.
@@ -68,8 +70,6 @@ struct Need {
     /// The variable that names another one.
     variable: Option<&'static str>,
     minimum: Option<Version>,
-    /// Whether bookworm's own is too old; its backports have that of trixie.
-    of_backports: bool,
 }
 
 impl Need {
@@ -79,7 +79,6 @@ impl Need {
             package: package.into(),
             variable: None,
             minimum: None,
-            of_backports: false,
         }
     }
 
@@ -93,32 +92,20 @@ impl Need {
         self
     }
 
-    fn backported(self) -> Self {
-        let of_backports = true;
-        Self {
-            of_backports,
-            ..self
-        }
-    }
-
     fn find(&self) -> Option<PathBuf> {
         let is_new = |path: &PathBuf| {
-            let is_older = |minimum| version_of(path).map_or(true, |version| version < minimum);
-            !self.minimum.is_some_and(is_older)
+            let is_enough = |minimum| version_of(path).is_ok_and(|version| version >= minimum);
+            self.minimum.is_none_or(is_enough)
         };
         find_program(&self.sign).filter(is_new)
     }
 
     /// For a machine where nothing can be installed.
     fn describe(&self) -> String {
-        let mut text = self.sign.to_string();
-        if let Some(minimum) = self.minimum {
-            text += &format!(" {minimum} or newer");
-        }
-        if let Some(name) = self.variable {
-            text += &format!(" ({name}=)");
-        }
-        text
+        let minimum = self.minimum.map(|minimum| format!(" {minimum} or newer"));
+        let variable = self.variable.map(|name| format!(" ({name}=)"));
+        let sign = self.sign.to_string();
+        sign + &minimum.unwrap_or_default() + &variable.unwrap_or_default()
     }
 }
 
@@ -146,11 +133,12 @@ fn needs(project: &Project) -> Vec<Need> {
         list.push(Need::new(library, "rust-web-src"));
     }
     let version = project.llvm.trim_start_matches('-');
-    for (name, package) in [
+    let programs = [
         ("clang", "clang"),
         ("ld.lld", "lld"),
         ("llvm-objcopy", "llvm"),
-    ] {
+    ];
+    for (name, package) in programs {
         let package = format!("{package}-{version}");
         list.push(Need::new(project.llvm_tool(name), package).named_by("LLVM"));
     }
@@ -170,8 +158,7 @@ pub fn ensure(project: &Project) -> Result<()> {
 pub fn ensure_machine(project: &Project) -> Result<()> {
     let mut list = needs(project);
     list.extend(MACHINE.map(|(sign, package)| Need::new(sign, package)));
-    let meson = Need::new("/usr/bin/meson", "meson").since(MESON_MINIMUM);
-    list.push(meson.backported());
+    list.push(Need::new("/usr/bin/meson", "meson").since(MESON_MINIMUM));
     install(project, list)
 }
 
@@ -188,14 +175,9 @@ fn install(project: &Project, mut missing: Vec<Need>) -> Result<()> {
             need.describe()
         );
     }
-    let packages = |of_backports| -> Vec<&str> {
-        let wanted = missing
-            .iter()
-            .filter(|need| need.of_backports == of_backports);
-        let names: BTreeSet<&str> = wanted.map(|need| need.package.as_str()).collect();
-        names.into_iter().collect()
-    };
-    let (plain, backported) = (packages(false), packages(true));
+    let packages: BTreeSet<&str> = missing.iter().map(|need| &*need.package).collect();
+    let (backported, plain): (Vec<_>, Vec<_>) =
+        packages.iter().partition(|name| BACKPORTED.contains(name));
     let all = [&plain[..], &backported].concat().join(" ");
     if !apt::may_install() {
         let names: Vec<String> = missing.iter().map(Need::describe).collect();
@@ -257,7 +239,7 @@ pub fn qemu(project: &Project) -> Result<PathBuf> {
         return named(path, "QEMU", QEMU_MINIMUM);
     }
     let need = Need::new("qemu-system-s390x", "qemu-system-s390x").named_by("QEMU");
-    provide(project, need.since(QEMU_MINIMUM).backported())
+    provide(project, need.since(QEMU_MINIMUM))
 }
 
 /// A program that the caller named.
@@ -297,11 +279,8 @@ pub fn bindgen(project: &Project) -> Result<PathBuf> {
 }
 
 fn sysroot(rustc: &Path) -> Option<PathBuf> {
-    let output = Command::new(rustc)
-        .args(["--print", "sysroot"])
-        .output()
-        .ok()?;
-    Some(PathBuf::from(String::from_utf8(output.stdout).ok()?.trim()))
+    let text = said(rustc, &["--print", "sysroot"]).ok()?;
+    Some(PathBuf::from(text.trim()))
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -325,13 +304,15 @@ impl std::fmt::Display for Version {
     }
 }
 
+fn said(program: &Path, words: &[&str]) -> Result<String> {
+    let output = Command::new(program).args(words).output();
+    let output = output.with_context(|| format!("cannot run {program}"))?;
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
 /// What a program says of itself.
 pub fn version_of(program: &Path) -> Result<Version> {
-    let output = Command::new(program)
-        .arg("--version")
-        .output()
-        .with_context(|| format!("cannot run {program}"))?;
-    let text = String::from_utf8_lossy(&output.stdout);
+    let text = said(program, &["--version"])?;
     Version::find(&text).with_context(|| format!("{program} --version says no version"))
 }
 

@@ -210,12 +210,10 @@ fn external_modules(
     if !stamp.is_current() {
         stamp.remove();
         let (make, suites) = (&kernel.make, suites.join(" "));
-        step.run(
-            &mut command!(
-                step,
-                "make {make...} M={source} MO={output} SUITES={suites} modules"
-            ),
-            "correct what the compiler says",
+        run!(
+            step,
+            "make {make...} M={source} MO={output} SUITES={suites} modules",
+            "correct what the compiler says"
         )?;
         stamp.write()?;
     }

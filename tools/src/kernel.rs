@@ -90,9 +90,10 @@ pub fn build(project: &Project, flavour: &str) -> Result<Kernel> {
     stamp.remove();
     kernel.configure(&step, &wanted)?;
     let make = &kernel.make;
-    step.run(
-        &mut command!(step, "make {make...} bzImage modules"),
-        "correct what the compiler says",
+    run!(
+        step,
+        "make {make...} bzImage modules",
+        "correct what the compiler says"
     )?;
     stamp.write()?;
     step.done("built");

@@ -128,12 +128,10 @@ fn prepare(
     let doing = format!("unpacking QEMU {version}");
     let step = Step::start(project, "machine-patch", &doing)?;
     fs::create_dir_all(tree)?;
-    step.run(
-        &mut command!(
-            step,
-            "tar --extract --strip-components=1 --no-same-owner --file {archive} --directory {tree}"
-        ),
-        "the archive is broken: remove the cache's folder deb and run it again",
+    run!(
+        step,
+        "tar --extract --strip-components=1 --no-same-owner --file {archive} --directory {tree}",
+        "the archive is broken: remove the cache's folder deb and run it again"
     )?;
     for path in patches {
         step.run(

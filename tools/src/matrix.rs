@@ -129,12 +129,10 @@ fn steps(project: &Project, table: &mut Table) -> Result<()> {
         let name = patch.file_stem().unwrap_or_default();
         let step = Step::start(&project, "patch", name)?;
         let tree = &source.tree;
-        step.run(
-            &mut command!(
-                step,
-                "patch --directory={tree} --strip=1 --force --silent --input {patch}"
-            ),
-            "correct it",
+        run!(
+            step,
+            "patch --directory={tree} --strip=1 --force --silent --input {patch}",
+            "correct it"
         )?;
         step.done("applied");
         let is_there = fs::read_to_string(tree.join("drivers/iommu/Kconfig"))?.contains(PLACE);
@@ -161,9 +159,10 @@ fn warnings(project: &Project, kernel: &Kernel) -> Result<usize> {
     // What is up to date is not compiled again.
     let _ = fs::remove_dir_all(kernel.objects.join(PLACE));
     let make = &kernel.make;
-    step.run(
-        &mut command!(step, "make {make...} W=1 {PLACE}/"),
-        "correct what the compiler says",
+    run!(
+        step,
+        "make {make...} W=1 {PLACE}/",
+        "correct what the compiler says"
     )?;
     let log = fs::read_to_string(step.log())?;
     // The compiler says this of its own target, for every crate.

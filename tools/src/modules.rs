@@ -34,12 +34,10 @@ pub fn build_for_tests(kernel: &Kernel, step: &Step) -> Result<PathBuf> {
     let words = words(step, &kernel.objects)?;
     for target in ["modules", "modules_install"] {
         let words = &words;
-        step.run(
-            &mut command!(
-                step,
-                "make {words...} {target} MO={output} INSTALL_MOD_PATH={installed}"
-            ),
-            "correct what it says",
+        run!(
+            step,
+            "make {words...} {target} MO={output} INSTALL_MOD_PATH={installed}",
+            "correct what it says"
         )?;
     }
     let release = fs::read_to_string(kernel.objects.join("include/config/kernel.release"))?;

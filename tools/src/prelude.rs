@@ -19,4 +19,4 @@ pub use std::{
     time::{Duration, Instant},
 };
 
-pub(crate) use crate::project::command;
+pub(crate) use crate::{project::command, steps::run};

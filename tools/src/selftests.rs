@@ -61,28 +61,24 @@ pub fn build(project: &Project, kernel: &Kernel) -> Result<Vec<Program>> {
     patches::apply(&patches, &tree)
         .context("this kernel's selftests are not those that the patches are for")?;
     let (make, headers) = (&kernel.make, folder.join("usr"));
-    step.run(
-        &mut command!(
-            step,
-            "make {make...} headers_install INSTALL_HDR_PATH={headers}"
-        ),
-        "read the log",
+    run!(
+        step,
+        "make {make...} headers_install INSTALL_HDR_PATH={headers}",
+        "read the log"
     )?;
     let jobs = project.jobs.to_string();
     for target in TARGETS {
         let (from, out) = (tree.join(FOLDER).join(target), out.join(target));
         fs::create_dir_all(&out)?;
         // The packages have headers that the cross compiler brings as well: -idirafter.
-        step.run(
-            &mut command!(
-                step,
-                "make -j{jobs} -C {from} ARCH=s390 CROSS_COMPILE=s390x-linux-gnu- OUTPUT={out}
+        run!(
+            step,
+            "make -j{jobs} -C {from} ARCH=s390 CROSS_COMPILE=s390x-linux-gnu- OUTPUT={out}
                     'KHDR_INCLUDES=-isystem '{headers}/include
                     'CPPFLAGS=-idirafter '{libraries}/usr/include
                     EXTRA_CFLAGS={SMALLER}
-                    'LDFLAGS=-static -L'{libraries}/usr/lib/s390x-linux-gnu"
-            ),
-            "correct what the compiler says",
+                    'LDFLAGS=-static -L'{libraries}/usr/lib/s390x-linux-gnu",
+            "correct what the compiler says"
         )?;
     }
     let programs = programs(&out)?;
@@ -112,12 +108,10 @@ fn copy(step: &Step, from: &Path, to: &Path) -> Result<()> {
     let sources = SOURCES.map(|path| from.join(".").join(path));
     let folder = from.join(".").join(FOLDER);
     let folders = COMMON.iter().chain(&TARGETS).map(|name| folder.join(name));
-    step.run(
-        &mut command!(
-            step,
-            "rsync --recursive --relative --copy-links --times {sources...} {folders...} {to}"
-        ),
-        "the kernel tree lacks what the selftests need",
+    run!(
+        step,
+        "rsync --recursive --relative --copy-links --times {sources...} {folders...} {to}",
+        "the kernel tree lacks what the selftests need"
     )
 }
 

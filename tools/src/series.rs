@@ -109,13 +109,11 @@ fn make(
     integrate(&project.root, &Source::of_caller(&integrated))?;
     let sent = &git.tree;
     // No build needs the pages and MAINTAINERS, so that only the series has them.
-    step.run(
-        &mut command!(
-            step,
-            "diff --recursive --brief --exclude=.git --exclude=.integrated-*
-                --exclude=Documentation --exclude=MAINTAINERS {integrated} {sent}"
-        ),
-        "what the series makes has to be what make integrate makes",
+    run!(
+        step,
+        "diff --recursive --brief --exclude=.git --exclude=.integrated-*
+                --exclude=Documentation --exclude=MAINTAINERS {integrated} {sent}",
+        "what the series makes has to be what make integrate makes"
     )?;
     fs::rename(place("patches"), &folder)?;
     let list = list.iter().map(|path| folder.join(name_of(path)));

@@ -142,14 +142,12 @@ fn unpack(step: &Step, deb: &Path, package: &str, place: &Path) -> Result<()> {
     let tree = partial.join("tree");
     make_anew(&tree)?;
     let advice = "the package is broken: remove it and run it again";
-    step.run(&mut command!(step, "dpkg-deb -x {deb} {partial}"), advice)?;
-    step.run(
-        &mut command!(
-            step,
-            "tar --extract --strip-components=1 --no-same-owner '--use-compress-program=xz -dT0'
-                --file {partial}/usr/src/{package}.tar.xz --directory {tree}"
-        ),
-        advice,
+    run!(step, "dpkg-deb -x {deb} {partial}", advice)?;
+    run!(
+        step,
+        "tar --extract --strip-components=1 --no-same-owner '--use-compress-program=xz -dT0'
+                --file {partial}/usr/src/{package}.tar.xz --directory {tree}",
+        advice
     )?;
     fs::rename(&tree, place.join("tree"))?;
     Ok(fs::remove_dir_all(&partial)?)

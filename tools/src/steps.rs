@@ -164,30 +164,33 @@ fn last_lines(text: &str, count: usize) -> String {
     all[all.len().saturating_sub(count)..].join("\n")
 }
 
+/// Runs a command that is typed here, see [`Step::run`].
+macro_rules! run {
+    ($step:expr, $typed:literal, $advice:expr) => {
+        $step.run(&mut command!($step, $typed), $advice)
+    };
+}
+pub(crate) use run;
+
 /// Causes that have nothing to do with the step they hit.
 fn known_cause(text: &str) -> Option<&'static str> {
-    const CAUSES: [(&[&str], &str); 3] = [
-        (
-            &["No space left on device", "os error 28"],
-            "the disk is full: free some space, or name another cache with S390_IOMMU_CACHE=",
-        ),
-        (
-            &[
-                "Temporary failure resolving",
-                "Could not resolve host",
-                "Could not connect",
-                "Connection timed out",
-                "Network is unreachable",
-                "failed to download from",
-            ],
-            "the network or the mirror does not answer: check the connection and run it again",
-        ),
-        (
-            &["Could not get lock", "Unable to acquire the dpkg"],
-            "another apt or dpkg is at work: wait for it and run it again",
-        ),
+    const DISK: &str =
+        "the disk is full: free some space, or name another cache with S390_IOMMU_CACHE=";
+    const NETWORK: &str =
+        "the network or the mirror does not answer: check the connection and run it again";
+    const DPKG: &str = "another apt or dpkg is at work: wait for it and run it again";
+    const SIGNS: [(&str, &str); 10] = [
+        ("No space left on device", DISK),
+        ("os error 28", DISK),
+        ("Temporary failure resolving", NETWORK),
+        ("Could not resolve host", NETWORK),
+        ("Could not connect", NETWORK),
+        ("Connection timed out", NETWORK),
+        ("Network is unreachable", NETWORK),
+        ("failed to download from", NETWORK),
+        ("Could not get lock", DPKG),
+        ("Unable to acquire the dpkg", DPKG),
     ];
-    let is_seen = |signs: &[&str]| signs.iter().any(|sign| text.contains(sign));
-    let cause = CAUSES.iter().find(|(signs, _)| is_seen(signs))?;
-    Some(cause.1)
+    let sign = SIGNS.iter().find(|(sign, _)| text.contains(sign));
+    sign.map(|(_, cause)| *cause)
 }

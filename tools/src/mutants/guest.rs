@@ -47,9 +47,10 @@ fn try_one(machine: &Machine, flavour: &str, step: &Step, mutant: &Mutant) -> Re
     make_anew(&root)?;
     let from = &project.root;
     let script = "cd \"$0\" && git ls-files -z | xargs -0 cp --parents -t \"$1\"";
-    step.run(
-        &mut command!(step, "sh -c {script} {from} {root}"),
-        "the checkout cannot be copied",
+    run!(
+        step,
+        "sh -c {script} {from} {root}",
+        "the checkout cannot be copied"
     )?;
     if !mutant.apply(&root, step, false)? {
         return Ok("FAILED: it does not apply");

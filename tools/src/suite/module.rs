@@ -170,9 +170,10 @@ fn root_image(project: &Project, kernel: &Kernel) -> Result<PathBuf> {
 pub(super) fn file_system(step: Step, tree: &Path, size: &str) -> Result<PathBuf> {
     let image = tree.with_extension("ext2");
     let _ = fs::remove_file(&image);
-    step.run(
-        &mut command!(step, "mke2fs -q -t ext2 -d {tree} {image} {size}"),
-        "check that there is space",
+    run!(
+        step,
+        "mke2fs -q -t ext2 -d {tree} {image} {size}",
+        "check that there is space"
     )?;
     step.done("made");
     Ok(image)
