@@ -7,6 +7,7 @@ use crate::{
     prelude::*,
     project::LLVM,
 };
+use std::ops::Range;
 
 const RUSTC_MINIMUM: Version = Version(1, 96, 0);
 /// The oldest bindgen that the kernel takes, and the one that is built when there is none.
@@ -295,6 +296,16 @@ impl Version {
             let (major, minor) = (parts.next()??, parts.next()??);
             Some(Self(major, minor, parts.next().flatten().unwrap_or(0)))
         })
+    }
+
+    /// The newest of texts whose versions fit.
+    pub fn newest<T: AsRef<str> + Ord>(
+        texts: impl IntoIterator<Item = T>,
+        fitting: Range<Self>,
+    ) -> Option<(Self, T)> {
+        let texts = texts.into_iter();
+        let all = texts.filter_map(|text| Some((Self::find(text.as_ref())?, text)));
+        all.filter(|(version, _)| fitting.contains(version)).max()
     }
 }
 

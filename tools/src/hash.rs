@@ -20,34 +20,25 @@ pub fn of_program(name: &Path) -> impl Hash {
     (path, data)
 }
 
-/// Remembers from what something was built; without a key it never does.
-pub struct Stamp {
-    path: PathBuf,
-    key: Option<String>,
-}
-
-impl Stamp {
-    pub fn new(folder: &Path, key: Option<String>) -> Self {
-        let path = folder.join(".s390-iommu-built");
-        Self { path, key }
+/// Builds in a folder, unless what is made there is there and was made from the same, to its
+/// end; without a key it never was. Whether it was built.
+pub fn build_once(
+    folder: &Path,
+    made: &Path,
+    key: Option<&String>,
+    build: impl FnOnce() -> Result<()>,
+) -> Result<bool> {
+    let stamp = folder.join(".s390-iommu-built");
+    if made.exists() && key.is_some() && fs::read_to_string(&stamp).ok().as_ref() == key {
+        return Ok(false);
     }
-
-    /// Whether it was built from this input, to its end.
-    pub fn is_current(&self) -> bool {
-        self.key.is_some() && fs::read_to_string(&self.path).ok() == self.key
+    // What is there is not whole.
+    let _ = fs::remove_file(&stamp);
+    build()?;
+    if let Some(key) = key {
+        fs::write(&stamp, key)?;
     }
-
-    /// Before building: what is there is not whole.
-    pub fn remove(&self) {
-        let _ = fs::remove_file(&self.path);
-    }
-
-    pub fn write(&self) -> Result<()> {
-        if let Some(key) = &self.key {
-            fs::write(&self.path, key)?;
-        }
-        Ok(())
-    }
+    Ok(true)
 }
 
 #[cfg(test)]
@@ -55,13 +46,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_stamp_holds_for_its_key_only() {
+    fn what_is_built_is_built_once_from_its_key() {
         let folder = camino_tempfile::tempdir().unwrap();
-        let stamp = |key: Option<&str>| Stamp::new(folder.path(), key.map(str::to_owned));
-        assert!(!stamp(Some("a")).is_current());
-        stamp(Some("a")).write().unwrap();
-        assert!(stamp(Some("a")).is_current());
-        assert!(!stamp(Some("b")).is_current());
-        assert!(!stamp(None).is_current());
+        let (folder, made) = (folder.path(), folder.path().join("made"));
+        let build = |key: Option<&str>| {
+            let key = key.map(str::to_owned);
+            build_once(folder, &made, key.as_ref(), || Ok(fs::write(&made, "")?)).unwrap()
+        };
+        assert!(build(Some("a")) && !build(Some("a")));
+        assert!(build(Some("b")) && build(Some("a")));
+        assert!(build(None) && build(Some("a")));
+        fs::remove_file(&made).unwrap();
+        assert!(build(Some("a")));
     }
 }

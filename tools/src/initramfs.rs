@@ -3,7 +3,7 @@
 
 use crate::{
     apt::{self, Root},
-    hash::{self, Stamp},
+    hash,
     kernel::Kernel,
     prelude::*,
 };
@@ -206,17 +206,15 @@ fn external_modules(
     let output = step.build.join("modules").join(folder);
     let output = output.join(kernel.label());
     fs::create_dir_all(&output)?;
-    let stamp = Stamp::new(&output, modules_key(&source, kernel)?);
-    if !stamp.is_current() {
-        stamp.remove();
+    let key = modules_key(&source, kernel)?;
+    hash::build_once(&output, &output.join("modules.order"), key.as_ref(), || {
         let (make, suites) = (&kernel.make, suites.join(" "));
         run!(
             step,
             "make {make...} M={source} MO={output} SUITES={suites} modules",
             "correct what the compiler says"
-        )?;
-        stamp.write()?;
-    }
+        )
+    })?;
     Ok(modules_in(&output))
 }
 

@@ -3,7 +3,7 @@
 
 use crate::{
     deps::{self, Version, GCC},
-    hash::{self, Stamp},
+    hash,
     integrate::{self, integrate},
     prelude::*,
     source::{self, Source},
@@ -82,21 +82,13 @@ pub fn build(project: &Project, flavour: &str) -> Result<Kernel> {
     };
     let doing = format!("building Linux {version} ({})", flavour.replace(',', ", "));
     let step = Step::start(project, "kernel", &doing)?;
-    let stamp = Stamp::new(&kernel.objects, kernel.key.clone());
-    if stamp.is_current() && kernel.image.is_file() {
-        step.done("nothing changed");
-        return Ok(kernel);
-    }
-    stamp.remove();
-    kernel.configure(&step, &wanted)?;
-    let make = &kernel.make;
-    run!(
-        step,
-        "make {make...} bzImage modules",
-        "correct what the compiler says"
-    )?;
-    stamp.write()?;
-    step.done("built");
+    let (objects, key, make) = (&kernel.objects, kernel.key.as_ref(), &kernel.make);
+    let is_new = hash::build_once(objects, &kernel.image, key, || {
+        kernel.configure(&step, &wanted)?;
+        let advice = "correct what the compiler says";
+        run!(step, "make {make...} bzImage modules", advice)
+    })?;
+    step.done(if is_new { "built" } else { "nothing changed" });
     Ok(kernel)
 }
 

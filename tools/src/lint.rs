@@ -15,8 +15,6 @@ const LICENSE: &str = "SPDX-License-Identifier: GPL-2.0";
 const SOURCES: [&str; 12] = [
     "rs", "c", "h", "toml", "config", "sh", "rst", "py", "s", "Makefile", "Kbuild", "Kconfig",
 ];
-/// The folders where nobody does.
-const MADE: [&str; 3] = ["build", "target", ".git"];
 const PROGRAMS: [&str; 5] = [
     "tools",
     "tests/host",
@@ -83,15 +81,15 @@ pub fn check_format(step: &Step) -> Result<Count> {
 }
 
 fn count(step: &Step, commands: impl IntoIterator<Item = Command>) -> Result<Count> {
-    let results = commands
-        .into_iter()
-        .map(|mut command| step.check(&mut command));
-    results.collect()
+    let commands = commands.into_iter();
+    commands
+        .map(|mut command| step.check(&mut command))
+        .collect()
 }
 
 /// Looks for the license in the first lines of each source file.
 pub fn check_licenses(step: &Step) -> Result<Count> {
-    let has_license = |file: &PathBuf| {
+    let has_license = |file: &Path| {
         let text = fs::read_to_string(file).unwrap_or_default();
         let good = text.lines().take(3).any(|line| line.contains(LICENSE));
         if !good {
@@ -99,20 +97,15 @@ pub fn check_licenses(step: &Step) -> Result<Count> {
         }
         good
     };
-    let files = source_files(&step.root)?;
-    Ok(files.iter().map(has_license).collect())
-}
-
-fn source_files(root: &Path) -> Result<Vec<PathBuf>> {
-    let mut list = Vec::new();
-    for path in paths_in(root)? {
-        if !path.is_dir() {
-            list.extend(has_kind(&path, &SOURCES).then_some(path));
-        } else if !MADE.contains(&&*name_of(&path)) {
-            list.extend(source_files(&path)?);
-        }
-    }
-    Ok(list)
+    let root = &step.root;
+    let mut command = command!(
+        step,
+        "git -C {root} ls-files --cached --others --exclude-standard"
+    );
+    let text = step.output(&mut command, "this takes git, and a checkout")?;
+    let files = text.lines().map(|file| root.join(file));
+    let files = files.filter(|file| has_kind(file, &SOURCES) && file.is_file());
+    Ok(files.map(|file| has_license(&file)).collect())
 }
 
 pub fn clippy_programs(step: &Step) -> Result<Count> {
@@ -299,20 +292,6 @@ fn documentation_command(text: &str, rustdoc: &str, output: &str) -> Option<Stri
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn what_was_built_is_no_source() {
-        let folder = camino_tempfile::tempdir().unwrap();
-        let (sources, others) = (
-            ["Kbuild", "a.rs", "x/d.rs"],
-            ["a.mod.c", "notes.txt", "build/b.rs", "x/target/c.rs"],
-        );
-        for file in sources.iter().chain(&others) {
-            write_if_changed(&folder.path().join(file), "").unwrap();
-        }
-        let files = source_files(folder.path()).unwrap();
-        assert_eq!(files, sources.map(|file| folder.path().join(file)));
-    }
 
     #[test]
     fn a_complaint_has_a_place() {

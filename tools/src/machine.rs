@@ -88,7 +88,7 @@ fn source(project: &Project) -> Result<(PathBuf, Version)> {
     let step = Step::start(project, "machine-source", doing)?;
     let root = Root::of_sources(&step, RELEASE)?;
     let offered = root.ask("showsrc --only-source qemu", "Version: ")?;
-    let Some((version, text)) = newest_of(&offered) else {
+    let Some((version, text)) = Version::newest(&offered, FITTING) else {
         bail!(
             "{RELEASE} has no QEMU from {OLDEST} to before {TOO_NEW}, but {}: adapt \
              integration/qemu",
@@ -103,19 +103,12 @@ fn source(project: &Project) -> Result<(PathBuf, Version)> {
 }
 
 fn newest_in(folder: &Path) -> Option<(Version, PathBuf)> {
-    let paths = paths_in(folder).ok()?;
-    let mut names: Vec<String> = paths.iter().map(|path| name_of(path)).collect();
-    names.retain(|name| name.starts_with("qemu_"));
-    newest_of(&names).map(|(version, name)| (version, folder.join(name)))
-}
-
-/// The newest that the patches are for.
-fn newest_of(offered: &[String]) -> Option<(Version, &String)> {
-    let versions = offered.iter().map(|text| (Version::find(text), text));
-    let fitting = versions.filter_map(|(version, text)| Some((version?, text)));
-    fitting
-        .filter(|(version, _)| FITTING.contains(version))
-        .max()
+    let names = paths_in(folder)
+        .ok()?
+        .into_iter()
+        .map(|path| name_of(&path));
+    let names = names.filter(|name| name.starts_with("qemu_"));
+    Version::newest(names, FITTING).map(|(version, name)| (version, folder.join(name)))
 }
 
 fn prepare(
@@ -172,9 +165,9 @@ mod tests {
             "1:10.0.14+ds-0+deb13u1",
             "1:10.0.13+ds-0+deb13u1",
             "1:11.1.3+ds-1",
-        ]
-        .map(str::to_owned);
-        assert_eq!(newest_of(&offered), Some((Version(10, 0, 14), &offered[1])));
-        assert_eq!(newest_of(&offered[..1]), None);
+        ];
+        let newest = |texts: &[&'static str]| Version::newest(texts.to_vec(), FITTING);
+        assert_eq!(newest(&offered), Some((Version(10, 0, 14), offered[1])));
+        assert_eq!(newest(&offered[..1]), None);
     }
 }

@@ -16,22 +16,15 @@ const KINDS: [&str; 3] = ["rs", "toml", "lock"];
 const ALL_PASSED: &str = "test result: ok. ";
 const KILLED: &str = "killed";
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Place {
-    Host,
-    Model,
-    /// Needs a kernel for each mutant.
-    Guest,
-    /// Needs the kernel of `make torture` for each.
-    Debug,
-}
+/// Where tests are; those of a guest need a kernel for each mutant, `debug` that of
+/// `make torture`.
+const PLACES: [&str; 4] = ["host", "model", "guest", "debug"];
 
 /// A patch, and the test that finds what it breaks.
-#[derive(Debug)]
 struct Mutant {
     name: String,
     patch: PathBuf,
-    place: Place,
+    place: String,
     test: String,
 }
 
@@ -40,13 +33,14 @@ impl Mutant {
         let text = fs::read_to_string(&patch)?;
         let killer = text.lines().find_map(|l| l.strip_prefix("Killed-by: "));
         let (place, test) = killer
-            .and_then(parse)
+            .and_then(|killer| killer.split_once(' '))
+            .filter(|(place, _)| PLACES.contains(place))
             .with_context(|| format!("{patch}: which test kills it?"))?;
         Ok(Mutant {
             name: name_of(&patch.with_extension("")),
+            place: place.to_owned(),
+            test: test.to_owned(),
             patch,
-            place,
-            test,
         })
     }
 
@@ -57,18 +51,6 @@ impl Mutant {
         command.env("GIT_CEILING_DIRECTORIES", tree.parent().unwrap_or(tree));
         step.check(command.arg(&self.patch).current_dir(tree))
     }
-}
-
-fn parse(killer: &str) -> Option<(Place, String)> {
-    let (place, test) = killer.split_once(' ')?;
-    let place = match place {
-        "host" => Place::Host,
-        "model" => Place::Model,
-        "guest" => Place::Guest,
-        "debug" => Place::Debug,
-        _ => return None,
-    };
-    Some((place, test.to_owned()))
 }
 
 fn mutants(project: &Project) -> Result<Vec<Mutant>> {
@@ -91,8 +73,8 @@ pub fn run(project: &Project) -> Result<()> {
     list.retain(|mutant| only.as_ref().is_none_or(|part| mutant.name.contains(part)));
     let tree = copy(project)?;
     let step = Step::start(project, "mutants", "the named tests without a mutant")?;
-    for place in [Place::Host, Place::Model] {
-        let of_place = list.iter().filter(|mutant| mutant.place == place);
+    for place in &PLACES[..2] {
+        let of_place = list.iter().filter(|mutant| mutant.place == *place);
         let tests: BTreeSet<&str> = of_place.map(|mutant| &*mutant.test).collect();
         let tests = Vec::from_iter(tests);
         if tests.is_empty() {
@@ -108,7 +90,7 @@ pub fn run(project: &Project) -> Result<()> {
     let mut count = Count::default();
     let (others, guests): (Vec<_>, Vec<_>) = list
         .iter()
-        .partition(|mutant| matches!(mutant.place, Place::Host | Place::Model));
+        .partition(|mutant| PLACES[..2].contains(&&*mutant.place));
     for mutant in others {
         let step = Step::start(project, &format!("mutant-{}", mutant.name), &mutant.test)?;
         let outcome = try_one(&step, &tree, mutant)?;
@@ -124,8 +106,8 @@ pub fn run(project: &Project) -> Result<()> {
             count.skipped
         );
     } else {
-        for place in [Place::Guest, Place::Debug] {
-            let of_place = guests.iter().copied().filter(|m| m.place == place);
+        for place in &PLACES[2..] {
+            let of_place = guests.iter().copied().filter(|m| m.place == *place);
             count += guest::run(project, place, &of_place.collect::<Vec<_>>())?;
         }
     }
@@ -139,10 +121,10 @@ fn try_one(step: &Step, tree: &Path, mutant: &Mutant) -> Result<&'static str> {
         return Ok("FAILED: it does not apply");
     }
     // What does not compile says nothing of the test.
-    if !build(step, tree, mutant.place)? {
+    if !build(step, tree, &mutant.place)? {
         return Ok("FAILED: it does not compile");
     }
-    if passes(step, tree, mutant.place, &[&mutant.test])? {
+    if passes(step, tree, &mutant.place, &[&mutant.test])? {
         return Ok("FAILED: it survives");
     }
     // Not what ran out of time or memory.
@@ -171,7 +153,7 @@ fn copy(project: &Project) -> Result<PathBuf> {
     Ok(tree)
 }
 
-fn cargo(step: &Step, tree: &Path, place: Place) -> Command {
+fn cargo(step: &Step, tree: &Path, place: &str) -> Command {
     let cargo = &step.cargo;
     let mut command = command!(
         step,
@@ -179,7 +161,7 @@ fn cargo(step: &Step, tree: &Path, place: Place) -> Command {
             --manifest-path {tree}/{TESTS}/Cargo.toml"
     );
     let target = step.build.join("target/mutants");
-    if place == Place::Model {
+    if place == "model" {
         command.env("RUSTFLAGS", "--cfg loom");
         command.env("CARGO_TARGET_DIR", target.with_extension("flags"));
     } else {
@@ -188,12 +170,12 @@ fn cargo(step: &Step, tree: &Path, place: Place) -> Command {
     command
 }
 
-fn build(step: &Step, tree: &Path, place: Place) -> Result<bool> {
+fn build(step: &Step, tree: &Path, place: &str) -> Result<bool> {
     step.check(cargo(step, tree, place).arg("--no-run"))
 }
 
 /// Whether all of the tests were there and passed.
-fn passes(step: &Step, tree: &Path, place: Place, tests: &[&str]) -> Result<bool> {
+fn passes(step: &Step, tree: &Path, place: &str, tests: &[&str]) -> Result<bool> {
     let mut command = cargo(step, tree, place);
     command.args(["--", "--exact"]).args(tests);
     let (good, output) = step.attempt(&mut command)?;
@@ -201,7 +183,7 @@ fn passes(step: &Step, tree: &Path, place: Place, tests: &[&str]) -> Result<bool
     let summary = lines.find(|line| line.starts_with(ALL_PASSED));
     let count = format!("{ALL_PASSED}{} passed;", tests.len());
     if good && !summary.is_some_and(|line| line.starts_with(&count)) {
-        bail!("{place:?}: one of these tests is not there: {tests:?}");
+        bail!("{place}: one of these tests is not there: {tests:?}");
     }
     Ok(good)
 }

@@ -7,8 +7,7 @@
 use crate::{
     apt::{self, Root},
     deps::GCC,
-    hash::{self, Stamp},
-    integrate,
+    hash, integrate,
     kernel::Kernel,
     patches::{self, Patch},
     prelude::*,
@@ -48,17 +47,30 @@ pub fn build(project: &Project, kernel: &Kernel) -> Result<Vec<Program>> {
     let folder = project.build.join("selftests");
     let out = folder.join("out");
     let patches = patches::read(&project.root.join(PATCHES))?;
-    let stamp = Stamp::new(&folder, key(project, kernel, &patches)?);
-    if stamp.is_current() {
-        let programs = programs(&out)?;
-        step.done("nothing changed");
-        return Ok(programs);
-    }
-    make_anew(&folder)?;
-    let libraries = libraries(&step)?;
+    let key = key(project, kernel, &patches)?;
+    let is_new = hash::build_once(&folder, &out, key.as_ref(), || {
+        build_in(&step, kernel, &patches, &folder, &out)
+    })?;
+    let programs = programs(&out)?;
+    step.done(&match is_new {
+        true => format!("{} programs", programs.len()),
+        false => "nothing changed".to_owned(),
+    });
+    Ok(programs)
+}
+
+fn build_in(
+    step: &Step,
+    kernel: &Kernel,
+    patches: &[Patch],
+    folder: &Path,
+    out: &Path,
+) -> Result<()> {
+    make_anew(folder)?;
+    let libraries = libraries(step)?;
     let tree = folder.join("tree");
-    copy(&step, &kernel.source.tree, &tree)?;
-    patches::apply(&patches, &tree)
+    copy(step, &kernel.source.tree, &tree)?;
+    patches::apply(patches, &tree)
         .context("this kernel's selftests are not those that the patches are for")?;
     let (make, headers) = (&kernel.make, folder.join("usr"));
     run!(
@@ -66,7 +78,7 @@ pub fn build(project: &Project, kernel: &Kernel) -> Result<Vec<Program>> {
         "make {make...} headers_install INSTALL_HDR_PATH={headers}",
         "read the log"
     )?;
-    let jobs = project.jobs.to_string();
+    let jobs = step.jobs.to_string();
     for target in TARGETS {
         let (from, out) = (tree.join(FOLDER).join(target), out.join(target));
         fs::create_dir_all(&out)?;
@@ -81,10 +93,7 @@ pub fn build(project: &Project, kernel: &Kernel) -> Result<Vec<Program>> {
             "correct what the compiler says"
         )?;
     }
-    let programs = programs(&out)?;
-    stamp.write()?;
-    step.done(&format!("{} programs", programs.len()));
-    Ok(programs)
+    programs(out).map(drop)
 }
 
 /// A key of what the programs are built from; none for a tree of the caller's.

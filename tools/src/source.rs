@@ -89,18 +89,15 @@ fn fetch(project: &Project, folder: &Path) -> Result<Source> {
     if apt::codename().is_none() {
         bail!("no kernel source; name a Linux 7.3 or newer tree with KDIR=");
     }
-    let step = Step::start(
-        project,
-        "source",
-        "looking for the newest Linux 7.x in Debian",
-    )?;
+    let doing = "looking for the newest Linux 7.x in Debian";
+    let step = Step::start(project, "source", doing)?;
     let (root, package, version) = newest_offered(&step)?;
     let place = folder.join(format!("{package}_{version}"));
     if !is_whole(&place) {
         let debs = project.cache.join("deb");
         // apt writes an epoch's colon as %3a.
-        let deb = format!("{package}_{}_all.deb", version.replace(':', "%3a"));
-        let deb = debs.join(deb);
+        let escaped = version.replace(':', "%3a");
+        let deb = debs.join(format!("{package}_{escaped}_all.deb"));
         if !deb.is_file() {
             root.download(&format!("download {package}"), &debs)?;
         }
@@ -117,12 +114,7 @@ fn newest_offered<'a>(step: &'a Step) -> Result<(Root<'a>, String, String)> {
             continue;
         };
         let names = root.ask("pkgnames linux-source-", "linux-source-")?;
-        let newest = names
-            .into_iter()
-            .filter_map(|name| Some((Version::find(&name)?, name)))
-            .filter(|(version, _)| (OLDEST..TOO_NEW).contains(version))
-            .max();
-        if let Some((_, name)) = newest {
+        if let Some((_, name)) = Version::newest(names, OLDEST..TOO_NEW) {
             let package = format!("linux-source-{name}");
             let versions = root.ask(&format!("show --no-all-versions {package}"), "Version: ")?;
             let version = versions.into_iter().next();

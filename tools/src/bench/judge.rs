@@ -6,14 +6,14 @@ use crate::prelude::*;
 use serde::Serialize;
 
 /// The most that a case may cost: its name, large pages off or on, map and unmap.
-const BOUNDS: [(&str, &str, Cost); 6] = [
-    bound("4K", OFF, 195, 168),
-    bound("64K", OFF, 300, 265),
-    bound("singles", OFF, 51_500, 43_000),
+const BOUNDS: [(&str, &str, u64, u64); 6] = [
+    ("4K", OFF, 195, 168),
+    ("64K", OFF, 300, 265),
+    ("singles", OFF, 51_500, 43_000),
     // 5 and 4 a page, whatever the large pages.
-    bound("64M", OFF, 5 * 16_384, 4 * 16_384),
-    bound("64M", ON, 5 * 16_384, 4 * 16_384),
-    bound("1G", ON, 10_000, 7_000),
+    ("64M", OFF, 5 * 16_384, 4 * 16_384),
+    ("64M", ON, 5 * 16_384, 4 * 16_384),
+    ("1G", ON, 10_000, 7_000),
 ];
 
 /// The cases where large pages must not cost the driver's share anything.
@@ -21,15 +21,6 @@ const SHARES: [&str; 3] = ["4K", "64K", "singles"];
 
 /// A batch of unmaps in a corner may refresh this part of the window.
 const CORNER: u64 = 1024;
-
-const fn bound(
-    name: &'static str,
-    guest: &'static str,
-    map: u64,
-    unmap: u64,
-) -> (&'static str, &'static str, Cost) {
-    (name, guest, Cost { map, unmap })
-}
 
 #[derive(Clone, PartialEq, Eq, Debug, Serialize)]
 pub struct Bound {
@@ -71,8 +62,11 @@ impl Bench {
     /// Holds every bound against its figure.
     pub fn judge(&self) -> Result<Vec<Bound>> {
         let mut bounds = Vec::new();
-        for (name, guest, limit) in BOUNDS {
-            let figure = self.cost(guest, "driver", case(name)?)?;
+        for (name, guest, map, unmap) in BOUNDS {
+            let (figure, limit) = (
+                self.cost(guest, "driver", case(name)?)?,
+                Cost { map, unmap },
+            );
             bounds.extend(Bound::both(name, guest, figure, limit));
         }
         for name in SHARES {
