@@ -112,9 +112,7 @@ struct Bench {
 }
 
 pub fn run(project: &Project) -> Result<()> {
-    if project.kout.is_some() {
-        bail!("bench: two kernels do not fit into one KOUT=; leave it out");
-    }
+    project.ensure_no_kout("bench")?;
     let mut bench = Bench {
         kernel: String::new(),
         runs: RUNS,

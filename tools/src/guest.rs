@@ -27,15 +27,10 @@ pub struct Machine {
 impl Machine {
     /// Builds all of it. The cache is free for others when this returns.
     pub fn prepare(project: &Project, flavour: &str) -> Result<Self> {
-        Self::of_kernel(project, kernel::build(project, flavour)?)
+        Self::with_files(project, &kernel::build(project, flavour)?, &[])
     }
 
-    /// Builds what a kernel is booted with.
-    pub fn of_kernel(project: &Project, kernel: Kernel) -> Result<Self> {
-        Self::with_files(project, &kernel, &[])
-    }
-
-    /// The same, with more files in the guest's root.
+    /// The same of a kernel, with more files in the guest's root.
     pub fn with_files(project: &Project, kernel: &Kernel, extra: &[Extra]) -> Result<Self> {
         let image = project.build.join(format!("bzImage-{}", kernel.label()));
         fs::copy(&kernel.image, &image)?;

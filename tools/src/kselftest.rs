@@ -4,8 +4,7 @@
 
 use crate::{
     guest::Machine,
-    initramfs::Extra,
-    kernel::{self, with_driver, Kernel},
+    kernel::{self, with_driver},
     ktap::{count, Outcome, Point, Report},
     prelude::*,
     project::is_set,
@@ -40,16 +39,13 @@ struct Results {
 /// `guest.only=driver_test`.
 pub fn run(project: &Project) -> Result<()> {
     let compare = is_set("COMPARE");
-    if compare && project.kout.is_some() {
-        bail!("kselftest: two kernels do not fit into one KOUT=; leave it out");
+    if compare {
+        project.ensure_no_kout("kselftest")?;
     }
     let mut all = vec![test(project, "this driver", &project.flavour)?];
     if compare {
-        all.push(test(
-            project,
-            "the C driver",
-            &with_driver(&project.flavour, "c"),
-        )?);
+        let flavour = with_driver(&project.flavour, "c");
+        all.push(test(project, "the C driver", &flavour)?);
     }
     let ours = &all[0];
     println!("\n{}", table(&all).join("\n"));
@@ -70,7 +66,7 @@ pub fn run(project: &Project) -> Result<()> {
 fn test(project: &Project, title: &'static str, flavour: &str) -> Result<Results> {
     let machine = {
         let kernel = kernel::build(project, flavour)?;
-        let programs = programs(project, &kernel)?;
+        let programs = selftests::build(project, &kernel)?;
         // The cache is free for others after this.
         Machine::with_files(project, &kernel, &programs)?
     };
@@ -91,13 +87,6 @@ fn test(project: &Project, title: &'static str, flavour: &str) -> Result<Results
         results.points.extend(report.points);
     }
     Ok(results)
-}
-
-/// Builds the programs, as files of the guest's root.
-pub fn programs(project: &Project, kernel: &Kernel) -> Result<Vec<Extra>> {
-    let programs = selftests::build(project, kernel)?.into_iter();
-    let in_guest = |(name, path)| (format!("kselftest/{name}"), path);
-    Ok(programs.map(in_guest).collect())
 }
 
 fn boot(project: &Project, machine: &Machine, name: &str, suite: &str) -> Result<Report> {

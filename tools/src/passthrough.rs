@@ -44,9 +44,7 @@ pub fn short(project: &Project) -> Result<Count> {
 }
 
 fn rounds(project: &Project, words: &str) -> Result<Count> {
-    if project.kout.is_some() {
-        bail!("passthrough: two kernels do not fit into one KOUT=; leave it out");
-    }
+    project.ensure_no_kout("passthrough")?;
     let inner = inner_guest(project)?;
     let mut machine = Machine::prepare(project, &project.flavour)?;
     let initrd = project.build.join("initrd-passthrough");

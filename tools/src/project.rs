@@ -140,6 +140,13 @@ impl Project {
         })
     }
 
+    /// For a command that builds two kernels.
+    pub fn ensure_no_kout(&self, command: &str) -> Result<()> {
+        let advice = "two kernels do not fit into one KOUT=; leave it out";
+        ensure!(self.kout.is_none(), "{command}: {advice}");
+        Ok(())
+    }
+
     /// Takes the cache for this process; another one waits until it is dropped.
     pub fn lock(&self) -> Result<File> {
         self.lock_file("lock")

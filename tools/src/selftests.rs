@@ -7,7 +7,9 @@
 use crate::{
     apt::{self, Root},
     deps::GCC,
-    hash, integrate,
+    hash,
+    initramfs::Extra,
+    integrate,
     kernel::Kernel,
     patches::{self, Patch},
     prelude::*,
@@ -39,10 +41,8 @@ const LIBRARIES: &str = "uuid-dev libcap-dev";
 /// On an emulated machine nearly all time goes into faulting pages in.
 const SMALLER: &str = "-O2 -DMEMCPY_REGION_SIZE=SZ_32M -DTEST_TIMEOUT_DEFAULT=300";
 
-/// A program and its name below the folder of selftests, `vfio/vfio_pci_device_test`.
-pub type Program = (String, PathBuf);
-
-pub fn build(project: &Project, kernel: &Kernel) -> Result<Vec<Program>> {
+/// Builds the programs, as files of the guest's root: `kselftest/vfio/vfio_pci_device_test`.
+pub fn build(project: &Project, kernel: &Kernel) -> Result<Vec<Extra>> {
     let step = Step::start(project, "selftests", "building the selftests")?;
     let folder = project.build.join("selftests");
     let out = folder.join("out");
@@ -125,14 +125,14 @@ fn copy(step: &Step, from: &Path, to: &Path) -> Result<()> {
 }
 
 /// The executable files, sorted by name; each target must have some.
-fn programs(out: &Path) -> Result<Vec<Program>> {
+fn programs(out: &Path) -> Result<Vec<Extra>> {
     let mut list = Vec::new();
     for target in TARGETS {
         let before = list.len();
         for path in paths_in(&out.join(target))? {
             let data = fs::metadata(&path)?;
             if data.is_file() && data.permissions().mode() & 0o100 != 0 {
-                list.push((format!("{target}/{}", name_of(&path)), path));
+                list.push((format!("kselftest/{target}/{}", name_of(&path)), path));
             }
         }
         if list.len() == before {

@@ -10,10 +10,10 @@ use crate::{
     deps,
     guest::Machine,
     kernel::{self, Kernel},
-    kselftest, lint, mutants, passthrough,
+    lint, mutants, passthrough,
     prelude::*,
     qemu::Boot,
-    readme, series,
+    readme, selftests, series,
 };
 
 /// A part of `make test`: its name, and what it does.
@@ -276,7 +276,7 @@ impl<'a> Suite<'a> {
             kernel::build(self.project, fragments)?
         };
         let programs = match selftests {
-            true => kselftest::programs(self.project, &kernel)?,
+            true => selftests::build(self.project, &kernel)?,
             false => Vec::new(),
         };
         Machine::with_files(self.project, &kernel, &programs)?.corrected(self.project)

@@ -5,7 +5,6 @@
 use super::Suite;
 use crate::{
     guest::Machine,
-    kernel,
     ktap::{Outcome, Point, Report},
     prelude::*,
 };
@@ -45,8 +44,7 @@ impl Suite<'_> {
     fn peer_report(&mut self, name: &str, flavour: &str) -> Result<Report> {
         // The one before holds the cache.
         self.kernel = None;
-        let kernel = kernel::build(self.project, flavour)?;
-        let machine = Machine::of_kernel(self.project, kernel)?.corrected(self.project)?;
+        let machine = Machine::prepare(self.project, flavour)?.corrected(self.project)?;
         let append = format!("guest.mode=test iommu.strict=1 guest.suite={SUITES}");
         let boot = machine.boot(name, append, LIMIT);
         let mut report = None;
