@@ -13,6 +13,7 @@ use crate::{guest::Machine, prelude::*, qemu::Boot};
 use functions::Functions;
 use scale::Scale;
 use serde::{Deserialize, Serialize};
+use std::borrow::Borrow;
 
 /// A boot takes a tenth of this.
 const LIMIT: Duration = Duration::from_secs(300);
@@ -95,7 +96,7 @@ struct Flush {
     first_size: u64,
 }
 
-#[derive(Serialize)]
+#[derive(Default, Serialize)]
 struct Bench {
     kernel: String,
     /// Boots of each guest, whose figures must be the same.
@@ -113,20 +114,15 @@ struct Bench {
 
 pub fn run(project: &Project) -> Result<()> {
     project.ensure_no_kout("bench")?;
-    let mut bench = Bench {
-        kernel: String::new(),
-        runs: RUNS,
-        differences: Vec::new(),
-        guests: BTreeMap::new(),
-        flush: BTreeMap::new(),
-        scale: BTreeMap::new(),
-        functions: BTreeMap::new(),
-    };
     match text("ONLY").as_deref() {
         Some("throughput") => return throughput::run(project),
         Some(only) => bail!("bench: ONLY={only}: it is throughput or nothing"),
         None => (),
     }
+    let mut bench = Bench {
+        runs: RUNS,
+        ..Bench::default()
+    };
     for (flavour, guests) in PLANS {
         bench.measure(project, flavour, guests)?;
     }
@@ -189,20 +185,20 @@ impl Bench {
     }
 
     fn cost(&self, guest: &str, subject: &str, case: &Case) -> Result<Cost> {
-        let name = format!("{subject} {}", case.name);
-        let cost = self.guests.get(guest).and_then(|all| all.get(&name));
-        cost.copied()
-            .with_context(|| format!("bench: {guest}: the guest printed no figure of {name}"))
+        let figures = get(&self.guests, guest)?;
+        get(figures, &format!("{subject} {}", case.name)).copied()
     }
 }
 
+/// What was measured of a name.
+fn get<'a, K: Borrow<str> + Ord, T>(all: &'a BTreeMap<K, T>, name: &str) -> Result<&'a T> {
+    let figures = all.get(name);
+    figures.with_context(|| format!("bench: the guest printed no figure of {name}"))
+}
+
 /// What was measured with this driver, and with the one in C.
-fn pair<'a, T>(what: &str, all: &'a BTreeMap<&str, T>) -> Result<(&'a T, &'a T)> {
-    let of = |name| {
-        let figures = all.get(name);
-        figures.with_context(|| format!("bench: {name}: {what} was not measured"))
-    };
-    Ok((of("rust")?, of("c")?))
+fn pair<'a, T>(all: &'a BTreeMap<&str, T>) -> Result<(&'a T, &'a T)> {
+    Ok((get(all, "rust")?, get(all, "c")?))
 }
 
 /// Boots and returns what the guest measured, a line each.
@@ -314,13 +310,10 @@ mod tests {
         }
         let figures = figures(&lines(&text)).unwrap();
         Bench {
-            kernel: String::new(),
-            runs: RUNS,
-            differences: Vec::new(),
             guests: [OFF, ON, C].map(|guest| (guest, figures.clone())).into(),
             flush: ["rust", "c"].map(|name| (name, Flush::default())).into(),
             scale: ["rust", "c"].map(|name| (name, scale(100))).into(),
-            functions: BTreeMap::new(),
+            ..Bench::default()
         }
     }
 

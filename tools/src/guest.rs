@@ -49,6 +49,19 @@ impl Machine {
         Ok(Self { qemu, ..self })
     }
 
+    /// With more archives in the guest's root.
+    pub fn with_archives(
+        self,
+        project: &Project,
+        name: &str,
+        archives: impl IntoIterator<Item = PathBuf>,
+    ) -> Result<Self> {
+        let initrd = project.build.join(format!("initrd-{name}"));
+        let archives = archives.into_iter().chain([self.initrd]);
+        initramfs::join(&initrd, archives)?;
+        Ok(Self { initrd, ..self })
+    }
+
     pub fn boot<'a>(&'a self, name: &'a str, append: String, limit: Duration) -> Boot<'a> {
         Boot {
             name,

@@ -114,7 +114,7 @@ fn pack<W: Write>(output: W, folders: &str, files: &[Extra]) -> Result<W> {
 }
 
 /// Archives one after the other are one to the kernel.
-pub fn join(path: &Path, parts: &[PathBuf]) -> Result<()> {
+pub fn join(path: &Path, parts: impl IntoIterator<Item = PathBuf>) -> Result<()> {
     let mut output = File::create(path)?;
     for part in parts {
         let length = io::copy(&mut File::open(part)?, &mut output)?;

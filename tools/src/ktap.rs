@@ -73,6 +73,15 @@ impl Report {
         }
     }
 
+    /// The same with what else is wrong, which is shown, as failures.
+    pub fn judge(&self, step: &Step, more: Option<String>) -> Count {
+        let faults: Vec<_> = self.faults(true).into_iter().chain(more).collect();
+        step.show(&faults.join("\n"));
+        let mut count = self.tally();
+        count.failed += faults.len();
+        count
+    }
+
     pub fn faults(&self, wants_plan: bool) -> Vec<String> {
         let mut list = Vec::from_iter(self.panic.clone());
         match self.status {

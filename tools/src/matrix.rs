@@ -10,45 +10,27 @@ use crate::{
     series, source,
 };
 
-/// A configuration: what it is called, and its fragments.
-struct Row {
-    name: &'static str,
-    fragments: &'static str,
-    /// What no other row needs, and its package.
-    needs: Option<(&'static str, &'static str)>,
-    /// Whether gcc compiles the C.
-    gcc: bool,
-}
-
-impl Row {
-    const fn new(name: &'static str, fragments: &'static str) -> Self {
-        Row {
-            name,
-            fragments,
-            needs: None,
-            gcc: false,
-        }
-    }
-}
+/// A configuration: what it is called, its fragments, and what no other one needs with its
+/// package. With that of gcc it compiles the C.
+type Row = (
+    &'static str,
+    &'static str,
+    Option<(&'static str, &'static str)>,
+);
 
 const ROWS: [Row; 9] = [
-    Row::new("built in", "rust"),
-    Row::new("a module", "module"),
-    Row::new("off: the driver in C", "c"),
-    Row::new("no debugfs, tracepoints, KUnit", "bare"),
-    Row::new("a module of these", "bare,module"),
-    Row::new("KVM, VFIO_PCI_ZDEV_KVM", "rust,kvm"),
-    Row {
-        needs: Some(("/usr/include/dwarf.h", "libdw-dev")),
-        ..Row::new("MODVERSIONS", "module,modversions")
-    },
-    Row::new("RANDOMIZE_IDENTITY_BASE", "rust,identity-base"),
-    Row {
-        needs: Some((deps::GCC, "gcc-s390x-linux-gnu")),
-        gcc: true,
-        ..Row::new("C by gcc", "rust")
-    },
+    ("built in", "rust", None),
+    ("a module", "module", None),
+    ("off: the driver in C", "c", None),
+    ("no debugfs, tracepoints, KUnit", "bare", None),
+    ("a module of these", "bare,module", None),
+    ("KVM, VFIO_PCI_ZDEV_KVM", "rust,kvm", None),
+    ("MODVERSIONS", "module,modversions", Some(DWARF)),
+    ("RANDOMIZE_IDENTITY_BASE", "rust,identity-base", None),
+    ("C by gcc", "rust", Some(GCC)),
 ];
+const DWARF: (&str, &str) = ("/usr/include/dwarf.h", "libdw-dev");
+const GCC: (&str, &str) = (deps::GCC, "gcc-s390x-linux-gnu");
 
 /// The table that is printed in the end.
 #[derive(Default)]
@@ -86,18 +68,19 @@ pub fn run(project: &Project) -> Result<()> {
     if only == "steps" {
         steps(project, &mut table)?;
     }
-    for row in ROWS.iter().filter(|row| row.name.contains(&*only)) {
-        let folder = if row.gcc { "matrix-gcc" } else { "matrix" };
+    for (name, fragments, needed) in ROWS.iter().filter(|row| row.0.contains(&only)) {
+        let gcc = *needed == Some(GCC);
+        let folder = if gcc { "matrix-gcc" } else { "matrix" };
         let project = Project {
             kout: Some(project.cache.join("objects").join(folder)),
-            gcc: row.gcc,
+            gcc,
             ..project.clone()
         };
-        if let Some((sign, package)) = row.needs {
+        if let Some((sign, package)) = needed {
             deps::program(&project, sign, package)?;
         }
-        table.row(row.name, || {
-            let kernel = kernel::build(&project, row.fragments)?;
+        table.row(name, || {
+            let kernel = kernel::build(&project, fragments)?;
             warnings(&project, &kernel)
         });
     }

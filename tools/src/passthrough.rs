@@ -46,10 +46,8 @@ pub fn short(project: &Project) -> Result<Count> {
 fn rounds(project: &Project, words: &str) -> Result<Count> {
     project.ensure_no_kout("passthrough")?;
     let inner = inner_guest(project)?;
-    let mut machine = Machine::prepare(project, &project.flavour)?;
-    let initrd = project.build.join("initrd-passthrough");
-    initramfs::join(&initrd, &[&inner[..], &[machine.initrd]].concat())?;
-    machine.initrd = initrd;
+    let machine = Machine::prepare(project, &project.flavour)?;
+    let machine = machine.with_archives(project, "passthrough", inner)?;
     let (mut count, claims, files) = boot(project, &machine, words)?;
     if claims.is_empty() {
         println!("    | no guest told of anything that it wrote");
@@ -101,10 +99,7 @@ fn boot(
         let files = drives.iter().map(File::open);
         Ok(files.collect::<io::Result<Vec<_>>>()?)
     })?;
-    let faults = report.faults(true);
-    step.show(&faults.join("\n"));
-    let mut count = report.tally();
-    count.failed += faults.len();
+    let count = report.judge(&step, None);
     let console = project.console("passthrough");
     step.done(&format!("both consoles are in {console}"));
     Ok((count, claims, files))
@@ -127,12 +122,12 @@ fn inner_guest(project: &Project) -> Result<Vec<PathBuf>> {
     let folder = project.build.join(inner::QEMU.folder);
     fs::create_dir_all(&folder)?;
     let (image, root) = (folder.join("image"), folder.join("root.cpio"));
-    {
-        let is_c = inner_driver() == "c";
-        let kernel = kernel::build(project, if is_c { "l2,c" } else { "l2" })?;
-        fs::copy(&kernel.image, &image)?;
-        initramfs::build_small(project, &kernel, &MODULES, &root)?;
-    }
+    let is_c = inner_driver() == "c";
+    let kernel = kernel::build(project, if is_c { "l2,c" } else { "l2" })?;
+    fs::copy(&kernel.image, &image)?;
+    initramfs::build_small(project, &kernel, &MODULES, &root)?;
+    // Its archives want the cache.
+    drop(kernel);
     let guest = project.build.join("l2.cpio");
     initramfs::pack_files(&guest, inner::QEMU.folder, &[image, root])?;
     Ok(vec![inner::QEMU.archive(project)?, guest])

@@ -292,13 +292,8 @@ impl<'a> Suite<'a> {
                     println!("    | {line}");
                 }
             })?;
-            let mut faults = report.faults(true);
-            if stale > 0 {
-                faults.push(format!("{stale} lines begin with {STALE}"));
-            }
-            step.show(&faults.join("\n"));
-            let mut count = report.tally();
-            count.failed += faults.len();
+            let stale = (stale > 0).then(|| format!("{stale} lines begin with {STALE}"));
+            let count = report.judge(step, stale);
             fs::copy(step.console(name), step.log())?;
             Ok(count)
         });

@@ -61,7 +61,7 @@ pub fn devices(count: usize) -> String {
 
 impl Bench {
     pub fn functions_table(&self) -> Result<String> {
-        let ([few, ours], [c_few, theirs]) = pair("a machine of many functions", &self.functions)?;
+        let ([few, ours], [c_few, theirs]) = pair(&self.functions)?;
         let mut table = Table::new("Many functions", &[48, 14, 14, 9]);
         table.line("", ["this driver", "C driver", "C/ours"]);
         let mut line = |what: &str, a: u64, b: u64| {

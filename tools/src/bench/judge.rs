@@ -74,7 +74,7 @@ impl Bench {
             let figure = self.share(ON, "floor2", case(name)?)?;
             bounds.extend(Bound::both(name, "share with large", figure, limit));
         }
-        let (ours, theirs) = pair("a full flush", &self.flush)?;
+        let (ours, theirs) = pair(&self.flush)?;
         let corner = ours.window / CORNER * ours.batches;
         for (what, figure, limit) in [
             ("bytes refreshed in all batches", ours.bytes, corner),

@@ -139,7 +139,7 @@ pub fn of(bench: &Bench, bounds: &[Bound]) -> Result<String> {
         let lines = these.map(|bound| describe(bound) + "\n");
         lines.collect::<String>()
     };
-    text += &flush(pair("a full flush", &bench.flush)?);
+    text += &flush(pair(&bench.flush)?);
     text += &bounds_of(&["flush"]);
     text += &bench.scale_table()?;
     text += &bounds_of(&["scale", "memory"]);

@@ -3,12 +3,13 @@
 //! turns, so that what else the host does meets both.
 
 use super::{
+    get,
     judge::Bound,
     measure, rows,
     scale::spread,
     table::{ratio, Table},
 };
-use crate::{guest::Machine, initramfs, inner, prelude::*, qemu::EVERYTHING};
+use crate::{guest::Machine, inner, prelude::*, qemu::EVERYTHING};
 
 /// Boots of each driver in each mode: were both the same, all of one would be slower than
 /// all of the other once in 252 times.
@@ -73,11 +74,12 @@ fn measure_all(project: &Project) -> Result<Throughput> {
     let mut machines = Vec::new();
     for driver in DRIVERS {
         let fragments = format!("{driver},throughput");
-        let mut machine = Machine::prepare(project, &fragments)?.corrected(project)?;
-        let initrd = project.build.join(format!("initrd-throughput-{driver}"));
-        initramfs::join(&initrd, &[load.clone(), machine.initrd])?;
-        machine.initrd = initrd;
-        machines.push((driver, machine));
+        let machine = Machine::prepare(project, &fragments)?.corrected(project)?;
+        let name = format!("throughput-{driver}");
+        machines.push((
+            driver,
+            machine.with_archives(project, &name, [load.clone()])?,
+        ));
     }
     let mut all = Throughput::new();
     for round in 1..=ROUNDS {
@@ -102,8 +104,7 @@ fn loads(all: &Throughput) -> Result<Vec<(String, &Figures, &Figures)>> {
         Some((load.to_owned(), figures))
     });
     ours.map(|(load, ours)| {
-        let theirs = all.get(&format!("{load} c"));
-        let theirs = theirs.with_context(|| format!("bench: {load} with the C driver"))?;
+        let theirs = get(all, &format!("{load} c"))?;
         Ok((load, ours, theirs))
     })
     .collect()
