@@ -7,9 +7,9 @@ use crate::{
     kernel::Kernel,
     prelude::*,
 };
-use cpio::{newc, NewcBuilder};
+use cpio::NewcBuilder;
 use flate2::{write::GzEncoder, Compression};
-use std::io::{self, BufWriter, Write};
+use std::io::{self, BufWriter, Cursor, Write};
 
 pub const TARGET: &str = "s390x-unknown-linux-gnu";
 /// The programs that are built for the guest, and what they are called there.
@@ -90,27 +90,36 @@ fn create(path: &Path) -> Result<BufWriter<File>> {
 
 /// Packs folders and files.
 fn pack<W: Write>(output: W, folders: &str, files: &[Extra]) -> Result<W> {
-    let mut archive = Archive {
-        output,
-        inode: 0,
-        folders: BTreeSet::new(),
-    };
-    for folder in folders.split_whitespace() {
-        archive.folder(Path::new(folder))?;
-        match folder {
-            "bin" => archive.entry("bin/sh", 0o120_777, None, b"busybox")?,
-            // It must be there before /init can mount a /dev.
-            "dev" => archive.entry("dev/console", 0o020_600, Some((5, 1)), &[])?,
-            _ => {}
-        }
-    }
+    const FOLDER: u32 = 0o040_755;
+    const CONSOLE: u32 = 0o020_600;
+    // In this order a folder comes before what is in it.
+    let mut entries = BTreeMap::new();
     for (name, from) in files {
-        Path::new(name)
-            .parent()
-            .map_or(Ok(()), |above| archive.folder(above))?;
-        archive.entry(name, 0o100_755, None, &fs::read(from)?)?;
+        entries.insert(Path::new(name), (0o100_755, fs::read(from)?));
     }
-    Ok(newc::trailer(archive.output)?)
+    let above = files
+        .iter()
+        .filter_map(|(name, _)| Path::new(name).parent());
+    let folders = folders.split_whitespace().map(Path::new).chain(above);
+    for folder in folders
+        .flat_map(Path::ancestors)
+        .filter(|folder| *folder != "")
+    {
+        entries.insert(folder, (FOLDER, Vec::new()));
+        match folder.as_str() {
+            "bin" => entries.insert(Path::new("bin/sh"), (0o120_777, b"busybox".to_vec())),
+            // It must be there before /init can mount a /dev.
+            "dev" => entries.insert(Path::new("dev/console"), (CONSOLE, Vec::new())),
+            _ => None,
+        };
+    }
+    let inputs = entries.into_iter().map(|(name, (mode, content))| {
+        let (major, minor) = if mode == CONSOLE { (5, 1) } else { (0, 0) };
+        let head = NewcBuilder::new(name.as_str()).mode(mode).nlink(1);
+        let head = head.rdev_major(major).rdev_minor(minor);
+        (head, Cursor::new(content))
+    });
+    Ok(cpio::write_cpio(inputs, output)?)
 }
 
 /// Archives one after the other are one to the kernel.
@@ -234,44 +243,6 @@ fn modules_in(folder: &Path) -> Vec<PathBuf> {
     let text = fs::read_to_string(folder.join("modules.order")).unwrap_or_default();
     let objects = text.lines().map(|line| folder.join(line));
     objects.map(|path| path.with_extension("ko")).collect()
-}
-
-struct Archive<W: Write> {
-    output: W,
-    inode: u32,
-    folders: BTreeSet<PathBuf>,
-}
-
-impl<W: Write> Archive<W> {
-    /// Makes a folder, those above it first, as often as it is asked for.
-    fn folder(&mut self, path: &Path) -> io::Result<()> {
-        if path.as_os_str().is_empty() || !self.folders.insert(path.to_owned()) {
-            return Ok(());
-        }
-        path.parent().map_or(Ok(()), |above| self.folder(above))?;
-        self.entry(path.as_str(), 0o040_755, None, &[])
-    }
-
-    fn entry(
-        &mut self,
-        name: &str,
-        mode: u32,
-        device: Option<(u32, u32)>,
-        content: &[u8],
-    ) -> io::Result<()> {
-        self.inode += 1;
-        let (major, minor) = device.unwrap_or_default();
-        let size = u32::try_from(content.len()).map_err(io::Error::other)?;
-        let mut writer = NewcBuilder::new(name)
-            .ino(self.inode)
-            .mode(mode)
-            .nlink(1)
-            .rdev_major(major)
-            .rdev_minor(minor)
-            .write(&mut self.output, size);
-        writer.write_all(content)?;
-        writer.finish().map(drop)
-    }
 }
 
 #[cfg(test)]

@@ -33,11 +33,7 @@ pub const LOAD: Programs = Programs {
 /// The loader that s390x programs name.
 const LOADER: &str = "ld64.so.1";
 /// Where Debian has libraries of s390x; fio knows Ceph.
-const LIBRARIES: [&str; 3] = [
-    "usr/lib/s390x-linux-gnu",
-    "lib/s390x-linux-gnu",
-    "usr/lib/s390x-linux-gnu/ceph",
-];
+const LIBRARIES: &str = "usr/lib/s390x-linux-gnu lib/s390x-linux-gnu usr/lib/s390x-linux-gnu/ceph";
 /// Changes when what is packed does.
 const LAYOUT: &str = "2";
 
@@ -104,7 +100,8 @@ fn closure(step: &Step, tree: &Path, programs: Vec<PathBuf>) -> Result<Vec<PathB
 }
 
 fn library(tree: &Path, name: &str) -> Result<PathBuf> {
-    let mut paths = LIBRARIES.iter().map(|folder| tree.join(folder).join(name));
+    let folders = LIBRARIES.split(' ');
+    let mut paths = folders.map(|folder| tree.join(folder).join(name));
     paths
         .find(|path| path.is_file())
         .with_context(|| format!("no package brought the library {name}"))

@@ -25,14 +25,7 @@ const LIST: &str = ".integrated-files";
 /// Holds the patches that were applied, so that they can be taken back.
 const APPLIED: &str = ".integrated-patches";
 /// The folders with the driver's files, beside the checkout's own, and which files these are.
-const FOLDERS: [&str; 6] = [
-    "address_space",
-    "dma_table",
-    "function",
-    "integration",
-    "rust",
-    "zpci",
-];
+const FOLDERS: &str = "address_space dma_table function integration rust zpci";
 const KINDS: [&str; 5] = ["rs", "c", "h", "Kbuild", "Kconfig"];
 
 #[derive(Debug, PartialEq, Eq)]
@@ -192,7 +185,7 @@ impl Plan {
 /// The driver's files, relative to the checkout.
 pub fn driver_files(root: &Path) -> Result<Vec<String>> {
     let mut list: Vec<String> = paths_in(root)?.iter().map(|path| name_of(path)).collect();
-    for folder in FOLDERS {
+    for folder in FOLDERS.split(' ') {
         let below = files_below(&root.join(folder))?.into_iter();
         list.extend(below.map(|file| format!("{folder}/{file}")));
     }

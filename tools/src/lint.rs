@@ -15,13 +15,7 @@ const LICENSE: &str = "SPDX-License-Identifier: GPL-2.0";
 const SOURCES: [&str; 12] = [
     "rs", "c", "h", "toml", "config", "sh", "rst", "py", "s", "Makefile", "Kbuild", "Kconfig",
 ];
-const PROGRAMS: [&str; 5] = [
-    "tools",
-    "tests/host",
-    "tests/host/kernel",
-    "tests/guest",
-    "samples/vfio_identify",
-];
+const PROGRAMS: &str = "tools tests/host tests/host/kernel tests/guest samples/vfio_identify";
 /// What of checkpatch does not count. A new file needs no entry in the tree's MAINTAINERS;
 /// that of the driver's folder comes with one patch of the series. The parameters are those
 /// of the driver in C, documented in the tree already; checkpatch looks only into the patch.
@@ -57,7 +51,7 @@ fn format_commands(project: &Project, check: bool) -> Result<Vec<Command>> {
         project,
         "{rustfmt} --edition {KERNEL_EDITION} {files...} {how...}"
     );
-    let programs = PROGRAMS.map(|folder| {
+    let programs = PROGRAMS.split(' ').map(|folder| {
         command!(
             project,
             "{fmt} fmt --manifest-path {root}/{folder}/Cargo.toml {how...}"
@@ -110,7 +104,7 @@ pub fn check_licenses(step: &Step) -> Result<Count> {
 
 pub fn clippy_programs(step: &Step) -> Result<Count> {
     let clippy = step.rust_tool("cargo-clippy");
-    let commands = PROGRAMS.map(|folder| {
+    let commands = PROGRAMS.split(' ').map(|folder| {
         let folder = step.root.join(folder);
         let mut command;
         if is_for_guest(&folder) {

@@ -23,14 +23,8 @@ pub const TARGETS: [&str; 3] = ["vfio", "iommu", "s390_iommu"];
 const PATCHES: &str = "integration/selftests";
 
 /// What the selftests are built from, relative to the kernel tree.
-const SOURCES: [&str; 6] = [
-    "scripts/subarch.include",
-    "include/linux/pci_ids.h",
-    "drivers/iommu/iommufd/iommufd_test.h",
-    "tools/arch",
-    "tools/include",
-    "tools/scripts",
-];
+const SOURCES: &str = "scripts/subarch.include include/linux/pci_ids.h tools/arch tools/include \
+    tools/scripts drivers/iommu/iommufd/iommufd_test.h";
 /// The folder of all selftests, and what all of them use there.
 const FOLDER: &str = "tools/testing/selftests";
 const COMMON: [&str; 4] = ["lib.mk", "kselftest.h", "kselftest_harness.h", "Makefile"];
@@ -114,7 +108,7 @@ fn key(project: &Project, kernel: &Kernel, patches: &[Patch]) -> Result<Option<S
 /// elsewhere in the kernel tree.
 fn copy(step: &Step, from: &Path, to: &Path) -> Result<()> {
     fs::create_dir_all(to)?;
-    let sources = SOURCES.map(|path| from.join(".").join(path));
+    let sources = SOURCES.split(' ').map(|path| from.join(".").join(path));
     let folder = from.join(".").join(FOLDER);
     let folders = COMMON.iter().chain(&TARGETS).map(|name| folder.join(name));
     run!(
