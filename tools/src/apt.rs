@@ -199,9 +199,7 @@ impl<'a> Root<'a> {
             *path = to;
         }
         fs::remove_dir_all(&partial)?;
-        if files.is_empty() {
-            bail!("apt-get {words} downloaded nothing");
-        }
+        ensure!(!files.is_empty(), "apt-get {words} downloaded nothing");
         Ok(files)
     }
 

@@ -136,9 +136,7 @@ pub fn run(project: &Project) -> Result<()> {
     chart::draw(&bench, &svg).with_context(|| format!("cannot write {svg}"))?;
     println!("written: {json} and {svg}");
     let faults = judge::faults(&bench, &bounds);
-    if !faults.is_empty() {
-        bail!("bench: {}", faults.join("; "));
-    }
+    ensure!(faults.is_empty(), "bench: {}", faults.join("; "));
     Ok(())
 }
 
@@ -218,13 +216,12 @@ fn measure<'a>(
         lines.extend(line.strip_prefix("bench: ").map(str::to_owned));
     })?;
     let faults = report.faults(false);
-    if !faults.is_empty() {
-        bail!(
-            "{name}: {}; its console is {}",
-            faults.join("; "),
-            project.console(name)
-        );
-    }
+    ensure!(
+        faults.is_empty(),
+        "{name}: {}; its console is {}",
+        faults.join("; "),
+        project.console(name)
+    );
     step.done(&format!("{} lines", lines.len()));
     Ok(lines)
 }

@@ -240,12 +240,11 @@ fn unmet(wanted: &str, made: &str) -> Vec<String> {
 fn check_foreign(config: &Path, wanted: &str) -> Result<()> {
     let mut driver = unmet(wanted, &fs::read_to_string(config)?);
     driver.retain(|line| line.contains("S390_IOMMU_RUST") || line.starts_with("CONFIG_RUST="));
-    if !driver.is_empty() {
-        bail!(
-            "{config} is not ours and lacks {}; set it there, or name an empty KOUT=",
-            driver.join(" ")
-        );
-    }
+    ensure!(
+        driver.is_empty(),
+        "{config} is not ours and lacks {}; set it there, or name an empty KOUT=",
+        driver.join(" ")
+    );
     println!("           kernel: using the configuration {config}");
     Ok(())
 }

@@ -79,11 +79,10 @@ fn source(project: &Project) -> Result<(PathBuf, Version)> {
     if let Some((version, archive)) = newest_in(&folder).filter(|_| !project.update) {
         return Ok((archive, version));
     }
-    if apt::codename().is_none() {
-        bail!(
-            "QEMU's source is taken from Debian; name an emulator that has the patches with QEMU="
-        );
-    }
+    ensure!(
+        apt::codename().is_some(),
+        "QEMU's source is taken from Debian; name an emulator that has the patches with QEMU="
+    );
     let doing = "looking for QEMU's source in Debian";
     let step = Step::start(project, "machine-source", doing)?;
     let root = Root::of_sources(&step, RELEASE)?;

@@ -178,9 +178,7 @@ impl Boot<'_> {
             .status()
             .with_context(|| format!("cannot start {}", self.qemu))?;
         remove(&drives);
-        if !status.success() {
-            bail!("QEMU failed ({status})");
-        }
+        ensure!(status.success(), "QEMU failed ({status})");
         Ok(())
     }
 
