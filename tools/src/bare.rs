@@ -3,7 +3,7 @@
 //! minimal one is laid into the cache, what is committed is cloned, and the
 //! command runs there with empty caches.
 
-use crate::{apt, deps, prelude::*};
+use crate::{apt, prelude::*};
 
 const CHECKOUT: &str = "root/checkout";
 

@@ -9,7 +9,7 @@ mod scale;
 mod table;
 mod throughput;
 
-use crate::{guest::Machine, prelude::*, qemu::Boot};
+use crate::prelude::*;
 use functions::Functions;
 use scale::Scale;
 use serde::{Deserialize, Serialize};

@@ -1,12 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 //! The boots of `make test` and `make torture`, as `tools/boots.toml` lists them.
 
-use crate::{
-    guest::Machine,
-    kselftest,
-    prelude::*,
-    qemu::{Boot, EVERYTHING},
-};
+use crate::{kselftest, prelude::*, qemu::EVERYTHING};
 use serde::Deserialize;
 
 #[derive(Deserialize)]

@@ -2,13 +2,11 @@
 //! `make run` and `make guest`.
 
 use crate::{
-    deps::{self, Version},
     initramfs::{self, Extra},
-    kernel::{self, Kernel},
     ktap::Outcome,
     machine,
     prelude::*,
-    qemu::{Boot, USUAL},
+    qemu::USUAL,
 };
 
 /// What `make run` boots: a label, and the kernel's words for it.

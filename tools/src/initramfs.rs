@@ -3,8 +3,6 @@
 
 use crate::{
     apt::{self, Root},
-    hash,
-    kernel::Kernel,
     prelude::*,
 };
 use cpio::NewcBuilder;

@@ -4,7 +4,7 @@
 
 use crate::{
     apt::{self, Root},
-    hash, initramfs,
+    initramfs,
     prelude::*,
 };
 

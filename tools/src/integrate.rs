@@ -7,7 +7,6 @@
 //! files that do not change keep their times, so `make` builds only what did.
 
 use crate::{
-    deps::Version,
     patches::{self, Patch},
     prelude::*,
     source::{Source, OLDEST, TOO_NEW},

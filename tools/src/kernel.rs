@@ -2,8 +2,7 @@
 //! Configures and builds a kernel with the driver in it.
 
 use crate::{
-    deps::{self, Version, GCC},
-    hash,
+    deps::GCC,
     integrate::{self, integrate},
     prelude::*,
     source::{self, Source},

@@ -3,12 +3,10 @@
 //! to user space. With `COMPARE=1` the same on the C driver's kernel, beside it.
 
 use crate::{
-    guest::Machine,
-    kernel::{self, with_driver},
+    kernel::with_driver,
     ktap::{count, Outcome, Point, Report},
     prelude::*,
     project::is_set,
-    qemu::Boot,
     selftests,
 };
 

@@ -2,10 +2,8 @@
 //! Formatting, clippy, checkpatch and documentation of what is in the checkout.
 
 use crate::{
-    deps,
     initramfs::{guest_cargo, is_for_guest, GUEST_ARGUMENTS, MODULES},
     integrate,
-    kernel::{self, Kernel},
     prelude::*,
 };
 

@@ -4,8 +4,6 @@
 
 use crate::{
     apt::{self, Root},
-    deps::{self, Version},
-    hash,
     prelude::*,
 };
 use std::ops::Range;

@@ -2,13 +2,7 @@
 //! `make matrix`: does the kernel build, without a warning of the driver's, in the
 //! configurations that somebody may choose, and by another compiler?
 
-use crate::{
-    deps,
-    integrate::PLACE,
-    kernel::{self, Kernel},
-    prelude::*,
-    series, source,
-};
+use crate::{integrate::PLACE, prelude::*, series, source};
 
 /// A configuration: what it is called, its fragments, and what no other one needs with its
 /// package. With that of gcc it compiles the C.

@@ -2,9 +2,8 @@
 //! The driver as an external module, for a prepared tree of the caller's.
 
 use crate::{
-    deps::{self, Version},
     integrate,
-    kernel::{arguments, make_words, Kernel},
+    kernel::{arguments, make_words},
     prelude::*,
     source::{OLDEST, TOO_NEW},
 };

@@ -4,7 +4,7 @@
 
 mod guest;
 
-use crate::{deps, integrate, prelude::*};
+use crate::{integrate, prelude::*};
 
 /// A test that takes longer hangs, in seconds; it was passed in a few before.
 const LIMIT: &str = "120";

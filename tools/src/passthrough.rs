@@ -4,12 +4,7 @@
 //! checks what the other wrote, and in the end the drives' files are checked
 //! here. The guests' side is `tests/guest/src/passthrough/`.
 
-use crate::{
-    guest::Machine,
-    initramfs, inner, kernel,
-    prelude::*,
-    qemu::{Boot, EVERYTHING},
-};
+use crate::{initramfs, inner, prelude::*, qemu::EVERYTHING};
 use std::{io, os::unix::fs::FileExt};
 use xxhash_rust::xxh64::xxh64;
 

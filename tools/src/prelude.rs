@@ -1,13 +1,17 @@
 // SPDX-License-Identifier: GPL-2.0
-//! What nearly every file uses.
+//! What many files use.
 
 pub use crate::{
     count::Count,
+    deps::Version,
     files::{
         files_below, make_anew, name_of, paths_in, paths_of_kind, read_all, read_lossy,
         write_if_changed,
     },
+    guest::Machine,
+    kernel::Kernel,
     project::{find_program, more_words, text, Project},
+    qemu::Boot,
     steps::Step,
 };
 pub use anyhow::{anyhow, bail, ensure, Context, Result};
@@ -19,4 +23,4 @@ pub use std::{
     time::{Duration, Instant},
 };
 
-pub(crate) use crate::{project::command, steps::run};
+pub(crate) use crate::{deps, hash, kernel, project::command, steps::run};

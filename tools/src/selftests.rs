@@ -7,10 +7,8 @@
 use crate::{
     apt::{self, Root},
     deps::GCC,
-    hash,
     initramfs::Extra,
     integrate,
-    kernel::Kernel,
     patches::{self, Patch},
     prelude::*,
 };

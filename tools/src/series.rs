@@ -8,7 +8,6 @@
 //! those files alone that change: the tree they are for stays untouched.
 
 use crate::{
-    deps,
     integrate::{self, integrate},
     lint,
     patches::{self, Patch},

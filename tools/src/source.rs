@@ -3,8 +3,6 @@
 
 use crate::{
     apt::{self, Root},
-    deps::Version,
-    hash,
     prelude::*,
 };
 

@@ -7,12 +7,8 @@ pub mod torture;
 
 use crate::{
     boots::{Boots, Variant},
-    deps,
-    guest::Machine,
-    kernel::{self, Kernel},
     lint, mutants, passthrough,
     prelude::*,
-    qemu::Boot,
     readme, selftests, series,
 };
 

@@ -9,7 +9,7 @@ use super::{
     scale::spread,
     table::{ratio, Table},
 };
-use crate::{guest::Machine, inner, prelude::*, qemu::EVERYTHING};
+use crate::{inner, prelude::*, qemu::EVERYTHING};
 
 /// Boots of each driver in each mode: were both the same, all of one would be slower than
 /// all of the other once in 252 times.

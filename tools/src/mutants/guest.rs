@@ -4,11 +4,8 @@
 use super::{Mutant, KILLED};
 use crate::{
     boots::Variant,
-    guest::Machine,
-    kernel,
     ktap::{Outcome, Report},
     prelude::*,
-    qemu::Boot,
     suite::KUNIT,
 };
 

@@ -8,14 +8,7 @@
 //! outside of it; the guest loads both.
 
 use super::Suite;
-use crate::{
-    guest::Machine,
-    initramfs,
-    kernel::{self, with_driver, Kernel},
-    modules,
-    prelude::*,
-    qemu::{Boot, USUAL},
-};
+use crate::{initramfs, kernel::with_driver, modules, prelude::*, qemu::USUAL};
 
 /// Fifty rounds with a drive that comes and goes take a fraction of this.
 const LIMIT: Duration = Duration::from_secs(1800);

@@ -4,7 +4,6 @@
 
 use super::Suite;
 use crate::{
-    guest::Machine,
     ktap::{Outcome, Point, Report},
     prelude::*,
 };

@@ -4,7 +4,7 @@
 //! the kernel of the other parts.
 
 use super::{module::file_system, Suite};
-use crate::{boots::Boots, deps, guest::Machine, kernel, prelude::*};
+use crate::{boots::Boots, prelude::*};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 /// No boot takes as long, on a machine that has other work as well.
