@@ -13,7 +13,7 @@ pub struct Boots {
 }
 
 /// One of them. What is not said here is said of [`Boot`].
-#[derive(Deserialize)]
+#[derive(Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Variant {
     pub name: String,
@@ -22,35 +22,16 @@ pub struct Variant {
     /// The fragments of the kernel; none stand for the kernel of the other parts.
     pub kernel: String,
     pub arguments: String,
-    pub plugged: String,
-    pub generators: usize,
+    pub plugged: Option<String>,
+    pub generators: Option<usize>,
     pub storm: Option<String>,
-    pub memory: u32,
+    pub memory: Option<u32>,
     /// Whether the guest has the selftests.
     pub selftests: bool,
     /// Whether kernels of both drivers are on the first drive.
     pub kernels: bool,
     /// Whether it is among the few of `make test`.
     pub short: bool,
-}
-
-impl Default for Variant {
-    fn default() -> Self {
-        Self {
-            name: String::new(),
-            words: String::new(),
-            kernel: String::new(),
-            arguments: String::new(),
-            plugged: EVERYTHING.to_owned(),
-            // As many as a domain has room for without further memory.
-            generators: 6,
-            storm: None,
-            memory: 2,
-            selftests: false,
-            kernels: false,
-            short: false,
-        }
-    }
 }
 
 impl Boots {
@@ -68,10 +49,11 @@ impl Variant {
             } else {
                 ""
             },
-            plugged: &self.plugged,
-            generators: self.generators,
+            plugged: self.plugged.as_deref().unwrap_or(EVERYTHING),
+            // As many as a domain has room for without further memory.
+            generators: self.generators.unwrap_or(6),
             storm: self.storm.as_deref(),
-            memory: self.memory,
+            memory: self.memory.unwrap_or(2),
             // Races want more than two.
             processors: 4,
             ..machine.boot(name, format!("guest.mode=test {}", self.words), limit)

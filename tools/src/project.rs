@@ -19,7 +19,7 @@ pub(crate) use command;
 pub const LLVM: &str = "-22";
 /// Variables of the caller that no build may see.
 const FOREIGN: &str = "MAKEFLAGS MFLAGS MAKELEVEL MAKEOVERRIDES ARCH CROSS_COMPILE KDIR KOUT \
-    LLVM CONFIG RUSTFLAGS CARGO_ENCODED_RUSTFLAGS CARGO_BUILD_TARGET RUSTUP_TOOLCHAIN \
+    LLVM CONFIG GIT_DIR GIT_WORK_TREE GIT_INDEX_FILE RUSTFLAGS CARGO_ENCODED_RUSTFLAGS CARGO_BUILD_TARGET RUSTUP_TOOLCHAIN \
     LD_LIBRARY_PATH";
 
 /// The folders of this checkout and the caller's settings.
@@ -169,12 +169,10 @@ impl Project {
     }
 
     pub fn llvm_tool(&self, name: &str) -> PathBuf {
-        if self.llvm.ends_with('/') {
-            PathBuf::from(format!("{}{name}", self.llvm))
-        } else if self.llvm.starts_with('-') {
-            PathBuf::from(format!("{name}{}", self.llvm))
-        } else {
-            PathBuf::from(name)
+        match &*self.llvm {
+            folder if folder.ends_with('/') => format!("{folder}{name}").into(),
+            suffix if suffix.starts_with('-') => format!("{name}{suffix}").into(),
+            _ => name.into(),
         }
     }
 
@@ -233,11 +231,8 @@ impl Project {
 /// The configuration to build: `CONFIG=a,b` names files of `tools/config/`, `MODULE=1` is the
 /// driver as a module instead of built in.
 fn flavour_of(root: &Path, default: &str) -> Result<String> {
-    let default = if is_set("MODULE") {
-        default.replace("rust", "module")
-    } else {
-        default.to_owned()
-    };
+    let driver = if is_set("MODULE") { "module" } else { "rust" };
+    let default = default.replace("rust", driver);
     let flavour = text("CONFIG").unwrap_or(default).replace(' ', ",");
     for name in flavour.split(',') {
         let path = root.join(format!("tools/config/{name}.config"));

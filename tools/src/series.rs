@@ -14,7 +14,6 @@ use crate::{
     prelude::*,
     source::{self, Source},
 };
-use std::ffi::OsStr;
 
 /// The patches that are made of the checkout's files.
 const PARTS: &str = "integration/series";
@@ -24,8 +23,6 @@ const COVER: &str = "Documentation/cover-letter.rst";
 const PAGES: (&str, &str) = ("Documentation", "Documentation/arch/s390/iommu");
 /// Stands for whoever sends the patches.
 const SENDER: &str = "@SENDER@";
-/// No more words for git.
-const NOTHING: [&str; 0] = [];
 
 pub fn run(project: &Project) -> Result<()> {
     for name in ["git", "patch"] {
@@ -88,25 +85,37 @@ fn make(
         }
     }
     let (name, email) = (name.trim(), email.trim());
-    let git = Git {
-        step,
-        tree: sent,
-        sender: format!("{name} <{email}>"),
+    let sender = format!("{name} <{email}>");
+    let git = |words: &str, more: &[&str]| git(step, &sent, words, more);
+    let commit = |message: &str| {
+        git("add --all --force", &[])?;
+        git("commit --quiet --signoff --message", &[message])
     };
-    git.run("init --quiet --initial-branch=main", NOTHING)?;
-    git.run("config user.name", [name])?;
-    git.run("config user.email", [email])?;
-    git.commit("base")?;
-    git.run("checkout --quiet -b series", NOTHING)?;
+    git("init --quiet --initial-branch=main", &[])?;
+    git("config user.name", &[name])?;
+    git("config user.email", &[email])?;
+    commit("base")?;
+    git("checkout --quiet -b series", &[])?;
     for patch in &series {
-        git.make(patch)?;
+        put(&project.root, &sent, patch, &sender)?;
+        commit(&patch.message()?)?;
     }
-    let list = git.write(&place("patches"))?;
-    git.run("checkout --quiet -b sent main", NOTHING)?;
-    git.run("am --quiet", &list)?;
-    git.run("diff --exit-code series sent", NOTHING)?;
+    // The cover letter, which no command takes, comes first.
+    let (cover, patches) = (letter(&project.root)?, place("patches"));
+    git("config branch.series.description", &[&cover])?;
+    let how = "--cover-letter --cover-from-description=subject --rfc --zero-commit";
+    git(
+        &format!("format-patch --quiet {how} main -o"),
+        &[patches.as_str()],
+    )?;
+    let list = paths_of_kind(&patches, "patch")?.split_off(1);
+    git("checkout --quiet -b sent main", &[])?;
+    git(
+        "am --quiet",
+        &list.iter().map(|path| path.as_str()).collect::<Vec<_>>(),
+    )?;
+    git("diff --exit-code series sent", &[])?;
     integrate(&project.root, &Source::of_caller(&integrated))?;
-    let sent = &git.tree;
     // No build needs the pages and MAINTAINERS, so that only the series has them.
     run!(
         step,
@@ -114,7 +123,7 @@ fn make(
                 --exclude=Documentation --exclude=MAINTAINERS {integrated} {sent}",
         "what the series makes has to be what make integrate makes"
     )?;
-    fs::rename(place("patches"), &folder)?;
+    fs::rename(patches, &folder)?;
     let list = list.iter().map(|path| folder.join(name_of(path)));
     Ok((source, list.collect()))
 }
@@ -157,53 +166,25 @@ fn letter(root: &Path) -> Result<String> {
     Ok(format!("{title}\n\n{text}"))
 }
 
-/// A repository that is thrown away.
-struct Git<'a> {
-    step: &'a Step<'a>,
-    tree: PathBuf,
-    /// Who signs the patches off.
-    sender: String,
+/// Runs a command on a repository that is thrown away, whatever the caller's settings are.
+fn git(step: &Step, tree: &Path, words: &str, more: &[&str]) -> Result<()> {
+    let words = words.split(' ');
+    let mut command = command!(step, "git -C {tree} {words...} {more...}");
+    command.env("GIT_CONFIG_GLOBAL", "/dev/null");
+    command.env("GIT_CONFIG_NOSYSTEM", "1");
+    step.run(&mut command, "the log says why")
 }
 
-impl Git<'_> {
-    /// Runs a command on it, whatever else the caller's settings are.
-    fn run(&self, words: &str, more: impl IntoIterator<Item: AsRef<OsStr>>) -> Result<()> {
-        let (tree, words) = (&self.tree, words.split(' '));
-        let mut command = command!(self.step, "git -C {tree} {words...} {more...}");
-        for name in ["GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE"] {
-            command.env_remove(name);
-        }
-        command.env("GIT_CONFIG_GLOBAL", "/dev/null");
-        command.env("GIT_CONFIG_NOSYSTEM", "1");
-        self.step.run(&mut command, "the log says why")
+/// Puts into a tree what a patch of the series brings.
+fn put(root: &Path, tree: &Path, patch: &Patch, sender: &str) -> Result<()> {
+    for file in patch.header("Files") {
+        add(root, tree, file)?;
     }
-
-    fn commit(&self, message: &str) -> Result<()> {
-        self.run("add --all --force", NOTHING)?;
-        self.run("commit --quiet --signoff --message", [message])
+    if !patch.files().is_empty() {
+        let context = "the kernel tree has to be as it was released";
+        patch.apply(tree).context(context)?;
     }
-
-    fn make(&self, patch: &Patch) -> Result<()> {
-        for file in patch.header("Files") {
-            add(&self.step.root, &self.tree, file)?;
-        }
-        if !patch.files().is_empty() {
-            let context = "the kernel tree has to be as it was released";
-            patch.apply(&self.tree).context(context)?;
-        }
-        let list = self.tree.join("MAINTAINERS");
-        let text = fs::read_to_string(&list)?;
-        fs::write(list, text.replace(SENDER, &self.sender))?;
-        self.commit(&patch.message()?)
-    }
-
-    /// Writes the commits as patches, with a cover letter, which is not returned.
-    fn write(&self, folder: &Path) -> Result<Vec<PathBuf>> {
-        let cover = letter(&self.step.root)?;
-        self.run("config branch.series.description", [cover])?;
-        let how = "--cover-letter --cover-from-description=subject --rfc --zero-commit";
-        self.run(&format!("format-patch --quiet {how} main -o"), [folder])?;
-        let list = patches::read(folder)?.into_iter();
-        Ok(list.skip(1).map(|patch| patch.path).collect())
-    }
+    let list = tree.join("MAINTAINERS");
+    let text = fs::read_to_string(&list)?;
+    Ok(fs::write(list, text.replace(SENDER, sender))?)
 }
