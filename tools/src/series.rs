@@ -36,15 +36,15 @@ pub fn run(project: &Project) -> Result<()> {
             &format!("git config --global {key} says who signs the patches off"),
         )
     };
-    let sender = (who("user.name")?, who("user.email")?);
-    let (_, list) = make(&step, FOLDER, &sender)?;
+    let (name, email) = (who("user.name")?, who("user.email")?);
+    let (_, list) = make(&step, FOLDER, (name.trim(), email.trim()))?;
     step.done(&format!("{} patches in {FOLDER}", list.len()));
     Ok(())
 }
 
 /// The same, whoever the caller is, and checkpatch on each.
 pub fn check(step: &Step) -> Result<Count> {
-    let (source, list) = make(step, "build/series-test", &nobody())?;
+    let (source, list) = make(step, "build/series-test", NOBODY)?;
     let mut count = lint::checkpatch_on(step, &source.tree, list.iter().map(|path| (None, path)))?;
     count += Count::one(true);
     Ok(count)
@@ -52,20 +52,15 @@ pub fn check(step: &Step) -> Result<Count> {
 
 /// The patches, in a folder that a command may use for a while.
 pub fn patches_for(step: &Step) -> Result<Vec<PathBuf>> {
-    Ok(make(step, "build/series-steps", &nobody())?.1)
+    Ok(make(step, "build/series-steps", NOBODY)?.1)
 }
 
-fn nobody() -> (String, String) {
-    ("Nobody Known".into(), "nobody@example.org".into())
-}
+/// A name and an address where nobody sends the patches.
+const NOBODY: (&str, &str) = ("Nobody Known", "nobody@example.org");
 
 /// Writes the patches, and makes sure of them: `git am` takes them, and what it
 /// leaves is what `make integrate` makes. Others are not left behind.
-fn make(
-    step: &Step,
-    folder: &str,
-    (name, email): &(String, String),
-) -> Result<(Source, Vec<PathBuf>)> {
+fn make(step: &Step, folder: &str, (name, email): (&str, &str)) -> Result<(Source, Vec<PathBuf>)> {
     let project = step.project;
     let folder = project.root.join(folder);
     let _ = fs::remove_dir_all(&folder);
@@ -84,7 +79,6 @@ fn make(
             write_if_changed(&integrated.join(file), &text)?;
         }
     }
-    let (name, email) = (name.trim(), email.trim());
     let sender = format!("{name} <{email}>");
     let git = |words: &str, more: &[&str]| git(step, &sent, words, more);
     let commit = |message: &str| {

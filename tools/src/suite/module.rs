@@ -15,71 +15,53 @@ const LIMIT: Duration = Duration::from_secs(1800);
 /// The kernel knows who allocated what, which is how the guest's program sees
 /// that nothing of the driver's is left.
 const TRACED: &str = "slab_debug=U,kmalloc-*";
-/// The size of the file system that a guest has its root on.
-const ROOT_SIZE: &str = "64M";
-
-struct Parts {
-    machine: Machine,
-    version: String,
-    root: PathBuf,
-}
 
 impl Suite<'_> {
     pub(super) fn module(&mut self) -> Result<()> {
         // It holds the cache, which is needed for others now.
         self.kernel = None;
-        let parts = self.parts()?;
-        let append = format!(
-            "guest.suite=module guest.driver=later guest.version={} {TRACED}",
-            parts.version
-        );
-        self.boot_with(&parts.machine, "guest-module", &append, |boot| {
-            boot.plugged = "";
-        });
+        let (machine, version, root) = self.parts()?;
+        let append =
+            format!("guest.suite=module guest.driver=later guest.version={version} {TRACED}");
+        self.boot_with(&machine, "guest-module", &append, |boot| boot.plugged = "");
         let append = "guest.suite=root guest.root=nvme";
-        self.boot_with(&parts.machine, "guest-root", append, |boot| {
-            boot.root = Some(&parts.root);
+        self.boot_with(&machine, "guest-root", append, |boot| {
+            boot.root = Some(&root);
         });
         let append = "guest.suite=absent guest.driver=later";
-        self.boot_with(&parts.machine, "guest-no-zpci", append, |boot| {
+        self.boot_with(&machine, "guest-no-zpci", append, |boot| {
             boot.cpu = "max,zpci=off";
             boot.plugged = "";
         });
         let append = format!("pci=off {append}");
-        self.boot_with(&parts.machine, "guest-pci-off", &append, |_| {});
-        self.beside(&parts.machine, "rust", &self.project.flavour);
-        self.beside(&parts.machine, "c", "c");
+        self.boot_with(&machine, "guest-pci-off", &append, |_| {});
+        self.beside(&machine, "rust", &self.project.flavour);
+        self.beside(&machine, "c", "c");
         Ok(())
     }
 
-    /// Builds the kernel, the external module, and the guest's roots.
-    fn parts(&mut self) -> Result<Parts> {
+    /// Builds what is booted: a machine with the external module, the driver's version, and a
+    /// root on a drive.
+    fn parts(&mut self) -> Result<(Machine, String, PathBuf)> {
         let flavour = with_driver(&self.project.flavour, "module");
         if !flavour.split(',').any(|name| name == "module") {
             bail!("CONFIG={flavour} has no driver to be a module");
         }
         let kernel = kernel::build(self.project, &flavour)?;
-        let mut files = Vec::new();
-        let mut version = String::new();
+        let mut parts = None;
         self.step("module", "building the external module", |step| {
             let external = modules::build_for_tests(&kernel, step)?;
             let built = kernel.objects.join("drivers/iommu/s390/s390_iommu.ko");
-            version = modinfo(step, &built, "version")?;
+            let version = modinfo(step, &built, "version")?;
             let mut count = check_modinfo(step, &built, &version)?;
             count += check_modinfo(step, &external, &version)?;
-            files.push(("lib/modules/external/s390_iommu.ko".to_owned(), external));
+            parts = Some((external, version));
             Ok(count)
         });
-        if files.is_empty() {
-            bail!("there is no external module to boot with");
-        }
+        let (external, version) = parts.context("there is no external module to boot with")?;
+        let files = [("lib/modules/external/s390_iommu.ko".to_owned(), external)];
         let machine = Machine::with_files(self.project, &kernel, &files)?;
-        let root = root_image(self.project, &kernel)?;
-        Ok(Parts {
-            machine,
-            version,
-            root,
-        })
+        Ok((machine, version, root_image(self.project, &kernel)?))
     }
 
     /// A kernel that has a driver already: the module must be refused.
@@ -156,7 +138,7 @@ fn root_image(project: &Project, kernel: &Kernel) -> Result<PathBuf> {
     }
     fs::copy(initramfs::init_path(project), tree.join("sbin/init"))?;
     fs::copy(initramfs::busybox(&step)?, tree.join("bin/busybox"))?;
-    file_system(step, &tree, ROOT_SIZE)
+    file_system(step, &tree, "64M")
 }
 
 /// An image of a file system with what is in a folder, beside it.
