@@ -5,17 +5,7 @@
 //! through a *private root*: a list of sources made from the machine's own
 //! mirror, with index files in the cache.
 
-use crate::{
-    files::{make_anew, name_of, paths_in, write_if_changed},
-    project::{find_program, variable},
-    steps::Step,
-};
-use anyhow::{bail, Context, Result};
-use fs_err as fs;
-use std::{
-    path::{Path, PathBuf},
-    process::Command,
-};
+use crate::prelude::*;
 
 /// The archive's own keys; a release of Debian ships those of its successor.
 const KEYRINGS: [&str; 2] = [
@@ -25,12 +15,7 @@ const KEYRINGS: [&str; 2] = [
 /// The releases whose packages are known to fit.
 pub const RELEASES: [&str; 2] = ["bookworm", "trixie"];
 /// Downloads packages with all that they depend on.
-pub const INSTALL: [&str; 4] = [
-    "install",
-    "--download-only",
-    "--yes",
-    "--no-install-recommends",
-];
+pub const INSTALL: &str = "install --download-only --yes --no-install-recommends";
 /// What to do when nothing can be downloaded.
 const ADVICE: &str = "check the network and the machine's apt sources";
 
@@ -49,7 +34,7 @@ fn codename_of(os_release: &str) -> Option<String> {
 
 /// Whether this process may install packages.
 pub fn may_install() -> bool {
-    codename().is_some() && rustix::process::geteuid().is_root() && variable("NO_INSTALL").is_none()
+    codename().is_some() && rustix::process::geteuid().is_root() && text("NO_INSTALL").is_none()
 }
 
 /// The mirrors that the machine gets Debian from: the archive, and security updates.
@@ -57,15 +42,19 @@ pub fn may_install() -> bool {
 pub fn mirrors(step: &Step) -> Result<(String, String)> {
     let ask = || {
         let format = "$(ORIGIN)|$(LABEL)|$(COMPONENT)|$(REPO_URI)";
-        let mut command = step.command("apt-get");
-        command.args(["indextargets", "--format", format, "Created-By: Packages"]);
-        step.output(&mut command, "check the machine's apt sources")
+        step.output(
+            &mut command!(
+                step,
+                "apt-get indextargets --format {format} 'Created-By: Packages'"
+            ),
+            "check the machine's apt sources",
+        )
     };
     let mut text = ask()?;
     if mirror(&text, "Debian").is_none() {
         // apt tells of indexes that were downloaded. A foreign source that
         // does not answer is none of our business.
-        step.attempt(step.command("apt-get").arg("update"))?;
+        step.attempt(&mut command!(step, "apt-get update"))?;
         text = ask()?;
     }
     let main = mirror(&text, "Debian")
@@ -118,7 +107,7 @@ impl<'a> Root<'a> {
         suites: &[String],
         arch: Option<&str>,
     ) -> Result<Self> {
-        let folder = step.project.cache.join("apt").join(name);
+        let folder = step.cache.join("apt").join(name);
         for part in ["lists/partial", "cache/archives/partial"] {
             fs::create_dir_all(folder.join(part))?;
         }
@@ -133,7 +122,7 @@ impl<'a> Root<'a> {
         };
         let sources: String = suites.iter().map(line).collect();
         write_if_changed(&folder.join("sources.list"), sources)?;
-        let at = |key: &str, part: &str| format!("{key}={}", folder.join(part).display());
+        let at = |key: &str, part: &str| format!("{key}={}", folder.join(part));
         let mut options = vec![
             at("Dir::Etc::sourcelist", "sources.list"),
             "Dir::Etc::sourceparts=/dev/null".to_owned(),
@@ -160,53 +149,49 @@ impl<'a> Root<'a> {
             options,
             folder,
         };
-        step.run(root.command("apt-get").arg("update"), ADVICE)?;
+        step.run(&mut root.command("apt-get", ["update"]), ADVICE)?;
         Ok(root)
     }
 
-    fn command(&self, program: &str) -> Command {
-        let mut command = self.step.command(program);
-        for option in &self.options {
-            command.arg("-o").arg(option);
-        }
+    fn command<'b>(&self, program: &str, words: impl IntoIterator<Item = &'b str>) -> Command {
+        let options = self.options.iter().flat_map(|option| ["-o", option]);
+        let mut command = command!(self.step, "{program} {options...}");
+        command.args(words);
         command.env("DEBIAN_FRONTEND", "noninteractive");
         command
     }
 
     /// Installs packages on the machine, from `suite` if one is named.
     pub fn install(&self, packages: &[&str], suite: Option<&str>) -> Result<()> {
-        let mut command = self.command("apt-get");
-        if let Some(suite) = suite {
-            command.args(["-t", suite]);
-        }
-        command
-            .args(["install", "--yes", "--no-install-recommends"])
-            .args(["-o", "Dpkg::Use-Pty=0"])
-            // As Debian's own installer does: syncing each of forty thousand
-            // small files takes longer than all the rest.
-            .args(["-o", "Dpkg::Options::=--force-unsafe-io"])
-            .args(packages);
-        let advice = "read the log, repair apt, and run it again";
-        self.step.run(&mut command, advice)
+        let suite = suite.map(|name| ["-t", name]).into_iter().flatten();
+        // As Debian's own installer does: syncing each of forty thousand small files takes
+        // longer than all the rest.
+        let how = "install --yes --no-install-recommends -o Dpkg::Use-Pty=0 \
+            -o Dpkg::Options::=--force-unsafe-io";
+        let words = how.split(' ').chain(suite).chain(packages.iter().copied());
+        self.step.run(
+            &mut self.command("apt-get", words),
+            "read the log, repair apt, and run it again",
+        )
     }
 
     /// The lines of what `apt-cache` says that begin so, without their beginnings.
-    pub fn ask(&self, words: &[&str], start: &str) -> Result<Vec<String>> {
-        let mut command = self.command("apt-cache");
-        let text = self.step.output(command.args(words), "read the log")?;
+    pub fn ask(&self, words: &str, start: &str) -> Result<Vec<String>> {
+        let mut command = self.command("apt-cache", words.split(' '));
+        let text = self.step.output(&mut command, "read the log")?;
         let lines = text.lines().filter_map(|line| line.strip_prefix(start));
         Ok(lines.map(str::to_owned).collect())
     }
 
     /// Downloads by a command of apt-get into a folder, and returns the files.
-    pub fn download(&self, words: &[&str], folder: &Path) -> Result<Vec<PathBuf>> {
+    pub fn download(&self, words: &str, folder: &Path) -> Result<Vec<PathBuf>> {
         // Into a folder of its own first: what is in `folder` is whole.
         let partial = self.folder.join("download");
         make_anew(&partial.join("partial"))?;
-        let mut command = self.command("apt-get");
-        let archives = format!("Dir::Cache::archives={}", partial.display());
-        command.current_dir(&partial).args(["-o", &archives]);
-        self.step.run(command.args(words), ADVICE)?;
+        let archives = format!("Dir::Cache::archives={partial}");
+        let words_of_apt = ["-o", &archives].into_iter().chain(words.split(' '));
+        let mut command = self.command("apt-get", words_of_apt);
+        self.step.run(command.current_dir(&partial), ADVICE)?;
         fs::create_dir_all(folder)?;
         let mut files = paths_in(&partial)?;
         files.retain(|path| path.is_file() && !path.ends_with("lock"));
@@ -216,26 +201,22 @@ impl<'a> Root<'a> {
             *path = to;
         }
         fs::remove_dir_all(&partial)?;
-        if files.is_empty() {
-            bail!("apt-get {} downloaded nothing", words.join(" "));
-        }
+        ensure!(!files.is_empty(), "apt-get {words} downloaded nothing");
         Ok(files)
     }
 
     /// Downloads packages and unpacks them into a folder, which appears when it is whole.
-    pub fn unpack(&self, words: &[&str], folder: &Path) -> Result<()> {
-        let (partial, packages) = (
-            folder.with_extension("partial"),
-            self.folder.join("packages"),
-        );
-        for folder in [&partial, &packages] {
-            make_anew(folder)?;
-        }
+    pub fn unpack(&self, words: &str, folder: &Path) -> Result<()> {
+        let partial = folder.with_extension("partial");
+        let packages = self.folder.join("packages");
+        make_anew(&partial)?;
+        make_anew(&packages)?;
         for package in self.download(words, &packages)? {
-            let mut command = self.step.command("dpkg-deb");
-            command.arg("-x").arg(package).arg(&partial);
-            let advice = "the package is broken: run it again";
-            self.step.run(&mut command, advice)?;
+            run!(
+                self.step,
+                "dpkg-deb -x {package} {partial}",
+                "the package is broken: run it again"
+            )?;
         }
         fs::remove_dir_all(&packages)?;
         let _ = fs::remove_dir_all(folder);
@@ -244,20 +225,19 @@ impl<'a> Root<'a> {
 }
 
 /// A folder with Debian's packages for the guest, unpacked.
-pub fn for_guest(step: &Step, name: &str, packages: &[&str]) -> Result<PathBuf> {
+pub fn for_guest(step: &Step, name: &str, packages: &str) -> Result<PathBuf> {
     let folder = step.project.cache.join("guest").join(name);
     if folder.is_dir() {
         return Ok(folder);
     }
     let Some(suite) = codename() else {
         bail!(
-            "the guest's files come from Debian's s390x packages {}; unpack them into {}",
-            packages.join(" "),
-            folder.display()
+            "the guest's files come from Debian's s390x packages {packages}; \
+             unpack them into {folder}"
         );
     };
-    let words = [&["download"], packages].concat();
-    Root::of_suites(step, &[suite], "s390x")?.unpack(&words, &folder)?;
+    let root = Root::of_suites(step, &[suite], "s390x")?;
+    root.unpack(&format!("download {packages}"), &folder)?;
     Ok(folder)
 }
 

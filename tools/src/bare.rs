@@ -3,15 +3,7 @@
 //! minimal one is laid into the cache, what is committed is cloned, and the
 //! command runs there with empty caches.
 
-use crate::{
-    apt, deps,
-    files::{make_anew, name_of, paths_in},
-    project::{text, Project},
-    steps::Step,
-};
-use anyhow::{bail, Context, Result};
-use fs_err as fs;
-use std::path::Path;
+use crate::{apt, prelude::*};
 
 const CHECKOUT: &str = "root/checkout";
 
@@ -26,18 +18,16 @@ pub fn run(project: &Project) -> Result<()> {
     let _lock = project.lock_file(&format!("bare-{suite}.lock"))?;
     lay(project, &suite, &folder)?;
     println!("           bare: make {target} in a bare {suite}, with nothing in its caches");
-    let status = project
-        .command("unshare")
-        .args(["--mount", "--pid", "--fork", "--kill-child"])
-        .args(["sh", "-c", ENTER, "sh"])
-        .arg(&folder)
-        .args(["make", "-C", &format!("/{CHECKOUT}"), &target])
-        .status()
-        .context("cannot start unshare")?;
+    let mut command = command!(
+        project,
+        "unshare --mount --pid --fork --kill-child
+            sh -c {ENTER} sh {folder} make -C /{CHECKOUT} {target}"
+    );
+    let status = command.status().context("cannot start unshare")?;
     if !status.success() {
         bail!(
             "make {target} failed in a bare {suite}; its logs are in {}",
-            folder.join(CHECKOUT).join("build/logs").display()
+            folder.join(CHECKOUT).join("build/logs")
         );
     }
     println!("bare: make {target} succeeded in a bare {suite}");
@@ -61,12 +51,10 @@ fn lay(project: &Project, suite: &str, folder: &Path) -> Result<()> {
     let debootstrap = deps::program(project, "debootstrap", "debootstrap")?;
     let step = Step::start(project, "bare", &format!("laying a bare {suite}"))?;
     let (mirror, _) = apt::mirrors(&step)?;
-    step.run(
-        step.command(debootstrap)
-            .args(["--variant=minbase", "--include=make", suite])
-            .arg(folder)
-            .arg(mirror),
-        "check the network, or free some space",
+    run!(
+        step,
+        "{debootstrap} --variant=minbase --include=make {suite} {folder} {mirror}",
+        "check the network, or free some space"
     )?;
     // How to reach the network is the machine's business, not the release's.
     let resolver = Path::new("/etc/resolv.conf");
@@ -79,12 +67,11 @@ fn lay(project: &Project, suite: &str, folder: &Path) -> Result<()> {
     for path in certificates.iter().filter(|path| path.is_file()) {
         fs::copy(path, folder.join(place).join(name_of(path)))?;
     }
-    step.run(
-        step.command("git")
-            .args(["clone", "--quiet", "--depth=1"])
-            .arg(format!("file://{}", project.root.display()))
-            .arg(folder.join(CHECKOUT)),
-        "this takes git, and a checkout with a commit",
+    let (root, checkout) = (&project.root, folder.join(CHECKOUT));
+    run!(
+        step,
+        "git clone --quiet --depth=1 file://{root} {checkout}",
+        "this takes git, and a checkout with a commit"
     )?;
     step.done("laid");
     Ok(())

@@ -9,29 +9,18 @@ mod scale;
 mod table;
 mod throughput;
 
-use crate::{
-    guest::Machine,
-    kernel::flavour,
-    project::{text, Project},
-    qemu::Boot,
-    steps::Step,
-};
-use anyhow::{bail, Context, Result};
-use fs_err as fs;
+use crate::prelude::*;
 use functions::Functions;
 use scale::Scale;
 use serde::{Deserialize, Serialize};
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    time::Duration,
-};
+use std::borrow::Borrow;
 
 /// A boot takes a tenth of this.
 const LIMIT: Duration = Duration::from_secs(300);
 /// Every boot that counts instructions is done so often.
 const RUNS: usize = 2;
 /// A window of 64 GiB, on a machine with 2 GiB.
-const WIDE: &str = "guest.mode=bench guest.bench=flush s390_iommu_aperture=32";
+const WIDE: &str = "flush s390_iommu_aperture=32";
 
 /// The kernels, and for each the boots that count instructions: a name, and words for the
 /// kernel.
@@ -124,9 +113,7 @@ struct Bench {
 }
 
 pub fn run(project: &Project) -> Result<()> {
-    if project.kout.is_some() {
-        bail!("bench: two kernels do not fit into one KOUT=; leave it out");
-    }
+    project.ensure_no_kout("bench")?;
     match text("ONLY").as_deref() {
         Some("throughput") => return throughput::run(project),
         Some(only) => bail!("bench: ONLY={only}: it is throughput or nothing"),
@@ -146,110 +133,132 @@ pub fn run(project: &Project) -> Result<()> {
     let (json, svg) = (folder.join("bench.json"), folder.join("bench.svg"));
     let text = serde_json::to_string_pretty(&table::record(&bench, &bounds)?)?;
     fs::write(&json, text + "\n")?;
-    chart::draw(&bench, &svg).with_context(|| format!("cannot write {}", svg.display()))?;
-    println!("written: {} and {}", json.display(), svg.display());
+    chart::draw(&bench, &svg).with_context(|| format!("cannot write {svg}"))?;
+    println!("written: {json} and {svg}");
     let faults = judge::faults(&bench, &bounds);
-    if !faults.is_empty() {
-        bail!("bench: {}", faults.join("; "));
-    }
+    ensure!(faults.is_empty(), "bench: {}", faults.join("; "));
     Ok(())
 }
 
 impl Bench {
     /// Builds a kernel and measures all that is to be measured on it.
     fn measure(&mut self, project: &Project, name: &'static str, guests: Guests) -> Result<()> {
-        let machine = Machine::prepare(project, &flavour(name))?;
+        let machine = Machine::prepare(project, name)?;
         self.kernel = machine.version.to_string();
         for (guest, words) in guests {
-            let append = format!("guest.mode=bench guest.bench=map {words}");
-            let mut runs = Vec::new();
             for run in 1..=RUNS {
                 let log = format!("bench-{}-{run}", guest.replace(' ', "-").to_lowercase());
-                let mut boot = machine.boot(&log, append.clone(), LIMIT);
-                boot.counts_instructions = true;
-                boot.processors = 1;
-                runs.push(figures(&measure(project, boot)?)?);
+                let lines = measure(project, &machine, &log, &format!("map {words}"), |boot| {
+                    boot.counts_instructions = true;
+                    boot.processors = 1;
+                })?;
+                let figures = figures(&lines)?;
+                let first = self.guests.entry(guest).or_insert_with(|| figures.clone());
+                self.differences.extend(differences(guest, first, &figures));
             }
-            let first = runs.remove(0);
-            for figures in runs {
-                self.differences
-                    .extend(differences(guest, &first, &figures));
-            }
-            self.guests.insert(guest, first);
         }
         let log = format!("bench-flush-{name}");
-        let lines = measure(project, machine.boot(&log, WIDE.to_owned(), LIMIT))?;
-        self.flush.insert(name, flush(&lines)?);
+        self.flush.insert(
+            name,
+            flush(&measure(project, &machine, &log, WIDE, |_| {})?)?,
+        );
 
         let log = format!("bench-scale-{name}");
-        let append = "guest.mode=bench guest.bench=scale".to_owned();
-        let mut boot = machine.boot(&log, append, LIMIT);
-        boot.processors = scale::CPUS[scale::CPUS.len() - 1];
-        let lines = measure(project, boot)?;
+        let lines = measure(project, &machine, &log, "scale", |boot| {
+            boot.processors = scale::CPUS[scale::CPUS.len() - 1];
+        })?;
         self.scale.insert(name, Scale::read(&lines)?);
 
-        let measure_functions = |count| {
+        let functions = functions::MACHINES.map(|count| {
             let log = format!("bench-functions-{count}-{name}");
-            let append = "guest.mode=bench guest.bench=functions".to_owned();
             let devices = functions::devices(count);
-            let devices: Vec<&str> = devices.iter().map(String::as_str).collect();
-            let mut boot = machine.boot(&log, append, LIMIT);
-            boot.devices = &devices;
-            Functions::read(&measure(project, boot)?)
-        };
-        let [few, many] = functions::MACHINES;
-        let figures = [measure_functions(few)?, measure_functions(many)?];
-        self.functions.insert(name, figures);
+            let lines = measure(project, &machine, &log, "functions", |boot| {
+                boot.devices = &devices;
+            })?;
+            Functions::read(&lines)
+        });
+        let [few, many] = functions;
+        self.functions.insert(name, [few?, many?]);
         Ok(())
     }
 
     fn cost(&self, guest: &str, subject: &str, case: &Case) -> Result<Cost> {
-        let name = format!("{subject} {}", case.name);
-        let cost = self.guests.get(guest).and_then(|all| all.get(&name));
-        cost.copied()
-            .with_context(|| format!("bench: {guest}: the guest printed no figure of {name}"))
+        let figures = get(&self.guests, guest)?;
+        get(figures, &format!("{subject} {}", case.name)).copied()
     }
 }
 
-/// What was measured on the kernel of this driver, and on that of the one in C.
-fn both<'a, T>(all: &'a BTreeMap<&str, T>) -> (&'a T, &'a T) {
-    (&all["rust"], &all["c"])
+/// What was measured of a name.
+fn get<'a, K: Borrow<str> + Ord, T>(all: &'a BTreeMap<K, T>, name: &str) -> Result<&'a T> {
+    let figures = all.get(name);
+    figures.with_context(|| format!("bench: the guest printed no figure of {name}"))
+}
+
+/// What was measured with this driver, and with the one in C.
+fn pair<'a, T>(all: &'a BTreeMap<&str, T>) -> Result<(&'a T, &'a T)> {
+    Ok((get(all, "rust")?, get(all, "c")?))
 }
 
 /// Boots and returns what the guest measured, a line each.
-fn measure(project: &Project, boot: Boot) -> Result<Vec<String>> {
-    let step = Step::start(project, boot.name, "measuring in the guest")?;
+fn measure<'a>(
+    project: &Project,
+    machine: &'a Machine,
+    name: &'a str,
+    what: &str,
+    change: impl FnOnce(&mut Boot<'a>),
+) -> Result<Vec<String>> {
+    let append = format!("guest.mode=bench guest.bench={what}");
+    let mut boot = machine.boot(name, append, LIMIT);
+    change(&mut boot);
+    let step = Step::start(project, name, "measuring in the guest")?;
     let mut lines = Vec::new();
     let report = boot.run(project, |line| {
         lines.extend(line.strip_prefix("bench: ").map(str::to_owned));
     })?;
     let faults = report.faults(false);
-    if !faults.is_empty() {
-        bail!(
-            "{}: {}; its console is {}",
-            boot.name,
-            faults.join("; "),
-            project.console(boot.name).display()
-        );
-    }
+    ensure!(
+        faults.is_empty(),
+        "{name}: {}; its console is {}",
+        faults.join("; "),
+        project.console(name)
+    );
     step.done(&format!("{} lines", lines.len()));
     Ok(lines)
 }
 
-/// Reads `figure SUBJECT CASE MAP UNMAP`.
-fn figures(lines: &[String]) -> Result<Figures> {
-    let mut all = Figures::new();
+/// The lines of a kind: their names, and their numbers. A figure that is below what was there
+/// before is nothing.
+fn rows<'a, const NAMES: usize, const NUMBERS: usize>(
+    lines: &'a [String],
+    kind: &str,
+) -> Result<Vec<([&'a str; NAMES], [u64; NUMBERS])>> {
+    let mut rows = Vec::new();
     for line in lines {
-        let words: Vec<&str> = line.split_whitespace().collect();
-        if let ["figure", subject, case, map, unmap] = words[..] {
-            let cost = Cost {
-                map: map.parse()?,
-                unmap: unmap.parse()?,
-            };
-            all.insert(format!("{subject} {case}"), cost);
+        let mut words = line.split_whitespace();
+        if words.next() != Some(kind) {
+            continue;
+        }
+        let (mut names, mut numbers) = (Vec::new(), Vec::new());
+        for word in words {
+            match word.parse::<i64>() {
+                Ok(number) => numbers.push(number.max(0) as u64),
+                Err(_) => names.push(word),
+            }
+        }
+        match (names.try_into(), numbers.try_into()) {
+            (Ok(names), Ok(numbers)) => rows.push((names, numbers)),
+            _ => bail!("bench: {line:?} is not understood"),
         }
     }
-    Ok(all)
+    Ok(rows)
+}
+
+/// Reads `figure SUBJECT CASE MAP UNMAP`.
+fn figures(lines: &[String]) -> Result<Figures> {
+    let rows = rows(lines, "figure")?.into_iter();
+    let figures = rows
+        .map(|([subject, case], [map, unmap])| (format!("{subject} {case}"), Cost { map, unmap }));
+    Ok(figures.collect())
 }
 
 /// What differs between two boots of the same guest.
@@ -298,7 +307,6 @@ mod tests {
         }
         let figures = figures(&lines(&text)).unwrap();
         Bench {
-            runs: RUNS,
             guests: [OFF, ON, C].map(|guest| (guest, figures.clone())).into(),
             flush: ["rust", "c"].map(|name| (name, Flush::default())).into(),
             scale: ["rust", "c"].map(|name| (name, scale(100))).into(),

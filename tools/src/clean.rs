@@ -1,12 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 //! `make clean`.
 
-use crate::{
-    files::{name_of, paths_in},
-    project::Project,
-};
-use anyhow::Result;
-use fs_err as fs;
+use crate::prelude::*;
 
 /// Removes what was built: here, and in the cache but for downloads.
 pub fn clean(project: &Project) -> Result<()> {
@@ -26,7 +21,7 @@ pub fn clean(project: &Project) -> Result<()> {
     }
     println!(
         "clean: done; downloads, kernel trees and ccache stay in {}",
-        project.cache.display()
+        project.cache
     );
     Ok(())
 }

@@ -4,16 +4,10 @@
 
 use crate::{
     apt::{self, Root},
-    project::{find_program, variable, Project, LLVM},
-    steps::Step,
+    prelude::*,
+    project::LLVM,
 };
-use anyhow::{bail, Context, Result};
-use std::{
-    collections::BTreeSet,
-    ops::Range,
-    path::{Path, PathBuf},
-    process::Command,
-};
+use std::ops::Range;
 
 const RUSTC_MINIMUM: Version = Version(1, 96, 0);
 /// The oldest bindgen that the kernel takes, and the one that is built when there is none.
@@ -23,6 +17,8 @@ const BINDGEN_BUILT: &str = "0.72.1";
 const QEMU_MINIMUM: Version = Version(8, 0, 0);
 pub const GCC: &str = "s390x-linux-gnu-gcc";
 const MESON_MINIMUM: Version = Version(1, 5, 0);
+/// Packages of which bookworm's own is too old; its backports have those of trixie.
+const BACKPORTED: [&str; 2] = ["meson", "qemu-system-s390x"];
 
 /// What every command needs that builds something. Debian's packages of these programs
 /// have their names; the fuzzer takes g++.
@@ -57,9 +53,6 @@ const MACHINE: [(&str, &str); 5] = [
     ("/usr/share/qemu/s390-ccw.img", "qemu-system-data"),
 ];
 
-/// The packages of which bookworm's own are too old; its backports have those of trixie.
-const BACKPORTED: [&str; 2] = ["meson", "qemu-system-s390x"];
-
 struct Need {
     /// How to see that it is: the name of a program or the path of a file.
     sign: PathBuf,
@@ -91,22 +84,18 @@ impl Need {
 
     fn find(&self) -> Option<PathBuf> {
         let is_new = |path: &PathBuf| {
-            let is_older = |minimum| version_of(path).map_or(true, |version| version < minimum);
-            !self.minimum.is_some_and(is_older)
+            let is_enough = |minimum| version_of(path).is_ok_and(|version| version >= minimum);
+            self.minimum.is_none_or(is_enough)
         };
         find_program(&self.sign).filter(is_new)
     }
 
     /// For a machine where nothing can be installed.
     fn describe(&self) -> String {
-        let mut text = self.sign.display().to_string();
-        if let Some(minimum) = self.minimum {
-            text += &format!(" {minimum} or newer");
-        }
-        if let Some(name) = self.variable {
-            text += &format!(" ({name}=)");
-        }
-        text
+        let minimum = self.minimum.map(|minimum| format!(" {minimum} or newer"));
+        let variable = self.variable.map(|name| format!(" ({name}=)"));
+        let sign = self.sign.to_string();
+        sign + &minimum.unwrap_or_default() + &variable.unwrap_or_default()
     }
 }
 
@@ -136,18 +125,18 @@ fn needs(project: &Project) -> Vec<Need> {
         list.push(Need::new(library, "rust-web-src"));
     }
     let version = project.llvm.trim_start_matches('-');
-    for (name, package) in [
+    let programs = [
         ("clang", "clang"),
         ("ld.lld", "lld"),
         ("llvm-objcopy", "llvm"),
-    ] {
+    ];
+    for (name, package) in programs {
         let package = format!("{package}-{version}");
         list.push(Need::new(project.llvm_tool(name), package).named_by("LLVM"));
     }
-    if project.llvm.starts_with('-') && variable("LIBCLANG_PATH").is_none() {
-        let library = format!("/usr/lib/llvm-{version}/lib/libclang.so");
+    if let Some(folder) = project.libclang() {
         let package = format!("libclang-{version}-dev");
-        list.push(Need::new(library, package).named_by("LIBCLANG_PATH"));
+        list.push(Need::new(folder.join("libclang.so"), package).named_by("LIBCLANG_PATH"));
     }
     list
 }
@@ -179,9 +168,8 @@ fn install(project: &Project, mut missing: Vec<Need>) -> Result<()> {
         );
     }
     let packages: BTreeSet<&str> = missing.iter().map(|need| &*need.package).collect();
-    let (backported, plain): (Vec<_>, Vec<_>) = packages
-        .into_iter()
-        .partition(|package| BACKPORTED.contains(package));
+    let (backported, plain): (Vec<_>, Vec<_>) =
+        packages.iter().partition(|name| BACKPORTED.contains(name));
     let all = [&plain[..], &backported].concat().join(" ");
     if !apt::may_install() {
         let names: Vec<String> = missing.iter().map(Need::describe).collect();
@@ -229,7 +217,7 @@ fn provide(project: &Project, need: Need) -> Result<PathBuf> {
     }
     let sign = need.sign.clone();
     install(project, vec![need])?;
-    find_program(&sign).with_context(|| format!("there is no {}", sign.display()))
+    find_program(&sign).with_context(|| format!("there is no {sign}"))
 }
 
 /// A program that only one command needs, and Debian's package of it.
@@ -249,7 +237,7 @@ pub fn qemu(project: &Project) -> Result<PathBuf> {
 /// A program that the caller named.
 fn named(path: &Path, variable: &str, minimum: Version) -> Result<PathBuf> {
     let found = Need::new(path, "").since(minimum).find();
-    found.with_context(|| format!("{variable}={} is older than {minimum}", path.display()))
+    found.with_context(|| format!("{variable}={path} is older than {minimum}"))
 }
 
 /// A bindgen that the kernel takes, by `BINDGEN=`, `PATH`, or built into the cache.
@@ -268,12 +256,13 @@ pub fn bindgen(project: &Project) -> Result<PathBuf> {
     }
     let step = Step::start(project, "bindgen", "building it, there is none")?;
     let target = project.cache.join("bindgen-build");
+    let cargo = &project.cargo;
     step.run(
-        step.command(&project.cargo)
-            .args(["install", "bindgen-cli", "--version", BINDGEN_BUILT])
-            .args(["--locked", "--root"])
-            .arg(&folder)
-            .env("CARGO_TARGET_DIR", &target),
+        command!(
+            step,
+            "{cargo} install bindgen-cli --version {BINDGEN_BUILT} --locked --root {folder}"
+        )
+        .env("CARGO_TARGET_DIR", &target),
         "check the network, or name a bindgen with BINDGEN=",
     )?;
     let _ = fs_err::remove_dir_all(&target);
@@ -282,11 +271,8 @@ pub fn bindgen(project: &Project) -> Result<PathBuf> {
 }
 
 fn sysroot(rustc: &Path) -> Option<PathBuf> {
-    let output = Command::new(rustc)
-        .args(["--print", "sysroot"])
-        .output()
-        .ok()?;
-    Some(PathBuf::from(String::from_utf8(output.stdout).ok()?.trim()))
+    let text = said(rustc, &["--print", "sysroot"]).ok()?;
+    Some(PathBuf::from(text.trim()))
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -303,11 +289,14 @@ impl Version {
         })
     }
 
-    /// The newest of these texts that is within a range.
-    pub fn newest(texts: &[String], range: Range<Self>) -> Option<(Self, &String)> {
-        let versions = texts.iter().map(|text| (Self::find(text), text));
-        let known = versions.filter_map(|(version, text)| Some((version?, text)));
-        known.filter(|(version, _)| range.contains(version)).max()
+    /// The newest of texts whose versions fit.
+    pub fn newest<T: AsRef<str> + Ord>(
+        texts: impl IntoIterator<Item = T>,
+        fitting: Range<Self>,
+    ) -> Option<(Self, T)> {
+        let texts = texts.into_iter();
+        let all = texts.filter_map(|text| Some((Self::find(text.as_ref())?, text)));
+        all.filter(|(version, _)| fitting.contains(version)).max()
     }
 }
 
@@ -317,14 +306,16 @@ impl std::fmt::Display for Version {
     }
 }
 
+fn said(program: &Path, words: &[&str]) -> Result<String> {
+    let output = Command::new(program).args(words).output();
+    let output = output.with_context(|| format!("cannot run {program}"))?;
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
 /// What a program says of itself.
 pub fn version_of(program: &Path) -> Result<Version> {
-    let output = Command::new(program)
-        .arg("--version")
-        .output()
-        .with_context(|| format!("cannot run {}", program.display()))?;
-    let text = String::from_utf8_lossy(&output.stdout);
-    Version::find(&text).with_context(|| format!("{} --version says no version", program.display()))
+    let text = said(program, &["--version"])?;
+    Version::find(&text).with_context(|| format!("{program} --version says no version"))
 }
 
 #[cfg(test)]

@@ -1,12 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
 //! Folders and files.
 
-use anyhow::Result;
-use fs_err as fs;
-use std::path::{Path, PathBuf};
+use crate::prelude::*;
 
 pub fn paths_in(folder: &Path) -> Result<Vec<PathBuf>> {
-    let paths = fs::read_dir(folder)?.map(|entry| Ok(entry?.path()));
+    let paths = fs::read_dir(folder)?.map(|entry| Ok(entry?.path().try_into()?));
     let mut list = paths.collect::<Result<Vec<_>>>()?;
     list.sort();
     Ok(list)
@@ -28,7 +26,7 @@ pub fn files_below(folder: &Path) -> Result<Vec<String>> {
             if path.is_dir() {
                 folders.push(path);
             } else {
-                list.push(path.strip_prefix(folder)?.to_string_lossy().into_owned());
+                list.push(path.strip_prefix(folder)?.to_string());
             }
         }
     }
@@ -37,8 +35,7 @@ pub fn files_below(folder: &Path) -> Result<Vec<String>> {
 }
 
 pub fn name_of(path: &Path) -> String {
-    let name = path.file_name().unwrap_or_default();
-    name.to_string_lossy().into_owned()
+    path.file_name().unwrap_or_default().to_owned()
 }
 
 /// Whether a file that is written, not made, has a name that ends so.

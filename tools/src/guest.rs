@@ -2,20 +2,11 @@
 //! `make run` and `make guest`.
 
 use crate::{
-    deps::{self, Version},
     initramfs::{self, Extra},
-    kernel::{self, Flavour, Kernel},
     ktap::Outcome,
     machine,
-    project::{more_words, Project},
-    qemu::{Boot, USUAL},
-    steps::Step,
-};
-use anyhow::{bail, Result};
-use fs_err as fs;
-use std::{
-    path::PathBuf,
-    time::{Duration, Instant},
+    prelude::*,
+    qemu::USUAL,
 };
 
 /// What `make run` boots: a label, and the kernel's words for it.
@@ -33,16 +24,11 @@ pub struct Machine {
 
 impl Machine {
     /// Builds all of it. The cache is free for others when this returns.
-    pub fn prepare(project: &Project, flavour: &Flavour) -> Result<Self> {
-        Self::of_kernel(project, kernel::build(project, flavour)?)
+    pub fn prepare(project: &Project, flavour: &str) -> Result<Self> {
+        Self::with_files(project, &kernel::build(project, flavour)?, &[])
     }
 
-    /// Builds what a kernel is booted with.
-    pub fn of_kernel(project: &Project, kernel: Kernel) -> Result<Self> {
-        Self::with_files(project, &kernel, &[])
-    }
-
-    /// The same, with more files in the guest's root.
+    /// The same of a kernel, with more files in the guest's root.
     pub fn with_files(project: &Project, kernel: &Kernel, extra: &[Extra]) -> Result<Self> {
         let image = project.build.join(format!("bzImage-{}", kernel.label()));
         fs::copy(&kernel.image, &image)?;
@@ -61,6 +47,19 @@ impl Machine {
         Ok(Self { qemu, ..self })
     }
 
+    /// With more archives in the guest's root.
+    pub fn with_archives(
+        self,
+        project: &Project,
+        name: &str,
+        archives: impl IntoIterator<Item = PathBuf>,
+    ) -> Result<Self> {
+        let initrd = project.build.join(format!("initrd-{name}"));
+        let archives = archives.into_iter().chain([self.initrd]);
+        initramfs::join(&initrd, archives)?;
+        Ok(Self { initrd, ..self })
+    }
+
     pub fn boot<'a>(&'a self, name: &'a str, append: String, limit: Duration) -> Boot<'a> {
         Boot {
             name,
@@ -77,16 +76,16 @@ impl Machine {
             counts_instructions: false,
             processors: 2,
             memory: 2,
-            devices: &[],
             arguments: "",
+            devices: "",
         }
     }
 }
 
 /// `make run`: real transfers in both modes of the DMA API, and a verdict.
-pub fn run(project: &Project, flavour: &Flavour) -> Result<()> {
+pub fn run(project: &Project) -> Result<()> {
     let start = Instant::now();
-    let machine = Machine::prepare(project, flavour)?;
+    let machine = Machine::prepare(project, &project.flavour)?;
     let mut faults = Vec::new();
     for (phase, words) in PHASES {
         let name = format!("run-{phase}");
@@ -103,15 +102,12 @@ pub fn run(project: &Project, flavour: &Flavour) -> Result<()> {
         let all = names.chain(report.faults(false));
         faults.extend(all.map(|fault| format!("{phase}: {fault}")));
         let console = project.console(&name);
-        step.done(&format!("the whole console is in {}", console.display()));
+        step.done(&format!("the whole console is in {console}"));
     }
     let seconds = start.elapsed().as_secs_f64();
     if !faults.is_empty() {
         println!("run: FAIL — {} ({seconds:.1} s)", faults.join("; "));
-        bail!(
-            "the run failed; read the consoles in {}",
-            project.logs.display()
-        );
+        bail!("the run failed; read the consoles in {}", project.logs);
     }
     println!(
         "run: PASS — Linux {} with this driver, transfers verified in lazy and strict mode \
@@ -145,9 +141,9 @@ fn is_interesting(line: &str) -> bool {
 }
 
 /// `make guest`: a shell; Ctrl-A X ends it.
-pub fn shell(project: &Project, flavour: &Flavour) -> Result<()> {
-    let machine = Machine::prepare(project, flavour)?;
+pub fn shell(project: &Project) -> Result<()> {
+    let machine = Machine::prepare(project, &project.flavour)?;
     println!("guest: Ctrl-A X ends the machine, Ctrl-A C is QEMU's monitor");
-    let append = format!("guest.mode=shell {}", more_words());
+    let append = format!("guest.mode=shell {}", more_arguments());
     machine.boot("shell", append, LIMIT).shell(project)
 }

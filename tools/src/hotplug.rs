@@ -10,8 +10,10 @@
 //! it was started with, of a `virtio-mem` that is called [`MEMORY`]. QEMU is told over QMP,
 //! on a socket that it inherits: no path that could be too long or left behind.
 
-use crate::qemu::{Device, DEVICES};
-use anyhow::{bail, Context, Result};
+use crate::{
+    prelude::*,
+    qemu::{Device, DEVICES},
+};
 use qapi::{qmp, Any, Dictionary, Qmp, Stream};
 use std::{
     io::{BufReader, Write},
@@ -19,8 +21,6 @@ use std::{
         fd::{AsRawFd, OwnedFd},
         unix::net::UnixStream,
     },
-    process::Command,
-    time::{Duration, Instant},
 };
 
 /// How long QEMU may take for an answer, and a guest to let a device go.

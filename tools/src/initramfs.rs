@@ -1,24 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
 //! The guest's root: our own /init, a busybox for the shell, test modules.
 
-use crate::{
-    apt,
-    files::{name_of, paths_in, read_all},
-    hash::{self, Stamp},
-    kernel::{variable, Kernel},
-    project::Project,
-    steps::Step,
-};
-use anyhow::{Context, Result};
-use cpio::{newc, NewcBuilder};
+use crate::{apt, prelude::*};
+use cpio::NewcBuilder;
 use flate2::{write::GzEncoder, Compression};
-use fs_err::{self as fs, File};
-use std::{
-    collections::BTreeSet,
-    io::{self, BufWriter, Write},
-    path::{Path, PathBuf},
-    process::Command,
-};
+use std::io::{self, BufWriter, Cursor, Write};
 
 pub const TARGET: &str = "s390x-unknown-linux-gnu";
 /// The programs that are built for the guest, and what they are called there.
@@ -97,45 +83,42 @@ fn create(path: &Path) -> Result<BufWriter<File>> {
     Ok(BufWriter::new(File::create(path)?))
 }
 
-/// Packs folders and files, and the folders that these are in.
-fn pack<W: Write>(mut output: W, folders: &str, files: &[Extra]) -> Result<W> {
-    let folders = folders.split_whitespace().map(Path::new);
-    let mut paths: BTreeSet<&Path> = folders.flat_map(Path::ancestors).collect();
-    let names = files.iter().map(|(name, _)| Path::new(name));
-    paths.extend(names.flat_map(|name| name.ancestors().skip(1)));
-    paths.remove(Path::new(""));
-    let mut inode = 0;
-    let mut add = |name: &str, mode, (major, minor), content: &[u8]| {
-        inode += 1;
-        let mut writer = NewcBuilder::new(name)
-            .ino(inode)
-            .mode(mode)
-            .nlink(1)
-            .rdev_major(major)
-            .rdev_minor(minor)
-            .write(&mut output, content.len().try_into()?);
-        writer.write_all(content)?;
-        writer.finish()?;
-        Ok::<_, anyhow::Error>(())
-    };
-    for path in &paths {
-        add(&path.to_string_lossy(), 0o040_755, (0, 0), &[])?;
-    }
-    if paths.contains(Path::new("bin")) {
-        add("bin/sh", 0o120_777, (0, 0), b"busybox")?;
-    }
-    if paths.contains(Path::new("dev")) {
-        // It must be there before /init can mount a /dev.
-        add("dev/console", 0o020_600, (5, 1), &[])?;
-    }
+/// Packs folders and files.
+fn pack<W: Write>(output: W, folders: &str, files: &[Extra]) -> Result<W> {
+    const FOLDER: u32 = 0o040_755;
+    const CONSOLE: u32 = 0o020_600;
+    // In this order a folder comes before what is in it.
+    let mut entries = BTreeMap::new();
     for (name, from) in files {
-        add(name, 0o100_755, (0, 0), &fs::read(from)?)?;
+        entries.insert(Path::new(name), (0o100_755, fs::read(from)?));
     }
-    Ok(newc::trailer(output)?)
+    let above = files
+        .iter()
+        .filter_map(|(name, _)| Path::new(name).parent());
+    let folders = folders.split_whitespace().map(Path::new).chain(above);
+    for folder in folders
+        .flat_map(Path::ancestors)
+        .filter(|folder| *folder != "")
+    {
+        entries.insert(folder, (FOLDER, Vec::new()));
+        match folder.as_str() {
+            "bin" => entries.insert(Path::new("bin/sh"), (0o120_777, b"busybox".to_vec())),
+            // It must be there before /init can mount a /dev.
+            "dev" => entries.insert(Path::new("dev/console"), (CONSOLE, Vec::new())),
+            _ => None,
+        };
+    }
+    let inputs = entries.into_iter().map(|(name, (mode, content))| {
+        let (major, minor) = if mode == CONSOLE { (5, 1) } else { (0, 0) };
+        let head = NewcBuilder::new(name.as_str()).mode(mode).nlink(1);
+        let head = head.rdev_major(major).rdev_minor(minor);
+        (head, Cursor::new(content))
+    });
+    Ok(cpio::write_cpio(inputs, output)?)
 }
 
 /// Archives one after the other are one to the kernel.
-pub fn join(path: &Path, parts: &[PathBuf]) -> Result<()> {
+pub fn join(path: &Path, parts: impl IntoIterator<Item = PathBuf>) -> Result<()> {
     let mut output = File::create(path)?;
     for part in parts {
         let length = io::copy(&mut File::open(part)?, &mut output)?;
@@ -149,7 +132,7 @@ pub fn join(path: &Path, parts: &[PathBuf]) -> Result<()> {
 /// Cargo for the guest: the standard library is built along, from source,
 /// since none is there for s390x; `RUSTC_BOOTSTRAP` is what allows it.
 pub fn guest_cargo(project: &Project, program: &Path) -> Command {
-    let mut command = project.command(program);
+    let mut command = command!(project, "{program}");
     command
         .env("RUSTC_BOOTSTRAP", "1")
         .env(
@@ -185,23 +168,21 @@ pub const GUEST_ARGUMENTS: [&str; 4] = [
 
 fn guest_program(step: &Step, folder: &str) -> Result<PathBuf> {
     step.run(
-        guest_cargo(step.project, &step.project.cargo)
+        guest_cargo(step, &step.cargo)
             .args(["build", "--release", "--manifest-path"])
-            .arg(step.project.root.join(folder).join("Cargo.toml"))
+            .arg(step.root.join(folder).join("Cargo.toml"))
             .args(GUEST_ARGUMENTS),
         "correct what the compiler says",
     )?;
-    Ok(program_path(step.project, folder))
+    Ok(program_path(step, folder))
 }
 
 /// Debian's static busybox of the guest's architecture.
 pub fn busybox(step: &Step) -> Result<PathBuf> {
-    let folder = apt::for_guest(step, "busybox", &["busybox-static"])?;
-    let mut paths = ["usr/bin/busybox", "bin/busybox"]
-        .map(|path| folder.join(path))
-        .into_iter();
-    let path = paths.find(|path| path.is_file());
-    path.with_context(|| format!("{} has no busybox: remove it", folder.display()))
+    let folder = apt::for_guest(step, "busybox", "busybox-static")?;
+    let paths = ["usr/bin/busybox", "bin/busybox"].map(|path| folder.join(path));
+    let path = paths.into_iter().find(|path| path.is_file());
+    path.with_context(|| format!("{folder} has no busybox: remove it"))
 }
 
 /// The modules in a folder, built against this kernel: all, or some suites.
@@ -211,22 +192,19 @@ fn external_modules(
     folder: &str,
     suites: &[&str],
 ) -> Result<Vec<PathBuf>> {
-    let project = step.project;
-    let source = project.root.join(folder);
+    let source = step.root.join(folder);
     // Objects made for one kernel are none for another.
-    let output = project.build.join("modules").join(folder);
+    let output = step.build.join("modules").join(folder);
     let output = output.join(kernel.label());
     fs::create_dir_all(&output)?;
-    let stamp = Stamp::new(&output, modules_key(&source, kernel)?);
-    stamp.build(true, || {
-        let mut command = kernel.make(project);
-        command
-            .arg(variable("M", &source))
-            .arg(variable("MO", &output))
-            .arg(variable("SUITES", suites.join(" ")))
-            .arg(format!("-j{}", project.jobs))
-            .arg("modules");
-        step.run(&mut command, "correct what the compiler says")
+    let key = modules_key(&source, kernel)?;
+    hash::build_once(&output, &output.join("modules.order"), key.as_ref(), || {
+        let (make, suites) = (&kernel.make, suites.join(" "));
+        run!(
+            step,
+            "make {make...} M={source} MO={output} SUITES={suites} modules",
+            "correct what the compiler says"
+        )
     })?;
     Ok(modules_in(&output))
 }
@@ -256,7 +234,7 @@ mod tests {
 
     #[test]
     fn the_archive_reads_back() {
-        let folder = tempfile::tempdir().unwrap();
+        let folder = camino_tempfile::tempdir().unwrap();
         let file = folder.path().join("file");
         fs::write(&file, "text").unwrap();
         let files = ["init", "a/b/x", "a/b/y"].map(|name| (name.to_owned(), file.clone()));

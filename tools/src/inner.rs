@@ -3,17 +3,9 @@
 //! that they need and their loader, in one folder of an archive.
 
 use crate::{
-    apt::{self, Root},
-    files::name_of,
-    hash, initramfs,
-    project::Project,
-    steps::Step,
-};
-use anyhow::{Context, Result};
-use fs_err as fs;
-use std::{
-    collections::BTreeMap,
-    path::{Path, PathBuf},
+    apt::{self, Root, INSTALL},
+    initramfs,
+    prelude::*,
 };
 
 /// Programs, each of a package of its name.
@@ -41,11 +33,7 @@ pub const LOAD: Programs = Programs {
 /// The loader that s390x programs name.
 const LOADER: &str = "ld64.so.1";
 /// Where Debian has libraries of s390x; fio knows Ceph.
-const LIBRARIES: [&str; 3] = [
-    "usr/lib/s390x-linux-gnu",
-    "lib/s390x-linux-gnu",
-    "usr/lib/s390x-linux-gnu/ceph",
-];
+const LIBRARIES: &str = "usr/lib/s390x-linux-gnu lib/s390x-linux-gnu usr/lib/s390x-linux-gnu/ceph";
 /// Changes when what is packed does.
 const LAYOUT: &str = "2";
 
@@ -57,7 +45,7 @@ impl Programs {
         let codename = apt::codename().context(
             "the guest's programs come from Debian's packages, this is no Debian 12 or 13",
         )?;
-        let key = hash::key((&codename, LAYOUT, self.names, given));
+        let key = hash::key((&codename, LAYOUT, self.names, given.map(Path::as_std_path)));
         let path = folder.join(format!("{}-{key}.cpio", self.folder));
         if path.is_file() {
             return Ok(path);
@@ -71,9 +59,8 @@ impl Programs {
         if codename == "bookworm" {
             suites.push(format!("{codename}-backports"));
         }
-        let mut words = apt::INSTALL.to_vec();
-        words.extend(["-t", &suites[suites.len() - 1]]);
-        words.extend(self.names);
+        let (newest, names) = (&suites[suites.len() - 1], self.names.join(" "));
+        let words = format!("{INSTALL} -t {newest} {names}");
         Root::of_suites(&step, &suites, "s390x")?.unpack(&words, &tree)?;
         let folder = tree.join("usr/bin");
         if let Some(program) = given {
@@ -102,8 +89,9 @@ fn closure(step: &Step, tree: &Path, programs: Vec<PathBuf>) -> Result<Vec<PathB
             continue;
         }
         // NeededLibraries [ ... ]
-        let mut command = step.command(step.project.llvm_tool("llvm-readelf"));
-        let text = step.output(command.arg("--needed-libs").arg(&path), "read the log")?;
+        let readelf = step.llvm_tool("llvm-readelf");
+        let mut command = command!(step, "{readelf} --needed-libs {path}");
+        let text = step.output(&mut command, "read the log")?;
         for needed in text.split_whitespace().filter(|word| word.contains(".so")) {
             open.push(library(tree, needed)?);
         }
@@ -113,7 +101,8 @@ fn closure(step: &Step, tree: &Path, programs: Vec<PathBuf>) -> Result<Vec<PathB
 }
 
 fn library(tree: &Path, name: &str) -> Result<PathBuf> {
-    let mut paths = LIBRARIES.iter().map(|folder| tree.join(folder).join(name));
+    let folders = LIBRARIES.split(' ');
+    let mut paths = folders.map(|folder| tree.join(folder).join(name));
     paths
         .find(|path| path.is_file())
         .with_context(|| format!("no package brought the library {name}"))

@@ -7,18 +7,11 @@
 //! files that do not change keep their times, so `make` builds only what did.
 
 use crate::{
-    deps::Version,
-    files::{files_below, has_kind, name_of, paths_in, write_if_changed},
     patches::{self, Patch},
+    prelude::*,
     source::{Source, OLDEST, TOO_NEW},
 };
-use anyhow::{bail, Context, Result};
-use fs_err as fs;
-use std::{
-    collections::BTreeSet,
-    path::{Path, PathBuf},
-};
-use tempfile::TempDir;
+use camino_tempfile::Utf8TempDir;
 
 /// Where the driver lies in a kernel tree.
 pub const PLACE: &str = "drivers/iommu/s390";
@@ -31,14 +24,7 @@ const LIST: &str = ".integrated-files";
 /// Holds the patches that were applied, so that they can be taken back.
 const APPLIED: &str = ".integrated-patches";
 /// The folders with the driver's files, beside the checkout's own, and which files these are.
-const FOLDERS: [&str; 6] = [
-    "address_space",
-    "dma_table",
-    "function",
-    "integration",
-    "rust",
-    "zpci",
-];
+const FOLDERS: &str = "address_space dma_table function integration rust zpci";
 const KINDS: [&str; 5] = ["rs", "c", "h", "Kbuild", "Kconfig"];
 
 #[derive(Debug, PartialEq, Eq)]
@@ -73,7 +59,7 @@ pub fn integrate(root: &Path, source: &Source) -> Result<Report> {
         Ok::<_, anyhow::Error>((version, plan))
     };
     let (version, plan) = check().with_context(|| {
-        let tree = source.tree.display();
+        let tree = &source.tree;
         format!("{tree} is not a kernel tree that is understood, nothing was changed")
     })?;
     let edited = plan.write(source)?;
@@ -116,7 +102,7 @@ pub fn tree_version(tree: &Path) -> Result<Version> {
 pub fn patches(root: &Path) -> Result<Vec<Patch>> {
     let list = patches::read(&root.join(PATCHES))?;
     if list.is_empty() {
-        bail!("the checkout {} has no {PATCHES}", root.display());
+        bail!("the checkout {root} has no {PATCHES}");
     }
     Ok(list)
 }
@@ -130,7 +116,7 @@ pub fn patch_texts(root: &Path) -> Result<Vec<String>> {
 struct Plan {
     files: BTreeSet<String>,
     /// A tree with these files as they have to be.
-    tree: TempDir,
+    tree: Utf8TempDir,
 }
 
 fn plan(source: &Source, wanted: &[Patch], applied: &[Patch]) -> Result<Plan> {
@@ -143,7 +129,7 @@ fn plan(source: &Source, wanted: &[Patch], applied: &[Patch]) -> Result<Plan> {
     // Nothing but a copy is touched. A file that is missing is for a patch to make, or
     // to complain of.
     let attempt = |change: &dyn Fn(&Path) -> Result<()>| {
-        let tree = tempfile::tempdir()?;
+        let tree = camino_tempfile::tempdir()?;
         for file in &files {
             if let Some(text) = source.pristine_text(file) {
                 write_if_changed(&tree.path().join(file), text)?;
@@ -203,7 +189,7 @@ impl Plan {
 /// The driver's files, relative to the checkout.
 pub fn driver_files(root: &Path) -> Result<Vec<String>> {
     let mut list: Vec<String> = paths_in(root)?.iter().map(|path| name_of(path)).collect();
-    for folder in FOLDERS {
+    for folder in FOLDERS.split(' ') {
         let below = files_below(&root.join(folder))?.into_iter();
         list.extend(below.map(|file| format!("{folder}/{file}")));
     }
@@ -214,7 +200,7 @@ pub fn driver_files(root: &Path) -> Result<Vec<String>> {
     });
     for file in ["Kbuild", "Kconfig"] {
         if !list.iter().any(|name| name == file) {
-            bail!("the checkout {} has no {file}", root.display());
+            bail!("the checkout {root} has no {file}");
         }
     }
     list.sort();
@@ -233,7 +219,7 @@ fn check_place(from: &Path, place: &Path, files: &[String]) -> Result<()> {
     let by_hand = |file: &String| file.ends_with(".rs") && place.join(file).is_file();
     let is_ours = is_same_folder(from, place) || place.join(LIST).is_file();
     if place.exists() && !is_ours && !files.iter().any(by_hand) {
-        bail!("its {} holds something else", place.display());
+        bail!("its {place} holds something else");
     }
     Ok(())
 }
@@ -277,8 +263,8 @@ mod tests {
         write_if_changed(&folder.join(file), text).unwrap();
     }
 
-    fn checkout() -> TempDir {
-        let folder = tempfile::tempdir().unwrap();
+    fn checkout() -> Utf8TempDir {
+        let folder = camino_tempfile::tempdir().unwrap();
         for (file, text) in [
             (FIRST, PATCH),
             ("integration/glue.c", "glue"),
@@ -294,8 +280,8 @@ mod tests {
         folder
     }
 
-    fn tree() -> (TempDir, Source) {
-        let folder = tempfile::tempdir().unwrap();
+    fn tree() -> (Utf8TempDir, Source) {
+        let folder = camino_tempfile::tempdir().unwrap();
         let source = Source {
             tree: folder.path().join("tree"),
             name: "test".into(),

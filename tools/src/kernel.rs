@@ -2,22 +2,12 @@
 //! Configures and builds a kernel with the driver in it.
 
 use crate::{
-    deps::{self, Version},
-    files::{name_of, read_all, write_if_changed},
-    hash::{self, Stamp},
+    deps::GCC,
     integrate::{self, integrate},
-    project::{find_program, Project},
+    prelude::*,
     source::{self, Source},
-    steps::Step,
 };
-use anyhow::{anyhow, bail, Result};
-use fs_err::{self as fs, File};
-use std::{
-    collections::BTreeMap,
-    ffi::OsString,
-    path::{Path, PathBuf},
-    process::Command,
-};
+use std::ffi::OsString;
 
 /// Space that a first build needs: source, objects and ccache, in bytes.
 const SPACE: u64 = 7 << 30;
@@ -29,44 +19,43 @@ pub struct Kernel {
     pub image: PathBuf,
     /// Changes when the kernel does; `None` for a tree of the caller's.
     pub key: Option<String>,
-    bindgen: PathBuf,
+    /// Words for the kernel's own `make`: this source and these objects.
+    pub make: Vec<OsString>,
     /// Nobody else builds in the cache as long as this is in use.
     _lock: File,
 }
 
-/// Which fragments of `tools/config/` are put on top of `base.config`, or on
-/// nothing where the first is `l2`.
-pub type Flavour = Vec<String>;
-
-/// The flavour of these names.
-pub fn flavour(names: &str) -> Flavour {
-    names.split([',', ' ']).map(str::to_owned).collect()
-}
-
 /// The same configuration with the driver as `name` says: `rust`, `module` or `c`.
-pub fn with_driver(flavour: &Flavour, name: &str) -> Flavour {
-    let is_driver = |part: &String| ["rust", "module"].contains(&part.as_str());
-    let replace = |part: &String| if is_driver(part) { name } else { part }.to_owned();
-    flavour.iter().map(replace).collect()
+pub fn with_driver(flavour: &str, name: &str) -> String {
+    let parts = flavour.split(',');
+    let parts = parts.map(|part| {
+        if ["rust", "module"].contains(&part) {
+            name
+        } else {
+            part
+        }
+    });
+    parts.collect::<Vec<_>>().join(",")
 }
 
-/// Builds the kernel; what is up to date is not built again.
-pub fn build(project: &Project, flavour: &Flavour) -> Result<Kernel> {
+/// Builds the kernel; what is up to date is not built again. The flavour names fragments of
+/// `tools/config/`, which are put on top of `base.config`, or on nothing where the first is
+/// `l2`.
+pub fn build(project: &Project, flavour: &str) -> Result<Kernel> {
     let lock = project.lock()?;
     deps::ensure(project)?;
     // Building a bindgen and fetching the source do not wait for each other.
-    let (bindgen, source) = std::thread::scope(|scope| {
-        let bindgen = scope.spawn(|| deps::bindgen(project));
-        let source = prepare_source(project);
-        (bindgen.join(), source)
-    });
+    let project_of_bindgen = project.clone();
+    let bindgen = std::thread::spawn(move || deps::bindgen(&project_of_bindgen));
+    let source = prepare_source(project);
+    let bindgen = bindgen.join();
     let bindgen = bindgen.map_err(|_| anyhow!("the thread for bindgen died"))??;
     let (source, version) = source?;
 
     let objects = match &project.kout {
         Some(path) => path.clone(),
         None => {
-            let name = format!("{}-{}", source.name, flavour.join("+"));
+            let name = format!("{}-{}", source.name, flavour.replace(',', "+"));
             project.cache.join("objects").join(name)
         }
     };
@@ -78,23 +67,25 @@ pub fn build(project: &Project, flavour: &Flavour) -> Result<Kernel> {
     let key = source.pristine.as_ref();
     let key = key.map(|_| input_key(project, &source, &wanted, &bindgen));
     let key = key.transpose()?;
+    let mut make = make_words(project, &bindgen);
+    let tree = &source.tree;
+    make.extend(arguments(&command!(project, "make -C {tree} O={objects}")));
     let kernel = Kernel {
         image: objects.join("arch/s390/boot/bzImage"),
         source,
         version,
         objects,
         key,
-        bindgen,
+        make,
         _lock: lock,
     };
-    let doing = format!("building Linux {version} ({})", flavour.join(", "));
+    let doing = format!("building Linux {version} ({})", flavour.replace(',', ", "));
     let step = Step::start(project, "kernel", &doing)?;
-    let stamp = Stamp::new(&kernel.objects, kernel.key.clone());
-    let is_new = stamp.build(kernel.image.is_file(), || {
+    let (objects, key, make) = (&kernel.objects, kernel.key.as_ref(), &kernel.make);
+    let is_new = hash::build_once(objects, &kernel.image, key, || {
         kernel.configure(&step, &wanted)?;
-        let mut command = kernel.make(project);
-        command.args([&format!("-j{}", project.jobs), "bzImage", "modules"]);
-        step.run(&mut command, "correct what the compiler says")
+        let advice = "correct what the compiler says";
+        run!(step, "make {make...} bzImage modules", advice)
     })?;
     step.done(if is_new { "built" } else { "nothing changed" });
     Ok(kernel)
@@ -104,8 +95,8 @@ pub fn build(project: &Project, flavour: &Flavour) -> Result<Kernel> {
 const ALONE: &str = "l2";
 
 /// The text of the fragments, a later one over an earlier.
-fn wanted_config(project: &Project, flavour: &Flavour) -> Result<String> {
-    let names = flavour.iter().map(String::as_str);
+fn wanted_config(project: &Project, flavour: &str) -> Result<String> {
+    let names = flavour.split(',');
     let base = (names.clone().next() != Some(ALONE)).then_some("base");
     let read = |name| {
         let file = format!("tools/config/{name}.config");
@@ -137,7 +128,7 @@ pub fn prepare_source(project: &Project) -> Result<(Source, Version)> {
     if project.kdir.is_some() && source.tree.join("include/config/auto.conf").exists() {
         bail!(
             "KDIR={} was built in place, which O= folders do not take; run make mrproper there",
-            source.tree.display()
+            source.tree
         );
     }
     if project.as_it_is {
@@ -149,23 +140,21 @@ pub fn prepare_source(project: &Project) -> Result<(Source, Version)> {
         println!(
             "           integrate: {} of the tree's files patched, {} of the driver's files \
              copied in KDIR={}",
-            report.edited,
-            report.copied,
-            source.tree.display()
+            report.edited, report.copied, source.tree
         );
     }
     Ok((source, report.version))
 }
 
 fn check_space(project: &Project) -> Result<()> {
-    let info = rustix::fs::statvfs(&project.cache)?;
+    let info = rustix::fs::statvfs(project.cache.as_str())?;
     let free = info.f_bavail * info.f_frsize;
     if free < SPACE {
         bail!(
             "only {} GiB free in {}, a first build needs {}: free some, or name another folder \
              with S390_IOMMU_CACHE=",
             free >> 30,
-            project.cache.display(),
+            project.cache,
             SPACE >> 30
         );
     }
@@ -178,32 +167,20 @@ impl Kernel {
         name_of(&self.objects)
     }
 
-    /// The kernel's own `make` for this source and these objects.
-    pub fn make(&self, project: &Project) -> Command {
-        let mut command = kernel_make(project, &self.bindgen);
-        command.arg("-C").arg(&self.source.tree);
-        command.arg(variable("O", &self.objects));
-        command
-    }
-
     fn configure(&self, step: &Step, wanted: &str) -> Result<()> {
-        let root = &step.project.root;
         let config = self.objects.join(".config");
+        // A folder of the caller's has a configuration of the caller's.
         let stamp = self.objects.join(".s390-iommu-config");
         if config.exists() && !stamp.exists() {
-            // A folder of the caller's, with a configuration of the caller's.
             return check_foreign(&config, wanted);
-        }
-        let patches = integrate::patch_texts(root)?;
-        let key = hash::key((wanted, fs::read(root.join("Kconfig"))?, patches));
-        if config.exists() && fs::read_to_string(&stamp).is_ok_and(|old| old == key) {
-            return Ok(());
         }
         let all = self.objects.join("wanted.config");
         write_if_changed(&all, wanted)?;
-        let mut command = self.make(step.project);
-        command.env("KCONFIG_ALLCONFIG", &all).arg("allnoconfig");
-        step.run(&mut command, "check tools/config and the driver's Kconfig")?;
+        let make = &self.make;
+        step.run(
+            command!(step, "make {make...} allnoconfig").env("KCONFIG_ALLCONFIG", &all),
+            "check tools/config and the driver's Kconfig",
+        )?;
         let unmet = unmet(wanted, &fs::read_to_string(&config)?).join(" ");
         if !unmet.is_empty() {
             // What did not become ours must not look like the caller's.
@@ -213,57 +190,32 @@ impl Kernel {
                  tools/config"
             );
         }
-        Ok(fs::write(stamp, key)?)
+        Ok(fs::write(stamp, "")?)
     }
 }
 
-/// `make` with the tools that were checked, as variables of its command line.
-pub fn kernel_make(project: &Project, bindgen: &Path) -> Command {
+/// Words for the kernel's own `make`: the tools that were checked.
+pub fn make_words(project: &Project, bindgen: &Path) -> Vec<OsString> {
     let clang = project.llvm_tool("clang");
-    let mut cc = OsString::new();
-    if find_program(Path::new("ccache")).is_some() {
-        cc.push("ccache ");
-    }
-    let mut command = project.command("make");
-    command.arg("ARCH=s390");
-    if project.gcc {
-        cc.push(deps::GCC);
-        command.arg(variable("CROSS_COMPILE", deps::GCC.trim_end_matches("gcc")));
-    } else {
-        cc.push(&clang);
-        command.arg(format!("LLVM={}", project.llvm));
-    }
-    command
-        .arg(variable("CC", cc))
-        // One word: rust/Makefile hands it on unquoted.
-        .arg(variable("HOSTCC", clang))
-        .arg(variable("RUSTC", &project.rustc))
-        .arg(variable("RUSTDOC", project.rust_tool("rustdoc")))
-        .arg(variable("RUSTFMT", project.rust_tool("rustfmt")))
-        .arg(variable(
-            "CLIPPY_DRIVER",
-            project.rust_tool("clippy-driver"),
-        ))
-        .arg(variable("BINDGEN", bindgen))
-        .env("CCACHE_DIR", project.cache.join("ccache"))
-        // The same input gives the same image.
-        .env("KBUILD_BUILD_TIMESTAMP", "1970-01-01")
-        .env("KBUILD_BUILD_USER", "s390-iommu")
-        .env("KBUILD_BUILD_HOST", "build");
-    if let Some(version) = project.llvm.strip_prefix('-') {
-        if std::env::var_os("LIBCLANG_PATH").is_none() {
-            command.env("LIBCLANG_PATH", format!("/usr/lib/llvm-{version}/lib"));
-        }
-    }
-    command
+    let (jobs, rustc, llvm) = (project.jobs.to_string(), &project.rustc, &project.llvm);
+    let (rustdoc, rustfmt) = (project.rust_tool("rustdoc"), project.rust_tool("rustfmt"));
+    let clippy = project.rust_tool("clippy-driver");
+    let ccache = find_program(Path::new("ccache")).map_or("", |_| "ccache ");
+    let (prefix, gcc) = (GCC.trim_end_matches("gcc"), GCC);
+    let of_c = arguments(&match project.gcc {
+        true => command!(project, "make CROSS_COMPILE={prefix} CC={ccache}{gcc}"),
+        false => command!(project, "make LLVM={llvm} CC={ccache}{clang}"),
+    });
+    // HOSTCC is one word: rust/Makefile hands it on unquoted.
+    arguments(&command!(
+        project,
+        "make ARCH=s390 -j{jobs} {of_c...} HOSTCC={clang} RUSTC={rustc} RUSTDOC={rustdoc}
+            RUSTFMT={rustfmt} CLIPPY_DRIVER={clippy} BINDGEN={bindgen}"
+    ))
 }
 
-/// `NAME=value` for `make`.
-pub fn variable(name: &str, value: impl Into<OsString>) -> OsString {
-    let mut text = OsString::from(name);
-    text.push("=");
-    text.push(value.into());
-    text
+pub fn arguments(command: &Command) -> Vec<OsString> {
+    command.get_args().map(ToOwned::to_owned).collect()
 }
 
 /// The options of a configuration; a later line counts more than an earlier.
@@ -286,21 +238,22 @@ fn unmet(wanted: &str, made: &str) -> Vec<String> {
 fn check_foreign(config: &Path, wanted: &str) -> Result<()> {
     let mut driver = unmet(wanted, &fs::read_to_string(config)?);
     driver.retain(|line| line.contains("S390_IOMMU_RUST") || line.starts_with("CONFIG_RUST="));
-    let config = config.display();
-    if !driver.is_empty() {
-        bail!(
-            "{config} is not ours and lacks {}; set it there, or name an empty KOUT=",
-            driver.join(" ")
-        );
-    }
+    ensure!(
+        driver.is_empty(),
+        "{config} is not ours and lacks {}; set it there, or name an empty KOUT=",
+        driver.join(" ")
+    );
     println!("           kernel: using the configuration {config}");
     Ok(())
 }
 
-pub fn print_places(kernel: &Kernel) {
-    println!("image={}", kernel.image.display());
-    println!("source={}", kernel.source.tree.display());
-    println!("objects={}", kernel.objects.display());
+/// `make kernel`.
+pub fn print_places(project: &Project) -> Result<()> {
+    let kernel = build(project, &project.flavour)?;
+    println!("image={}", kernel.image);
+    println!("source={}", kernel.source.tree);
+    println!("objects={}", kernel.objects);
+    Ok(())
 }
 
 pub fn integrate_only(project: &Project) -> Result<()> {
@@ -311,10 +264,7 @@ pub fn integrate_only(project: &Project) -> Result<()> {
     let report = integrate::integrate(&project.root, &source)?;
     println!(
         "integrate: Linux {} in {}, {} of its files patched, {} of the driver's files copied",
-        report.version,
-        source.tree.display(),
-        report.edited,
-        report.copied
+        report.version, source.tree, report.edited, report.copied
     );
     Ok(())
 }
@@ -334,9 +284,8 @@ mod tests {
 
     #[test]
     fn the_driver_is_put_in_for_another() {
-        let with = |names, driver| with_driver(&flavour(names), driver);
-        assert_eq!(with("rust,debug", "module"), ["module", "debug"]);
-        assert_eq!(with("kselftest module", "c"), ["kselftest", "c"]);
-        assert_eq!(with("c", "module"), ["c"]);
+        assert_eq!(with_driver("rust,debug", "module"), "module,debug");
+        assert_eq!(with_driver("kselftest,module", "c"), "kselftest,c");
+        assert_eq!(with_driver("c", "module"), "c");
     }
 }

@@ -3,18 +3,11 @@
 //! to user space. With `COMPARE=1` the same on the C driver's kernel, beside it.
 
 use crate::{
-    guest::Machine,
-    kernel::{self, with_driver, Flavour},
+    kernel::with_driver,
     ktap::{count, Outcome, Point, Report},
-    project::{is_set, more_words, Project},
-    qemu::Boot,
+    prelude::*,
+    project::is_set,
     selftests,
-    steps::Step,
-};
-use anyhow::{bail, Result};
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    time::Duration,
 };
 
 /// The suites, a boot each: what one leaves behind is not the next one's.
@@ -22,21 +15,17 @@ const SUITES: [&str; 2] = ["vfio", "s390_iommu"];
 /// The suite on mock devices.
 const MOCK: &str = "iommufd";
 /// The fragment of the configuration that brings these.
-pub const FRAGMENT: &str = "kselftest";
+const FRAGMENT: &str = "kselftest";
 /// A boot takes a fraction of this, on a machine that has to share.
 const LIMIT: Duration = Duration::from_secs(3600);
 /// Room for what the tests map, in GiB.
 const MEMORY: u32 = 4;
 /// And twice as much of IOVA space.
 const WORDS: &str = "guest.mode=kselftest s390_iommu_aperture=2";
-/// What the tests are run on, beside NVMe, igb and e1000e.
-pub const DEVICES: [&str; 3] = [
-    // A legacy device of virtio's does no DMA through the IOMMU.
-    "virtio-rng-pci,disable-legacy=on,iommu_platform=on",
-    "qemu-xhci",
-    // Tests with two devices want two that can copy.
-    "igb,romfile=",
-];
+/// What the tests are run on, beside NVMe, igb and e1000e. A legacy device of virtio's does
+/// no DMA through the IOMMU. Tests with two devices want two that can copy.
+pub const DEVICES: &str = "-device virtio-rng-pci,disable-legacy=on,iommu_platform=on \
+    -device qemu-xhci -device igb,romfile=";
 
 struct Results {
     title: &'static str,
@@ -46,14 +35,15 @@ struct Results {
 
 /// `make kselftest`. `APPEND=` adds to the kernel's command line, for example
 /// `guest.only=driver_test`.
-pub fn run(project: &Project, flavour: &Flavour) -> Result<()> {
+pub fn run(project: &Project) -> Result<()> {
     let compare = is_set("COMPARE");
-    if compare && project.kout.is_some() {
-        bail!("kselftest: two kernels do not fit into one KOUT=; leave it out");
-    }
-    let mut all = vec![test(project, "this driver", flavour)?];
     if compare {
-        all.push(test(project, "the C driver", &with_driver(flavour, "c"))?);
+        project.ensure_no_kout("kselftest")?;
+    }
+    let mut all = vec![test(project, "this driver", &project.flavour)?];
+    if compare {
+        let flavour = with_driver(&project.flavour, "c");
+        all.push(test(project, "the C driver", &flavour)?);
     }
     let ours = &all[0];
     println!("\n{}", table(&all).join("\n"));
@@ -71,7 +61,7 @@ pub fn run(project: &Project, flavour: &Flavour) -> Result<()> {
     Ok(())
 }
 
-fn test(project: &Project, title: &'static str, flavour: &Flavour) -> Result<Results> {
+fn test(project: &Project, title: &'static str, flavour: &str) -> Result<Results> {
     let machine = {
         let kernel = kernel::build(project, flavour)?;
         let programs = selftests::build(project, &kernel)?;
@@ -83,13 +73,13 @@ fn test(project: &Project, title: &'static str, flavour: &Flavour) -> Result<Res
         points: Vec::new(),
         faults: Vec::new(),
     };
-    let has_mock = flavour.iter().any(|name| name == FRAGMENT);
+    let has_mock = flavour.split(',').any(|name| name == FRAGMENT);
     for suite in SUITES.into_iter().chain(has_mock.then_some(MOCK)) {
-        let name = format!("kselftest-{}-{suite}", flavour.join("-"));
+        let name = format!("kselftest-{}-{suite}", flavour.replace(',', "-"));
         let report = boot(project, &machine, &name, suite)?;
         let console = project.console(&name);
         for fault in report.faults(true) {
-            let text = format!("{suite}: {fault}; its console is {}", console.display());
+            let text = format!("{suite}: {fault}; its console is {console}");
             results.faults.push(text);
         }
         results.points.extend(report.points);
@@ -99,10 +89,10 @@ fn test(project: &Project, title: &'static str, flavour: &Flavour) -> Result<Res
 
 fn boot(project: &Project, machine: &Machine, name: &str, suite: &str) -> Result<Report> {
     let step = Step::start(project, name, "running the selftests in the guest")?;
-    let append = format!("{WORDS} guest.suite={suite} {}", more_words());
+    let append = format!("{WORDS} guest.suite={suite} {}", more_arguments());
     let boot = Boot {
         memory: MEMORY,
-        devices: &DEVICES,
+        devices: DEVICES,
         ..machine.boot(name, append, LIMIT)
     };
     let mut program = String::new();

@@ -2,7 +2,7 @@
 //! What the guest reports: KTAP on a console that the kernel writes to as
 //! well. Subtests are read past; the top level's results include them.
 
-use crate::count::Count;
+use crate::prelude::*;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
@@ -71,6 +71,15 @@ impl Report {
             failed: self.count(Outcome::Failed),
             skipped: self.count(Outcome::Skipped),
         }
+    }
+
+    /// The same with what else is wrong, which is shown, as failures.
+    pub fn judge(&self, step: &Step, more: Option<String>) -> Count {
+        let faults: Vec<_> = self.faults(true).into_iter().chain(more).collect();
+        step.show(&faults.join("\n"));
+        let mut count = self.tally();
+        count.failed += faults.len();
+        count
     }
 
     pub fn faults(&self, wants_plan: bool) -> Vec<String> {

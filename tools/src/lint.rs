@@ -2,21 +2,9 @@
 //! Formatting, clippy, checkpatch and documentation of what is in the checkout.
 
 use crate::{
-    count::Count,
-    deps,
-    files::{has_kind, make_anew, name_of, paths_in, paths_of_kind, write_if_changed},
     initramfs::{guest_cargo, is_for_guest, GUEST_ARGUMENTS, MODULES},
     integrate,
-    kernel::{self, variable, Flavour, Kernel},
-    project::Project,
-    steps::Step,
-};
-use anyhow::{bail, Context, Result};
-use fs_err as fs;
-use std::{
-    collections::BTreeSet,
-    path::{Path, PathBuf},
-    process::Command,
+    prelude::*,
 };
 
 const KERNEL_EDITION: &str = "2021";
@@ -25,15 +13,7 @@ const LICENSE: &str = "SPDX-License-Identifier: GPL-2.0";
 const SOURCES: [&str; 12] = [
     "rs", "c", "h", "toml", "config", "sh", "rst", "py", "s", "Makefile", "Kbuild", "Kconfig",
 ];
-/// The folders where nobody does.
-const MADE: [&str; 3] = ["build", "target", ".git"];
-const PROGRAMS: [&str; 5] = [
-    "tools",
-    "tests/host",
-    "tests/host/kernel",
-    "tests/guest",
-    "samples/vfio_identify",
-];
+const PROGRAMS: &str = "tools tests/host tests/host/kernel tests/guest samples/vfio_identify";
 /// What of checkpatch does not count. A new file needs no entry in the tree's MAINTAINERS;
 /// that of the driver's folder comes with one patch of the series. The parameters are those
 /// of the driver in C, documented in the tree already; checkpatch looks only into the patch.
@@ -55,21 +35,20 @@ fn kernel_files(project: &Project, kinds: &[&str]) -> Result<Vec<PathBuf>> {
 
 /// The commands that format everything, or check that nothing is to be done.
 fn format_commands(project: &Project, check: bool) -> Result<Vec<Command>> {
-    let mut kernel = project.command(project.rust_tool("rustfmt"));
-    kernel.args(["--edition", KERNEL_EDITION]);
-    kernel.args(kernel_files(project, &["rs"])?);
-    let program = |folder| {
-        let mut command = project.command(project.rust_tool("cargo-fmt"));
-        command.args(["fmt", "--manifest-path"]);
-        command.arg(project.root.join(folder).join("Cargo.toml"));
-        command
-    };
-    let mut list = vec![kernel];
-    list.extend(PROGRAMS.map(program));
-    for command in list.iter_mut().filter(|_| check) {
-        command.arg("--check");
-    }
-    Ok(list)
+    let how = check.then_some("--check");
+    let (rustfmt, fmt) = (project.rust_tool("rustfmt"), project.rust_tool("cargo-fmt"));
+    let (root, files) = (&project.root, kernel_files(project, &["rs"])?);
+    let kernel = command!(
+        project,
+        "{rustfmt} --edition {KERNEL_EDITION} {files...} {how...}"
+    );
+    let programs = PROGRAMS.split(' ').map(|folder| {
+        command!(
+            project,
+            "{fmt} fmt --manifest-path {root}/{folder}/Cargo.toml {how...}"
+        )
+    });
+    Ok([kernel].into_iter().chain(programs).collect())
 }
 
 pub fn format(project: &Project) -> Result<()> {
@@ -83,58 +62,52 @@ pub fn format(project: &Project) -> Result<()> {
 }
 
 pub fn check_format(step: &Step) -> Result<Count> {
-    count(step, format_commands(step.project, true)?)
+    count(step, format_commands(step, true)?)
 }
 
 fn count(step: &Step, commands: impl IntoIterator<Item = Command>) -> Result<Count> {
-    let results = commands
-        .into_iter()
-        .map(|mut command| step.check(&mut command));
-    results.collect()
+    let commands = commands.into_iter();
+    commands
+        .map(|mut command| step.check(&mut command))
+        .collect()
 }
 
 /// Looks for the license in the first lines of each source file.
 pub fn check_licenses(step: &Step) -> Result<Count> {
-    let has_license = |file: &PathBuf| {
+    let has_license = |file: &Path| {
         let text = fs::read_to_string(file).unwrap_or_default();
         let good = text.lines().take(3).any(|line| line.contains(LICENSE));
         if !good {
-            step.show(&format!("{}: no {LICENSE}", file.display()));
+            step.show(&format!("{file}: no {LICENSE}"));
         }
         good
     };
-    let files = source_files(&step.project.root)?;
-    Ok(files.iter().map(has_license).collect())
-}
-
-fn source_files(root: &Path) -> Result<Vec<PathBuf>> {
-    let mut list = Vec::new();
-    for path in paths_in(root)? {
-        if !path.is_dir() {
-            list.extend(has_kind(&path, &SOURCES).then_some(path));
-        } else if !MADE.contains(&&*name_of(&path)) {
-            list.extend(source_files(&path)?);
-        }
-    }
-    Ok(list)
+    let root = &step.root;
+    let mut command = command!(
+        step,
+        "git -C {root} ls-files --cached --others --exclude-standard"
+    );
+    let text = step.output(&mut command, "this takes git, and a checkout")?;
+    let files = text.lines().map(|file| root.join(file));
+    let files = files.filter(|file| has_kind(file, &SOURCES) && file.is_file());
+    Ok(files.map(|file| has_license(&file)).collect())
 }
 
 pub fn clippy_programs(step: &Step) -> Result<Count> {
-    let project = step.project;
-    let clippy = project.rust_tool("cargo-clippy");
-    let commands = PROGRAMS.map(|folder| {
-        let folder = project.root.join(folder);
+    let clippy = step.rust_tool("cargo-clippy");
+    let commands = PROGRAMS.split(' ').map(|folder| {
+        let folder = step.root.join(folder);
         let mut command;
         if is_for_guest(&folder) {
-            command = guest_cargo(project, &clippy);
+            command = guest_cargo(step, &clippy);
             command.args(["clippy", "--release"]).args(GUEST_ARGUMENTS);
         } else {
-            command = project.command(&clippy);
-            command.env("CARGO_TARGET_DIR", target_folder(project, &folder));
-            command.args(["clippy", "--locked", "--all-targets"]);
+            command = command!(step, "{clippy} clippy --locked --all-targets");
+            command.env("CARGO_TARGET_DIR", target_folder(step, &folder));
         }
-        command.arg("--manifest-path");
-        command.arg(folder.join("Cargo.toml"));
+        command
+            .arg("--manifest-path")
+            .arg(folder.join("Cargo.toml"));
         command.args(["--", "--deny", "warnings"]);
         command
     });
@@ -148,7 +121,7 @@ pub fn target_folder(project: &Project, folder: &Path) -> PathBuf {
 
 /// Clippy on the driver and on the modules in Rust.
 pub fn clippy_driver(kernel: &Kernel, step: &Step) -> Result<Count> {
-    let root = &step.project.root;
+    let root = &step.root;
     let driver = integrate::driver_files(root)?;
     let mut results = vec![clippy_module(kernel, step, root, &driver)?];
     for folder in MODULES.map(|folder| root.join(folder)) {
@@ -165,15 +138,13 @@ pub fn clippy_driver(kernel: &Kernel, step: &Step) -> Result<Count> {
 /// Clippy on files of a folder: built as an external module of the kernel with
 /// `CLIPPY=1`, which leaves the kernel's own crates as they are.
 fn clippy_module(kernel: &Kernel, step: &Step, from: &Path, files: &[String]) -> Result<bool> {
-    let folder = step.project.build.join("clippy-driver");
+    let folder = step.build.join("clippy-driver");
     make_anew(&folder)?;
     for file in files {
         write_if_changed(&folder.join(file), fs::read(from.join(file))?)?;
     }
-    let mut command = kernel.make(step.project);
-    command
-        .arg(variable("M", &folder))
-        .args(["CLIPPY=1", "modules"]);
+    let make = &kernel.make;
+    let mut command = command!(step, "make {make...} M={folder} CLIPPY=1 modules");
     check_complaints(step, &mut command)
 }
 
@@ -202,10 +173,10 @@ fn complaints(log: &str) -> Vec<String> {
 /// checkpatch on each C file (the glue, the guest's test modules, our selftests) and on
 /// each patch.
 pub fn checkpatch(kernel: &Kernel, step: &Step) -> Result<Count> {
-    let mut files = kernel_files(step.project, &["c", "h"])?;
-    files.extend(integrate::selftest_files(&step.project.root)?);
+    let mut files = kernel_files(step, &["c", "h"])?;
+    files.extend(integrate::selftest_files(&step.root)?);
     files.retain(|path| has_kind(path, &["c", "h"]));
-    let patches = integrate::patches(&step.project.root)?;
+    let patches = integrate::patches(&step.root)?;
     let files = files.iter().map(|file| (Some("--file"), file));
     // Whoever sends a patch signs it.
     let patches = patches.iter().map(|patch| &patch.path);
@@ -215,25 +186,20 @@ pub fn checkpatch(kernel: &Kernel, step: &Step) -> Result<Count> {
 
 /// sparse on the C that is built in: the glue, and what the patches change.
 pub fn sparse(kernel: &Kernel, step: &Step) -> Result<Count> {
-    let project = step.project;
-    let ours = integrate::driver_files(&project.root)?.into_iter();
+    let ours = integrate::driver_files(&step.root)?.into_iter();
     let mut files: BTreeSet<String> = ours
         .map(|file| format!("{}/{file}", integrate::PLACE))
         .collect();
-    for patch in integrate::patches(&project.root)? {
+    for patch in integrate::patches(&step.root)? {
         files.extend(patch.files().iter().map(|(file, _)| (*file).to_owned()));
     }
-    let objects = files
-        .iter()
-        .filter_map(|file| Some(format!("{}.o", file.strip_suffix(".c")?)));
-    let mut command = kernel.make(project);
-    // Debian's does not know this word, which the kernel uses.
-    command.args([
-        "--silent",
-        "C=2",
-        "CHECK=sparse -D__typeof_unqual__=__typeof__",
-    ]);
-    let (good, output) = step.attempt(command.args(objects))?;
+    let sources = files.iter().filter_map(|file| file.strip_suffix(".c"));
+    let (make, objects) = (&kernel.make, sources.map(|file| format!("{file}.o")));
+    // Debian's sparse does not know this operator, which the kernel uses.
+    let (good, output) = step.attempt(&mut command!(
+        step,
+        "make {make...} --silent C=2 'CHECK=sparse -D__typeof_unqual__=__typeof__' {objects...}"
+    ))?;
     step.show_end(&output);
     Ok(Count::one(good && output.is_empty()))
 }
@@ -245,10 +211,11 @@ pub fn checkpatch_on<'a>(
     files: impl Iterator<Item = (Option<&'static str>, &'a PathBuf)>,
 ) -> Result<Count> {
     let commands = files.map(|(option, file)| {
-        let mut command = step.command("perl");
+        let mut command = command!(
+            step,
+            "perl scripts/checkpatch.pl --strict --terse --ignore {IGNORED} {option...} {file}"
+        );
         command.current_dir(tree);
-        command.args(["scripts/checkpatch.pl", "--strict", "--terse"]);
-        command.args(["--ignore", IGNORED]).args(option).arg(file);
         command
     });
     count(step, commands)
@@ -263,55 +230,49 @@ pub fn htmldocs(project: &Project) -> Result<()> {
         bail!("htmldocs: correct what sphinx says");
     }
     let page = project.build.join("htmldocs/index.html");
-    step.done(&format!("written: {}", page.display()));
+    step.done(&format!("written: {page}"));
     Ok(())
 }
 
 /// The pages of a folder as HTML, below `build/`; a warning is an error.
 pub fn write_pages(step: &Step, pages: &Path, output: &str) -> Result<bool> {
-    let project = step.project;
-    let sphinx = deps::program(project, "sphinx-build", "python3-sphinx")?;
-    step.check(
-        step.command(sphinx)
-            .args(["-W", "--keep-going", "-q", "-E", "-b", "html", "-d"])
-            .arg(project.build.join("doctrees"))
-            .arg("-c")
-            .arg(project.root.join(PAGES))
-            .arg(pages)
-            .arg(project.build.join(output)),
-    )
+    let sphinx = deps::program(step, "sphinx-build", "python3-sphinx")?;
+    let (root, build) = (&step.root, &step.build);
+    step.check(&mut command!(
+        step,
+        "{sphinx} -W --keep-going -q -E -b html -d {build}/doctrees -c {root}/{PAGES}
+            {pages} {build}/{output}"
+    ))
 }
 
-pub fn rustdoc(project: &Project, flavour: &Flavour) -> Result<()> {
-    let kernel = kernel::build(project, flavour)?;
+pub fn rustdoc(project: &Project) -> Result<()> {
+    let kernel = kernel::build(project, &project.flavour)?;
     let step = Step::start(project, "rustdoc", "writing the driver's pages")?;
-    if !write_rustdoc(&kernel, &step)? {
+    if check_rustdoc(&kernel, &step)?.failed > 0 {
         bail!("rustdoc: correct what it says");
     }
     let page = project.build.join(RUSTDOC_PAGE);
-    step.done(&format!("written: {}", page.display()));
+    step.done(&format!("written: {page}"));
     Ok(())
 }
 
 /// The driver's pages, with the command line that built it; says whether there is
 /// nothing to complain about.
-pub fn write_rustdoc(kernel: &Kernel, step: &Step) -> Result<bool> {
-    let project = step.project;
+pub fn check_rustdoc(kernel: &Kernel, step: &Step) -> Result<Count> {
     let made = kernel.objects.join("drivers/iommu/s390/.s390_iommu.o.cmd");
     let text = fs::read_to_string(&made).context("the driver was not built here")?;
-    let (rustdoc, output) = (project.rust_tool("rustdoc"), project.build.join("rustdoc"));
-    let words = (rustdoc.to_string_lossy(), output.to_string_lossy());
-    let line = documentation_command(&text, &words.0, &words.1);
+    let (rustdoc, output) = (step.rust_tool("rustdoc"), step.build.join("rustdoc"));
+    let line = documentation_command(&text, rustdoc.as_str(), output.as_str());
     let line = line.context("the kernel's record of the build is not understood")?;
-    let mut command = step.command("sh");
+    let mut command = command!(step, "sh -c {line}");
     // As the kernel does: its options are unstable.
-    command.env("RUSTC_BOOTSTRAP", "1").args(["-c", &line]);
+    command.env("RUSTC_BOOTSTRAP", "1");
     let good = check_complaints(step, command.current_dir(&kernel.objects))?;
-    let page = project.build.join(RUSTDOC_PAGE);
+    let page = step.build.join(RUSTDOC_PAGE);
     if good && !page.is_file() {
-        bail!("rustdoc wrote no {}", page.display());
+        bail!("rustdoc wrote no {page}");
     }
-    Ok(good)
+    Ok(Count::one(good))
 }
 
 /// Turns the call of rustc in a `.cmd` file of kbuild into one of rustdoc: what is about
@@ -338,20 +299,6 @@ fn documentation_command(text: &str, rustdoc: &str, output: &str) -> Option<Stri
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn what_was_built_is_no_source() {
-        let folder = tempfile::tempdir().unwrap();
-        let (sources, others) = (
-            ["Kbuild", "a.rs", "x/d.rs"],
-            ["a.mod.c", "notes.txt", "build/b.rs", "x/target/c.rs"],
-        );
-        for file in sources.iter().chain(&others) {
-            write_if_changed(&folder.path().join(file), "").unwrap();
-        }
-        let files = source_files(folder.path()).unwrap();
-        assert_eq!(files, sources.map(|file| folder.path().join(file)));
-    }
 
     #[test]
     fn a_complaint_has_a_place() {

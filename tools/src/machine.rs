@@ -3,20 +3,11 @@
 //! emulated functions what Debian's QEMU has none of.
 
 use crate::{
-    apt::{self, Root},
-    deps::{self, Version},
-    files::{make_anew, name_of, paths_in},
-    hash,
+    apt::{self, Root, INSTALL},
     patches::{self, Patch},
-    project::Project,
-    steps::Step,
+    prelude::*,
 };
-use anyhow::{bail, Context, Result};
-use fs_err as fs;
-use std::{
-    ops::Range,
-    path::{Path, PathBuf},
-};
+use std::ops::Range;
 
 /// The release of Debian that has the version which the patches are for.
 const RELEASE: &str = "trixie";
@@ -37,7 +28,7 @@ const CROSS: &str = "s390x-linux-gnu-";
 const LIBRARIES: [&str; 2] = ["libglib2.0-dev", "zlib1g-dev"];
 
 pub fn run(project: &Project) -> Result<()> {
-    println!("machine={}", build(project)?.display());
+    println!("machine={}", build(project)?);
     Ok(())
 }
 
@@ -86,10 +77,7 @@ fn provide(project: &Project, of_guest: Option<&str>) -> Result<PathBuf> {
     let stripped = work.join("stripped");
     fs::create_dir_all(&stripped)?;
     let prefix = of_guest.map_or("", |_| CROSS);
-    let mut command = step.command(format!("{prefix}strip"));
-    command
-        .arg("-o")
-        .args([stripped.join(NAME), objects.join(NAME)]);
+    let mut command = command!(step, "{prefix}strip -o {stripped}/{NAME} {objects}/{NAME}");
     step.run(&mut command, "read the log")?;
     // Appears when it is whole.
     fs::rename(&stripped, &place)?;
@@ -104,15 +92,14 @@ fn source(project: &Project) -> Result<(PathBuf, Version)> {
     if let Some((version, archive)) = newest_in(&folder).filter(|_| !project.update) {
         return Ok((archive, version));
     }
-    if apt::codename().is_none() {
-        bail!(
-            "QEMU's source is taken from Debian; name an emulator that has the patches with QEMU="
-        );
-    }
+    ensure!(
+        apt::codename().is_some(),
+        "QEMU's source is taken from Debian; name an emulator that has the patches with QEMU="
+    );
     let doing = "looking for QEMU's source in Debian";
     let step = Step::start(project, "machine-source", doing)?;
     let root = Root::of_sources(&step, RELEASE)?;
-    let offered = root.ask(&["showsrc", "--only-source", "qemu"], "Version: ")?;
+    let offered = root.ask("showsrc --only-source qemu", "Version: ")?;
     let Some((version, text)) = Version::newest(&offered, FITTING) else {
         bail!(
             "{RELEASE} has no QEMU from {OLDEST} to before {TOO_NEW}, but {}: adapt \
@@ -121,18 +108,19 @@ fn source(project: &Project) -> Result<(PathBuf, Version)> {
         );
     };
     // Nothing but the archive: not every mirror has the rest.
-    let package = format!("qemu={text}");
-    let words = ["source", "--download-only", "--tar-only", &package];
+    let words = format!("source --download-only --tar-only qemu={text}");
     let archive = root.download(&words, &folder)?.swap_remove(0);
     step.done(&format!("QEMU {version} is downloaded"));
     Ok((archive, version))
 }
 
 fn newest_in(folder: &Path) -> Option<(Version, PathBuf)> {
-    let paths = paths_in(folder).ok()?;
-    let mut names: Vec<String> = paths.iter().map(|path| name_of(path)).collect();
-    names.retain(|name| name.starts_with("qemu_"));
-    Version::newest(&names, FITTING).map(|(version, name)| (version, folder.join(name)))
+    let names = paths_in(folder)
+        .ok()?
+        .into_iter()
+        .map(|path| name_of(&path));
+    let names = names.filter(|name| name.starts_with("qemu_"));
+    Version::newest(names, FITTING).map(|(version, name)| (version, folder.join(name)))
 }
 
 fn prepare(
@@ -145,14 +133,10 @@ fn prepare(
     let doing = format!("unpacking QEMU {version}");
     let step = Step::start(project, "machine-patch", &doing)?;
     fs::create_dir_all(tree)?;
-    step.run(
-        step.command("tar")
-            .args(["--extract", "--strip-components=1", "--no-same-owner"])
-            .arg("--file")
-            .arg(archive)
-            .arg("--directory")
-            .arg(tree),
-        "the archive is broken: remove the cache's folder deb and run it again",
+    run!(
+        step,
+        "tar --extract --strip-components=1 --no-same-owner --file {archive} --directory {tree}",
+        "the archive is broken: remove the cache's folder deb and run it again"
     )?;
     patches::apply(patches, tree)
         .with_context(|| format!("adapt integration/qemu to QEMU {version}"))?;
@@ -166,9 +150,8 @@ fn sysroot(project: &Project, release: &str, folder: PathBuf) -> Result<PathBuf>
     let _lock = project.lock()?;
     let doing = format!("fetching {} for s390x", LIBRARIES.join(" and "));
     let step = Step::start(project, "machine-sysroot", &doing)?;
-    let mut words = apt::INSTALL.to_vec();
-    words.extend(LIBRARIES);
-    Root::of_suites(&step, &[release.to_owned()], "s390x")?.unpack(&words, &folder)?;
+    let root = Root::of_suites(&step, &[release.to_owned()], "s390x")?;
+    root.unpack(&format!("{INSTALL} {}", LIBRARIES.join(" ")), &folder)?;
     step.done("unpacked");
     Ok(folder)
 }
@@ -177,13 +160,12 @@ fn compile(project: &Project, tree: &Path, objects: &Path, sysroot: Option<&Path
     let doing = sysroot.map_or("building QEMU", |_| "building QEMU for a guest");
     let step = Step::start(project, "machine-build", doing)?;
     fs::create_dir_all(objects)?;
-    let mut configure = step.command(tree.join("configure"));
-    configure.args(CONFIGURE.split(' '));
+    let options = CONFIGURE.split(' ');
+    let mut configure = command!(step, "{tree}/configure {options...}");
     if let Some(folder) = sysroot {
-        let sysroot = folder.display();
         configure
             .arg(format!("--cross-prefix={CROSS}"))
-            .arg(format!("--cc=ccache {CROSS}gcc --sysroot={sysroot}"))
+            .arg(format!("--cc=ccache {CROSS}gcc --sysroot={folder}"))
             .env("PKG_CONFIG", "pkg-config")
             .env("PKG_CONFIG_SYSROOT_DIR", folder)
             .env(
@@ -193,18 +175,13 @@ fn compile(project: &Project, tree: &Path, objects: &Path, sysroot: Option<&Path
     } else {
         configure.arg("--cc=ccache cc");
     }
-    let mut ninja = step.command("ninja");
-    ninja.args(["-j", &project.jobs.to_string(), NAME]);
-    for (command, advice) in [
-        (
-            &mut configure,
-            "read the log, or meson-logs/meson-log.txt beside the objects",
-        ),
-        (&mut ninja, "read the log"),
-    ] {
-        command.env("CCACHE_DIR", project.cache.join("ccache"));
-        step.run(command.current_dir(objects), advice)?;
-    }
+    step.run(
+        configure.current_dir(objects),
+        "read the log, or meson-logs/meson-log.txt beside the objects",
+    )?;
+    let jobs = project.jobs.to_string();
+    let mut ninja = command!(step, "ninja -C {objects} -j {jobs} {NAME}");
+    step.run(&mut ninja, "read the log")?;
     step.done("built");
     Ok(())
 }
@@ -220,12 +197,9 @@ mod tests {
             "1:10.0.14+ds-0+deb13u1",
             "1:10.0.13+ds-0+deb13u1",
             "1:11.1.3+ds-1",
-        ]
-        .map(str::to_owned);
-        assert_eq!(
-            Version::newest(&offered, FITTING),
-            Some((Version(10, 0, 14), &offered[1]))
-        );
-        assert_eq!(Version::newest(&offered[..1], FITTING), None);
+        ];
+        let newest = |texts: &[&'static str]| Version::newest(texts.to_vec(), FITTING);
+        assert_eq!(newest(&offered), Some((Version(10, 0, 14), offered[1])));
+        assert_eq!(newest(&offered[..1]), None);
     }
 }

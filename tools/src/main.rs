@@ -5,6 +5,7 @@
 mod apt;
 mod bare;
 mod bench;
+mod boots;
 mod clean;
 mod count;
 mod deps;
@@ -25,6 +26,7 @@ mod modules;
 mod mutants;
 mod passthrough;
 mod patches;
+mod prelude;
 mod project;
 mod qemu;
 mod readme;
@@ -35,7 +37,7 @@ mod steps;
 mod suite;
 
 use anyhow::{bail, Result};
-use project::{is_set, text, Project};
+use project::Project;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
@@ -49,53 +51,32 @@ fn main() -> ExitCode {
 }
 
 fn run(command: &str) -> Result<()> {
-    let project = &Project::open()?;
-    let flavour = &project.flavour(match command {
-        "kselftest" => &["rust", kselftest::FRAGMENT],
-        _ => &["rust"],
+    let project = &Project::open(match command {
+        "kselftest" => "rust,kselftest",
+        _ => "rust",
     })?;
     match command {
-        "run" => guest::run(project, flavour),
-        "test" => suite::run(project, flavour),
-        "kselftest" => kselftest::run(project, flavour),
+        "run" => guest::run(project),
+        "test" => suite::run(project),
+        "kselftest" => kselftest::run(project),
         "bench" => bench::run(project),
-        "passthrough" => passthrough::run(project, flavour),
-        "torture" => suite::torture::run(project, flavour),
+        "passthrough" => passthrough::run(project),
+        "torture" => suite::torture::run(project),
         "mutants" => mutants::run(project),
-        "kernel" => kernel::build(project, flavour).map(|kernel| kernel::print_places(&kernel)),
+        "kernel" => kernel::print_places(project),
         "matrix" => matrix::run(project),
         "machine" => machine::run(project),
-        "guest" => guest::shell(project, flavour),
+        "guest" => guest::shell(project),
         "integrate" => kernel::integrate_only(project),
         "series" => series::run(project),
         "modules" => modules::build(project),
         "modules-install" => modules::install(project),
         "fmt" => lint::format(project),
-        "clippy" | "checkpatch" => suite::only(project, flavour, &[command]),
-        "rustdoc" => lint::rustdoc(project, flavour),
+        "clippy" | "checkpatch" => suite::only(project, &[command]),
+        "rustdoc" => lint::rustdoc(project),
         "htmldocs" => lint::htmldocs(project),
         "clean" => clean::clean(project),
         "bare" => bare::run(project),
         _ => bail!("there is no command {command:?}; make help lists them"),
-    }
-}
-
-impl Project {
-    /// The configuration to build: `CONFIG=a,b` names files of `tools/config/`,
-    /// `MODULE=1` is the driver as a module instead of built in.
-    fn flavour(&self, default: &[&str]) -> Result<kernel::Flavour> {
-        let mut default = default.join(",");
-        if is_set("MODULE") {
-            default = default.replace("rust", "module");
-        }
-        let text = text("CONFIG").unwrap_or(default);
-        let names = kernel::flavour(&text);
-        for name in &names {
-            let path = self.root.join(format!("tools/config/{name}.config"));
-            if name == "base" || !path.is_file() {
-                bail!("CONFIG={text}: there is no {}", path.display());
-            }
-        }
-        Ok(names)
     }
 }

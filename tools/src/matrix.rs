@@ -2,37 +2,29 @@
 //! `make matrix`: does the kernel build, without a warning of the driver's, in the
 //! configurations that somebody may choose, and by another compiler?
 
-use crate::{
-    count::Count,
-    deps, integrate,
-    kernel::{self, flavour, Kernel},
-    project::{text, Project},
-    series, source,
-    steps::Step,
-};
-use anyhow::Result;
-use std::{fs, time::Instant};
+use crate::{integrate::PLACE, prelude::*, series, source};
 
-/// The configurations: what each is called, and its fragments.
-const ROWS: [(&str, &str); 9] = [
-    ("built in", "rust"),
-    ("a module", "module"),
-    ("off: the driver in C", "c"),
-    ("no debugfs, tracepoints, KUnit", "bare"),
-    ("a module of these", "bare,module"),
-    ("KVM, VFIO_PCI_ZDEV_KVM", "rust,kvm"),
-    (MODVERSIONS, "module,modversions"),
-    ("RANDOMIZE_IDENTITY_BASE", "rust,identity-base"),
-    (BY_GCC, "rust"),
+/// A configuration: what it is called, its fragments, and what no other one needs with its
+/// package. With that of gcc it compiles the C.
+type Row = (
+    &'static str,
+    &'static str,
+    Option<(&'static str, &'static str)>,
+);
+
+const ROWS: [Row; 9] = [
+    ("built in", "rust", None),
+    ("a module", "module", None),
+    ("off: the driver in C", "c", None),
+    ("no debugfs, tracepoints, KUnit", "bare", None),
+    ("a module of these", "bare,module", None),
+    ("KVM, VFIO_PCI_ZDEV_KVM", "rust,kvm", None),
+    ("MODVERSIONS", "module,modversions", Some(DWARF)),
+    ("RANDOMIZE_IDENTITY_BASE", "rust,identity-base", None),
+    ("C by gcc", "rust", Some(GCC)),
 ];
-const MODVERSIONS: &str = "MODVERSIONS";
-/// The row whose C is compiled by gcc.
-const BY_GCC: &str = "C by gcc";
-/// What no other row needs than this one, and its package.
-const NEEDS: [(&str, &str, &str); 2] = [
-    (MODVERSIONS, "/usr/include/dwarf.h", "libdw-dev"),
-    (BY_GCC, deps::GCC, "gcc-s390x-linux-gnu"),
-];
+const DWARF: (&str, &str) = ("/usr/include/dwarf.h", "libdw-dev");
+const GCC: (&str, &str) = (deps::GCC, "gcc-s390x-linux-gnu");
 
 /// The table that is printed in the end.
 #[derive(Default)]
@@ -70,19 +62,19 @@ pub fn run(project: &Project) -> Result<()> {
     if only == "steps" {
         steps(project, &mut table)?;
     }
-    for (name, fragments) in ROWS.into_iter().filter(|row| row.0.contains(&only)) {
-        let gcc = name == BY_GCC;
+    for (name, fragments, needed) in ROWS.iter().filter(|row| row.0.contains(&only)) {
+        let gcc = *needed == Some(GCC);
         let folder = if gcc { "matrix-gcc" } else { "matrix" };
         let project = Project {
             kout: Some(project.cache.join("objects").join(folder)),
             gcc,
             ..project.clone()
         };
-        for (_, sign, package) in NEEDS.into_iter().filter(|need| need.0 == name) {
+        if let Some((sign, package)) = needed {
             deps::program(&project, sign, package)?;
         }
         table.row(name, || {
-            let kernel = kernel::build(&project, &flavour(fragments))?;
+            let kernel = kernel::build(&project, fragments)?;
             warnings(&project, &kernel)
         });
     }
@@ -115,8 +107,8 @@ fn steps(project: &Project, table: &mut Table) -> Result<()> {
         let step = Step::start(&project, "patch", name)?;
         patch.apply(&source.tree)?;
         step.done("applied");
-        let is_there = fs::read_to_string(source.tree.join("drivers/iommu/Kconfig"))?
-            .contains(integrate::PLACE);
+        let is_there =
+            fs::read_to_string(source.tree.join("drivers/iommu/Kconfig"))?.contains(PLACE);
         let configs: &[_] = if is_there {
             &["c", "rust", "module"]
         } else {
@@ -131,20 +123,19 @@ fn steps(project: &Project, table: &mut Table) -> Result<()> {
 }
 
 fn build(project: &Project, config: &str) -> Result<usize> {
-    kernel::build(project, &flavour(config)).map(|_| 0)
+    kernel::build(project, config).map(|_| 0)
 }
 
 /// Builds the folder of the driver with W=1, and counts its warnings.
 fn warnings(project: &Project, kernel: &Kernel) -> Result<usize> {
     let step = Step::start(project, "warnings", "the driver's folder with W=1")?;
-    let folder = format!("{}/", integrate::PLACE);
     // What is up to date is not compiled again.
-    let _ = fs::remove_dir_all(kernel.objects.join(integrate::PLACE));
-    step.run(
-        kernel
-            .make(project)
-            .args([&format!("-j{}", project.jobs), "W=1", &folder]),
-        "correct what the compiler says",
+    let _ = fs::remove_dir_all(kernel.objects.join(PLACE));
+    let make = &kernel.make;
+    run!(
+        step,
+        "make {make...} W=1 {PLACE}/",
+        "correct what the compiler says"
     )?;
     let log = fs::read_to_string(step.log())?;
     // The compiler says this of its own target, for every crate.

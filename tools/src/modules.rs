@@ -2,20 +2,12 @@
 //! The driver as an external module, for a prepared tree of the caller's.
 
 use crate::{
-    deps::{self, Version},
     integrate,
-    kernel::{kernel_make, variable, Kernel},
-    project::Project,
+    kernel::{arguments, make_words},
+    prelude::*,
     source::{OLDEST, TOO_NEW},
-    steps::Step,
 };
-use anyhow::{bail, Context, Result};
-use fs_err as fs;
-use std::{
-    collections::HashSet,
-    path::{Path, PathBuf},
-    process::Command,
-};
+use std::{collections::HashSet, ffi::OsString};
 
 /// `make KDIR=... modules`.
 pub fn build(project: &Project) -> Result<()> {
@@ -33,33 +25,32 @@ pub fn install(project: &Project) -> Result<()> {
 /// Does both for a kernel of `make test`, away from the checkout. Returns the
 /// installed module.
 pub fn build_for_tests(kernel: &Kernel, step: &Step) -> Result<PathBuf> {
-    let project = step.project;
-    check(project, &kernel.objects)?;
-    let output = project.build.join("external-module");
-    let installed = project.build.join("installed");
+    check(step, &kernel.objects)?;
+    let output = step.build.join("external-module");
+    let installed = step.build.join("installed");
     let _ = fs::remove_dir_all(&installed);
     fs::create_dir_all(&output)?;
+    let words = words(step, &kernel.objects)?;
     for target in ["modules", "modules_install"] {
-        let mut command = command(project, &kernel.objects, target)?;
-        command.arg(variable("MO", &output));
-        command.arg(variable("INSTALL_MOD_PATH", &installed));
-        step.run(&mut command, "correct what it says")?;
+        let words = &words;
+        run!(
+            step,
+            "make {words...} {target} MO={output} INSTALL_MOD_PATH={installed}",
+            "correct what it says"
+        )?;
     }
     let release = fs::read_to_string(kernel.objects.join("include/config/kernel.release"))?;
     let folder = installed.join("lib/modules").join(release.trim());
     Ok(folder.join("updates/s390_iommu.ko"))
 }
 
-fn command(project: &Project, tree: &Path, target: &str) -> Result<Command> {
-    let bindgen = deps::bindgen(project)?;
-    let mut command = kernel_make(project, &bindgen);
-    command
-        .arg("-C")
-        .arg(tree)
-        .arg(variable("M", &project.root))
-        .arg(format!("-j{}", project.jobs))
-        .arg(target);
-    Ok(command)
+/// Words for `make` of a tree that builds this checkout.
+fn words(project: &Project, tree: &Path) -> Result<Vec<OsString>> {
+    let (make, root) = (make_words(project, &deps::bindgen(project)?), &project.root);
+    Ok(arguments(&command!(
+        project,
+        "make {make...} -C {tree} M={root}"
+    )))
 }
 
 fn make(project: &Project, target: &str) -> Result<()> {
@@ -69,13 +60,11 @@ fn make(project: &Project, target: &str) -> Result<()> {
     check(project, tree)?;
     let _lock = project.lock()?;
     deps::ensure(project)?;
-    let mut command = command(project, tree, target)?;
+    let words = words(project, tree)?;
     // What an installation goes by is the caller's to say.
-    for name in ["INSTALL_MOD_PATH", "INSTALL_MOD_DIR", "V"] {
-        if let Some(value) = crate::project::variable(name) {
-            command.arg(variable(name, value));
-        }
-    }
+    let names = ["INSTALL_MOD_PATH", "INSTALL_MOD_DIR", "V"].into_iter();
+    let more = names.filter_map(|name| Some(format!("{name}={}", text(name)?)));
+    let mut command = command!(project, "make {words...} {target} {more...}");
     let status = command.status().context("cannot start make")?;
     if !status.success() {
         bail!("make {target} failed; correct what it says");
@@ -94,7 +83,7 @@ fn check(project: &Project, tree: &Path) -> Result<()> {
     }
     bail!(
         "KDIR={} cannot build the module, it lacks {}",
-        tree.display(),
+        tree,
         lacking.join(", ")
     )
 }
@@ -180,7 +169,6 @@ fn unexported(symvers: &str, symbols: &[String]) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::files::write_if_changed;
 
     const GOOD: [(&str, &str); 4] = [
         ("include/config/kernel.release", "7.3.4-test\n"),
@@ -198,7 +186,7 @@ mod tests {
 
     /// What a tree lacks with these files.
     fn lacks(files: &[(&str, &str)]) -> Vec<String> {
-        let tree = tempfile::tempdir().unwrap();
+        let tree = camino_tempfile::tempdir().unwrap();
         for (file, text) in files {
             write_if_changed(&tree.path().join(file), text).unwrap();
         }

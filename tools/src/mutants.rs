@@ -4,21 +4,7 @@
 
 mod guest;
 
-use crate::{
-    count::Count,
-    deps,
-    files::{files_below, name_of, paths_of_kind, write_if_changed},
-    integrate,
-    project::{text, Project},
-    steps::Step,
-};
-use anyhow::{bail, Context, Result};
-use fs_err as fs;
-use std::{
-    collections::BTreeSet,
-    path::{Path, PathBuf},
-    process::Command,
-};
+use crate::{integrate, prelude::*};
 
 /// A test that takes longer hangs, in seconds; it was passed in a few before.
 const LIMIT: &str = "120";
@@ -30,35 +16,31 @@ const KINDS: [&str; 3] = ["rs", "toml", "lock"];
 const ALL_PASSED: &str = "test result: ok. ";
 const KILLED: &str = "killed";
 
-/// Where tests run: on the host, there under every interleaving, in a guest, and in one
-/// with the kernel of `make torture`. The last two need a kernel for each mutant.
+/// Where tests are; those of a guest need a kernel for each mutant, `debug` that of
+/// `make torture`.
 const PLACES: [&str; 4] = ["host", "model", "guest", "debug"];
 
 /// A patch, and the test that finds what it breaks.
-#[derive(Debug)]
 struct Mutant {
     name: String,
     patch: PathBuf,
-    place: &'static str,
+    place: String,
     test: String,
 }
 
 impl Mutant {
     fn read(patch: PathBuf) -> Result<Self> {
         let text = fs::read_to_string(&patch)?;
-        let mut lines = text.lines();
-        let killer = lines.find_map(|l| l.strip_prefix("Killed-by: ")?.split_once(' '));
-        let known = killer.and_then(|(place, test)| {
-            let place = PLACES.into_iter().find(|known| *known == place)?;
-            Some((place, test.to_owned()))
-        });
-        let (place, test) =
-            known.with_context(|| format!("{}: which test kills it?", patch.display()))?;
+        let killer = text.lines().find_map(|l| l.strip_prefix("Killed-by: "));
+        let (place, test) = killer
+            .and_then(|killer| killer.split_once(' '))
+            .filter(|(place, _)| PLACES.contains(place))
+            .with_context(|| format!("{patch}: which test kills it?"))?;
         Ok(Mutant {
             name: name_of(&patch.with_extension("")),
+            place: place.to_owned(),
+            test: test.to_owned(),
             patch,
-            place,
-            test,
         })
     }
 
@@ -78,8 +60,8 @@ fn mutants(project: &Project) -> Result<Vec<Mutant>> {
 
 /// Whether the patches apply to the driver as it is: for `make test`.
 pub fn check(step: &Step) -> Result<Count> {
-    let tree = copy(step.project)?;
-    let list = mutants(step.project)?.into_iter();
+    let tree = copy(step)?;
+    let list = mutants(step)?.into_iter();
     list.map(|mutant| mutant.apply(&tree, step, true)).collect()
 }
 
@@ -106,8 +88,9 @@ pub fn run(project: &Project) -> Result<()> {
     step.done("all of them pass");
 
     let mut count = Count::default();
-    let is_of_host = |mutant: &&Mutant| PLACES[..2].contains(&mutant.place);
-    let (others, guests): (Vec<_>, Vec<_>) = list.iter().partition(is_of_host);
+    let (others, guests): (Vec<_>, Vec<_>) = list
+        .iter()
+        .partition(|mutant| PLACES[..2].contains(&&*mutant.place));
     for mutant in others {
         let step = Step::start(project, &format!("mutant-{}", mutant.name), &mutant.test)?;
         let outcome = try_one(&step, &tree, mutant)?;
@@ -138,10 +121,10 @@ fn try_one(step: &Step, tree: &Path, mutant: &Mutant) -> Result<&'static str> {
         return Ok("FAILED: it does not apply");
     }
     // What does not compile says nothing of the test.
-    if !build(step, tree, mutant.place)? {
+    if !build(step, tree, &mutant.place)? {
         return Ok("FAILED: it does not compile");
     }
-    if passes(step, tree, mutant.place, &[&mutant.test])? {
+    if passes(step, tree, &mutant.place, &[&mutant.test])? {
         return Ok("FAILED: it survives");
     }
     // Not what ran out of time or memory.
@@ -171,12 +154,13 @@ fn copy(project: &Project) -> Result<PathBuf> {
 }
 
 fn cargo(step: &Step, tree: &Path, place: &str) -> Command {
-    let mut command = step.command("timeout");
-    command.args(["--kill-after=5", LIMIT]);
-    command.arg(&step.project.cargo);
-    command.args(["test", "--release", "--locked", "--manifest-path"]);
-    command.arg(tree.join(TESTS).join("Cargo.toml"));
-    let target = step.project.build.join("target/mutants");
+    let cargo = &step.cargo;
+    let mut command = command!(
+        step,
+        "timeout --kill-after=5 {LIMIT} {cargo} test --release --locked
+            --manifest-path {tree}/{TESTS}/Cargo.toml"
+    );
+    let target = step.build.join("target/mutants");
     if place == "model" {
         command.env("RUSTFLAGS", "--cfg loom");
         command.env("CARGO_TARGET_DIR", target.with_extension("flags"));

@@ -4,24 +4,8 @@
 //! checks what the other wrote, and in the end the drives' files are checked
 //! here. The guests' side is `tests/guest/src/passthrough/`.
 
-use crate::{
-    count::Count,
-    guest::Machine,
-    initramfs, inner,
-    kernel::{self, flavour, Flavour},
-    machine,
-    project::{is_set, more_words, text, Project},
-    qemu::{Boot, EVERYTHING},
-    steps::Step,
-};
-use anyhow::{bail, ensure, Context, Result};
-use fs_err::{self as fs, File};
-use std::{
-    io,
-    os::unix::fs::FileExt,
-    path::PathBuf,
-    time::{Duration, Instant},
-};
+use crate::{initramfs, inner, machine, prelude::*, project::is_set, qemu::EVERYTHING};
+use std::{io, os::unix::fs::FileExt};
 use xxhash_rust::xxh64::xxh64;
 
 /// How long all of L1 may take.
@@ -36,9 +20,9 @@ const SILENCE: Duration = Duration::from_secs(15);
 /// What `make test` boots: one L2, with what takes no minute.
 const SHORT: &str = "guest.rounds=legacy guest.suite=remap guest.only=4K,1M,2M";
 
-pub fn run(project: &Project, flavour: &Flavour) -> Result<()> {
+pub fn run(project: &Project) -> Result<()> {
     let start = Instant::now();
-    let count = rounds(project, flavour, &more_words())?;
+    let count = rounds(project, &more_arguments())?;
     let seconds = start.elapsed().as_secs_f64();
     println!(
         "passthrough: {} passed, {} failed, {} skipped ({seconds:.1} s)",
@@ -50,22 +34,18 @@ pub fn run(project: &Project, flavour: &Flavour) -> Result<()> {
 }
 
 /// The part of it that `make test` runs.
-pub fn short(project: &Project, flavour: &Flavour) -> Result<Count> {
-    rounds(project, flavour, SHORT)
+pub fn short(project: &Project) -> Result<Count> {
+    rounds(project, SHORT)
 }
 
-fn rounds(project: &Project, flavour: &Flavour, words: &str) -> Result<Count> {
-    if project.kout.is_some() {
-        bail!("passthrough: two kernels do not fit into one KOUT=; leave it out");
-    }
+fn rounds(project: &Project, words: &str) -> Result<Count> {
+    project.ensure_no_kout("passthrough")?;
     let inner = inner_guest(project)?;
-    let mut machine = Machine::prepare(project, flavour)?;
+    let mut machine = Machine::prepare(project, &project.flavour)?;
     if is_corrected() {
         machine = machine.corrected(project)?;
     }
-    let initrd = project.build.join("initrd-passthrough");
-    initramfs::join(&initrd, &[&inner[..], &[machine.initrd]].concat())?;
-    machine.initrd = initrd;
+    let machine = machine.with_archives(project, "passthrough", inner)?;
     let (mut count, claims, files) = boot(project, &machine, words)?;
     if claims.is_empty() {
         println!("    | no guest told of anything that it wrote");
@@ -119,12 +99,9 @@ fn boot(
         let files = drives.iter().map(File::open);
         Ok(files.collect::<io::Result<Vec<_>>>()?)
     })?;
-    let faults = report.faults(true);
-    step.show(&faults.join("\n"));
-    let mut count = report.tally();
-    count.failed += faults.len();
+    let count = report.judge(&step, None);
     let console = project.console("passthrough");
-    step.done(&format!("both consoles are in {}", console.display()));
+    step.done(&format!("both consoles are in {console}"));
     Ok((count, claims, files))
 }
 
@@ -150,12 +127,12 @@ fn inner_guest(project: &Project) -> Result<Vec<PathBuf>> {
     let folder = project.build.join(inner::QEMU.folder);
     fs::create_dir_all(&folder)?;
     let (image, root) = (folder.join("image"), folder.join("root.cpio"));
-    {
-        let is_c = inner_driver() == "c";
-        let kernel = kernel::build(project, &flavour(if is_c { "l2 c" } else { "l2" }))?;
-        fs::copy(&kernel.image, &image)?;
-        initramfs::build_small(project, &kernel, &MODULES, &root)?;
-    }
+    let is_c = inner_driver() == "c";
+    let kernel = kernel::build(project, if is_c { "l2,c" } else { "l2" })?;
+    fs::copy(&kernel.image, &image)?;
+    initramfs::build_small(project, &kernel, &MODULES, &root)?;
+    // Its archives want the cache.
+    drop(kernel);
     let guest = project.build.join("l2.cpio");
     initramfs::pack_files(&guest, inner::QEMU.folder, &[image, root])?;
     let qemu = is_corrected().then(|| machine::build_for_guest(project));
@@ -212,7 +189,7 @@ mod tests {
 
     #[test]
     fn a_claim_is_read_and_checked() {
-        let folder = tempfile::tempdir().unwrap();
+        let folder = camino_tempfile::tempdir().unwrap();
         let path = folder.path().join("drive");
         fs::write(&path, b"..abc").unwrap();
         let files = [File::open(&path).unwrap()];

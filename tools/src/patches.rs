@@ -4,13 +4,7 @@
 //! They have to fit exactly but for line numbers, so that none goes to the
 //! wrong place, or in twice.
 
-use crate::files::{name_of, paths_of_kind};
-use anyhow::{bail, Context, Result};
-use fs_err as fs;
-use std::{
-    path::{Path, PathBuf},
-    process::Command,
-};
+use crate::prelude::*;
 
 pub struct Patch {
     pub name: String,
@@ -116,7 +110,6 @@ impl Patch {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::files::write_if_changed;
 
     fn series(folder: &Path) -> Vec<Patch> {
         let change = "--- a/d/f\n+++ b/d/f\n@@ -1,2 +1,3 @@\n a\n+X\n b\n";
@@ -131,7 +124,7 @@ mod tests {
 
     /// What a change makes of a tree with this text in `d/f`, and in `d/new` if any.
     fn changed(f: &str, new: &str, change: fn(&[Patch], &Path) -> Result<()>) -> Result<String> {
-        let folder = tempfile::tempdir().unwrap();
+        let folder = camino_tempfile::tempdir().unwrap();
         for (file, text) in [("d/f", f), ("d/new", new)] {
             if !text.is_empty() {
                 write_if_changed(&folder.path().join(file), text).unwrap();
@@ -168,7 +161,7 @@ mod tests {
 
     #[test]
     fn what_a_patch_says() {
-        let folder = tempfile::tempdir().unwrap();
+        let folder = camino_tempfile::tempdir().unwrap();
         let patch = &series(folder.path())[0];
         assert_eq!(patch.header("Files").collect::<Vec<_>>(), ["a", "b", "c"]);
         assert_eq!(patch.message().unwrap(), "x\n\nWhy.");

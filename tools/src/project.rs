@@ -2,20 +2,24 @@
 //! Where things are: the checkout, its build folder, the cache, and what the
 //! caller named in the environment.
 
-use anyhow::{Context, Result};
-use fs_err::{self as fs, File};
-use std::{
-    env,
-    ffi::{OsStr, OsString},
-    path::{Path, PathBuf},
-    process::{Command, Stdio},
-};
+use crate::prelude::*;
+use std::{env, ffi::OsString, process::Stdio};
+use xshell::{Cmd, Shell};
+
+/// A command as one would type it: `command!(step, "cp {from} {to}")`, `{list...}` are several
+/// words. See [`Project::dress`].
+macro_rules! command {
+    ($of:expr, $typed:literal) => {
+        $of.dress(xshell::cmd!($of.shell, $typed))
+    };
+}
+pub(crate) use command;
 
 /// Debian's own LLVM that the kernel is built with.
 pub const LLVM: &str = "-22";
 /// Variables of the caller that no build may see.
 const FOREIGN: &str = "MAKEFLAGS MFLAGS MAKELEVEL MAKEOVERRIDES ARCH CROSS_COMPILE KDIR KOUT \
-    LLVM CONFIG RUSTFLAGS CARGO_ENCODED_RUSTFLAGS CARGO_BUILD_TARGET RUSTUP_TOOLCHAIN \
+    LLVM CONFIG GIT_DIR GIT_WORK_TREE GIT_INDEX_FILE RUSTFLAGS CARGO_ENCODED_RUSTFLAGS CARGO_BUILD_TARGET RUSTUP_TOOLCHAIN \
     LD_LIBRARY_PATH";
 
 /// The folders of this checkout and the caller's settings.
@@ -37,6 +41,8 @@ pub struct Project {
     pub gcc: bool,
     pub bindgen: Option<PathBuf>,
     pub qemu: Option<PathBuf>,
+    /// `CONFIG=`: the fragments of the kernel, see [`crate::kernel::build`].
+    pub flavour: String,
     /// `KDIR=`: the caller's kernel tree.
     pub kdir: Option<PathBuf>,
     /// Whether that tree is built as it is, without the driver put in (`make matrix`).
@@ -47,26 +53,24 @@ pub struct Project {
     pub update: bool,
     /// `JOBS=`, by default the number of processors.
     pub jobs: usize,
+    /// For [`command`].
+    pub shell: Shell,
 }
 
 /// A variable of the environment; an empty one counts as not set.
-pub fn variable(name: &str) -> Option<OsString> {
-    env::var_os(name).filter(|value| !value.is_empty())
-}
-
-/// The same as text.
 pub fn text(name: &str) -> Option<String> {
-    variable(name).map(|value| value.to_string_lossy().into_owned())
+    let value = env::var_os(name)?.to_string_lossy().into_owned();
+    (!value.is_empty()).then_some(value)
 }
 
 /// Words of the caller's for the kernel's command line.
-pub fn more_words() -> String {
+pub fn more_arguments() -> String {
     text("APPEND").unwrap_or_default()
 }
 
 /// Whether a variable says yes.
 pub fn is_set(name: &str) -> bool {
-    variable(name).is_some_and(|value| value != "0")
+    text(name).is_some_and(|value| value != "0")
 }
 
 /// A program that the caller names: a path, or a name to look for in `PATH`.
@@ -80,17 +84,22 @@ fn tool_variable(name: &str) -> Result<Option<PathBuf>> {
 
 pub fn find_program(name: &Path) -> Option<PathBuf> {
     if name.components().count() > 1 {
-        return fs::canonicalize(name).ok().filter(|p| p.is_file());
+        return name.canonicalize_utf8().ok().filter(|path| path.is_file());
     }
     let folders = env::var_os("PATH")?;
-    env::split_paths(&folders)
-        .map(|folder| folder.join(name))
-        .find(|path| path.is_file())
+    let folders = env::split_paths(&folders).filter_map(|folder| PathBuf::try_from(folder).ok());
+    let mut paths = folders.map(|folder| folder.join(name));
+    paths.find(|path| path.is_file())
+}
+
+/// The real path of a folder that is there.
+fn real(folder: impl AsRef<Path>) -> Result<PathBuf> {
+    Ok(fs::canonicalize(folder.as_ref())?.try_into()?)
 }
 
 impl Project {
     /// Reads the environment and makes the folders.
-    pub fn open() -> Result<Self> {
+    pub fn open(flavour: &str) -> Result<Self> {
         let tools = Path::new(env!("CARGO_MANIFEST_DIR"));
         let root = tools.parent().context("tools/ has no parent")?.to_owned();
         let build = root.join("build");
@@ -99,34 +108,43 @@ impl Project {
         let cache = cache_folder()?;
         fs::create_dir_all(&cache)
             .context("cannot make the cache; name another with S390_IOMMU_CACHE=")?;
-        let kdir = variable("KDIR").map(fs::canonicalize).transpose();
-        let kout = variable("KOUT").map(|path| {
-            fs::create_dir_all(&path)?;
-            fs::canonicalize(path)
+        let kout = text("KOUT").map(|folder| {
+            fs::create_dir_all(&folder).context("cannot make KOUT=")?;
+            real(folder)
         });
-        let jobs = match text("JOBS") {
-            Some(text) => text
-                .parse()
-                .with_context(|| format!("JOBS={text} is no number"))?,
-            None => std::thread::available_parallelism().map_or(1, usize::from),
-        };
+        let jobs = text("JOBS").map(|text| {
+            let number = text.parse();
+            number.with_context(|| format!("JOBS={text} is no number"))
+        });
+        let processors = || std::thread::available_parallelism().map_or(1, usize::from);
+        let kdir = text("KDIR").map(real).transpose();
+        let program = |name, usual: &str| text(name).unwrap_or(usual.into()).into();
         Ok(Self {
-            cache: fs::canonicalize(cache)?,
-            cargo: variable("CARGO").unwrap_or("/usr/bin/cargo".into()).into(),
-            rustc: variable("RUSTC").unwrap_or("/usr/bin/rustc".into()).into(),
+            cache: real(cache)?,
+            cargo: program("CARGO", "/usr/bin/cargo"),
+            rustc: program("RUSTC", "/usr/bin/rustc"),
             llvm: text("LLVM").unwrap_or(LLVM.into()),
             gcc: false,
             bindgen: tool_variable("BINDGEN")?,
             qemu: tool_variable("QEMU")?,
+            flavour: flavour_of(&root, flavour)?,
             kdir: kdir.context("KDIR= is not there")?,
             as_it_is: false,
-            kout: kout.transpose().context("cannot make KOUT=")?,
-            update: variable("UPDATE").is_some(),
-            jobs,
+            kout: kout.transpose()?,
+            update: text("UPDATE").is_some(),
+            jobs: jobs.transpose()?.unwrap_or_else(processors),
+            shell: Shell::new()?,
             root,
             build,
             logs,
         })
+    }
+
+    /// For a command that builds two kernels.
+    pub fn ensure_no_kout(&self, command: &str) -> Result<()> {
+        let advice = "two kernels do not fit into one KOUT=; leave it out";
+        ensure!(self.kout.is_none(), "{command}: {advice}");
+        Ok(())
     }
 
     /// Takes the cache for this process; another one waits until it is dropped.
@@ -139,7 +157,7 @@ impl Project {
         let path = self.cache.join(name);
         let file = File::create(&path)?;
         if flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
-            println!("waiting: another run holds {}", path.display());
+            println!("waiting: another run holds {path}");
             flock(&file, FlockOperation::LockExclusive)?;
         }
         Ok(file)
@@ -151,12 +169,10 @@ impl Project {
     }
 
     pub fn llvm_tool(&self, name: &str) -> PathBuf {
-        if self.llvm.ends_with('/') {
-            PathBuf::from(format!("{}{name}", self.llvm))
-        } else if self.llvm.starts_with('-') {
-            PathBuf::from(format!("{name}{}", self.llvm))
-        } else {
-            PathBuf::from(name)
+        match &*self.llvm {
+            folder if folder.ends_with('/') => format!("{folder}{name}").into(),
+            suffix if suffix.starts_with('-') => format!("{name}{suffix}").into(),
+            _ => name.into(),
         }
     }
 
@@ -167,11 +183,11 @@ impl Project {
 
     /// A command for building: the toolchain that was checked comes first,
     /// and nothing of the `make` that called us comes through.
-    pub fn command(&self, program: impl AsRef<OsStr>) -> Command {
-        let mut command = Command::new(program);
-        FOREIGN.split_whitespace().for_each(|name| {
+    pub fn dress(&self, typed: Cmd) -> Command {
+        let mut command = Command::from(typed);
+        for name in FOREIGN.split_whitespace() {
             command.env_remove(name);
-        });
+        }
         command
             .env("CARGO", &self.cargo)
             .env("RUSTC", &self.rustc)
@@ -179,27 +195,60 @@ impl Project {
             .env("RUSTFMT", self.rust_tool("rustfmt"))
             .env("PATH", self.path())
             .env("LC_ALL", "C.UTF-8")
+            .env("CCACHE_DIR", self.cache.join("ccache"))
+            // The same input gives the same kernel.
+            .env("KBUILD_BUILD_TIMESTAMP", "1970-01-01")
+            .env("KBUILD_BUILD_USER", "s390-iommu")
+            .env("KBUILD_BUILD_HOST", "build")
             .stdin(Stdio::null());
+        if let Some(folder) = self.libclang() {
+            command.env("LIBCLANG_PATH", folder);
+        }
         command
+    }
+
+    /// The folder of the libclang that belongs to Debian's LLVM, unless the caller names one.
+    pub fn libclang(&self) -> Option<PathBuf> {
+        let version = self.llvm.strip_prefix('-')?;
+        let folder = format!("/usr/lib/llvm-{version}/lib");
+        text("LIBCLANG_PATH").is_none().then(|| folder.into())
     }
 
     /// `PATH` with the folder of the Rust toolchain in front, so that nothing
     /// picks up another one by name.
     fn path(&self) -> OsString {
-        let rust = self.rustc.parent().map(Path::to_owned);
+        let rust = self
+            .rustc
+            .parent()
+            .map(|folder| folder.as_std_path().to_owned());
         let rest = env::var_os("PATH").unwrap_or_default();
         let folders = rust.into_iter().chain(env::split_paths(&rest));
-        let system = ["/usr/sbin", "/usr/bin", "/sbin", "/bin"].map(PathBuf::from);
+        let system = ["/usr/sbin", "/usr/bin", "/sbin", "/bin"].map(Into::into);
         env::join_paths(folders.chain(system)).unwrap_or(rest)
     }
 }
 
+/// The configuration to build: `CONFIG=a,b` names files of `tools/config/`, `MODULE=1` is the
+/// driver as a module instead of built in.
+fn flavour_of(root: &Path, default: &str) -> Result<String> {
+    let driver = if is_set("MODULE") { "module" } else { "rust" };
+    let default = default.replace("rust", driver);
+    let flavour = text("CONFIG").unwrap_or(default).replace(' ', ",");
+    for name in flavour.split(',') {
+        let path = root.join(format!("tools/config/{name}.config"));
+        if name == "base" || !path.is_file() {
+            bail!("CONFIG={flavour}: there is no {path}");
+        }
+    }
+    Ok(flavour)
+}
+
 fn cache_folder() -> Result<PathBuf> {
-    if let Some(path) = variable("S390_IOMMU_CACHE") {
+    if let Some(path) = text("S390_IOMMU_CACHE") {
         return Ok(path.into());
     }
-    let base = variable("XDG_CACHE_HOME").map(PathBuf::from);
-    let base = base.or_else(|| Some(Path::new(&variable("HOME")?).join(".cache")));
+    let base = text("XDG_CACHE_HOME").map(PathBuf::from);
+    let base = base.or_else(|| Some(Path::new(&text("HOME")?).join(".cache")));
     let base = base.context("HOME is not set; name a cache with S390_IOMMU_CACHE=")?;
     Ok(base.join("s390-iommu"))
 }

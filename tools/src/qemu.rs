@@ -1,15 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0
 //! The emulated machine: an s390x guest with real (emulated) PCI devices.
 
-use crate::{hotplug::Hotplug, ktap::Report, project::Project};
-use anyhow::{bail, Context, Result};
-use fs_err::{self as fs, File};
+use crate::{hotplug::Hotplug, ktap::Report, prelude::*};
 use std::{
     io::{BufRead, BufReader, Write},
-    path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    process::{Child, Stdio},
     sync::mpsc::{self, RecvTimeoutError},
-    time::{Duration, Instant},
 };
 
 const DRIVE: u64 = 256 << 20;
@@ -48,9 +44,9 @@ pub const DEVICES: [Device; 5] = [
 ];
 
 /// What most boots have from the start.
-pub const USUAL: &[&str] = &["nvme", "igb", "e1000e"];
+pub const USUAL: &str = "nvme igb e1000e";
 /// And what those have that need two of a kind.
-pub const EVERYTHING: &[&str] = &["nvme", "igb", "e1000e", "nvme1"];
+pub const EVERYTHING: &str = "nvme igb e1000e nvme1";
 
 /// As fast as it can be.
 const THREADED: &str = "-accel tcg,thread=multi";
@@ -74,10 +70,10 @@ pub struct Boot<'a> {
     pub limit: Duration,
     /// The devices that are there from the start, by their ids, in the order of
     /// [`DEVICES`]. The guest may have all of them plugged and unplugged.
-    pub plugged: &'static [&'static str],
+    pub plugged: &'a str,
     /// A device that comes and goes while the kernel starts; the guest's program
     /// finds it plugged.
-    pub storm: Option<&'static str>,
+    pub storm: Option<&'a str>,
     /// What is on the first NVMe drive; nothing by default.
     pub root: Option<&'a Path>,
     pub cpu: &'static str,
@@ -91,10 +87,9 @@ pub struct Boot<'a> {
     pub processors: u8,
     /// How much memory, in GiB. The host gives what the guest touches.
     pub memory: u32,
-    /// More devices, in QEMU's notation, behind the others.
-    pub devices: &'a [&'a str],
-    /// More arguments of QEMU, before all devices.
+    /// More arguments of QEMU: before all devices, and devices behind the others.
     pub arguments: &'a str,
+    pub devices: &'a str,
 }
 
 impl Boot<'_> {
@@ -129,7 +124,7 @@ impl Boot<'_> {
         let mut child = Guard(
             command
                 .spawn()
-                .with_context(|| format!("cannot start {}", self.qemu.display()))?,
+                .with_context(|| format!("cannot start {}", self.qemu))?,
         );
         drop(monitor);
         let mut keyboard = child.0.stdin.take().context("no pipe")?;
@@ -157,7 +152,7 @@ impl Boot<'_> {
                     "{}: the guest did not end within {} s and was stopped; its console is in {}",
                     self.name,
                     self.limit.as_secs(),
-                    path.display()
+                    path
                 ),
             }
         }
@@ -181,11 +176,9 @@ impl Boot<'_> {
             .stdin(Stdio::inherit());
         let status = command
             .status()
-            .with_context(|| format!("cannot start {}", self.qemu.display()))?;
+            .with_context(|| format!("cannot start {}", self.qemu))?;
         remove(&drives);
-        if !status.success() {
-            bail!("QEMU failed ({status})");
-        }
+        ensure!(status.success(), "QEMU failed ({status})");
         Ok(())
     }
 
@@ -203,55 +196,39 @@ impl Boot<'_> {
         Ok(paths)
     }
 
-    fn command(&self, project: &Project, drives: &[PathBuf]) -> Command {
-        let memory = format!(
-            "memory-backend-ram,id=memory,size={}G,reserve=off",
-            self.memory
-        );
-        let counts = self.counts_instructions;
-        let clock = if counts { COUNTING } else { THREADED };
-        // Who is killed cannot stop it: the kernel does.
-        let mut command = project.command("setpriv");
-        command
-            .args(["--pdeathsig", "TERM"])
-            .arg(self.qemu)
-            .args(["-M", "s390-ccw-virtio,memory-backend=memory"])
-            .args(["-cpu", self.cpu, "-object", &memory])
-            .args(["-m", &format!("{}G", self.memory)])
-            .args(clock.split(' '))
-            .args(["-smp", &self.processors.to_string()])
-            .args(["-nodefaults", "-display", "none", "-no-reboot"])
-            .arg("-kernel")
-            .arg(self.image)
-            .arg("-initrd")
-            .arg(self.initrd)
-            .arg("-append")
-            .arg(format!("console=ttysclp0 panic=-1 {}", self.append));
-        for (index, path) in drives.iter().enumerate() {
-            // Not -drive: that one goes with its device.
-            let path = path.display();
-            command.arg("-blockdev").arg(format!(
-                "driver=raw,node-name=d{index},file.driver=file,file.filename={path}"
-            ));
-        }
-        // Two cards back to back.
-        command
-            .args(["-netdev", "hubport,id=n0,hubid=0"])
-            .args(["-netdev", "hubport,id=n1,hubid=0"]);
-        command.args(self.arguments.split_whitespace());
-        for device in DEVICES.iter().filter(|d| self.plugged.contains(&d.id)) {
+    fn command(&self, project: &Project, [first, second]: &[PathBuf; 2]) -> Command {
+        let is_plugged = |device: &&Device| self.plugged.split(' ').any(|id| id == device.id);
+        let mut devices = Vec::new();
+        for device in DEVICES.iter().filter(|device| is_plugged(device)) {
             if device.id == "nvme1" {
-                for _ in 0..self.generators {
-                    command.args(["-device", "virtio-rng-pci,disable-legacy=on"]);
-                }
+                let generator = "virtio-rng-pci,disable-legacy=on".to_owned();
+                devices.extend(vec![generator; self.generators]);
             }
-            let argument = format!("{},id={},{}", device.model, device.id, device.properties);
-            command.args(["-device", &argument]);
+            let (model, id) = (device.model, device.id);
+            devices.push(format!("{model},id={id},{}", device.properties));
         }
-        for device in self.devices {
-            command.args(["-device", device]);
-        }
-        command
+        let devices = devices.iter().flat_map(|device| ["-device", device]);
+        let devices = devices.chain(self.devices.split_whitespace());
+        let arguments = self.arguments.split_whitespace();
+        let counts = self.counts_instructions;
+        let clock = if counts { COUNTING } else { THREADED }.split(' ');
+        let (qemu, image, initrd) = (self.qemu, self.image, self.initrd);
+        let (cpu, processors) = (self.cpu, self.processors.to_string());
+        let memory = self.memory.to_string();
+        let append = format!("console=ttysclp0 panic=-1 {}", self.append);
+        // Who is killed cannot stop it: the kernel does. A -drive would go with its device.
+        // Two cards back to back.
+        command!(
+            project,
+            "setpriv --pdeathsig TERM {qemu} -M s390-ccw-virtio,memory-backend=memory -cpu {cpu}
+                -object memory-backend-ram,id=memory,size={memory}G,reserve=off
+                -m {memory}G {clock...} -smp {processors} -nodefaults -display none -no-reboot
+                -kernel {image} -initrd {initrd} -append {append}
+                -blockdev driver=raw,node-name=d0,file.driver=file,file.filename={first}
+                -blockdev driver=raw,node-name=d1,file.driver=file,file.filename={second}
+                -netdev hubport,id=n0,hubid=0 -netdev hubport,id=n1,hubid=0
+                {arguments...} {devices...}"
+        )
     }
 }
 

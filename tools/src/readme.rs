@@ -6,9 +6,7 @@
 //! differ (times, rates, counts, versions) and so may the space between words;
 //! checksums, addresses and texts may not.
 
-use crate::project::Project;
-use anyhow::{bail, Context, Result};
-use fs_err as fs;
+use crate::prelude::*;
 
 /// A line that stands for others.
 const ELLIPSIS: &str = "...";

@@ -7,18 +7,12 @@
 use crate::{
     apt,
     deps::GCC,
-    files::{make_anew, name_of, paths_in, read_all},
-    hash::{self, Stamp},
     initramfs::Extra,
     integrate,
-    kernel::{variable, Kernel},
     patches::{self, Patch},
-    project::Project,
-    steps::Step,
+    prelude::*,
 };
-use anyhow::{bail, Context, Result};
-use fs_err as fs;
-use std::{os::unix::fs::PermissionsExt, path::Path};
+use std::os::unix::fs::PermissionsExt;
 
 /// The folders of `tools/testing/selftests` to build.
 pub const TARGETS: [&str; 3] = ["vfio", "iommu", "s390_iommu"];
@@ -27,82 +21,71 @@ pub const TARGETS: [&str; 3] = ["vfio", "iommu", "s390_iommu"];
 const PATCHES: &str = "integration/selftests";
 
 /// What the selftests are built from, relative to the kernel tree.
-const SOURCES: [&str; 6] = [
-    "scripts/subarch.include",
-    "include/linux/pci_ids.h",
-    "drivers/iommu/iommufd/iommufd_test.h",
-    "tools/arch",
-    "tools/include",
-    "tools/scripts",
-];
+const SOURCES: &str = "scripts/subarch.include include/linux/pci_ids.h tools/arch tools/include \
+    tools/scripts drivers/iommu/iommufd/iommufd_test.h";
 /// The folder of all selftests, and what all of them use there.
 const FOLDER: &str = "tools/testing/selftests";
 const COMMON: [&str; 4] = ["lib.mk", "kselftest.h", "kselftest_harness.h", "Makefile"];
 
 /// Debian's packages with the static libraries that the programs link.
-const LIBRARIES: [&str; 2] = ["uuid-dev", "libcap-dev"];
+const LIBRARIES: &str = "uuid-dev libcap-dev";
 
 /// On an emulated machine nearly all time goes into faulting pages in.
 const SMALLER: &str = "-O2 -DMEMCPY_REGION_SIZE=SZ_32M -DTEST_TIMEOUT_DEFAULT=300";
 
-/// Builds the programs, as files of the guest's root.
+/// Builds the programs, as files of the guest's root: `kselftest/vfio/vfio_pci_device_test`.
 pub fn build(project: &Project, kernel: &Kernel) -> Result<Vec<Extra>> {
     let step = Step::start(project, "selftests", "building the selftests")?;
     let folder = project.build.join("selftests");
     let out = folder.join("out");
     let patches = patches::read(&project.root.join(PATCHES))?;
-    let stamp = Stamp::new(&folder, key(project, kernel, &patches)?);
-    let is_new = stamp.build(true, || {
-        compile(&step, kernel, &patches, &folder, &out)?;
-        programs(&out).map(drop)
+    let key = key(project, kernel, &patches)?;
+    let is_new = hash::build_once(&folder, &out, key.as_ref(), || {
+        build_in(&step, kernel, &patches, &folder, &out)
     })?;
     let programs = programs(&out)?;
-    match is_new {
-        true => step.done(&format!("{} programs", programs.len())),
-        false => step.done("nothing changed"),
-    }
+    step.done(&match is_new {
+        true => format!("{} programs", programs.len()),
+        false => "nothing changed".to_owned(),
+    });
     Ok(programs)
 }
 
-fn compile(
+fn build_in(
     step: &Step,
     kernel: &Kernel,
     patches: &[Patch],
     folder: &Path,
     out: &Path,
 ) -> Result<()> {
-    let project = step.project;
     make_anew(folder)?;
-    let libraries = apt::for_guest(step, "libraries", &LIBRARIES)?;
+    let libraries = apt::for_guest(step, "libraries", LIBRARIES)?;
     let tree = folder.join("tree");
     copy(step, &kernel.source.tree, &tree)?;
     patches::apply(patches, &tree)
         .context("this kernel's selftests are not those that the patches are for")?;
-    let headers = folder.join("usr");
-    let mut command = kernel.make(project);
-    command.arg("headers_install");
-    command.arg(variable("INSTALL_HDR_PATH", &headers));
-    step.run(&mut command, "read the log")?;
-    let (headers, libraries) = (headers.display(), libraries.join("usr"));
-    let libraries = libraries.display();
+    let (make, headers) = (&kernel.make, folder.join("usr"));
+    run!(
+        step,
+        "make {make...} headers_install INSTALL_HDR_PATH={headers}",
+        "read the log"
+    )?;
+    let jobs = step.jobs.to_string();
     for target in TARGETS {
-        fs::create_dir_all(out.join(target))?;
-        let mut command = step.command("make");
-        command
-            .arg(format!("-j{}", project.jobs))
-            .arg("-C")
-            .arg(tree.join(FOLDER).join(target))
-            .args(["ARCH=s390", "CROSS_COMPILE=s390x-linux-gnu-"])
-            .arg(variable("OUTPUT", out.join(target)))
-            .arg(format!("KHDR_INCLUDES=-isystem {headers}/include"))
-            // Behind the compiler's own: the packages have headers that
-            // the cross compiler brings as well.
-            .arg(format!("CPPFLAGS=-idirafter {libraries}/include"))
-            .arg(format!("EXTRA_CFLAGS={SMALLER}"))
-            .arg(format!("LDFLAGS=-static -L{libraries}/lib/s390x-linux-gnu"));
-        step.run(&mut command, "correct what the compiler says")?;
+        let (from, out) = (tree.join(FOLDER).join(target), out.join(target));
+        fs::create_dir_all(&out)?;
+        // The packages have headers that the cross compiler brings as well: -idirafter.
+        run!(
+            step,
+            "make -j{jobs} -C {from} ARCH=s390 CROSS_COMPILE=s390x-linux-gnu- OUTPUT={out}
+                    'KHDR_INCLUDES=-isystem '{headers}/include
+                    'CPPFLAGS=-idirafter '{libraries}/usr/include
+                    EXTRA_CFLAGS={SMALLER}
+                    'LDFLAGS=-static -L'{libraries}/usr/lib/s390x-linux-gnu",
+            "correct what the compiler says"
+        )?;
     }
-    Ok(())
+    programs(out).map(drop)
 }
 
 /// A key of what the programs are built from; none for a tree of the caller's.
@@ -123,13 +106,14 @@ fn key(project: &Project, kernel: &Kernel, patches: &[Patch]) -> Result<Option<S
 /// elsewhere in the kernel tree.
 fn copy(step: &Step, from: &Path, to: &Path) -> Result<()> {
     fs::create_dir_all(to)?;
-    let mut command = step.command("rsync");
-    command.args(["--recursive", "--relative", "--copy-links", "--times"]);
-    command.args(SOURCES.map(|path| from.join(".").join(path)));
+    let sources = SOURCES.split(' ').map(|path| from.join(".").join(path));
     let folder = from.join(".").join(FOLDER);
-    command.args(COMMON.iter().chain(&TARGETS).map(|name| folder.join(name)));
-    let advice = "the kernel tree lacks what the selftests need";
-    step.run(command.arg(to), advice)
+    let folders = COMMON.iter().chain(&TARGETS).map(|name| folder.join(name));
+    run!(
+        step,
+        "rsync --recursive --relative --copy-links --times {sources...} {folders...} {to}",
+        "the kernel tree lacks what the selftests need"
+    )
 }
 
 /// The executable files, sorted by name; each target must have some.

@@ -10,21 +10,11 @@
 //! those files alone that change: the tree they are for stays untouched.
 
 use crate::{
-    count::Count,
-    deps,
-    files::{files_below, name_of, write_if_changed},
     integrate::{self, integrate},
     lint,
     patches::{self, Patch},
-    project::Project,
+    prelude::*,
     source::{self, Source},
-    steps::Step,
-};
-use anyhow::{bail, Context, Result};
-use fs_err as fs;
-use std::{
-    ffi::OsStr,
-    path::{Path, PathBuf},
 };
 
 /// The series of the driver.
@@ -42,8 +32,6 @@ const FIXES_IGNORED: &str = "--ignore=VOLATILE,ARCH_DEFINES";
 const PAGES: (&str, &str) = (lint::PAGES, "Documentation/arch/s390/iommu");
 /// Stands for whoever sends the patches.
 const SENDER: &str = "@SENDER@";
-/// No more words for git.
-const NOTHING: [&str; 0] = [];
 
 pub fn run(project: &Project) -> Result<()> {
     for name in ["git", "patch"] {
@@ -51,23 +39,23 @@ pub fn run(project: &Project) -> Result<()> {
     }
     let step = Step::start(project, "series", "writing patches, and applying them")?;
     let who = |key: &str| {
-        let mut command = step.command("git");
-        command.current_dir(&project.root).args(["config", key]);
-        let advice = format!("git config --global {key} says who signs the patches off");
-        step.output(&mut command, &advice)
+        let root = &project.root;
+        step.output(
+            &mut command!(step, "git -C {root} config {key}"),
+            &format!("git config --global {key} says who signs the patches off"),
+        )
     };
-    let sender = (who("user.name")?, who("user.email")?);
-    let (_, list) = make(&step, "series", &sender)?;
+    let (name, email) = (who("user.name")?, who("user.email")?);
+    let (_, list) = make(&step, "series", (name.trim(), email.trim()))?;
     step.done(&format!("{} patches below build/series", list.len()));
     Ok(())
 }
 
 /// The same, whoever the caller is, and checkpatch on each.
 pub fn check(step: &Step) -> Result<Count> {
-    let (source, list) = make(step, "series-test", &nobody())?;
-    let files = list
-        .iter()
-        .map(|path| ((!is_of_driver(path)).then_some(FIXES_IGNORED), path));
+    let (source, list) = make(step, "series-test", NOBODY)?;
+    let option = |path| (!is_of_driver(path)).then_some(FIXES_IGNORED);
+    let files = list.iter().map(|path| (option(path), path));
     let mut count = lint::checkpatch_on(step, &source.tree, files)?;
     count += Count::one(true);
     Ok(count)
@@ -75,29 +63,22 @@ pub fn check(step: &Step) -> Result<Count> {
 
 /// The patches of the driver, in a folder that a command may use for a while.
 pub fn patches_for(step: &Step) -> Result<Vec<Patch>> {
-    let mut list = make(step, "series-steps", &nobody())?.1;
+    let mut list = make(step, "series-steps", NOBODY)?.1;
     list.retain(|path| is_of_driver(path));
     list.into_iter().map(Patch::read).collect()
 }
 
 fn is_of_driver(patch: &Path) -> bool {
-    patch
-        .parent()
-        .is_some_and(|folder| folder.ends_with(DRIVER))
+    patch.parent().and_then(Path::file_name) == Some(DRIVER)
 }
 
-fn nobody() -> (String, String) {
-    ("Nobody Known".into(), "nobody@example.org".into())
-}
+/// A name and an address where nobody sends the patches.
+const NOBODY: (&str, &str) = ("Nobody Known", "nobody@example.org");
 
 /// Writes all series into a folder below `build/`, and makes sure of them: `git am`
 /// takes them, each file of the driver's has a maintainer, and what it leaves is what
 /// `make integrate` makes. Others are not left behind.
-fn make(
-    step: &Step,
-    folder: &str,
-    (name, email): &(String, String),
-) -> Result<(Source, Vec<PathBuf>)> {
+fn make(step: &Step, folder: &str, (name, email): (&str, &str)) -> Result<(Source, Vec<PathBuf>)> {
     let project = step.project;
     let folder = project.build.join(folder);
     let _ = fs::remove_dir_all(&folder);
@@ -105,7 +86,8 @@ fn make(
     let lock = project.kdir.is_none().then(|| project.lock()).transpose()?;
     let source = source::find(project)?;
     drop(lock);
-    let scratch = tempfile::tempdir_in(&project.build).context("no temporary folder")?;
+    let scratch = camino_tempfile::tempdir_in(&project.build).context("no temporary folder")?;
+    let place = |name: &str| scratch.path().join(name);
     let driver = read(&project.root)?;
     let fixes = patches::read(&project.root.join(FIXES))?;
     let mut list = Vec::new();
@@ -113,51 +95,71 @@ fn make(
         (DRIVER, COVER, &driver, "--rfc"),
         ("selftests", FIXES_COVER, &fixes, "--numbered"),
     ] {
-        let git = Git {
-            step,
-            tree: scratch.path().join(series),
-            sender: format!("{} <{}>", name.trim(), email.trim()),
+        let tree = place(series);
+        let git = |words: &str, more: &[&str]| git(step, &tree, words, more);
+        let commit = |message: &str| {
+            git("add --all --force", &[])?;
+            git("commit --quiet --signoff --message", &[message])
         };
-        copy_changed(&source, patches, &git.tree)?;
-        git.run("init --quiet --initial-branch=main", NOTHING)?;
-        git.run("config user.name", [name.trim()])?;
-        git.run("config user.email", [email.trim()])?;
-        git.commit("base")?;
-        git.run("checkout --quiet -b series", NOTHING)?;
-        patches.iter().try_for_each(|patch| git.make(patch))?;
-        let written = git.write(
-            &letter(&project.root.join(cover))?,
-            &scratch.path().join("patches").join(series),
-            how,
+        copy_changed(&source, patches, &tree)?;
+        git("init --quiet --initial-branch=main", &[])?;
+        git("config user.name", &[name])?;
+        git("config user.email", &[email])?;
+        commit("base")?;
+        git("checkout --quiet -b series", &[])?;
+        for patch in patches {
+            put(&project.root, &tree, patch, &format!("{name} <{email}>"))?;
+            commit(&patch.message()?)?;
+        }
+        let (cover, written) = (
+            letter(&project.root.join(cover))?,
+            place("patches").join(series),
+        );
+        git("config branch.series.description", &[&cover])?;
+        let how = format!("--cover-letter --cover-from-description=subject --zero-commit {how}");
+        git(
+            &format!("format-patch --quiet {how} main -o"),
+            &[written.as_str()],
         )?;
-        git.run("checkout --quiet -b sent main", NOTHING)?;
-        git.run("am --quiet", &written)?;
-        git.run("diff --exit-code series sent", NOTHING)?;
+        // The cover letter, which no command takes, comes first.
+        let written = paths_of_kind(&written, "patch")?.split_off(1);
+        git("checkout --quiet -b sent main", &[])?;
+        git(
+            "am --quiet",
+            &Vec::from_iter(written.iter().map(|path| path.as_str())),
+        )?;
+        git("diff --exit-code series sent", &[])?;
         if series == DRIVER {
-            git.find_maintainers(&source)?;
-            if !lint::write_pages(step, &git.tree.join(PAGES.1), "series-htmldocs")? {
+            find_maintainers(step, &source, &tree)?;
+            if !lint::write_pages(step, &tree.join(PAGES.1), "series-htmldocs")? {
                 bail!("pages of the series: correct what sphinx says");
             }
-            compare(&git, &source, patches, &scratch.path().join("integrated"))?;
+            compare(step, &source, patches, &tree, &place("integrated"))?;
         }
-        let place = |path: &PathBuf| folder.join(series).join(name_of(path));
-        list.extend(written.iter().map(place));
+        let at_end = |path: &PathBuf| folder.join(series).join(name_of(path));
+        list.extend(written.iter().map(at_end));
     }
-    fs::rename(scratch.path().join("patches"), &folder)?;
+    fs::rename(place("patches"), &folder)?;
     Ok((source, list))
 }
 
 /// Whether the series makes what `make integrate` makes.
-fn compare(git: &Git, source: &Source, patches: &[Patch], integrated: &Path) -> Result<()> {
+fn compare(
+    step: &Step,
+    source: &Source,
+    patches: &[Patch],
+    made: &Path,
+    integrated: &Path,
+) -> Result<()> {
     copy_changed(source, patches, integrated)?;
-    integrate(&git.step.project.root, &Source::of_caller(integrated))?;
-    let mut diff = git.step.command("diff");
+    integrate(&step.root, &Source::of_caller(integrated))?;
     // No build needs the pages and MAINTAINERS, so that only the series has them.
-    let other = [".git", ".integrated-*", "Documentation", "MAINTAINERS"];
-    diff.args(["--recursive", "--brief"]);
-    diff.args(other.map(|name| format!("--exclude={name}")));
-    let advice = "what the series makes has to be what make integrate makes";
-    git.step.run(diff.arg(integrated).arg(&git.tree), advice)
+    run!(
+        step,
+        "diff --recursive --brief --exclude=.git --exclude=.integrated-*
+                --exclude=Documentation --exclude=MAINTAINERS {integrated} {made}",
+        "what the series makes has to be what make integrate makes"
+    )
 }
 
 /// The files of a released tree that patches change.
@@ -166,6 +168,26 @@ fn copy_changed(source: &Source, patches: &[Patch], tree: &Path) -> Result<()> {
     for (file, _) in changed.chain([("Makefile", false), ("MAINTAINERS", false)]) {
         if let Some(text) = source.pristine_text(file) {
             write_if_changed(&tree.join(file), &text)?;
+        }
+    }
+    Ok(())
+}
+
+/// Whether MAINTAINERS names somebody for each file that changes, beside the one who has
+/// all files.
+fn find_maintainers(step: &Step, source: &Source, tree: &Path) -> Result<()> {
+    let (advice, scripts) = ("the log says why", source.tree.join("scripts"));
+    let mut diff = command!(step, "git -C {tree} diff --name-only main sent");
+    let changed = step.output(&mut diff, advice)?;
+    for file in changed.lines().filter(|file| *file != "MAINTAINERS") {
+        let mut command = command!(
+            step,
+            "perl {scripts}/get_maintainer.pl --no-tree --mpath=MAINTAINERS --no-git
+                --no-git-fallback --no-rolestats --no-l -f {file}"
+        );
+        let list = step.output(command.current_dir(tree), advice)?;
+        if !list.lines().any(|line| !line.contains("torvalds@")) {
+            bail!("{file}: MAINTAINERS names nobody");
         }
     }
     Ok(())
@@ -209,78 +231,25 @@ fn letter(page: &Path) -> Result<String> {
     Ok(format!("{title}\n\n{text}"))
 }
 
-/// A repository that is thrown away.
-struct Git<'a> {
-    step: &'a Step<'a>,
-    tree: PathBuf,
-    /// Who signs the patches off.
-    sender: String,
+/// Runs a command on a repository that is thrown away, whatever the caller's settings are.
+fn git(step: &Step, tree: &Path, words: &str, more: &[&str]) -> Result<()> {
+    let words = words.split(' ');
+    let mut command = command!(step, "git -C {tree} {words...} {more...}");
+    command.env("GIT_CONFIG_GLOBAL", "/dev/null");
+    command.env("GIT_CONFIG_NOSYSTEM", "1");
+    step.run(&mut command, "the log says why")
 }
 
-impl Git<'_> {
-    /// Runs a command on it, whatever else the caller's settings are.
-    fn run(&self, words: &str, more: impl IntoIterator<Item: AsRef<OsStr>>) -> Result<()> {
-        let mut command = self.step.command("git");
-        for name in ["GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE"] {
-            command.env_remove(name);
-        }
-        command.env("GIT_CONFIG_GLOBAL", "/dev/null");
-        command.env("GIT_CONFIG_NOSYSTEM", "1");
-        command.current_dir(&self.tree);
-        command.args(words.split(' ')).args(more);
-        self.step.run(&mut command, "the log says why")
+/// Puts into a tree what a patch of the series brings.
+fn put(root: &Path, tree: &Path, patch: &Patch, sender: &str) -> Result<()> {
+    for file in patch.header("Files") {
+        add(root, tree, file)?;
     }
-
-    fn commit(&self, message: &str) -> Result<()> {
-        self.run("add --all --force", NOTHING)?;
-        self.run("commit --quiet --signoff --message", [message])
+    if !patch.files().is_empty() {
+        let context = "the kernel tree has to be as it was released";
+        patch.apply(tree).context(context)?;
     }
-
-    /// Somebody has each file that changes, other than who has all of them.
-    fn find_maintainers(&self, source: &Source) -> Result<()> {
-        let mut command = self.step.command("git");
-        command
-            .current_dir(&self.tree)
-            .args(["diff", "--name-only", "main", "sent"]);
-        let changed = self.step.output(&mut command, "the log says why")?;
-        for file in changed.lines().filter(|file| *file != "MAINTAINERS") {
-            let mut command = self.step.command("perl");
-            command
-                .current_dir(&self.tree)
-                .arg(source.tree.join("scripts/get_maintainer.pl"));
-            command.args("--no-tree --mpath=MAINTAINERS --no-git --no-git-fallback".split(' '));
-            command.args(["--no-rolestats", "--no-l", "-f", file]);
-            let list = self.step.output(&mut command, "the log says why")?;
-            if !list.lines().any(|line| !line.contains("torvalds@")) {
-                bail!("{file}: MAINTAINERS names nobody");
-            }
-        }
-        Ok(())
-    }
-
-    fn make(&self, patch: &Patch) -> Result<()> {
-        for file in patch.header("Files") {
-            add(&self.step.project.root, &self.tree, file)?;
-        }
-        if !patch.files().is_empty() {
-            let context = "the kernel tree has to be as it was released";
-            patch.apply(&self.tree).context(context)?;
-        }
-        let list = self.tree.join("MAINTAINERS");
-        let text = fs::read_to_string(&list)?;
-        fs::write(list, text.replace(SENDER, &self.sender))?;
-        self.commit(&patch.message()?)
-    }
-
-    /// Writes the commits as patches, with a cover letter, which is not returned.
-    fn write(&self, cover: &str, folder: &Path, how: &str) -> Result<Vec<PathBuf>> {
-        self.run("config branch.series.description", [cover])?;
-        let words = "--cover-letter --cover-from-description=subject --zero-commit";
-        self.run(
-            &format!("format-patch --quiet {words} {how} main -o"),
-            [folder],
-        )?;
-        let list = patches::read(folder)?.into_iter();
-        Ok(list.skip(1).map(|patch| patch.path).collect())
-    }
+    let list = tree.join("MAINTAINERS");
+    let text = fs::read_to_string(&list)?;
+    Ok(fs::write(list, text.replace(SENDER, sender))?)
 }

@@ -3,15 +3,8 @@
 
 use crate::{
     apt::{self, Root},
-    deps::Version,
-    files::{make_anew, name_of, paths_in},
-    hash,
-    project::Project,
-    steps::Step,
+    prelude::*,
 };
-use anyhow::{bail, Context, Result};
-use fs_err as fs;
-use std::path::{Path, PathBuf};
 
 /// Where a source of Linux 7.3 or newer is found, best first: the suites roll.
 const SUITES: [&str; 3] = ["trixie-backports", "forky", "sid"];
@@ -94,20 +87,17 @@ fn fetch(project: &Project, folder: &Path) -> Result<Source> {
     if apt::codename().is_none() {
         bail!("no kernel source; name a Linux 7.3 or newer tree with KDIR=");
     }
-    let step = Step::start(
-        project,
-        "source",
-        "looking for the newest Linux 7.x in Debian",
-    )?;
+    let doing = "looking for the newest Linux 7.x in Debian";
+    let step = Step::start(project, "source", doing)?;
     let (root, package, version) = newest_offered(&step)?;
     let place = folder.join(format!("{package}_{version}"));
     if !is_whole(&place) {
         let debs = project.cache.join("deb");
         // apt writes an epoch's colon as %3a.
-        let deb = format!("{package}_{}_all.deb", version.replace(':', "%3a"));
-        let deb = debs.join(deb);
+        let escaped = version.replace(':', "%3a");
+        let deb = debs.join(format!("{package}_{escaped}_all.deb"));
         if !deb.is_file() {
-            root.download(&["download", &package], &debs)?;
+            root.download(&format!("download {package}"), &debs)?;
         }
         unpack(&step, &deb, &package, &place)?;
     }
@@ -121,10 +111,10 @@ fn newest_offered<'a>(step: &'a Step) -> Result<(Root<'a>, String, String)> {
         let Ok(root) = Root::of_suites(step, &[suite.to_owned()], "amd64") else {
             continue;
         };
-        let names = root.ask(&["pkgnames", "linux-source-"], "linux-source-")?;
-        if let Some((_, name)) = Version::newest(&names, OLDEST..TOO_NEW) {
+        let names = root.ask("pkgnames linux-source-", "linux-source-")?;
+        if let Some((_, name)) = Version::newest(names, OLDEST..TOO_NEW) {
             let package = format!("linux-source-{name}");
-            let versions = root.ask(&["show", "--no-all-versions", &package], "Version: ")?;
+            let versions = root.ask(&format!("show --no-all-versions {package}"), "Version: ")?;
             let version = versions.into_iter().next();
             let version = version.with_context(|| format!("apt knows no version of {package}"))?;
             return Ok((root, package, version));
@@ -142,16 +132,12 @@ fn unpack(step: &Step, deb: &Path, package: &str, place: &Path) -> Result<()> {
     let tree = partial.join("tree");
     make_anew(&tree)?;
     let advice = "the package is broken: remove it and run it again";
-    let mut command = step.command("dpkg-deb");
-    step.run(command.arg("-x").arg(deb).arg(&partial), advice)?;
-    step.run(
-        step.command("tar")
-            .args(["--extract", "--strip-components=1", "--no-same-owner"])
-            .args(["--use-compress-program=xz -dT0", "--file"])
-            .arg(partial.join(format!("usr/src/{package}.tar.xz")))
-            .arg("--directory")
-            .arg(&tree),
-        advice,
+    run!(step, "dpkg-deb -x {deb} {partial}", advice)?;
+    run!(
+        step,
+        "tar --extract --strip-components=1 --no-same-owner '--use-compress-program=xz -dT0'
+                --file {partial}/usr/src/{package}.tar.xz --directory {tree}",
+        advice
     )?;
     fs::rename(&tree, place.join("tree"))?;
     Ok(fs::remove_dir_all(&partial)?)
@@ -163,7 +149,7 @@ mod tests {
 
     #[test]
     fn the_newest_whole_tree_is_taken() {
-        let folder = tempfile::tempdir().unwrap();
+        let folder = camino_tempfile::tempdir().unwrap();
         assert!(newest_in(folder.path()).is_none());
         for (name, whole) in [
             ("linux-source-7.3_7.3.1-1", true),

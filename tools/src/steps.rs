@@ -3,20 +3,8 @@
 //! when it is done; what the commands print goes to a log. A command that
 //! fails shows the end of its log and one line on what to do.
 
-use crate::{
-    files::{name_of, read_lossy},
-    project::Project,
-};
-use anyhow::{bail, Context, Result};
-use fs_err::{self as fs, File};
-use std::{
-    ffi::OsStr,
-    io::Write,
-    iter,
-    path::{Path, PathBuf},
-    process::{Command, Stdio},
-    time::{Duration, Instant},
-};
+use crate::prelude::*;
+use std::{ffi::OsStr, io::Write, iter, ops::Deref, process::Stdio};
 
 /// How often a step that takes long says that it is still at work.
 const SIGN_OF_LIFE: Duration = Duration::from_secs(30);
@@ -26,6 +14,15 @@ pub struct Step<'a> {
     name: String,
     log: PathBuf,
     start: Instant,
+}
+
+/// A step is work on its project.
+impl Deref for Step<'_> {
+    type Target = Project;
+
+    fn deref(&self) -> &Project {
+        self.project
+    }
 }
 
 impl<'a> Step<'a> {
@@ -60,10 +57,6 @@ impl<'a> Step<'a> {
 
     fn open_log(&self) -> Result<File> {
         Ok(fs::OpenOptions::new().append(true).open(&self.log)?)
-    }
-
-    pub fn command(&self, program: impl AsRef<OsStr>) -> Command {
-        self.project.command(program)
     }
 
     /// Runs a command, its output to the log.
@@ -141,7 +134,7 @@ impl<'a> Step<'a> {
     pub fn fail(&self, what: &str, advice: &str) -> Result<()> {
         let tail = self.tail(15);
         self.show(&tail);
-        println!("    | the whole log: {}", self.log.display());
+        println!("    | the whole log: {}", self.log);
         let advice = known_cause(&tail).unwrap_or(advice);
         bail!("{}: {what} failed; {advice}", self.name)
     }
@@ -163,7 +156,7 @@ impl<'a> Step<'a> {
 }
 
 fn program_name(command: &Command) -> String {
-    name_of(Path::new(command.get_program()))
+    name_of(Path::new(&command.get_program().to_string_lossy()))
 }
 
 fn last_lines(text: &str, count: usize) -> String {
@@ -171,27 +164,33 @@ fn last_lines(text: &str, count: usize) -> String {
     all[all.len().saturating_sub(count)..].join("\n")
 }
 
+/// Runs a command that is typed here, see [`Step::run`].
+macro_rules! run {
+    ($step:expr, $typed:literal, $advice:expr) => {
+        $step.run(&mut command!($step, $typed), $advice)
+    };
+}
+pub(crate) use run;
+
 /// Causes that have nothing to do with the step they hit.
 fn known_cause(text: &str) -> Option<&'static str> {
-    const FULL: &str =
+    const DISK: &str =
         "the disk is full: free some space, or name another cache with S390_IOMMU_CACHE=";
-    const NO_NETWORK: &str =
+    const NETWORK: &str =
         "the network or the mirror does not answer: check the connection and run it again";
-    const LOCKED: &str = "another apt or dpkg is at work: wait for it and run it again";
-    const CAUSES: [(&str, &str); 10] = [
-        ("No space left on device", FULL),
-        ("os error 28", FULL),
-        ("Temporary failure resolving", NO_NETWORK),
-        ("Could not resolve host", NO_NETWORK),
-        ("Could not connect", NO_NETWORK),
-        ("Connection timed out", NO_NETWORK),
-        ("Network is unreachable", NO_NETWORK),
-        ("failed to download from", NO_NETWORK),
-        ("Could not get lock", LOCKED),
-        ("Unable to acquire the dpkg", LOCKED),
+    const DPKG: &str = "another apt or dpkg is at work: wait for it and run it again";
+    const SIGNS: [(&str, &str); 10] = [
+        ("No space left on device", DISK),
+        ("os error 28", DISK),
+        ("Temporary failure resolving", NETWORK),
+        ("Could not resolve host", NETWORK),
+        ("Could not connect", NETWORK),
+        ("Connection timed out", NETWORK),
+        ("Network is unreachable", NETWORK),
+        ("failed to download from", NETWORK),
+        ("Could not get lock", DPKG),
+        ("Unable to acquire the dpkg", DPKG),
     ];
-    let mut causes = CAUSES.iter();
-    causes
-        .find(|(sign, _)| text.contains(sign))
-        .map(|(_, cause)| *cause)
+    let sign = SIGNS.iter().find(|(sign, _)| text.contains(sign));
+    sign.map(|(_, cause)| *cause)
 }

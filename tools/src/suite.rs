@@ -1,26 +1,16 @@
 // SPDX-License-Identifier: GPL-2.0
 //! `make test`: every check, with a summary. What cannot be run has failed.
 
-mod machine;
 mod module;
 mod peer;
 pub mod torture;
 
 use crate::{
-    count::Count,
-    deps,
-    files::read_lossy,
-    guest::Machine,
-    kernel::{self, Flavour, Kernel},
+    boots::{self, Variant},
     lint, mutants, passthrough,
-    project::{text, Project},
-    qemu::{Boot, EVERYTHING},
-    readme, series,
-    steps::Step,
+    prelude::*,
+    readme, selftests, series,
 };
-use anyhow::{anyhow, bail, Context, Result};
-use fs_err as fs;
-use std::{process::Command, time::Duration};
 
 /// The parts of `make test`. What takes long on two processors is run by name only.
 const PARTS: &str = "license format docs tools host model fuzz mutants series clippy rustdoc \
@@ -29,100 +19,35 @@ const LONG: [&str; 2] = ["passthrough", "torture"];
 
 /// A boot with all suites takes a fraction of this.
 const LIMIT: Duration = Duration::from_secs(900);
-/// The boots of `make test`. Memory decides how large the windows are: those of
-/// a machine with 32 GiB are known to the last digit.
-const BOOTS: [Variant; 9] = [
-    variant("lazy", "", ""),
-    variant("strict", "iommu.strict=1", ""),
-    variant(
-        "parameters",
-        "iommu.passthrough=1 s390_iommu=strict s390_iommu_aperture=2 \
-            guest.suite=boot,nvme,nic,counters",
-        "",
-    ),
-    Variant {
-        memory: 32,
-        ..variant("memory", "guest.suite=boot,nvme,nic,counters", "")
-    },
-    variant(
-        SMALL,
-        "iommu.strict=1 s390_iommu_aperture=1 guest.suite=boot,nvme",
-        "",
-    ),
-    variant(
-        LARGER[0],
-        "iommu.strict=1 s390_iommu_aperture=64 guest.suite=boot,nvme",
-        "",
-    ),
-    variant(
-        LARGER[1],
-        "iommu.strict=1 s390_iommu_aperture=512 guest.suite=boot,nvme",
-        "",
-    ),
-    variant(
-        LARGER[2],
-        "iommu.strict=1 s390_iommu_aperture=0 guest.suite=boot,nvme",
-        "",
-    ),
-    // The machine may get more memory later: windows reach to its end.
-    variant(
-        LARGER[3],
-        "iommu.strict=1 guest.suite=nvme",
-        "-m maxmem=64G",
-    ),
-];
 /// Windows as large as memory, larger, and as large as the machine grants: the way
 /// to user space takes as long.
 const SMALL: &str = "aperture-1";
 const LARGER: [&str; 4] = ["aperture-64", "aperture-512", "aperture-0", "maxmem"];
 /// How much longer the large window may take: a share, and seconds.
 const LONGER: (f64, f64) = (0.2, 0.3);
-/// How many random number generators the guest has: as many as a domain has room
-/// for without further memory.
-const GENERATORS: usize = 6;
-/// The driver's KUnit suites run at boot; the guest's program reads their results.
-const KUNIT: &str = "kunit.enable=1 kunit.autorun=1 kunit.filter_glob=s390_iommu*";
-/// No line of QEMU's begins so.
-const NOTHING: &str = "\0";
-
-struct Variant {
-    name: &'static str,
-    /// Words for the kernel's command line and for the guest's program.
-    words: &'static str,
-    /// QEMU's arguments beside those of any boot.
-    arguments: &'static str,
-    /// In GiB.
-    memory: u32,
-}
-
-const fn variant(name: &'static str, words: &'static str, arguments: &'static str) -> Variant {
-    Variant {
-        name,
-        words,
-        arguments,
-        memory: 2,
-    }
-}
+/// A hit in a function's cache that the tables do not bear out any more. In strict
+/// mode no access of a device comes after its unmap.
+const STALE: &str = "s390_pci_iotlb_stale";
 
 /// `make test`; `PART=a,b` names some of its parts.
-pub fn run(project: &Project, flavour: &Flavour) -> Result<()> {
+pub fn run(project: &Project) -> Result<()> {
     let Some(names) = text("PART") else {
         let names = PARTS.split(' ').filter(|name| !LONG.contains(name));
-        return only(project, flavour, &Vec::from_iter(names));
+        return only(project, &Vec::from_iter(names));
     };
     let names = names.to_ascii_lowercase();
-    only(project, flavour, &Vec::from_iter(names.split([',', ' '])))
+    only(project, &Vec::from_iter(names.split([',', ' '])))
 }
 
 /// Some parts of it.
-pub fn only(project: &Project, flavour: &Flavour, names: &[&str]) -> Result<()> {
+pub fn only(project: &Project, names: &[&str]) -> Result<()> {
     let is_unknown = |name: &&&str| !PARTS.split(' ').any(|part| part == **name);
     if let Some(name) = names.iter().find(is_unknown) {
         let names = names.join(",");
         bail!("PART={names}: there is no {name}, but {PARTS}");
     }
     deps::ensure(project)?;
-    let mut suite = Suite::new(project, flavour);
+    let mut suite = Suite::new(project);
     for name in names {
         if let Err(error) = suite.part(name) {
             suite.keep(name, Err(error));
@@ -133,17 +58,15 @@ pub fn only(project: &Project, flavour: &Flavour, names: &[&str]) -> Result<()> 
 
 struct Suite<'a> {
     project: &'a Project,
-    flavour: &'a Flavour,
     /// Built by the first part that needs one; the error is told once.
     kernel: Option<Option<Kernel>>,
     summary: Vec<(String, Count)>,
 }
 
 impl<'a> Suite<'a> {
-    fn new(project: &'a Project, flavour: &'a Flavour) -> Self {
+    fn new(project: &'a Project) -> Self {
         Self {
             project,
-            flavour,
             kernel: None,
             summary: Vec::new(),
         }
@@ -189,9 +112,7 @@ impl<'a> Suite<'a> {
                 let doing = "clippy on the driver and on modules";
                 self.with_kernel("clippy-driver", doing, lint::clippy_driver);
             }
-            "rustdoc" => self.with_kernel(name, "writing the driver's pages", |kernel, step| {
-                lint::write_rustdoc(kernel, step).map(Count::one)
-            }),
+            "rustdoc" => self.with_kernel(name, "writing the driver's pages", lint::check_rustdoc),
             "checkpatch" => self.with_kernel(name, "checkpatch on all C", lint::checkpatch),
             "sparse" => self.with_kernel(name, "sparse on the C that is built in", lint::sparse),
             "guest" => self.guest()?,
@@ -203,7 +124,7 @@ impl<'a> Suite<'a> {
             "passthrough" => {
                 // Its two kernels want the cache, one after the other.
                 self.kernel = None;
-                let count = passthrough::short(self.project, self.flavour);
+                let count = passthrough::short(self.project);
                 self.keep(name, count);
             }
             "readme" => self.readme(),
@@ -221,7 +142,7 @@ impl<'a> Suite<'a> {
         let count = Step::start(self.project, name, doing).and_then(|step| {
             let count = work(&step)?;
             if count.failed > 0 {
-                println!("    | the whole log: {}", step.log().display());
+                println!("    | the whole log: {}", step.log());
             }
             step.done(&format!("{} passed, {} failed", count.passed, count.failed));
             Ok(count)
@@ -260,7 +181,7 @@ impl<'a> Suite<'a> {
     /// Takes the kernel out for a part, building it the first time.
     fn kernel_for(&mut self, name: &str) -> Result<Kernel> {
         let kernel = self.kernel.take().unwrap_or_else(|| {
-            let built = kernel::build(self.project, self.flavour);
+            let built = kernel::build(self.project, &self.project.flavour);
             let (kernel, count) = match built {
                 Ok(kernel) => (Some(kernel), Ok(Count::one(true))),
                 Err(error) => (None, Err(error)),
@@ -275,36 +196,80 @@ impl<'a> Suite<'a> {
     }
 
     fn guest(&mut self) -> Result<()> {
-        let machine = Machine::of_kernel(self.project, self.kernel_for("guest")?)?;
-        let machine = machine.corrected(self.project)?;
-        for variant in &BOOTS {
-            let name = format!("guest-{}", variant.name);
-            let boot = boot_of(&machine, &name, variant);
-            self.run_boot(&name, &boot, NOTHING);
-        }
+        self.boots("guest", &boots::GUEST, LIMIT, "")?;
         self.step("guest-apertures", "comparing the boots", compare_boots);
         Ok(())
     }
 
-    /// Boots and counts what the guest's program reports. A line of QEMU's with
-    /// this word is a failure.
-    fn run_boot(&mut self, name: &str, boot: &Boot, wrong: &str) {
+    /// The boots on the emulator of `make machine`, or the one of `BOOT=`.
+    fn machine(&mut self) -> Result<()> {
+        let named = text("BOOT");
+        let is_wanted = |boot: &&Variant| named.as_ref().is_none_or(|name| name == boot.name);
+        let boots = boots::MACHINE.iter().filter(is_wanted);
+        self.boots("machine", boots, LIMIT, &more_arguments())
+    }
+
+    /// Some boots, with more arguments for the kernel.
+    fn boots<'b>(
+        &mut self,
+        table: &str,
+        boots: impl IntoIterator<Item = &'b Variant>,
+        limit: Duration,
+        more: &str,
+    ) -> Result<()> {
+        // As long as a kernel is the same, so is what it is booted with.
+        let mut last = None;
+        for variant in boots {
+            let wanted = (self.fragments(variant), variant.selftests);
+            let (_, machine) = match last.take() {
+                Some((same, machine)) if same == wanted => last.insert((same, machine)),
+                _ => last.insert((wanted, self.machine_of(table, wanted)?)),
+            };
+            let kernels = variant.kernels.then(|| self.kernels(machine)).transpose()?;
+            let name = format!("{table}-{}", variant.name);
+            let mut boot = variant.boot(machine, &name, limit);
+            boot.append += &format!(" {more}");
+            boot.root = kernels.as_deref();
+            self.run_boot(&name, &boot);
+        }
+        Ok(())
+    }
+
+    /// The fragments of a boot's kernel, or none for that of all parts.
+    fn fragments(&self, variant: &Variant) -> &'static str {
+        match variant.kernel {
+            // That of all parts is as fast.
+            boots::FAST if !self.project.flavour.contains("debug") => "",
+            fragments => fragments,
+        }
+    }
+
+    fn machine_of(&mut self, part: &str, (fragments, selftests): (&str, bool)) -> Result<Machine> {
+        let kernel = if fragments.is_empty() {
+            self.kernel_for(part)?
+        } else {
+            // The cache is needed for another kernel.
+            self.kernel = None;
+            kernel::build(self.project, fragments)?
+        };
+        let programs = selftests.then(|| selftests::build(self.project, &kernel));
+        let programs = programs.transpose()?.unwrap_or_default();
+        Machine::with_files(self.project, &kernel, &programs)?.corrected(self.project)
+    }
+
+    /// Boots and counts what the guest's program reports.
+    fn run_boot(&mut self, name: &str, boot: &Boot) {
         self.step(name, "running the guest's suites", |step| {
-            let mut found = 0;
-            let report = boot.run(step.project, |line| {
-                found += usize::from(line.starts_with(wrong));
+            let mut stale = 0;
+            let report = boot.run(step, |line| {
+                stale += usize::from(line.starts_with(STALE));
                 if line.starts_with("not ok ") {
                     println!("    | {line}");
                 }
             })?;
-            let mut faults = report.faults(true);
-            if found > 0 {
-                faults.push(format!("{found} lines begin with {wrong}"));
-            }
-            step.show(&faults.join("\n"));
-            let mut count = report.tally();
-            count.failed += faults.len();
-            fs::copy(step.project.console(name), step.log())?;
+            let stale = (stale > 0).then(|| format!("{stale} lines begin with {STALE}"));
+            let count = report.judge(step, stale);
+            fs::copy(step.console(name), step.log())?;
             Ok(count)
         });
     }
@@ -315,7 +280,7 @@ impl<'a> Suite<'a> {
         let mut lines = self.summary_lines();
         lines.push(self.sum().to_string());
         let summary = lines.join("\n").replace("FAIL", "ok  ");
-        let is_default = *self.flavour == ["rust"];
+        let is_default = self.project.flavour == "rust";
         // That process wants the cache for itself.
         self.kernel = None;
         self.step("run", "make run, as the README shows it", |step| {
@@ -357,31 +322,11 @@ impl<'a> Suite<'a> {
     }
 }
 
-fn boot_of<'a>(machine: &'a Machine, name: &'a str, variant: &Variant) -> Boot<'a> {
-    Boot {
-        memory: variant.memory,
-        arguments: variant.arguments,
-        ..full_boot(machine, name, variant.words)
-    }
-}
-
-/// A boot with all that the suites of the guest's program can use.
-pub fn full_boot<'a>(machine: &'a Machine, name: &'a str, words: &str) -> Boot<'a> {
-    Boot {
-        plugged: EVERYTHING,
-        generators: GENERATORS,
-        // Races want more than two.
-        processors: 4,
-        ..machine.boot(name, format!("guest.mode=test {KUNIT} {words}"), LIMIT)
-    }
-}
-
 /// Whether large windows cost no time at boot.
 fn compare_boots(step: &Step) -> Result<Count> {
     let time = |name| {
         let path = step.project.console(&format!("guest-{name}"));
-        user_space(&read_lossy(&path)?)
-            .with_context(|| format!("{}: no sign of user space", path.display()))
+        user_space(&read_lossy(&path)?).with_context(|| format!("{path}: no sign of user space"))
     };
     let small = time(SMALL)?;
     let mut text = format!("user space after {small:.2} s");
@@ -405,13 +350,12 @@ fn user_space(console: &str) -> Option<f64> {
 
 /// The tests of a program of the checkout, with flags for the compiler.
 fn cargo_test(step: &Step, folder: &str, flags: &str) -> Result<Count> {
-    let folder = step.project.root.join(folder);
-    let target = lint::target_folder(step.project, &folder);
-    let mut command = step.command(&step.project.cargo);
-    command
-        .args(["test", "--release", "--locked", "--no-fail-fast"])
-        .arg("--manifest-path")
-        .arg(folder.join("Cargo.toml"));
+    let (cargo, folder) = (&step.cargo, step.root.join(folder));
+    let target = lint::target_folder(step, &folder);
+    let mut command = command!(
+        step,
+        "{cargo} test --release --locked --no-fail-fast --manifest-path {folder}/Cargo.toml"
+    );
     if flags.is_empty() {
         command.env("CARGO_TARGET_DIR", target);
     } else {
@@ -438,23 +382,20 @@ const FUZZ_FLAGS: &str = "--cfg fuzzing -Cpasses=sancov-module \
 /// A bounded run of the fuzz target, from its corpus. What it finds anew stays
 /// out of the checkout.
 fn fuzz(step: &Step) -> Result<Count> {
-    let project = step.project;
-    let folder = project.root.join("tests/host/fuzz");
-    let scratch = project.build.join("fuzz");
+    let (cargo, folder) = (&step.cargo, step.root.join("tests/host/fuzz"));
+    let scratch = step.build.join("fuzz");
     fs::create_dir_all(&scratch)?;
-    let mut command = step.command(&project.cargo);
-    command
-        .args(["run", "--release", "--locked"])
-        .args(["--target", "x86_64-unknown-linux-gnu"])
-        .arg("--manifest-path")
-        .arg(folder.join("Cargo.toml"))
-        .args(["--", "-runs=20000", "-max_len=1024", "-seed=1"])
-        .arg(&scratch)
-        .arg(folder.join("corpus/operations"))
+    let (good, output) = step.attempt(
+        command!(
+            step,
+            "{cargo} run --release --locked --target x86_64-unknown-linux-gnu
+                --manifest-path {folder}/Cargo.toml
+                -- -runs=20000 -max_len=1024 -seed=1 {scratch} {folder}/corpus/operations"
+        )
         .current_dir(&scratch)
-        .env("CARGO_TARGET_DIR", lint::target_folder(project, &folder))
-        .env("RUSTFLAGS", FUZZ_FLAGS);
-    let (good, output) = step.attempt(&mut command)?;
+        .env("CARGO_TARGET_DIR", lint::target_folder(step, &folder))
+        .env("RUSTFLAGS", FUZZ_FLAGS),
+    )?;
     Ok(Count::one(good && output.contains("Done 20000 runs")))
 }
 

@@ -2,9 +2,8 @@
 //! The figures as bars, on a logarithmic scale.
 
 use super::{Bench, Case, Cost, C, CASES, OFF, ON};
-use anyhow::{anyhow, Result};
+use crate::prelude::*;
 use plotters::{coord::Shift, prelude::*};
-use std::path::Path;
 
 type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
 

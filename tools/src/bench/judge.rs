@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 //! The bounds, and whether they are met.
 
-use super::{both, Bench, Case, Cost, CASES, OFF, ON};
-use anyhow::{Context, Result};
+use super::{pair, Bench, Case, Cost, CASES, OFF, ON};
+use crate::prelude::*;
 use serde::Serialize;
 
 /// The most that a case may cost: its name, large pages off or on, map and unmap.
@@ -63,8 +63,10 @@ impl Bench {
     pub fn judge(&self) -> Result<Vec<Bound>> {
         let mut bounds = Vec::new();
         for (name, guest, map, unmap) in BOUNDS {
-            let limit = Cost { map, unmap };
-            let figure = self.cost(guest, "driver", case(name)?)?;
+            let (figure, limit) = (
+                self.cost(guest, "driver", case(name)?)?,
+                Cost { map, unmap },
+            );
             bounds.extend(Bound::both(name, guest, figure, limit));
         }
         for name in SHARES {
@@ -72,7 +74,7 @@ impl Bench {
             let figure = self.share(ON, "floor2", case(name)?)?;
             bounds.extend(Bound::both(name, "share with large", figure, limit));
         }
-        let (ours, theirs) = both(&self.flush);
+        let (ours, theirs) = pair(&self.flush)?;
         let corner = ours.window / CORNER * ours.batches;
         for (what, figure, limit) in [
             ("bytes refreshed in all batches", ours.bytes, corner),

@@ -2,14 +2,15 @@
 //! How maps and unmaps scale with the CPUs that do them, and what tables take.
 
 use super::{
-    both,
+    get,
     judge::Bound,
+    pair, rows,
     table::{digits, ratio, Table},
     Bench,
 };
-use anyhow::{Context, Result};
+use crate::prelude::*;
 use serde::Serialize;
-use std::{collections::BTreeMap, thread};
+use std::thread;
 
 /// The numbers of CPUs: a guest has as many as the last one.
 pub const CPUS: [u8; 4] = [1, 2, 4, 8];
@@ -54,24 +55,17 @@ impl Scale {
     /// LEFT`.
     pub fn read(lines: &[String]) -> Result<Self> {
         let mut scale = Scale::default();
-        for line in lines {
-            let words: Vec<&str> = line.split_whitespace().collect();
-            match words[..] {
-                ["scale", subject, layout, cpus, rate] => {
-                    let name = format!("{subject} {layout} {cpus}");
-                    scale.rates.entry(name).or_default().push(rate.parse()?);
-                }
-                ["memory", subject, pattern, mapped, tables, left] => {
-                    let memory = Memory {
-                        mapped: mapped.parse()?,
-                        // A figure may be a page below what was there before.
-                        tables: tables.parse::<i64>()?.max(0) as u64,
-                        left: left.parse::<i64>()?.max(0) as u64,
-                    };
-                    scale.memory.insert(format!("{subject} {pattern}"), memory);
-                }
-                _ => (),
-            }
+        for ([subject, layout], [cpus, rate]) in rows(lines, "scale")? {
+            let name = format!("{subject} {layout} {cpus}");
+            scale.rates.entry(name).or_default().push(rate);
+        }
+        for ([subject, pattern], [mapped, tables, left]) in rows(lines, "memory")? {
+            let memory = Memory {
+                mapped,
+                tables,
+                left,
+            };
+            scale.memory.insert(format!("{subject} {pattern}"), memory);
         }
         scale.rates.values_mut().for_each(|rates| rates.sort());
         Ok(scale)
@@ -79,27 +73,21 @@ impl Scale {
 
     /// Pairs a second, from the lowest to the highest.
     fn rates(&self, subject: &str, layout: &str, cpus: u8) -> Result<&[u64]> {
-        let rates = self.rates.get(&format!("{subject} {layout} {cpus}"));
-        rates
-            .map(Vec::as_slice)
-            .with_context(|| format!("bench: no pairs of {subject} {layout} on {cpus} CPUs"))
+        Ok(get(&self.rates, &format!("{subject} {layout} {cpus}"))?)
     }
 
     /// The driver's pairs over those of the generic page table, in percent: those of the
     /// best rounds, which others on this machine disturbed least.
     fn percent(&self, layout: &str, cpus: u8) -> Result<u64> {
-        let best = |subject| {
+        let [ours, generic] = [DRIVER, GENERIC].map(|subject| {
             let rates = self.rates(subject, layout, cpus)?;
-            Ok::<u64, anyhow::Error>(rates[rates.len() - 1])
-        };
-        Ok(best(DRIVER)? * 100 / best(GENERIC)?.max(1))
+            anyhow::Ok(rates[rates.len() - 1])
+        });
+        Ok(ours? * 100 / generic?.max(1))
     }
 
     fn memory(&self, subject: &str, pattern: &str) -> Result<Memory> {
-        let memory = self.memory.get(&format!("{subject} {pattern}"));
-        memory
-            .copied()
-            .with_context(|| format!("bench: no memory of {subject} {pattern}"))
+        get(&self.memory, &format!("{subject} {pattern}")).copied()
     }
 }
 
@@ -111,7 +99,7 @@ fn cores() -> u8 {
 impl Bench {
     /// Bounds of rates, for as many CPUs as run at the same time, and of memory.
     pub fn judge_scale(&self) -> Result<Vec<Bound>> {
-        let (ours, theirs) = both(&self.scale);
+        let (ours, theirs) = pair(&self.scale)?;
         let mut bounds = Vec::new();
         for (layout, _) in LAYOUTS {
             for cpus in CPUS.into_iter().filter(|cpus| *cpus <= cores()) {
@@ -136,7 +124,7 @@ impl Bench {
     }
 
     pub fn scale_table(&self) -> Result<String> {
-        let (ours, theirs) = both(&self.scale);
+        let (ours, theirs) = pair(&self.scale)?;
         let head = format!(
             "Pairs of a map and an unmap of 4 KiB a second, median (lowest to highest); judged \
              up to {} CPUs",

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
 //! The figures as tables for people, and as a record for programs.
 
-use super::{both, judge::Bound, Bench, Case, Cost, Flush, C, CASES, OFF, ON};
-use anyhow::Result;
+use super::{judge::Bound, pair, Bench, Case, Cost, Flush, C, CASES, OFF, ON};
+use crate::prelude::*;
 use serde::Serialize;
-use std::{collections::BTreeMap, fmt::Write};
+use std::fmt::Write;
 
 /// Lines with a title and columns.
 pub struct Table {
@@ -139,11 +139,11 @@ pub fn of(bench: &Bench, bounds: &[Bound]) -> Result<String> {
         let lines = these.map(|bound| describe(bound) + "\n");
         lines.collect::<String>()
     };
-    text += &flush(both(&bench.flush));
+    text += &flush(pair(&bench.flush)?);
     text += &bounds_of(&["flush"]);
     text += &bench.scale_table()?;
     text += &bounds_of(&["scale", "memory"]);
-    text += &bench.functions_table();
+    text += &bench.functions_table()?;
     let same = match bench.differences.len() {
         0 => "identical".to_owned(),
         count => format!("NOT IDENTICAL in {count} figures"),

@@ -3,17 +3,13 @@
 //! turns, so that what else the host does meets both.
 
 use super::{
+    get,
     judge::Bound,
-    measure,
+    measure, rows,
     scale::spread,
     table::{ratio, Table},
-    LIMIT,
 };
-use crate::{
-    guest::Machine, initramfs, inner, kernel::flavour, project::Project, qemu::EVERYTHING,
-};
-use anyhow::{ensure, Context, Result};
-use std::collections::BTreeMap;
+use crate::{inner, prelude::*, qemu::EVERYTHING};
 
 /// Boots of each driver in each mode: were both the same, all of one would be slower than
 /// all of the other once in 252 times.
@@ -45,15 +41,12 @@ type Throughput = BTreeMap<String, Figures>;
 
 /// Adds what a boot printed: `throughput LOAD RATE REQUESTS REFRESHES`.
 fn add(all: &mut Throughput, mode: &str, driver: &str, lines: &[String]) -> Result<()> {
-    for line in lines {
-        let words: Vec<&str> = line.split_whitespace().collect();
-        if let ["throughput", load, rate, requests, refreshes] = words[..] {
-            let figures = all.entry(format!("{load} {mode} {driver}")).or_default();
-            figures.rates.push(rate.parse()?);
-            figures.rates.sort();
-            figures.requests += requests.parse::<u64>()?;
-            figures.refreshes += refreshes.parse::<u64>()?;
-        }
+    for ([load], [rate, requests, refreshes]) in rows(lines, "throughput")? {
+        let figures = all.entry(format!("{load} {mode} {driver}")).or_default();
+        figures.rates.push(rate);
+        figures.rates.sort();
+        figures.requests += requests;
+        figures.refreshes += refreshes;
     }
     Ok(())
 }
@@ -80,22 +73,24 @@ fn measure_all(project: &Project) -> Result<Throughput> {
     let load = inner::LOAD.archive(project, None)?;
     let mut machines = Vec::new();
     for driver in DRIVERS {
-        let fragments = flavour(&format!("{driver},throughput"));
-        let mut machine = Machine::prepare(project, &fragments)?.corrected(project)?;
-        let initrd = project.build.join(format!("initrd-throughput-{driver}"));
-        initramfs::join(&initrd, &[load.clone(), machine.initrd])?;
-        machine.initrd = initrd;
-        machines.push((driver, machine));
+        let fragments = format!("{driver},throughput");
+        let machine = Machine::prepare(project, &fragments)?.corrected(project)?;
+        let name = format!("throughput-{driver}");
+        machines.push((
+            driver,
+            machine.with_archives(project, &name, [load.clone()])?,
+        ));
     }
     let mut all = Throughput::new();
     for round in 1..=ROUNDS {
         for (mode, words) in MODES {
             for (driver, machine) in &machines {
                 let log = format!("bench-throughput-{mode}-{driver}-{round}");
-                let append = format!("guest.mode=bench guest.bench=throughput {words}");
-                let mut boot = machine.boot(&log, append, LIMIT);
-                boot.plugged = EVERYTHING;
-                add(&mut all, mode, driver, &measure(project, boot)?)?;
+                let what = format!("throughput {words}");
+                let lines = measure(project, machine, &log, &what, |boot| {
+                    boot.plugged = EVERYTHING;
+                })?;
+                add(&mut all, mode, driver, &lines)?;
             }
         }
     }
@@ -109,8 +104,7 @@ fn loads(all: &Throughput) -> Result<Vec<(String, &Figures, &Figures)>> {
         Some((load.to_owned(), figures))
     });
     ours.map(|(load, ours)| {
-        let theirs = all.get(&format!("{load} c"));
-        let theirs = theirs.with_context(|| format!("bench: {load} with the C driver"))?;
+        let theirs = get(all, &format!("{load} c"))?;
         Ok((load, ours, theirs))
     })
     .collect()

@@ -3,29 +3,23 @@
 
 use super::{Mutant, KILLED};
 use crate::{
-    count::Count,
-    files::make_anew,
-    guest::Machine,
-    kernel::{self, flavour, Flavour},
+    boots::FULL,
     ktap::{Outcome, Report},
-    project::Project,
-    qemu::Boot,
-    steps::Step,
-    suite::full_boot,
+    prelude::*,
 };
-use anyhow::Result;
-use std::{collections::BTreeSet, path::Path};
+
+const LIMIT: Duration = Duration::from_secs(900);
 
 /// Boots without a mutant, then with each.
 pub(super) fn run(project: &Project, place: &str, list: &[&Mutant]) -> Result<Count> {
     if list.is_empty() {
         return Ok(Count::default());
     }
-    let flavour = flavour(match place {
+    let flavour = match place {
         "debug" => "rust,debug,torture",
         _ => "rust",
-    });
-    let machine = Machine::prepare(project, &flavour)?.corrected(project)?;
+    };
+    let machine = Machine::prepare(project, flavour)?.corrected(project)?;
     let step = Step::start(project, "mutants-guest", "the named tests without a mutant")?;
     let report = report(project, &machine, &machine.image, list)?;
     for mutant in list {
@@ -36,26 +30,24 @@ pub(super) fn run(project: &Project, place: &str, list: &[&Mutant]) -> Result<Co
     step.done("all of them pass");
     let results = list.iter().map(|mutant| {
         let step = Step::start(project, &format!("mutant-{}", mutant.name), &mutant.test)?;
-        let found = try_one(&machine, &flavour, &step, mutant)?;
+        let found = try_one(&machine, flavour, &step, mutant)?;
         step.done(found);
         Ok(found == KILLED)
     });
     results.collect()
 }
 
-fn try_one(
-    machine: &Machine,
-    flavour: &Flavour,
-    step: &Step,
-    mutant: &Mutant,
-) -> Result<&'static str> {
+fn try_one(machine: &Machine, flavour: &str, step: &Step, mutant: &Mutant) -> Result<&'static str> {
     let project = step.project;
     let root = project.build.join("mutants-guest");
     make_anew(&root)?;
-    let mut copy = step.command("sh");
-    copy.current_dir(&project.root)
-        .args(["-c", "git ls-files -z | xargs -0 cp --parents -t \"$0\""]);
-    step.run(copy.arg(&root), "the checkout cannot be copied")?;
+    let from = &project.root;
+    let script = "cd \"$0\" && git ls-files -z | xargs -0 cp --parents -t \"$1\"";
+    run!(
+        step,
+        "sh -c {script} {from} {root}",
+        "the checkout cannot be copied"
+    )?;
     if !mutant.apply(&root, step, false)? {
         return Ok("FAILED: it does not apply");
     }
@@ -87,11 +79,9 @@ fn report(project: &Project, machine: &Machine, image: &Path, list: &[&Mutant]) 
         suites.extend(["nvme", "nic", "flush"]);
     }
     let suites = Vec::from_iter(suites).join(",");
-    let words = format!("guest.suite={suites}");
-    let boot = Boot {
-        image,
-        ..full_boot(machine, "mutants-guest", &words)
-    };
+    let mut boot = FULL.boot(machine, "mutants-guest", LIMIT);
+    boot.append += &format!(" guest.suite={suites}");
+    boot.image = image;
     boot.run(project, |_| {})
 }
 

@@ -8,23 +8,7 @@
 //! outside of it; the guest loads both.
 
 use super::Suite;
-use crate::{
-    count::Count,
-    files::make_anew,
-    guest::Machine,
-    initramfs,
-    kernel::{self, flavour, with_driver, Flavour, Kernel},
-    modules,
-    project::Project,
-    qemu::{Boot, USUAL},
-    steps::Step,
-};
-use anyhow::{bail, Result};
-use fs_err as fs;
-use std::{
-    path::{Path, PathBuf},
-    time::Duration,
-};
+use crate::{initramfs, kernel::with_driver, modules, prelude::*, qemu::USUAL};
 
 /// Fifty rounds with a drive that comes and goes take a fraction of this.
 const LIMIT: Duration = Duration::from_secs(1800);
@@ -39,9 +23,7 @@ impl Suite<'_> {
         let (machine, version, root) = self.parts()?;
         let append =
             format!("guest.suite=module guest.driver=later guest.version={version} {TRACED}");
-        self.boot_with(&machine, "guest-module", &append, |boot| {
-            boot.plugged = &[];
-        });
+        self.boot_with(&machine, "guest-module", &append, |boot| boot.plugged = "");
         let append = "guest.suite=root guest.root=nvme";
         self.boot_with(&machine, "guest-root", append, |boot| {
             boot.root = Some(&root);
@@ -49,48 +31,46 @@ impl Suite<'_> {
         let append = "guest.suite=absent guest.driver=later";
         self.boot_with(&machine, "guest-no-zpci", append, |boot| {
             boot.cpu = "max,zpci=off";
-            boot.plugged = &[];
+            boot.plugged = "";
         });
         let append = format!("pci=off {append}");
         self.boot_with(&machine, "guest-pci-off", &append, |_| {});
-        self.beside(&machine, "rust", self.flavour);
-        self.beside(&machine, "c", &flavour("c"));
+        self.beside(&machine, "rust", &self.project.flavour);
+        self.beside(&machine, "c", "c");
         Ok(())
     }
 
-    /// Builds the kernel, the external module, whose version it returns, and the guest's roots.
+    /// Builds what is booted: a machine with the external module, the driver's version, and a
+    /// root on a drive.
     fn parts(&mut self) -> Result<(Machine, String, PathBuf)> {
-        let flavour = with_driver(self.flavour, "module");
-        if !flavour.iter().any(|name| name == "module") {
-            bail!("CONFIG={} has no driver to be a module", flavour.join(","));
+        let flavour = with_driver(&self.project.flavour, "module");
+        if !flavour.split(',').any(|name| name == "module") {
+            bail!("CONFIG={flavour} has no driver to be a module");
         }
         let kernel = kernel::build(self.project, &flavour)?;
-        let mut files = Vec::new();
-        let mut version = String::new();
+        let mut parts = None;
         self.step("module", "building the external module", |step| {
             let external = modules::build_for_tests(&kernel, step)?;
             let built = kernel.objects.join("drivers/iommu/s390/s390_iommu.ko");
-            version = modinfo(step, &built, "version")?;
+            let version = modinfo(step, &built, "version")?;
             let mut count = check_modinfo(step, &built, &version)?;
             count += check_modinfo(step, &external, &version)?;
-            files.push(("lib/modules/external/s390_iommu.ko".to_owned(), external));
+            parts = Some((external, version));
             Ok(count)
         });
-        if files.is_empty() {
-            bail!("there is no external module to boot with");
-        }
+        let (external, version) = parts.context("there is no external module to boot with")?;
+        let files = [("lib/modules/external/s390_iommu.ko".to_owned(), external)];
         let machine = Machine::with_files(self.project, &kernel, &files)?;
-        let root = root_image(self.project, &kernel)?;
-        Ok((machine, version, root))
+        Ok((machine, version, root_image(self.project, &kernel)?))
     }
 
     /// A kernel that has a driver already: the module must be refused.
-    fn beside(&mut self, machine: &Machine, other: &str, flavour: &Flavour) {
+    fn beside(&mut self, machine: &Machine, other: &str, flavour: &str) {
         let name = format!("guest-beside-{other}");
         let image = self.project.build.join(format!("{name}.bzImage"));
-        let copied = kernel::build(self.project, flavour)
+        let built = kernel::build(self.project, flavour)
             .and_then(|kernel| Ok(fs::copy(&kernel.image, &image)?));
-        if let Err(error) = copied {
+        if let Err(error) = built {
             return self.keep(&name, Err(error));
         }
         let append = format!("guest.suite=beside guest.beside={other}");
@@ -108,15 +88,13 @@ impl Suite<'_> {
         let mut boot = machine.boot(name, append, LIMIT);
         boot.plugged = USUAL;
         change(&mut boot);
-        self.run_boot(name, &boot, super::NOTHING);
+        self.run_boot(name, &boot);
     }
 }
 
 fn modinfo(step: &Step, module: &Path, field: &str) -> Result<String> {
-    let text = step.output(
-        step.command("modinfo").args(["-F", field]).arg(module),
-        "the module is not what it should be",
-    )?;
+    let mut command = command!(step, "modinfo -F {field} {module}");
+    let text = step.output(&mut command, "the module is not what it should be")?;
     Ok(text.trim_end().to_owned())
 }
 
@@ -137,7 +115,7 @@ fn check_modinfo(step: &Step, module: &Path, version: &str) -> Result<Count> {
         let text = modinfo(step, module, field)?;
         let good = is_right(field, &text);
         if !good {
-            println!("    | {}: {field} is {text:?}", module.display());
+            println!("    | {module}: {field} is {text:?}");
         }
         Ok(good)
     });
@@ -161,10 +139,11 @@ fn root_image(project: &Project, kernel: &Kernel) -> Result<PathBuf> {
 pub fn make_ext2(step: Step, tree: &Path, size: &str) -> Result<PathBuf> {
     let image = tree.with_extension("ext2");
     let _ = fs::remove_file(&image);
-    let mut command = step.command("mke2fs");
-    command.args(["-q", "-t", "ext2", "-d"]);
-    command.args([tree, &image]).arg(size);
-    step.run(&mut command, "check that there is space")?;
+    run!(
+        step,
+        "mke2fs -q -t ext2 -d {tree} {image} {size}",
+        "check that there is space"
+    )?;
     step.done("made");
     Ok(image)
 }

@@ -2,18 +2,16 @@
 //! This driver beside the one in C, on the same kernel and in the same suites: what
 //! C's does right, this one does right.
 
-use super::{boot_of, machine, variant, Suite, Variant};
+use super::Suite;
 use crate::{
-    count::Count,
-    guest::Machine,
-    kernel::{self, Flavour},
+    boots::{full, Variant, MACHINE},
     ktap::{Outcome, Point, Report},
+    prelude::*,
 };
-use anyhow::{Context, Result};
-use std::{iter, time::Duration};
+use std::iter;
 
 /// Suites that both come to the end of, on functions as Debian's emulator has them.
-const USUAL: Variant = variant(
+const USUAL: Variant = full(
     "usual",
     "iommu.strict=1 guest.suite=nvme,nic,dma,remap,attach,flush,pressure",
     "",
@@ -27,8 +25,8 @@ const LIMIT: Duration = Duration::from_secs(600);
 impl Suite<'_> {
     /// Boots both. What C's driver fails at is shown, and is no failure of ours.
     pub(super) fn peer(&mut self) {
-        let ours = self.peer_reports("rust", &self.flavour.clone());
-        let c = self.peer_reports("c", &kernel::flavour("c"));
+        let ours = self.peer_reports("rust", &self.project.flavour);
+        let c = self.peer_reports("c", "c");
         self.step("peer", "comparing with the driver in C", |_| {
             let mut count = Count::default();
             for (ours, c) in iter::zip(ours?, c?) {
@@ -50,17 +48,14 @@ impl Suite<'_> {
     }
 
     /// What a driver comes to in each of the boots.
-    fn peer_reports(&mut self, driver: &str, flavour: &Flavour) -> Result<Vec<Report>> {
+    fn peer_reports(&mut self, driver: &str, flavour: &str) -> Result<Vec<Report>> {
         // The one before holds the cache.
         self.kernel = None;
-        let kernel = kernel::build(self.project, flavour)?;
-        let machine = Machine::of_kernel(self.project, kernel)?.corrected(self.project)?;
-        let special = machine::BOOTS.iter();
-        let special = special.filter(|boot| SPECIAL.contains(&boot.name));
+        let machine = Machine::prepare(self.project, flavour)?.corrected(self.project)?;
+        let special = MACHINE.iter().filter(|boot| SPECIAL.contains(&boot.name));
         let reports = iter::once(&USUAL).chain(special).map(|variant| {
             let name = format!("peer-{driver}-{}", variant.name);
-            let mut boot = boot_of(&machine, &name, variant);
-            boot.limit = LIMIT;
+            let boot = variant.boot(&machine, &name, LIMIT);
             let mut report = None;
             self.step(&name, "running suites of the guest", |step| {
                 let run = boot.run(step.project, |line| {
