@@ -26,7 +26,7 @@ impl Source {
     /// A tree of which nothing is kept.
     pub fn of_caller(tree: &Path) -> Self {
         Self {
-            name: format!("{}-{}", name_of(tree), hash::key(tree)),
+            name: format!("{}-{}", name_of(tree), hash::key(tree.as_std_path())),
             tree: tree.to_owned(),
             pristine: None,
         }
