@@ -7,7 +7,7 @@
 
 use crate::prelude::*;
 
-/// The archive's own keys; a release of Debian ships those of its successor.
+/// The archive's keys; a release of Debian ships those of its successor as well.
 const KEYRINGS: [&str; 2] = [
     "/usr/share/keyrings/debian-archive-keyring.gpg",
     "/usr/share/keyrings/debian-archive-keyring.pgp",
@@ -52,8 +52,8 @@ pub fn mirrors(step: &Step) -> Result<(String, String)> {
     };
     let mut text = ask()?;
     if mirror(&text, "Debian").is_none() {
-        // apt tells of indexes that were downloaded. A foreign source that
-        // does not answer is none of our business.
+        // apt lists only indexes that it has downloaded. It may fail for a foreign
+        // source, which we do not need.
         step.attempt(&mut command!(step, "apt-get update"))?;
         text = ask()?;
     }
@@ -131,7 +131,7 @@ impl<'a> Root<'a> {
             // The cache may lie where apt's own user cannot read.
             "APT::Sandbox::User=root".to_owned(),
             "Acquire::Retries=3".to_owned(),
-            // Indexes that nobody reads here.
+            // Indexes that are not needed here.
             "Acquire::Languages=none".to_owned(),
             "Acquire::IndexTargets::deb::DEP-11::DefaultEnabled=false".to_owned(),
         ];
@@ -153,10 +153,10 @@ impl<'a> Root<'a> {
         Ok(root)
     }
 
-    fn command<'b>(&self, program: &str, words: impl IntoIterator<Item = &'b str>) -> Command {
+    fn command<'b>(&self, program: &str, arguments: impl IntoIterator<Item = &'b str>) -> Command {
         let options = self.options.iter().flat_map(|option| ["-o", option]);
         let mut command = command!(self.step, "{program} {options...}");
-        command.args(words);
+        command.args(arguments);
         command.env("DEBIAN_FRONTEND", "noninteractive");
         command
     }
@@ -168,29 +168,29 @@ impl<'a> Root<'a> {
         // longer than all the rest.
         let how = "install --yes --no-install-recommends -o Dpkg::Use-Pty=0 \
             -o Dpkg::Options::=--force-unsafe-io";
-        let words = how.split(' ').chain(suite).chain(packages.iter().copied());
+        let arguments = how.split(' ').chain(suite).chain(packages.iter().copied());
         self.step.run(
-            &mut self.command("apt-get", words),
+            &mut self.command("apt-get", arguments),
             "read the log, repair apt, and run it again",
         )
     }
 
-    /// The lines of what `apt-cache` says that begin so, without their beginnings.
-    pub fn ask(&self, words: &str, start: &str) -> Result<Vec<String>> {
-        let mut command = self.command("apt-cache", words.split(' '));
+    /// The lines of `apt-cache` that begin with `start`, without it.
+    pub fn ask(&self, arguments: &str, start: &str) -> Result<Vec<String>> {
+        let mut command = self.command("apt-cache", arguments.split(' '));
         let text = self.step.output(&mut command, "read the log")?;
         let lines = text.lines().filter_map(|line| line.strip_prefix(start));
         Ok(lines.map(str::to_owned).collect())
     }
 
     /// Downloads by a command of apt-get into a folder, and returns the files.
-    pub fn download(&self, words: &str, folder: &Path) -> Result<Vec<PathBuf>> {
-        // Into a folder of its own first: what is in `folder` is whole.
+    pub fn download(&self, arguments: &str, folder: &Path) -> Result<Vec<PathBuf>> {
+        // Into another folder first: `folder` has complete files only.
         let partial = self.folder.join("download");
         make_anew(&partial.join("partial"))?;
         let archives = format!("Dir::Cache::archives={partial}");
-        let words_of_apt = ["-o", &archives].into_iter().chain(words.split(' '));
-        let mut command = self.command("apt-get", words_of_apt);
+        let all = ["-o", &archives].into_iter().chain(arguments.split(' '));
+        let mut command = self.command("apt-get", all);
         self.step.run(command.current_dir(&partial), ADVICE)?;
         fs::create_dir_all(folder)?;
         let mut files = paths_in(&partial)?;
@@ -201,17 +201,17 @@ impl<'a> Root<'a> {
             *path = to;
         }
         fs::remove_dir_all(&partial)?;
-        ensure!(!files.is_empty(), "apt-get {words} downloaded nothing");
+        ensure!(!files.is_empty(), "apt-get {arguments} downloaded nothing");
         Ok(files)
     }
 
     /// Downloads packages and unpacks them into a folder, which appears when it is whole.
-    pub fn unpack(&self, words: &str, folder: &Path) -> Result<()> {
+    pub fn unpack(&self, arguments: &str, folder: &Path) -> Result<()> {
         let partial = folder.with_extension("partial");
         let packages = self.folder.join("packages");
         make_anew(&partial)?;
         make_anew(&packages)?;
-        for package in self.download(words, &packages)? {
+        for package in self.download(arguments, &packages)? {
             run!(
                 self.step,
                 "dpkg-deb -x {package} {partial}",

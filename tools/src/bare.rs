@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 //! `make bare`: shows that the commands need nothing but a bare Debian. A
-//! minimal one is laid into the cache, what is committed is cloned, and the
+//! minimal one is unpacked into the cache, the last commit is cloned, and the
 //! command runs there with empty caches.
 
 use crate::{apt, prelude::*};
@@ -44,8 +44,7 @@ const ENTER: &str = r#"
     exec env -i HOME=/root TERM=dumb PATH=/usr/sbin:/usr/bin:/sbin:/bin chroot . "$@"
 "#;
 
-/// A minimal Debian with `make`, which is what a clone is used with, and a clone: what
-/// is committed.
+/// A minimal Debian with `make`, and a clone of the last commit.
 fn lay(project: &Project, suite: &str, folder: &Path) -> Result<()> {
     make_anew(folder)?;
     let debootstrap = deps::program(project, "debootstrap", "debootstrap")?;
@@ -56,7 +55,7 @@ fn lay(project: &Project, suite: &str, folder: &Path) -> Result<()> {
         "{debootstrap} --variant=minbase --include=make {suite} {folder} {mirror}",
         "check the network, or free some space"
     )?;
-    // How to reach the network is the machine's business, not the release's.
+    // The network is configured as on this machine.
     let resolver = Path::new("/etc/resolv.conf");
     if resolver.is_file() {
         fs::copy(resolver, folder.join("etc/resolv.conf"))?;

@@ -17,13 +17,13 @@ use std::borrow::Borrow;
 
 /// A boot takes a tenth of this.
 const LIMIT: Duration = Duration::from_secs(300);
-/// Every boot that counts instructions is done so often.
+/// How often each boot that counts instructions is done.
 const RUNS: usize = 2;
 /// A window of 64 GiB, on a machine with 2 GiB.
 const WIDE: &str = "flush s390_iommu_aperture=32";
 
-/// The kernels, and for each the boots that count instructions: a name, and words for the
-/// kernel.
+/// The kernels, and for each the boots that count instructions: a name, and what the
+/// kernel's command line gets.
 type Guests = &'static [(&'static str, &'static str)];
 const PLANS: [(&str, Guests); 2] = [
     (
@@ -145,10 +145,10 @@ impl Bench {
     fn measure(&mut self, project: &Project, name: &'static str, guests: Guests) -> Result<()> {
         let machine = Machine::prepare(project, name)?;
         self.kernel = machine.version.to_string();
-        for (guest, words) in guests {
+        for (guest, append) in guests {
             for run in 1..=RUNS {
                 let log = format!("bench-{}-{run}", guest.replace(' ', "-").to_lowercase());
-                let lines = measure(project, &machine, &log, &format!("map {words}"), |boot| {
+                let lines = measure(project, &machine, &log, &format!("map {append}"), |boot| {
                     boot.counts_instructions = true;
                     boot.processors = 1;
                 })?;
@@ -226,8 +226,7 @@ fn measure<'a>(
     Ok(lines)
 }
 
-/// The lines of a kind: their names, and their numbers. A figure that is below what was there
-/// before is nothing.
+/// The lines of a kind: their names, and their numbers. A negative figure counts as 0.
 fn rows<'a, const NAMES: usize, const NUMBERS: usize>(
     lines: &'a [String],
     kind: &str,
@@ -272,7 +271,7 @@ fn differences(guest: &str, first: &Figures, second: &Figures) -> Vec<String> {
     texts.collect()
 }
 
-/// Reads lines of words and values: `window V live N`, `batch pages N ...`.
+/// Reads lines of names and values: `window V live N`, `batch pages N ...`.
 fn flush(lines: &[String]) -> Result<Flush> {
     let mut values = BTreeMap::new();
     for line in lines {

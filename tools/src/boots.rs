@@ -66,7 +66,7 @@ pub const fn full(name: &'static str, append: &'static str, arguments: &'static 
     }
 }
 
-/// Functions keep what they found in tables until they are told to forget it.
+/// Functions cache table entries until the driver refreshes them.
 const NOT_SHADOWED: &str = "-global zpci.refresh=off -global zpci.x-rereg-keeps=on";
 
 /// `PART=guest`. Memory decides how large the windows are: those of a machine with
@@ -198,7 +198,7 @@ pub const TORTURE: [Variant; 10] = [
         append: "guest.suite=failing,allocations",
         ..STORM
     },
-    // One comes and goes while the kernel starts.
+    // A device comes and goes while the kernel starts.
     Variant {
         name: "start",
         append: "driver_async_probe=* guest.suite=boot,nvme,nic",
@@ -212,7 +212,7 @@ pub const TORTURE: [Variant; 10] = [
         plugged: "",
         ..PLAIN
     },
-    // As fast as it can be, without what finds mistakes.
+    // Many rounds, on a kernel without the slow checks.
     Variant {
         name: "fast",
         append: "guest.suite=storms,killed,processors",
@@ -227,14 +227,14 @@ pub const TORTURE: [Variant; 10] = [
         kernels: true,
         ..PLAIN
     },
-    // It finds data races.
+    // The kernel finds data races.
     Variant {
         name: "races",
         append: "guest.suite=oracle,stress,nvme,nic",
         kernel: "rust,kcsan",
         ..STORM
     },
-    // With memory for the kernel that waits for the crash.
+    // With memory for the kernel that starts after the crash.
     Variant {
         name: "crash",
         append: "guest.suite=crash crashkernel=768M",
@@ -243,7 +243,7 @@ pub const TORTURE: [Variant; 10] = [
         ..PLAIN
     },
 ];
-/// The fragments of a kernel without what finds mistakes.
+/// The fragments of a kernel without the slow checks.
 pub const FAST: &str = "rust";
 
 impl Variant {

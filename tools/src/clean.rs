@@ -8,7 +8,7 @@ pub fn clean(project: &Project) -> Result<()> {
     let _lock = project.lock()?;
     let folders = ["objects", "target", "bindgen-build"];
     let mut list = Vec::from(folders.map(|folder| project.cache.join(folder)));
-    // The program that is running now lies in there.
+    // This program runs from there.
     let built = paths_in(&project.build)?.into_iter();
     list.extend(built.filter(|path| !path.ends_with("target")));
     let all = paths_in(&project.root)?.into_iter();

@@ -15,8 +15,7 @@ impl Count {
         [good].into_iter().collect()
     }
 
-    /// Ends a command: the last line says it all, and is one that any reader of test
-    /// results takes.
+    /// Ends a command with a line that readers of test results understand.
     pub fn finish(self) {
         println!("{self}");
         self.exit_if_bad();

@@ -17,14 +17,14 @@ const BINDGEN_BUILT: &str = "0.72.1";
 const QEMU_MINIMUM: Version = Version(8, 0, 0);
 pub const GCC: &str = "s390x-linux-gnu-gcc";
 const MESON_MINIMUM: Version = Version(1, 5, 0);
-/// Packages of which bookworm's own is too old; its backports have those of trixie.
+/// Packages that are too old in bookworm itself; its backports have those of trixie.
 const BACKPORTED: [&str; 2] = ["meson", "qemu-system-s390x"];
 
-/// What every command needs that builds something. Debian's packages of these programs
-/// have their names; the fuzzer takes g++.
+/// The programs that every command needs which builds something. Their packages have the
+/// same names. The fuzzer needs g++.
 const PROGRAMS: &str =
     "gcc g++ make flex bison bc cpio rsync git patch ccache pkg-config python3 sparse";
-/// How to see that other things are there, and Debian's packages that bring them.
+/// Other needs: a program or a file, and Debian's package that has it.
 const OTHERS: [(&str, &str); 10] = [
     ("depmod", "kmod"),
     // The file system of a root on a drive.
@@ -54,10 +54,10 @@ const MACHINE: [(&str, &str); 5] = [
 ];
 
 struct Need {
-    /// How to see that it is: the name of a program or the path of a file.
+    /// What shows that it is there: the name of a program or the path of a file.
     sign: PathBuf,
     package: String,
-    /// The variable that names another one.
+    /// The variable with which the caller names another one.
     variable: Option<&'static str>,
     minimum: Option<Version>,
 }
@@ -210,7 +210,7 @@ fn is_named(project: &Project, name: &str) -> bool {
     }
 }
 
-/// What is there of a need, which is installed if nothing is.
+/// The program or file of a need, which is installed if it is missing.
 fn provide(project: &Project, need: Need) -> Result<PathBuf> {
     if let Some(path) = need.find() {
         return Ok(path);

@@ -38,7 +38,7 @@ pub fn name_of(path: &Path) -> String {
     path.file_name().unwrap_or_default().to_owned()
 }
 
-/// Whether a file that is written, not made, has a name that ends so.
+/// Whether a file has one of these extensions, and kbuild did not generate it.
 pub fn has_kind(path: &Path, kinds: &[&str]) -> bool {
     let name = name_of(path);
     let kind = name.rsplit('.').next().unwrap_or_default();
@@ -61,7 +61,7 @@ pub fn make_anew(folder: &Path) -> Result<()> {
     Ok(fs::create_dir_all(folder)?)
 }
 
-/// Writes a file if its content differs, so that its time tells when it changed.
+/// Writes a file if its content differs, so that its time is that of its last change.
 pub fn write_if_changed(path: &Path, content: impl AsRef<[u8]>) -> Result<bool> {
     let content = content.as_ref();
     if fs::read(path).is_ok_and(|old| old == content) {

@@ -9,7 +9,7 @@ use crate::{
     qemu::USUAL,
 };
 
-/// What `make run` boots: a label, and the kernel's words for it.
+/// The boots of `make run`: a label, and what the kernel's command line gets.
 const PHASES: [(&str, &str); 2] = [("lazy", ""), ("strict", "iommu.strict=1")];
 /// A boot with its transfers takes a fraction of this.
 const LIMIT: Duration = Duration::from_secs(300);
@@ -17,7 +17,7 @@ const LIMIT: Duration = Duration::from_secs(300);
 pub struct Machine {
     pub qemu: PathBuf,
     pub version: Version,
-    /// The kernel, out of reach of who builds the next one.
+    /// A copy of the kernel, which the next build does not change.
     pub image: PathBuf,
     pub initrd: PathBuf,
 }
@@ -87,10 +87,10 @@ pub fn run(project: &Project) -> Result<()> {
     let start = Instant::now();
     let machine = Machine::prepare(project, &project.flavour)?;
     let mut faults = Vec::new();
-    for (phase, words) in PHASES {
+    for (phase, more) in PHASES {
         let name = format!("run-{phase}");
         let step = Step::start(project, &name, "booting the guest")?;
-        let append = format!("guest.mode=run guest.phase={phase} {words}");
+        let append = format!("guest.mode=run guest.phase={phase} {more}");
         let report = machine.boot(&name, append, LIMIT).run(project, |line| {
             if is_interesting(line) {
                 println!("    | {line}");
@@ -117,7 +117,7 @@ pub fn run(project: &Project) -> Result<()> {
     Ok(())
 }
 
-/// Whether a line of the console is for the caller's eyes: what the guest's
+/// Whether a line of the console is shown to the caller: what the guest's
 /// program prints, and what the kernel says of itself and its IOMMU.
 fn is_interesting(line: &str) -> bool {
     const WORDS: [&str; 9] = [
@@ -131,7 +131,7 @@ fn is_interesting(line: &str) -> bool {
         "Call Trace",
         "Unable to handle",
     ];
-    // The cards are meant to see nobody but each other.
+    // The cards are connected only to each other.
     if line.trim().is_empty() || line.contains("is not connected to host network") {
         return false;
     }

@@ -5,14 +5,14 @@ use crate::prelude::*;
 use std::hash::{Hash, Hasher};
 use xxhash_rust::xxh64::Xxh64;
 
-/// A key of all that is in there.
+/// A key of all parts.
 pub fn key(parts: impl Hash) -> String {
     let mut hasher = Xxh64::new(0);
     parts.hash(&mut hasher);
     format!("{:016x}", hasher.finish())
 }
 
-/// What tells one version of a program from another without running it.
+/// Distinguishes versions of a program without running it.
 pub fn of_program(name: &Path) -> impl Hash {
     let path = find_program(name).unwrap_or_else(|| name.to_owned());
     let data = fs::metadata(&path).ok();
@@ -20,8 +20,8 @@ pub fn of_program(name: &Path) -> impl Hash {
     (path.into_std_path_buf(), data)
 }
 
-/// Builds in a folder, unless what is made there is there and was made from the same, to its
-/// end; without a key it never was. Whether it was built.
+/// Builds in a folder unless an earlier build with the same key was completed there; without
+/// a key it always builds. Returns whether it did.
 pub fn build_once(
     folder: &Path,
     made: &Path,
@@ -32,7 +32,7 @@ pub fn build_once(
     if made.exists() && key.is_some() && fs::read_to_string(&stamp).ok().as_ref() == key {
         return Ok(false);
     }
-    // What is there is not whole.
+    // From now on the folder is incomplete.
     let _ = fs::remove_file(&stamp);
     build()?;
     if let Some(key) = key {

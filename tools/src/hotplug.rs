@@ -6,9 +6,9 @@
 //! unplug NAME` or `guest: want fault NAME OP:SKIP:COUNT:CC:STATUS`
 //! (`integration/qemu`), and reads a line there when it was done. The answer to
 //! `guest: want left NAME` is what is left of a fault. The name is a device of
-//! [`DEVICES`]. `guest: want memory BYTES` is how much memory it wants to have beside what
-//! it was started with, of a `virtio-mem` that is called [`MEMORY`]. QEMU is told over QMP,
-//! on a socket that it inherits: no path that could be too long or left behind.
+//! [`DEVICES`]. `guest: want memory BYTES` asks for that much memory on top of what it
+//! started with, from the `virtio-mem` called [`MEMORY`]. QEMU gets its commands over QMP,
+//! on a socket that it inherits: no path can be too long, and none is left behind.
 
 use crate::{
     prelude::*,
@@ -23,7 +23,7 @@ use std::{
     },
 };
 
-/// How long QEMU may take for an answer, and a guest to let a device go.
+/// How long QEMU may take to answer, and a guest to release a device.
 const LIMIT: Duration = Duration::from_secs(60);
 
 /// The connection to one QEMU.
@@ -33,8 +33,8 @@ pub struct Hotplug {
 }
 
 impl Hotplug {
-    /// Adds the monitor to a command line. What is returned beside has to live
-    /// until the command was started.
+    /// Adds the monitor to a command line. The other value must live until the
+    /// command has started.
     pub fn add_to(command: &mut Command) -> Result<(Self, OwnedFd)> {
         let (ours, theirs) = UnixStream::pair().context("no sockets for QEMU's monitor")?;
         ours.set_read_timeout(Some(LIMIT))?;
@@ -83,8 +83,8 @@ impl Hotplug {
         Ok(())
     }
 
-    /// Takes a device away if it is there, plugs it otherwise. A guest that has not
-    /// let it go yet is no error.
+    /// Unplugs a device if it is there, plugs it otherwise. It is no error if the
+    /// guest has not released it yet.
     pub fn storm(&mut self, id: &str) -> Result<()> {
         self.greet()?;
         if self.has(id)? {
@@ -126,9 +126,8 @@ impl Hotplug {
         Ok(())
     }
 
-    /// Returns when the device is gone, so that it can be plugged again. The
-    /// event that tells of it does not always come: QEMU sends it when the last
-    /// reference of its own goes.
+    /// Returns when the device is gone, so that it can be plugged again. Its event
+    /// is no proof: QEMU sends it only when it drops its own last reference.
     fn unplug(&mut self, device: &Device) -> Result<()> {
         let id = device.id.to_owned();
         self.qmp.execute(&qmp::device_del { id })?;
@@ -176,7 +175,7 @@ fn find(id: &str) -> Result<&'static Device> {
 
 /// The property of a zPCI function that has its instructions refused.
 const FAULT: &str = "x-fault";
-/// What memory that comes later is a device of.
+/// The device that provides memory later.
 const MEMORY: &str = "/machine/peripheral/memory-later";
 const SIZE: &str = "requested-size";
 

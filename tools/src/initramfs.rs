@@ -14,10 +14,10 @@ const PROGRAMS: [(&str, &str); 2] = [
 ];
 /// The folders with modules that are built against the guest's kernel.
 pub const MODULES: [&str; 2] = ["tests/modules", "samples/nvme_identify"];
-/// What every guest has, beside the folders of its files.
+/// The folders of every guest, besides those of its files.
 const FOLDERS: &str = "bin dev etc lib/modules/external mnt proc root run sbin sys tmp usr/bin \
     usr/sbin var";
-/// What a small one has.
+/// The folders of a small one.
 const FEW_FOLDERS: &str = "dev proc sys tmp";
 
 /// Whether a folder has a program for the guest, not for this machine.
@@ -117,7 +117,7 @@ fn pack<W: Write>(output: W, folders: &str, files: &[Extra]) -> Result<W> {
     Ok(cpio::write_cpio(inputs, output)?)
 }
 
-/// Archives one after the other are one to the kernel.
+/// The kernel reads several archives in a row as one.
 pub fn join(path: &Path, parts: impl IntoIterator<Item = PathBuf>) -> Result<()> {
     let mut output = File::create(path)?;
     for part in parts {
@@ -143,7 +143,7 @@ pub fn guest_cargo(project: &Project, program: &Path) -> Command {
     command
 }
 
-/// Where its objects go: with the checkout, as another one has another program.
+/// Where its objects go: in the checkout, as its source does.
 fn guest_target(project: &Project) -> PathBuf {
     project.build.join("target/guest-s390x")
 }
@@ -193,7 +193,7 @@ fn external_modules(
     suites: &[&str],
 ) -> Result<Vec<PathBuf>> {
     let source = step.root.join(folder);
-    // Objects made for one kernel are none for another.
+    // Each kernel needs its own objects.
     let output = step.build.join("modules").join(folder);
     let output = output.join(kernel.label());
     fs::create_dir_all(&output)?;

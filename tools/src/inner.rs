@@ -13,7 +13,7 @@ pub struct Programs {
     /// Where the guest finds them.
     pub folder: &'static str,
     names: &'static [&'static str],
-    /// What they want beside libraries.
+    /// Other files that they need.
     files: &'static [&'static str],
 }
 
@@ -32,9 +32,9 @@ pub const LOAD: Programs = Programs {
 
 /// The loader that s390x programs name.
 const LOADER: &str = "ld64.so.1";
-/// Where Debian has libraries of s390x; fio knows Ceph.
+/// Where Debian has libraries of s390x; fio needs those of Ceph.
 const LIBRARIES: &str = "usr/lib/s390x-linux-gnu lib/s390x-linux-gnu usr/lib/s390x-linux-gnu/ceph";
-/// Changes when what is packed does.
+/// To be changed with the content of the archive.
 const LAYOUT: &str = "2";
 
 impl Programs {
@@ -60,8 +60,8 @@ impl Programs {
             suites.push(format!("{codename}-backports"));
         }
         let (newest, names) = (&suites[suites.len() - 1], self.names.join(" "));
-        let words = format!("{INSTALL} -t {newest} {names}");
-        Root::of_suites(&step, &suites, "s390x")?.unpack(&words, &tree)?;
+        let arguments = format!("{INSTALL} -t {newest} {names}");
+        Root::of_suites(&step, &suites, "s390x")?.unpack(&arguments, &tree)?;
         let folder = tree.join("usr/bin");
         if let Some(program) = given {
             fs::copy(program, folder.join(name_of(program)))?;
@@ -78,7 +78,7 @@ impl Programs {
     }
 }
 
-/// Programs, their loader, and all libraries that they come to need.
+/// Programs, their loader, and all libraries that they need.
 fn closure(step: &Step, tree: &Path, programs: Vec<PathBuf>) -> Result<Vec<PathBuf>> {
     let mut found = BTreeMap::new();
     let mut open = programs;

@@ -23,7 +23,7 @@ const PATCHES: &str = "integration/patches";
 const LIST: &str = ".integrated-files";
 /// Holds the patches that were applied, so that they can be taken back.
 const APPLIED: &str = ".integrated-patches";
-/// The folders with the driver's files, beside the checkout's own, and which files these are.
+/// The folders with the driver's files besides the checkout's top, and the kinds of files.
 const FOLDERS: &str = "address_space dma_table function integration rust zpci";
 const KINDS: [&str; 5] = ["rs", "c", "h", "Kbuild", "Kconfig"];
 
@@ -126,8 +126,8 @@ fn plan(source: &Source, wanted: &[Patch], applied: &[Patch]) -> Result<Plan> {
         // Also what an older set changed and this one does not.
         files.extend(files_below(pristine)?);
     }
-    // Nothing but a copy is touched. A file that is missing is for a patch to make, or
-    // to complain of.
+    // Nothing but a copy is touched. A patch makes a file that is missing, or
+    // reports it.
     let attempt = |change: &dyn Fn(&Path) -> Result<()>| {
         let tree = camino_tempfile::tempdir()?;
         for file in &files {
@@ -193,7 +193,7 @@ pub fn driver_files(root: &Path) -> Result<Vec<String>> {
         let below = files_below(&root.join(folder))?.into_iter();
         list.extend(below.map(|file| format!("{folder}/{file}")));
     }
-    // What an external build leaves behind is not ours to copy.
+    // Not the products of an external build.
     list.retain(|file| {
         let path = Path::new(file);
         has_kind(path, &KINDS) && !name_of(path).starts_with('.')
@@ -370,10 +370,10 @@ mod tests {
         fs::write(&makefile, &bare).unwrap();
         assert_eq!(integrate(root.path(), &source).unwrap().edited, 1);
         assert_eq!(fs::read_to_string(&makefile).unwrap(), patched);
-        // By hand: nothing is on record.
+        // By hand: there is no record.
         fs::remove_dir_all(source.tree.join(PLACE)).unwrap();
         assert_eq!(integrate(root.path(), &source).unwrap().edited, 0);
-        // What is on record is not what is there.
+        // The record does not match the files.
         fs::write(&makefile, patched.replace("obj-rust", "obj-else")).unwrap();
         let error = format!("{:#}", integrate(root.path(), &source).unwrap_err());
         assert!(error.contains("other changes of this project"), "{error}");

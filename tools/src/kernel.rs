@@ -19,9 +19,9 @@ pub struct Kernel {
     pub image: PathBuf,
     /// Changes when the kernel does; `None` for a tree of the caller's.
     pub key: Option<String>,
-    /// Words for the kernel's own `make`: this source and these objects.
+    /// Arguments for the kernel's own `make`: this source and these objects.
     pub make: Vec<OsString>,
-    /// Nobody else builds in the cache as long as this is in use.
+    /// Keeps others from building in the cache.
     _lock: File,
 }
 
@@ -67,7 +67,7 @@ pub fn build(project: &Project, flavour: &str) -> Result<Kernel> {
     let key = source.pristine.as_ref();
     let key = key.map(|_| input_key(project, &source, &wanted, &bindgen));
     let key = key.transpose()?;
-    let mut make = make_words(project, &bindgen);
+    let mut make = make_arguments(project, &bindgen);
     let tree = &source.tree;
     make.extend(arguments(&command!(project, "make -C {tree} O={objects}")));
     let kernel = Kernel {
@@ -91,7 +91,7 @@ pub fn build(project: &Project, flavour: &str) -> Result<Kernel> {
     Ok(kernel)
 }
 
-/// The fragment of a kernel that is as small as it can be: nothing is under it.
+/// The fragment of the smallest kernel, which has no base.
 const ALONE: &str = "l2";
 
 /// The text of the fragments, a later one over an earlier.
@@ -183,7 +183,7 @@ impl Kernel {
         )?;
         let unmet = unmet(wanted, &fs::read_to_string(&config)?).join(" ");
         if !unmet.is_empty() {
-            // What did not become ours must not look like the caller's.
+            // It must not look like a configuration of the caller's next time.
             fs::remove_file(&config)?;
             bail!(
                 "kernel: the tree does not take {unmet}; see what these depend on and correct \
@@ -194,8 +194,8 @@ impl Kernel {
     }
 }
 
-/// Words for the kernel's own `make`: the tools that were checked.
-pub fn make_words(project: &Project, bindgen: &Path) -> Vec<OsString> {
+/// Arguments for the kernel's own `make`: the tools that were checked.
+pub fn make_arguments(project: &Project, bindgen: &Path) -> Vec<OsString> {
     let clang = project.llvm_tool("clang");
     let (jobs, rustc, llvm) = (project.jobs.to_string(), &project.rustc, &project.llvm);
     let (rustdoc, rustfmt) = (project.rust_tool("rustdoc"), project.rust_tool("rustfmt"));
@@ -206,7 +206,7 @@ pub fn make_words(project: &Project, bindgen: &Path) -> Vec<OsString> {
         true => command!(project, "make CROSS_COMPILE={prefix} CC={ccache}{gcc}"),
         false => command!(project, "make LLVM={llvm} CC={ccache}{clang}"),
     });
-    // HOSTCC is one word: rust/Makefile hands it on unquoted.
+    // HOSTCC has no blank: rust/Makefile passes it on unquoted.
     arguments(&command!(
         project,
         "make ARCH=s390 -j{jobs} {of_c...} HOSTCC={clang} RUSTC={rustc} RUSTDOC={rustdoc}

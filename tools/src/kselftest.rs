@@ -10,18 +10,18 @@ use crate::{
     selftests,
 };
 
-/// The suites, a boot each: what one leaves behind is not the next one's.
+/// The suites, a boot each, so that none affects the next one.
 const SUITES: [&str; 2] = ["vfio", "s390_iommu"];
 /// The suite on mock devices.
 const MOCK: &str = "iommufd";
 /// The fragment of the configuration that brings these.
 const FRAGMENT: &str = "kselftest";
-/// A boot takes a fraction of this, on a machine that has to share.
+/// A boot takes a fraction of this, even on a busy machine.
 const LIMIT: Duration = Duration::from_secs(3600);
-/// Room for what the tests map, in GiB.
+/// The guest's memory in GiB, for what the tests map.
 const MEMORY: u32 = 4;
-/// And twice as much of IOVA space.
-const WORDS: &str = "guest.mode=kselftest s390_iommu_aperture=2";
+/// The IOVA space is twice as large.
+const ARGUMENTS: &str = "guest.mode=kselftest s390_iommu_aperture=2";
 /// What the tests are run on, beside NVMe, igb and e1000e. A legacy device of virtio's does
 /// no DMA through the IOMMU. Tests with two devices want two that can copy.
 pub const DEVICES: &str = "-device virtio-rng-pci,disable-legacy=on,iommu_platform=on \
@@ -89,7 +89,7 @@ fn test(project: &Project, title: &'static str, flavour: &str) -> Result<Results
 
 fn boot(project: &Project, machine: &Machine, name: &str, suite: &str) -> Result<Report> {
     let step = Step::start(project, name, "running the selftests in the guest")?;
-    let append = format!("{WORDS} guest.suite={suite} {}", more_arguments());
+    let append = format!("{ARGUMENTS} guest.suite={suite} {}", more_arguments());
     let boot = Boot {
         memory: MEMORY,
         devices: DEVICES,
@@ -129,8 +129,8 @@ fn group(name: &str) -> &str {
     &name[..end.unwrap_or(name.len())]
 }
 
-/// How the tests of each group ended, in the order in which they came, and which of them
-/// end otherwise with the other driver.
+/// The results of each group of tests, in the order of their first test, and the tests
+/// with another result on the other driver.
 fn table(all: &[Results]) -> Vec<String> {
     let titles: String = all.iter().map(|r| format!("  {:<28}", r.title)).collect();
     let columns = "  passed failed known skipped ".repeat(all.len());
@@ -166,7 +166,7 @@ fn table(all: &[Results]) -> Vec<String> {
         .collect()
 }
 
-/// The tests that do not end as with the other driver.
+/// The tests with another result than on the other driver.
 fn differences(ours: &Results, theirs: &Results) -> Vec<String> {
     let word = |outcome: Option<&Outcome>| match outcome {
         Some(Outcome::Passed) => "passed",
@@ -189,7 +189,7 @@ fn differences(ours: &Results, theirs: &Results) -> Vec<String> {
     lines.collect()
 }
 
-/// How many were skipped, or failed as is known, for each reason.
+/// How many were skipped or are known to fail, for each reason.
 fn reasons(points: &[Point]) -> Vec<String> {
     let mut reasons: BTreeMap<(usize, &str), usize> = BTreeMap::new();
     for point in points {

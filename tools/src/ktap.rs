@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 //! What the guest reports: KTAP on a console that the kernel writes to as
-//! well. Subtests are read past; the top level's results include them.
+//! well. Subtests are skipped; the results of the top level include them.
 
 use crate::prelude::*;
 
@@ -22,7 +22,7 @@ pub struct Point {
     pub number: usize,
     pub name: String,
     pub outcome: Outcome,
-    /// What is said of it, for example the reason of a skip.
+    /// The comment on it, for example the reason of a skip.
     pub why: String,
 }
 
@@ -33,7 +33,7 @@ pub struct Report {
     pub points: Vec<Point>,
     /// The status of the last line, `guest: done status=N`.
     pub status: Option<i32>,
-    /// A kernel that died.
+    /// The message of a kernel panic.
     pub panic: Option<String>,
 }
 
@@ -64,7 +64,7 @@ impl Report {
         count(&self.points, outcome)
     }
 
-    /// The results as they are added up; what is known to fail does not count.
+    /// The counts of the results; what is known to fail does not count.
     pub fn tally(&self) -> Count {
         Count {
             passed: self.count(Outcome::Passed),
@@ -73,7 +73,7 @@ impl Report {
         }
     }
 
-    /// The same with what else is wrong, which is shown, as failures.
+    /// The same with all other faults as failures; these are shown.
     pub fn judge(&self, step: &Step, more: Option<String>) -> Count {
         let faults: Vec<_> = self.faults(true).into_iter().chain(more).collect();
         step.show(&faults.join("\n"));

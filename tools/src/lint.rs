@@ -9,15 +9,15 @@ use crate::{
 
 const KERNEL_EDITION: &str = "2021";
 const LICENSE: &str = "SPDX-License-Identifier: GPL-2.0";
-/// The files that people write, by the ends of their names.
+/// Source files, by the ends of their names.
 const SOURCES: [&str; 12] = [
     "rs", "c", "h", "toml", "config", "sh", "rst", "py", "s", "Makefile", "Kbuild", "Kconfig",
 ];
 const PROGRAMS: &str = "tools tests/host tests/host/kernel tests/guest samples/vfio_identify";
-/// What of checkpatch does not count. A new file needs no entry in the tree's MAINTAINERS;
+/// Warnings of checkpatch that do not count. A new file needs no entry in the tree's MAINTAINERS;
 /// that of the driver's folder comes with one patch of the series. The parameters are those
 /// of the driver in C, documented in the tree already; checkpatch looks only into the patch.
-/// What a trace event exports is made by a macro, so that its export follows no function.
+/// A macro makes the symbol that a trace event exports, so its export follows no function.
 const IGNORED: &str = "FILE_PATH_CHANGES,UNDOCUMENTED_SETUP,EXPORT_SYMBOL";
 /// Where the driver's own pages begin.
 const RUSTDOC_PAGE: &str = "rustdoc/s390_iommu/index.html";
@@ -148,7 +148,7 @@ fn clippy_module(kernel: &Kernel, step: &Step, from: &Path, files: &[String]) ->
     check_complaints(step, &mut command)
 }
 
-/// Runs a command that lets warnings of the compiler pass, which is bad as well.
+/// Runs a command that succeeds despite warnings of the compiler; here they are failures.
 fn check_complaints(step: &Step, command: &mut Command) -> Result<bool> {
     let (good, output) = step.attempt(command)?;
     let places = complaints(&output);
@@ -159,7 +159,7 @@ fn check_complaints(step: &Step, command: &mut Command) -> Result<bool> {
     Ok(good && places.is_empty())
 }
 
-/// The warnings that have a place; the compiler also has some about its flags.
+/// The warnings with a source line; those about the compiler's flags have none.
 fn complaints(log: &str) -> Vec<String> {
     let lines: Vec<&str> = log.lines().collect();
     let pairs = lines.windows(2).filter_map(|pair| {
@@ -178,7 +178,7 @@ pub fn checkpatch(kernel: &Kernel, step: &Step) -> Result<Count> {
     files.retain(|path| has_kind(path, &["c", "h"]));
     let patches = integrate::patches(&step.root)?;
     let files = files.iter().map(|file| (Some("--file"), file));
-    // Whoever sends a patch signs it.
+    // The sender of a patch signs it off.
     let patches = patches.iter().map(|patch| &patch.path);
     let patches = patches.map(|path| (Some("--no-signoff"), path));
     checkpatch_on(step, &kernel.source.tree, files.chain(patches))
@@ -256,8 +256,8 @@ pub fn rustdoc(project: &Project) -> Result<()> {
     Ok(())
 }
 
-/// The driver's pages, with the command line that built it; says whether there is
-/// nothing to complain about.
+/// The driver's pages, with the command line that built it; passes if rustdoc
+/// warns of nothing.
 pub fn check_rustdoc(kernel: &Kernel, step: &Step) -> Result<Count> {
     let made = kernel.objects.join("drivers/iommu/s390/.s390_iommu.o.cmd");
     let text = fs::read_to_string(&made).context("the driver was not built here")?;
@@ -275,8 +275,8 @@ pub fn check_rustdoc(kernel: &Kernel, step: &Step) -> Result<Count> {
     Ok(Count::one(good))
 }
 
-/// Turns the call of rustc in a `.cmd` file of kbuild into one of rustdoc: what is about
-/// warnings and objects goes.
+/// Turns the call of rustc in a `.cmd` file of kbuild into one of rustdoc, without the
+/// options for warnings and objects.
 fn documentation_command(text: &str, rustdoc: &str, output: &str) -> Option<String> {
     const LEFT_OUT: [&str; 4] = ["-W", "-D", "--emit=", "--remap-"];
     let line = text.lines().next()?.split_once(":= ")?.1;

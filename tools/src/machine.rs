@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 //! `make machine`: QEMU with the patches of `integration/qemu`, which give
-//! emulated functions what Debian's QEMU has none of.
+//! emulated functions what Debian's QEMU lacks.
 
 use crate::{
     apt::{self, Root, INSTALL},
@@ -11,7 +11,7 @@ use std::ops::Range;
 
 /// The release of Debian that has the version which the patches are for.
 const RELEASE: &str = "trixie";
-/// What the patches are for: these, and what was corrected since.
+/// The versions that the patches fit: this one, and its corrections.
 const OLDEST: Version = Version(10, 0, 13);
 const TOO_NEW: Version = Version(10, 1, 0);
 const FITTING: Range<Version> = OLDEST..TOO_NEW;
@@ -22,9 +22,9 @@ const CONFIGURE: &str = "--python=/usr/bin/python3 --target-list=s390x-softmmu \
     --without-default-features --enable-tcg --disable-docs --disable-tools \
     --disable-guest-agent --disable-werror --disable-download --disable-install-blobs \
     --firmwarepath=/usr/share/qemu";
-/// Where a guest's is not built as this machine's.
+/// The cross compiler's prefix, for a guest's QEMU.
 const CROSS: &str = "s390x-linux-gnu-";
-/// What a guest's is linked with, from Debian's packages for s390x.
+/// Debian's s390x packages that a guest's QEMU is linked with.
 const LIBRARIES: [&str; 2] = ["libglib2.0-dev", "zlib1g-dev"];
 
 pub fn run(project: &Project) -> Result<()> {
@@ -108,8 +108,8 @@ fn source(project: &Project) -> Result<(PathBuf, Version)> {
         );
     };
     // Nothing but the archive: not every mirror has the rest.
-    let words = format!("source --download-only --tar-only qemu={text}");
-    let archive = root.download(&words, &folder)?.swap_remove(0);
+    let arguments = format!("source --download-only --tar-only qemu={text}");
+    let archive = root.download(&arguments, &folder)?.swap_remove(0);
     step.done(&format!("QEMU {version} is downloaded"));
     Ok((archive, version))
 }

@@ -3,7 +3,7 @@
 
 use crate::{
     integrate,
-    kernel::{arguments, make_words},
+    kernel::{arguments, make_arguments},
     prelude::*,
     source::{OLDEST, TOO_NEW},
 };
@@ -30,12 +30,12 @@ pub fn build_for_tests(kernel: &Kernel, step: &Step) -> Result<PathBuf> {
     let installed = step.build.join("installed");
     let _ = fs::remove_dir_all(&installed);
     fs::create_dir_all(&output)?;
-    let words = words(step, &kernel.objects)?;
+    let arguments = arguments_for(step, &kernel.objects)?;
     for target in ["modules", "modules_install"] {
-        let words = &words;
+        let arguments = &arguments;
         run!(
             step,
-            "make {words...} {target} MO={output} INSTALL_MOD_PATH={installed}",
+            "make {arguments...} {target} MO={output} INSTALL_MOD_PATH={installed}",
             "correct what it says"
         )?;
     }
@@ -44,9 +44,12 @@ pub fn build_for_tests(kernel: &Kernel, step: &Step) -> Result<PathBuf> {
     Ok(folder.join("updates/s390_iommu.ko"))
 }
 
-/// Words for `make` of a tree that builds this checkout.
-fn words(project: &Project, tree: &Path) -> Result<Vec<OsString>> {
-    let (make, root) = (make_words(project, &deps::bindgen(project)?), &project.root);
+/// Arguments for the `make` of a tree that builds this checkout.
+fn arguments_for(project: &Project, tree: &Path) -> Result<Vec<OsString>> {
+    let (make, root) = (
+        make_arguments(project, &deps::bindgen(project)?),
+        &project.root,
+    );
     Ok(arguments(&command!(
         project,
         "make {make...} -C {tree} M={root}"
@@ -60,11 +63,11 @@ fn make(project: &Project, target: &str) -> Result<()> {
     check(project, tree)?;
     let _lock = project.lock()?;
     deps::ensure(project)?;
-    let words = words(project, tree)?;
-    // What an installation goes by is the caller's to say.
+    let arguments = arguments_for(project, tree)?;
+    // The caller decides where it is installed.
     let names = ["INSTALL_MOD_PATH", "INSTALL_MOD_DIR", "V"].into_iter();
     let more = names.filter_map(|name| Some(format!("{name}={}", text(name)?)));
-    let mut command = command!(project, "make {words...} {target} {more...}");
+    let mut command = command!(project, "make {arguments...} {target} {more...}");
     let status = command.status().context("cannot start make")?;
     if !status.success() {
         bail!("make {target} failed; correct what it says");
@@ -75,7 +78,7 @@ fn make(project: &Project, target: &str) -> Result<()> {
 /// Refuses a tree that cannot build the module, or not one that it would load.
 fn check(project: &Project, tree: &Path) -> Result<()> {
     let symbols = needed_symbols(project)?;
-    // A compiler that is not there yet is as new as the tree's.
+    // A compiler that is not installed yet will be new enough.
     let rustc = deps::version_of(&project.rustc).ok();
     let lacking = lacking(tree, rustc, &symbols);
     if lacking.is_empty() {
@@ -152,7 +155,7 @@ fn other_rustc(config: &str, ours: Option<Version>) -> Option<String> {
     ))
 }
 
-/// The symbols that no line of `Module.symvers` has, as one thing to mend.
+/// The symbols that `Module.symvers` lacks, as one message.
 fn unexported(symvers: &str, symbols: &[String]) -> Option<String> {
     let lines = symvers.lines();
     let exported: HashSet<&str> = lines.filter_map(|line| line.split('\t').nth(1)).collect();

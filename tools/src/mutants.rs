@@ -6,18 +6,18 @@ mod guest;
 
 use crate::{integrate, prelude::*};
 
-/// A test that takes longer hangs, in seconds; it was passed in a few before.
+/// How long a test may take, in seconds; without a mutant it takes a few.
 const LIMIT: &str = "120";
 /// The tests of the host.
 const TESTS: &str = "tests/host";
 /// The kinds of files that these and the driver need.
 const KINDS: [&str; 3] = ["rs", "toml", "lock"];
-/// How the summary of a run begins in which all tests passed.
+/// How the summary of a run begins if all tests passed.
 const ALL_PASSED: &str = "test result: ok. ";
 const KILLED: &str = "killed";
 
-/// Where tests are; those of a guest need a kernel for each mutant, `debug` that of
-/// `make torture`.
+/// Where tests run. The last two need a kernel for each mutant: `guest` the usual one,
+/// `debug` that of `make torture`.
 const PLACES: [&str; 4] = ["host", "model", "guest", "debug"];
 
 /// A patch, and the test that finds what it breaks.
@@ -65,7 +65,7 @@ pub fn check(step: &Step) -> Result<Count> {
     list.map(|mutant| mutant.apply(&tree, step, true)).collect()
 }
 
-/// `make mutants`; `ONLY=` takes those that have it in their names.
+/// `make mutants`; `ONLY=` takes those with this in their names.
 pub fn run(project: &Project) -> Result<()> {
     deps::ensure(project)?;
     let mut list = mutants(project)?;
@@ -120,14 +120,14 @@ fn try_one(step: &Step, tree: &Path, mutant: &Mutant) -> Result<&'static str> {
     if !mutant.apply(tree, step, false)? {
         return Ok("FAILED: it does not apply");
     }
-    // What does not compile says nothing of the test.
+    // A mutant that does not compile proves nothing about the test.
     if !build(step, tree, &mutant.place)? {
         return Ok("FAILED: it does not compile");
     }
     if passes(step, tree, &mutant.place, &[&mutant.test])? {
         return Ok("FAILED: it survives");
     }
-    // Not what ran out of time or memory.
+    // A test that ran out of time or memory did not find it.
     match fs::read_to_string(step.log())?.contains("panicked at") {
         true => Ok(KILLED),
         false => Ok("FAILED: its test did not end"),
@@ -137,7 +137,7 @@ fn try_one(step: &Step, tree: &Path, mutant: &Mutant) -> Result<&'static str> {
 /// Copies the driver and the host's tests, over what a patch changed.
 fn copy(project: &Project) -> Result<PathBuf> {
     let tree = project.build.join("mutants");
-    // The seeds of what failed for one mutant are not for the next.
+    // The failing seeds of one mutant are not for the next.
     let _ = fs::remove_dir_all(tree.join(TESTS).join("proptest-regressions"));
     let driver = integrate::driver_files(&project.root)?;
     let tests = files_below(&project.root.join(TESTS))?.into_iter();

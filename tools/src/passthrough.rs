@@ -14,10 +14,10 @@ const LIMIT: Duration = Duration::from_secs(20 * 60);
 const INNER_LIMIT: u64 = 10 * 60;
 /// The suites that L2 can run, and what it needs for large requests.
 const MODULES: [&str; 3] = ["remap", "dma", "mapping_size"];
-/// How long nothing is shown of what the guests print.
+/// How long the guests' output may go unshown.
 const SILENCE: Duration = Duration::from_secs(15);
 
-/// What `make test` boots: one L2, with what takes no minute.
+/// What `make test` boots: one L2, for less than a minute.
 const SHORT: &str = "guest.rounds=legacy guest.suite=remap guest.only=4K,1M,2M";
 
 pub fn run(project: &Project) -> Result<()> {
@@ -38,7 +38,7 @@ pub fn short(project: &Project) -> Result<Count> {
     rounds(project, SHORT)
 }
 
-fn rounds(project: &Project, words: &str) -> Result<Count> {
+fn rounds(project: &Project, append: &str) -> Result<Count> {
     project.ensure_no_kout("passthrough")?;
     let inner = inner_guest(project)?;
     let mut machine = Machine::prepare(project, &project.flavour)?;
@@ -46,7 +46,7 @@ fn rounds(project: &Project, words: &str) -> Result<Count> {
         machine = machine.corrected(project)?;
     }
     let machine = machine.with_archives(project, "passthrough", inner)?;
-    let (mut count, claims, files) = boot(project, &machine, words)?;
+    let (mut count, claims, files) = boot(project, &machine, append)?;
     if claims.is_empty() {
         println!("    | no guest told of anything that it wrote");
         count.failed += 1;
@@ -70,12 +70,12 @@ fn rounds(project: &Project, words: &str) -> Result<Count> {
 fn boot(
     project: &Project,
     machine: &Machine,
-    words: &str,
+    append: &str,
 ) -> Result<(Count, Vec<Claim>, Vec<File>)> {
     let step = Step::start(project, "passthrough", "booting a guest in a guest")?;
     let append = format!(
         "guest.mode=passthrough guest.limit={INNER_LIMIT} guest.inner={} \
-         guest.machine={} {words}",
+         guest.machine={} {append}",
         inner_driver(),
         u8::from(is_corrected())
     );
@@ -94,7 +94,7 @@ fn boot(
             shown = Instant::now();
         }
     };
-    // Open files stay what they are when they are removed.
+    // Open files can be read after they are removed.
     let (report, files) = boot.run_and(project, see, |drives| {
         let files = drives.iter().map(File::open);
         Ok(files.collect::<io::Result<Vec<_>>>()?)
@@ -105,7 +105,7 @@ fn boot(
     Ok((count, claims, files))
 }
 
-/// Whether a line is for the caller's eyes wherever it comes.
+/// Whether a line is always shown to the caller.
 fn is_result(line: &str) -> bool {
     ["ok ", "not ok ", "# ", "guest: "]
         .iter()
@@ -131,7 +131,7 @@ fn inner_guest(project: &Project) -> Result<Vec<PathBuf>> {
     let kernel = kernel::build(project, if is_c { "l2,c" } else { "l2" })?;
     fs::copy(&kernel.image, &image)?;
     initramfs::build_small(project, &kernel, &MODULES, &root)?;
-    // Its archives want the cache.
+    // The archives below need the cache.
     drop(kernel);
     let guest = project.build.join("l2.cpio");
     initramfs::pack_files(&guest, inner::QEMU.folder, &[image, root])?;

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 //! Patches of this checkout for files of the kernel, applied by patch(1).
 //!
-//! They have to fit exactly but for line numbers, so that none goes to the
-//! wrong place, or in twice.
+//! They have to fit exactly except for line numbers, so that none is applied in the
+//! wrong place, or twice.
 
 use crate::prelude::*;
 
@@ -22,10 +22,10 @@ pub fn apply(patches: &[Patch], tree: &Path) -> Result<()> {
     patches.iter().try_for_each(|patch| patch.apply(tree))
 }
 
-/// Takes all back, which the tree must have.
+/// Reverts all of them; the tree must have them.
 pub fn revert(patches: &[Patch], tree: &Path) -> Result<()> {
     let mut last_first = patches.iter().rev();
-    // Without --force patch would put in what is not there to be taken out.
+    // Without --force, patch(1) would apply a patch that is not there to revert.
     last_first.try_for_each(|patch| patch.run(tree, &["--reverse", "--force"]))
 }
 
@@ -38,7 +38,7 @@ impl Patch {
         })
     }
 
-    /// The files that it changes, and whether it makes them.
+    /// The files that it changes, and whether it creates them.
     pub fn files(&self) -> Vec<(&str, bool)> {
         let lines: Vec<&str> = self.text.lines().collect();
         let files = lines.windows(2).filter_map(|pair| {
@@ -49,7 +49,7 @@ impl Patch {
         files.collect()
     }
 
-    /// The words of all lines of its header with this key.
+    /// The values of all lines of its header with this key, split at blanks.
     pub fn header<'a>(&'a self, key: &'a str) -> impl Iterator<Item = &'a str> {
         let header = self.text.split("\n\n").next().unwrap_or_default();
         let values = move |line: &'a str| line.strip_prefix(key)?.strip_prefix(": ");
@@ -57,7 +57,7 @@ impl Patch {
         lines.flat_map(str::split_whitespace)
     }
 
-    /// Its subject, and why it is.
+    /// Its subject and its changelog.
     pub fn message(&self) -> Result<String> {
         let subject: Vec<&str> = self.header("Subject").collect();
         let rest = self.text.split_once("\n\n");
@@ -66,7 +66,7 @@ impl Patch {
         Ok(format!("{}\n\n{body}", subject.join(" ")))
     }
 
-    /// Applies it to a tree. What fits is changed also if another part does not.
+    /// Applies it to a tree. If a hunk does not fit, the others are applied nevertheless.
     pub fn apply(&self, tree: &Path) -> Result<()> {
         for (file, made) in self.files() {
             match (made, tree.join(file).is_file()) {

@@ -6,8 +6,8 @@ use crate::prelude::*;
 use std::{env, ffi::OsString, process::Stdio};
 use xshell::{Cmd, Shell};
 
-/// A command as one would type it: `command!(step, "cp {from} {to}")`, `{list...}` are several
-/// words. See [`Project::dress`].
+/// A command as typed in a shell: `command!(step, "cp {from} {to}")`. `{list...}` stands for
+/// several arguments. See [`Project::dress`].
 macro_rules! command {
     ($of:expr, $typed:literal) => {
         $of.dress(xshell::cmd!($of.shell, $typed))
@@ -63,12 +63,12 @@ pub fn text(name: &str) -> Option<String> {
     (!value.is_empty()).then_some(value)
 }
 
-/// Words of the caller's for the kernel's command line.
+/// `APPEND=`: the caller's arguments for the kernel's command line.
 pub fn more_arguments() -> String {
     text("APPEND").unwrap_or_default()
 }
 
-/// Whether a variable says yes.
+/// Whether a variable is set, and not to 0.
 pub fn is_set(name: &str) -> bool {
     text(name).is_some_and(|value| value != "0")
 }
@@ -92,7 +92,7 @@ pub fn find_program(name: &Path) -> Option<PathBuf> {
     paths.find(|path| path.is_file())
 }
 
-/// The real path of a folder that is there.
+/// The real path of an existing folder.
 fn real(folder: impl AsRef<Path>) -> Result<PathBuf> {
     Ok(fs::canonicalize(folder.as_ref())?.try_into()?)
 }
@@ -147,7 +147,7 @@ impl Project {
         Ok(())
     }
 
-    /// Takes the cache for this process; another one waits until it is dropped.
+    /// Locks the cache for this process, until the lock is dropped.
     pub fn lock(&self) -> Result<File> {
         self.lock_file("lock")
     }
@@ -181,8 +181,8 @@ impl Project {
         self.rustc.with_file_name(name)
     }
 
-    /// A command for building: the toolchain that was checked comes first,
-    /// and nothing of the `make` that called us comes through.
+    /// A command for building: with the toolchain that was checked, and without the
+    /// variables of the `make` that called us.
     pub fn dress(&self, typed: Cmd) -> Command {
         let mut command = Command::from(typed);
         for name in FOREIGN.split_whitespace() {

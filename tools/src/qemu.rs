@@ -45,10 +45,10 @@ pub const DEVICES: [Device; 5] = [
 
 /// What most boots have from the start.
 pub const USUAL: &str = "nvme igb e1000e";
-/// And what those have that need two of a kind.
+/// The devices of boots that need two of a kind.
 pub const EVERYTHING: &str = "nvme igb e1000e nvme1";
 
-/// As fast as it can be.
+/// As fast as possible.
 const THREADED: &str = "-accel tcg,thread=multi";
 /// The clock counts instructions, on one processor. Time of day and random
 /// numbers are the same at every boot.
@@ -65,7 +65,7 @@ pub struct Boot<'a> {
     pub qemu: &'a Path,
     pub image: &'a Path,
     pub initrd: &'a Path,
-    /// Words for the kernel's command line, beside the console.
+    /// The kernel's command line after the console.
     pub append: String,
     pub limit: Duration,
     /// The devices that are there from the start, by their ids, in the order of
@@ -182,7 +182,7 @@ impl Boot<'_> {
         Ok(())
     }
 
-    /// Drives that nothing was written to: an old pattern looks like a success.
+    /// Empty drives: an old pattern would look like a success.
     fn fresh_drives(&self, project: &Project) -> Result<[PathBuf; 2]> {
         let name = |index| project.build.join(format!("{}.nvme{index}", self.name));
         let paths = [name(0), name(1)];
@@ -216,7 +216,7 @@ impl Boot<'_> {
         let (cpu, processors) = (self.cpu, self.processors.to_string());
         let memory = self.memory.to_string();
         let append = format!("console=ttysclp0 panic=-1 {}", self.append);
-        // Who is killed cannot stop it: the kernel does. A -drive would go with its device.
+        // If this process is killed, the kernel stops QEMU. A -drive would go with its device.
         // Two cards back to back.
         command!(
             project,

@@ -23,7 +23,7 @@ const PATCHES: &str = "integration/selftests";
 /// What the selftests are built from, relative to the kernel tree.
 const SOURCES: &str = "scripts/subarch.include include/linux/pci_ids.h tools/arch tools/include \
     tools/scripts drivers/iommu/iommufd/iommufd_test.h";
-/// The folder of all selftests, and what all of them use there.
+/// The folder of all selftests, and their common files there.
 const FOLDER: &str = "tools/testing/selftests";
 const COMMON: [&str; 4] = ["lib.mk", "kselftest.h", "kselftest_harness.h", "Makefile"];
 
@@ -102,8 +102,8 @@ fn key(project: &Project, kernel: &Kernel, patches: &[Patch]) -> Result<Option<S
     Ok(Some(key))
 }
 
-/// Copies what is needed, links as what they point at: most point at headers
-/// elsewhere in the kernel tree.
+/// Copies what is needed, and the targets of links: most are headers elsewhere in the
+/// kernel tree.
 fn copy(step: &Step, from: &Path, to: &Path) -> Result<()> {
     fs::create_dir_all(to)?;
     let sources = SOURCES.split(' ').map(|path| from.join(".").join(path));

@@ -19,18 +19,18 @@ use crate::{
 
 /// The series of the driver.
 const DRIVER: &str = "driver";
-/// The patches that are made of the checkout's files.
+/// The patches that are made from the checkout's files.
 const PARTS: &str = "integration/series";
 const COVER: &str = "Documentation/cover-letter.rst";
 /// The fixes of the kernel's selftests.
 const FIXES: &str = "integration/selftests";
 const FIXES_COVER: &str = "integration/selftests/cover-letter.rst";
-/// What checkpatch has against them: an `asm/io.h` takes pointers to volatile as all do,
-/// and page sizes are those of an architecture.
+/// Warnings that checkpatch need not give for them: like any other, this `asm/io.h` takes
+/// volatile pointers, and page sizes depend on the architecture.
 const FIXES_IGNORED: &str = "--ignore=VOLATILE,ARCH_DEFINES";
 /// The pages, in the checkout, and where they lie in a kernel tree.
 const PAGES: (&str, &str) = (lint::PAGES, "Documentation/arch/s390/iommu");
-/// Stands for whoever sends the patches.
+/// Stands for the sender of the patches.
 const SENDER: &str = "@SENDER@";
 
 pub fn run(project: &Project) -> Result<()> {
@@ -72,12 +72,12 @@ fn is_of_driver(patch: &Path) -> bool {
     patch.parent().and_then(Path::file_name) == Some(DRIVER)
 }
 
-/// A name and an address where nobody sends the patches.
+/// The sender where nobody sends the patches.
 const NOBODY: (&str, &str) = ("Nobody Known", "nobody@example.org");
 
-/// Writes all series into a folder below `build/`, and makes sure of them: `git am`
-/// takes them, each file of the driver's has a maintainer, and what it leaves is what
-/// `make integrate` makes. Others are not left behind.
+/// Writes all series into a folder below `build/`, in place of older ones, and checks
+/// them: `git am` applies them, each file of the driver has a maintainer, and the result
+/// equals that of `make integrate`.
 fn make(step: &Step, folder: &str, (name, email): (&str, &str)) -> Result<(Source, Vec<PathBuf>)> {
     let project = step.project;
     let folder = project.build.join(folder);
@@ -96,7 +96,7 @@ fn make(step: &Step, folder: &str, (name, email): (&str, &str)) -> Result<(Sourc
         ("selftests", FIXES_COVER, &fixes, "--numbered"),
     ] {
         let tree = place(series);
-        let git = |words: &str, more: &[&str]| git(step, &tree, words, more);
+        let git = |arguments: &str, more: &[&str]| git(step, &tree, arguments, more);
         let commit = |message: &str| {
             git("add --all --force", &[])?;
             git("commit --quiet --signoff --message", &[message])
@@ -121,7 +121,7 @@ fn make(step: &Step, folder: &str, (name, email): (&str, &str)) -> Result<(Sourc
             &format!("format-patch --quiet {how} main -o"),
             &[written.as_str()],
         )?;
-        // The cover letter, which no command takes, comes first.
+        // The first file is the cover letter, which is no patch.
         let written = paths_of_kind(&written, "patch")?.split_off(1);
         git("checkout --quiet -b sent main", &[])?;
         git(
@@ -143,7 +143,7 @@ fn make(step: &Step, folder: &str, (name, email): (&str, &str)) -> Result<(Sourc
     Ok((source, list))
 }
 
-/// Whether the series makes what `make integrate` makes.
+/// Whether the series gives the same tree as `make integrate`.
 fn compare(
     step: &Step,
     source: &Source,
@@ -153,7 +153,7 @@ fn compare(
 ) -> Result<()> {
     copy_changed(source, patches, integrated)?;
     integrate(&step.root, &Source::of_caller(integrated))?;
-    // No build needs the pages and MAINTAINERS, so that only the series has them.
+    // No build needs the pages and MAINTAINERS, so only the series has them.
     run!(
         step,
         "diff --recursive --brief --exclude=.git --exclude=.integrated-*
@@ -193,7 +193,7 @@ fn find_maintainers(step: &Step, source: &Source, tree: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The patches in the order of the list, which has to name all that there are.
+/// The patches in the order of the list, which must name each of them.
 fn read(root: &Path) -> Result<Vec<Patch>> {
     let order = fs::read_to_string(root.join(PARTS).join("order"))?;
     let mut all = integrate::patches(root)?;
@@ -222,7 +222,7 @@ fn add(root: &Path, tree: &Path, file: &str) -> Result<()> {
     write_if_changed(&tree.join(to), fs::read(&from)?).map(drop)
 }
 
-/// The page as a letter: its title is the subject.
+/// The page as a cover letter: its title is the subject.
 fn letter(page: &Path) -> Result<String> {
     let text = fs::read_to_string(page)?;
     let (_, text) = text.split_once("=\n").context("a letter has a title")?;
@@ -231,16 +231,16 @@ fn letter(page: &Path) -> Result<String> {
     Ok(format!("{title}\n\n{text}"))
 }
 
-/// Runs a command on a repository that is thrown away, whatever the caller's settings are.
-fn git(step: &Step, tree: &Path, words: &str, more: &[&str]) -> Result<()> {
-    let words = words.split(' ');
-    let mut command = command!(step, "git -C {tree} {words...} {more...}");
+/// Runs a command on a temporary repository, without the caller's settings.
+fn git(step: &Step, tree: &Path, arguments: &str, more: &[&str]) -> Result<()> {
+    let arguments = arguments.split(' ');
+    let mut command = command!(step, "git -C {tree} {arguments...} {more...}");
     command.env("GIT_CONFIG_GLOBAL", "/dev/null");
     command.env("GIT_CONFIG_NOSYSTEM", "1");
     step.run(&mut command, "the log says why")
 }
 
-/// Puts into a tree what a patch of the series brings.
+/// Makes the changes of one patch of the series in a tree.
 fn put(root: &Path, tree: &Path, patch: &Patch, sender: &str) -> Result<()> {
     for file in patch.header("Files") {
         add(root, tree, file)?;

@@ -8,9 +8,9 @@ use crate::{
 
 /// Where a source of Linux 7.3 or newer is found, best first: the suites roll.
 const SUITES: [&str; 3] = ["trixie-backports", "forky", "sid"];
-/// The oldest kernel that has all that the driver is built on.
+/// The oldest kernel with all that the driver needs.
 pub const OLDEST: Version = Version(7, 3, 0);
-/// The first that nobody can know yet.
+/// The first major version that nobody knows yet.
 pub const TOO_NEW: Version = Version(8, 0, 0);
 
 pub struct Source {
@@ -23,7 +23,7 @@ pub struct Source {
 }
 
 impl Source {
-    /// A tree of which nothing is kept.
+    /// A tree of the caller's, of which nothing is kept.
     pub fn of_caller(tree: &Path) -> Self {
         Self {
             name: format!("{}-{}", name_of(tree), hash::key(tree.as_std_path())),
@@ -68,7 +68,7 @@ pub fn find(project: &Project) -> Result<Source> {
     }
 }
 
-/// A tree that nobody has changed, in `folder`; takes half a minute.
+/// A new tree, unpacked into `folder`; it takes half a minute.
 pub fn unpacked(project: &Project, folder: &Path) -> Result<Source> {
     let _ = fs::remove_dir_all(folder);
     fetch(project, folder)

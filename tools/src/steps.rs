@@ -6,7 +6,7 @@
 use crate::prelude::*;
 use std::{ffi::OsStr, io::Write, iter, ops::Deref, process::Stdio};
 
-/// How often a step that takes long says that it is still at work.
+/// How often a long step shows that it is still running.
 const SIGN_OF_LIFE: Duration = Duration::from_secs(30);
 
 pub struct Step<'a> {
@@ -16,7 +16,7 @@ pub struct Step<'a> {
     start: Instant,
 }
 
-/// A step is work on its project.
+/// A step gives access to its project.
 impl Deref for Step<'_> {
     type Target = Project;
 
@@ -145,12 +145,12 @@ impl<'a> Step<'a> {
 
     /// Writes a command into the log as one would type it; where its output begins.
     fn note(&self, command: &Command) -> Result<usize> {
-        let words = iter::once(command.get_program()).chain(command.get_args());
-        let words: Vec<_> = words.map(OsStr::to_string_lossy).collect();
+        let parts = iter::once(command.get_program()).chain(command.get_args());
+        let parts: Vec<_> = parts.map(OsStr::to_string_lossy).collect();
         let mut log = self.open_log()?;
         let folder = command.get_current_dir();
         let folder = folder.map(|folder| format!("cd {}; ", folder.display()));
-        writeln!(log, "+ {}{}", folder.unwrap_or_default(), words.join(" "))?;
+        writeln!(log, "+ {}{}", folder.unwrap_or_default(), parts.join(" "))?;
         Ok(log.metadata()?.len().try_into()?)
     }
 }
@@ -164,7 +164,7 @@ fn last_lines(text: &str, count: usize) -> String {
     all[all.len().saturating_sub(count)..].join("\n")
 }
 
-/// Runs a command that is typed here, see [`Step::run`].
+/// Runs a command given as text, see [`Step::run`].
 macro_rules! run {
     ($step:expr, $typed:literal, $advice:expr) => {
         $step.run(&mut command!($step, $typed), $advice)

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-//! `make test`: every check, with a summary. What cannot be run has failed.
+//! `make test`: every check, with a summary. A check that cannot run has failed.
 
 mod module;
 mod peer;
@@ -12,21 +12,21 @@ use crate::{
     readme, selftests, series,
 };
 
-/// The parts of `make test`. What takes long on two processors is run by name only.
+/// The parts of `make test`. Those in [`LONG`] run only when named.
 const PARTS: &str = "license format docs tools host model fuzz mutants series clippy rustdoc \
     checkpatch sparse guest peer machine torture module passthrough readme";
 const LONG: [&str; 2] = ["passthrough", "torture"];
 
 /// A boot with all suites takes a fraction of this.
 const LIMIT: Duration = Duration::from_secs(900);
-/// Windows as large as memory, larger, and as large as the machine grants: the way
-/// to user space takes as long.
+/// Windows as large as memory, larger, and as large as the machine grants. Each boot
+/// must reach user space about as fast.
 const SMALL: &str = "aperture-1";
 const LARGER: [&str; 4] = ["aperture-64", "aperture-512", "aperture-0", "maxmem"];
 /// How much longer the large window may take: a share, and seconds.
 const LONGER: (f64, f64) = (0.2, 0.3);
-/// A hit in a function's cache that the tables do not bear out any more. In strict
-/// mode no access of a device comes after its unmap.
+/// A hit in a function's cache that the tables no longer confirm. In strict mode a
+/// device does not access memory after its unmap.
 const STALE: &str = "s390_pci_iotlb_stale";
 
 /// `make test`; `PART=a,b` names some of its parts.
@@ -58,7 +58,7 @@ pub fn only(project: &Project, names: &[&str]) -> Result<()> {
 
 struct Suite<'a> {
     project: &'a Project,
-    /// Built by the first part that needs one; the error is told once.
+    /// Built by the first part that needs one; an error is printed once.
     kernel: Option<Option<Kernel>>,
     summary: Vec<(String, Count)>,
 }
@@ -103,7 +103,7 @@ impl<'a> Suite<'a> {
             }
             // The patches for the kernel's lists: git am, checkpatch.
             "series" => {
-                // It reads the cache, which a kernel that was built holds.
+                // It reads the cache, which the kernel would lock.
                 self.kernel = None;
                 self.step(name, "making the patches, checkpatch", series::check);
             }
@@ -122,7 +122,7 @@ impl<'a> Suite<'a> {
             "torture" => self.torture()?,
             "module" => self.module()?,
             "passthrough" => {
-                // Its two kernels want the cache, one after the other.
+                // Its two kernels need the cache, one after the other.
                 self.kernel = None;
                 let count = passthrough::short(self.project);
                 self.keep(name, count);
@@ -217,7 +217,7 @@ impl<'a> Suite<'a> {
         limit: Duration,
         more: &str,
     ) -> Result<()> {
-        // As long as a kernel is the same, so is what it is booted with.
+        // Boots with the same kernel share a machine.
         let mut last = None;
         for variant in boots {
             let wanted = (self.fragments(variant), variant.selftests);
@@ -235,10 +235,10 @@ impl<'a> Suite<'a> {
         Ok(())
     }
 
-    /// The fragments of a boot's kernel, or none for that of all parts.
+    /// The fragments of a boot's kernel; none for the kernel of the other parts.
     fn fragments(&self, variant: &Variant) -> &'static str {
         match variant.kernel {
-            // That of all parts is as fast.
+            // The kernel of the other parts is as fast.
             boots::FAST if !self.project.flavour.contains("debug") => "",
             fragments => fragments,
         }
@@ -281,7 +281,7 @@ impl<'a> Suite<'a> {
         lines.push(self.sum().to_string());
         let summary = lines.join("\n").replace("FAIL", "ok  ");
         let is_default = self.project.flavour == "rust";
-        // That process wants the cache for itself.
+        // That process needs the cache for itself.
         self.kernel = None;
         self.step("run", "make run, as the README shows it", |step| {
             // The environment is the caller's: CONFIG= and the like count here as well.
@@ -372,15 +372,15 @@ fn cargo_test(step: &Step, folder: &str, flags: &str) -> Result<Count> {
     Ok(count)
 }
 
-/// What coverage-guided fuzzing needs of the compiler; a stable one does.
+/// The compiler's flags for coverage-guided fuzzing; a stable compiler has them.
 const FUZZ_FLAGS: &str = "--cfg fuzzing -Cpasses=sancov-module \
     -Cllvm-args=-sanitizer-coverage-level=4 \
     -Cllvm-args=-sanitizer-coverage-inline-8bit-counters \
     -Cllvm-args=-sanitizer-coverage-pc-table \
     -Cllvm-args=-sanitizer-coverage-trace-compares";
 
-/// A bounded run of the fuzz target, from its corpus. What it finds anew stays
-/// out of the checkout.
+/// A bounded run of the fuzz target, from its corpus. New inputs stay out of the
+/// checkout.
 fn fuzz(step: &Step) -> Result<Count> {
     let (cargo, folder) = (&step.cargo, step.root.join("tests/host/fuzz"));
     let scratch = step.build.join("fuzz");

@@ -59,7 +59,7 @@ impl Bound {
 }
 
 impl Bench {
-    /// Holds every bound against its figure.
+    /// Compares each figure with its bound.
     pub fn judge(&self) -> Result<Vec<Bound>> {
         let mut bounds = Vec::new();
         for (name, guest, map, unmap) in BOUNDS {

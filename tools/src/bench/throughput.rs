@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 //! What devices move in a second with each driver: by fio and iperf3, in boots that take
-//! turns, so that what else the host does meets both.
+//! turns, so that the host's other load affects both.
 
 use super::{
     get,
@@ -14,7 +14,7 @@ use crate::{inner, prelude::*, qemu::EVERYTHING};
 /// Boots of each driver in each mode: were both the same, all of one would be slower than
 /// all of the other once in 252 times.
 const ROUNDS: usize = 5;
-/// The DMA API's modes: a name, and words for the kernel.
+/// The DMA API's modes: a name, and what the kernel's command line gets.
 const MODES: [(&str, &str); 2] = [("lazy", "iommu.strict=0"), ("strict", "iommu.strict=1")];
 /// The drivers, and so the kernels.
 const DRIVERS: [&str; 2] = ["rust", "c"];
@@ -83,10 +83,10 @@ fn measure_all(project: &Project) -> Result<Throughput> {
     }
     let mut all = Throughput::new();
     for round in 1..=ROUNDS {
-        for (mode, words) in MODES {
+        for (mode, append) in MODES {
             for (driver, machine) in &machines {
                 let log = format!("bench-throughput-{mode}-{driver}-{round}");
-                let what = format!("throughput {words}");
+                let what = format!("throughput {append}");
                 let lines = measure(project, machine, &log, &what, |boot| {
                     boot.plugged = EVERYTHING;
                 })?;

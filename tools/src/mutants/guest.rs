@@ -10,7 +10,7 @@ use crate::{
 
 const LIMIT: Duration = Duration::from_secs(900);
 
-/// Boots without a mutant, then with each.
+/// Boots without a mutant, then with each of them.
 pub(super) fn run(project: &Project, place: &str, list: &[&Mutant]) -> Result<Count> {
     if list.is_empty() {
         return Ok(Count::default());
@@ -57,7 +57,7 @@ fn try_one(machine: &Machine, flavour: &str, step: &Step, mutant: &Mutant) -> Re
     };
     let image = match kernel::build(&copy, flavour) {
         Ok(kernel) => kernel.image,
-        // What does not compile says nothing of the test.
+        // A mutant that does not compile proves nothing about the test.
         Err(_) => return Ok("FAILED: it does not compile"),
     };
     let report = report(project, machine, &image, &[mutant])?;
@@ -68,8 +68,8 @@ fn try_one(machine: &Machine, flavour: &str, step: &Step, mutant: &Mutant) -> Re
     })
 }
 
-/// A boot with the suites of these mutants' tests. What a kernel finds by itself it
-/// finds while there is something to do.
+/// A boot with the suites of these mutants' tests. What the kernel itself finds needs
+/// some load.
 fn report(project: &Project, machine: &Machine, image: &Path, list: &[&Mutant]) -> Result<Report> {
     let mut suites: BTreeSet<&str> = list
         .iter()

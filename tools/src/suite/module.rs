@@ -12,13 +12,13 @@ use crate::{initramfs, kernel::with_driver, modules, prelude::*, qemu::USUAL};
 
 /// Fifty rounds with a drive that comes and goes take a fraction of this.
 const LIMIT: Duration = Duration::from_secs(1800);
-/// The kernel knows who allocated what, which is how the guest's program sees
-/// that nothing of the driver's is left.
+/// The kernel records who allocated what: the guest's program checks that the
+/// driver has left nothing behind.
 const TRACED: &str = "slab_debug=U,kmalloc-*";
 
 impl Suite<'_> {
     pub(super) fn module(&mut self) -> Result<()> {
-        // It holds the cache, which is needed for others now.
+        // It locks the cache, which the next kernels need.
         self.kernel = None;
         let (machine, version, root) = self.parts()?;
         let append =

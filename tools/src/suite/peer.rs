@@ -47,9 +47,9 @@ impl Suite<'_> {
         });
     }
 
-    /// What a driver comes to in each of the boots.
+    /// The results of a driver in each of the boots.
     fn peer_reports(&mut self, driver: &str, flavour: &str) -> Result<Vec<Report>> {
-        // The one before holds the cache.
+        // The previous kernel locks the cache.
         self.kernel = None;
         let machine = Machine::prepare(self.project, flavour)?.corrected(self.project)?;
         let special = MACHINE.iter().filter(|boot| SPECIAL.contains(&boot.name));
@@ -63,7 +63,7 @@ impl Suite<'_> {
                         println!("    | {line}");
                     }
                 });
-                // C's driver need not come to the end on machines that it was not made for.
+                // The driver in C may stop on machines that it was not made for.
                 let may_stop = driver == "c" && variant.name != USUAL.name;
                 let seen = match run {
                     Err(error) if may_stop => {
@@ -88,7 +88,7 @@ impl Suite<'_> {
     }
 }
 
-/// What the other passes and we do not.
+/// The tests that the other passes and we do not.
 fn worse<'a>(ours: &Report, other: &'a Report) -> Vec<&'a str> {
     let passed = |point: &&Point| point.outcome == Outcome::Passed;
     let names = other.points.iter().filter(passed).map(|p| p.name.as_str());

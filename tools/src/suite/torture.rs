@@ -7,12 +7,11 @@ use super::{module::make_ext2, Suite};
 use crate::{boots::TORTURE, prelude::*};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-/// No boot takes as long, on a machine that has other work as well.
+/// No boot takes this long, even on a busy machine.
 const LIMIT: Duration = Duration::from_secs(3600);
 /// The kernel that finds mistakes; `CONFIG=c` takes the place of `rust`.
 const DEBUG: &str = "debug,torture";
-/// What it is booted with: all messages are kept, pages that are given back must not
-/// be mapped.
+/// Its command line: all messages are kept, and freed pages are not mapped.
 const ARGUMENTS: &str = "iommu.debug_pagealloc=1 page_owner=on log_buf_len=16M guest.leaks=1";
 /// The boots of `make test`, with few rounds.
 const SHORT: [&str; 2] = ["oracle", "fast"];
@@ -42,7 +41,7 @@ impl Suite<'_> {
         self.torture_boots(|name| SHORT.contains(&name), FEW_ROUNDS)
     }
 
-    /// What is done at random begins with `SEED=`.
+    /// `SEED=` is the seed of all that is done at random.
     fn torture_boots(&mut self, is_wanted: impl Fn(&str) -> bool, more: &str) -> Result<()> {
         let seed: u64 = match text("SEED") {
             Some(text) => text
