@@ -13,6 +13,8 @@ const LICENSE: &str = "SPDX-License-Identifier: GPL-2.0";
 const SOURCES: [&str; 12] = [
     "rs", "c", "h", "toml", "config", "sh", "rst", "py", "s", "Makefile", "Kbuild", "Kconfig",
 ];
+/// The folders of generated files.
+const MADE: [&str; 3] = ["build", "target", ".git"];
 const PROGRAMS: &str = "tools tests/host tests/host/kernel tests/guest samples/vfio_identify";
 /// Warnings of checkpatch that do not count. A new file needs no entry in the tree's MAINTAINERS;
 /// that of the driver's folder comes with one patch of the series. The parameters are those
@@ -82,15 +84,20 @@ pub fn check_licenses(step: &Step) -> Result<Count> {
         }
         good
     };
-    let root = &step.root;
-    let mut command = command!(
-        step,
-        "git -C {root} ls-files --cached --others --exclude-standard"
-    );
-    let text = step.output(&mut command, "this takes git, and a checkout")?;
-    let files = text.lines().map(|file| root.join(file));
-    let files = files.filter(|file| has_kind(file, &SOURCES) && file.is_file());
-    Ok(files.map(|file| has_license(&file)).collect())
+    let files = source_files(&step.root)?;
+    Ok(files.iter().map(|file| has_license(file)).collect())
+}
+
+fn source_files(root: &Path) -> Result<Vec<PathBuf>> {
+    let mut list = Vec::new();
+    for path in paths_in(root)? {
+        if !path.is_dir() {
+            list.extend(has_kind(&path, &SOURCES).then_some(path));
+        } else if !MADE.contains(&&*name_of(&path)) {
+            list.extend(source_files(&path)?);
+        }
+    }
+    Ok(list)
 }
 
 pub fn clippy_programs(step: &Step) -> Result<Count> {

@@ -184,7 +184,10 @@ impl Project {
     /// A command for building: with the toolchain that was checked, and without the
     /// variables of the `make` that called us.
     pub fn dress(&self, typed: Cmd) -> Command {
-        let mut command = Command::from(typed);
+        // Not in the folder of the shell: commands run where this process does.
+        let typed = Command::from(typed);
+        let mut command = Command::new(typed.get_program());
+        command.args(typed.get_args());
         for name in FOREIGN.split_whitespace() {
             command.env_remove(name);
         }
