@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * Checks of what a function is attached to: according to the IOMMU core, by
- * where its DMA goes, and by whether flushes reach it.
+ * Checks of what a function is attached to: what the IOMMU core has recorded,
+ * where the DMA goes, and whether flushes reach the function.
  */
 #define pr_fmt(fmt) "iommu_test: " fmt
 

@@ -36,9 +36,9 @@ module_param_cb(answer, &answer_ops, NULL, 0200);
 MODULE_PARM_DESC(answer, "how many pages the host has mapped");
 
 /**
- * test_is_calm() - whether no error event may be provoked
+ * test_is_calm() - check whether tests must not provoke error events
  *
- * Returns: true if tests have to use test_expect_outside()
+ * Returns: true if they must not, and must use test_expect_outside() instead
  */
 bool test_is_calm(void)
 {

@@ -97,7 +97,7 @@ TEST_CALL(resume_attached, check_recovery(true, attach_b, NULL, PAGING_B))
 TEST_CALL(resume_blocked, check_recovery(true, block, NULL, EMPTY))
 TEST_CALL(resume_identity, check_recovery(true, attach_identity, "REREG identity", IDENTITY))
 
-/* With a reset, the driver is asked to register what was attached last. */
+/* After a reset, the driver must register what was attached last. */
 TEST_CALL(recover_as_it_was, check_recovery(false, NULL, "REG empty, REREG A, refresh", PAGING_A))
 TEST_CALL(recover_attached,
 	  check_recovery(false, attach_b, "REG empty, REREG B, refresh", PAGING_B))
