@@ -10,13 +10,11 @@
 
 #include "iommu_test.h"
 
-/* One buffer is mapped over and over; its pages are not touched. */
+/* One buffer is mapped many times; its pages are not accessed. */
 #define BUFFER		SZ_4M
 #define MAX_MAPPINGS	8192
 
-/* The DMA API's queue of unmaps that wait for their flush keeps IOVAs for up
- * to a second.
- */
+/* The DMA API's flush queue holds unmapped IOVAs for up to a second. */
 #define QUEUE_AGE_MS	1500
 
 static struct test_function *fn;
@@ -31,7 +29,7 @@ static int check_mapping(dma_addr_t iova)
 	return 0;
 }
 
-/* Returns how many mappings the window took, or a failed test. */
+/* Returns how many mappings fit into the window, or a failed test. */
 static int fill(void)
 {
 	struct device *dev = &fn->pdev->dev;
@@ -47,7 +45,7 @@ static int fill(void)
 		ret = check_mapping(iova);
 		cond_resched();
 	}
-	return ret ? ret : test_fail("the window does not end");
+	return ret ? ret : test_fail("the window never fills up");
 }
 
 static void empty(void)
@@ -69,13 +67,13 @@ static bool is_small(void)
 	return (fn->last - fn->first) / BUFFER < MAX_MAPPINGS;
 }
 
-/* A few large pieces of the window may be lost to what is mapped anyway. */
+/* Other mappings may fragment the window: allow for a few missing ones. */
 static int expect_full(int count)
 {
 	int most = (fn->last - fn->first + 1) / BUFFER;
 
 	if (count < most - 8)
-		return test_fail("%d mappings fit, %d were made", most, count);
+		return test_fail("%d mappings fit, only %d succeeded", most, count);
 	return 0;
 }
 
@@ -86,7 +84,7 @@ static int test_exhaust(void)
 
 	if (!is_small())
 		return test_skip("the window is too large to fill: use s390_iommu_aperture=");
-	/* The second round shows that everything was given back. */
+	/* The second round shows that all IOVAs were freed. */
 	for (round = 0; !ret && round < 2; round++) {
 		ret = fill();
 		empty();

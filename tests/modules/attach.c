@@ -17,7 +17,7 @@ static struct test_domain pair[2];
 
 TEST_SETUP(two_domains, test_pair_claim_mapped(pair, fn, &queue), test_pair_release(pair));
 
-/* Maps and unmaps on both domains, far from what the device uses. */
+/* Maps and unmaps on both domains, far from the IOVAs that the device uses. */
 static int disturb(void *unused)
 {
 	dma_addr_t iova = fn->first + SZ_256M;
@@ -37,7 +37,7 @@ static int disturb(void *unused)
 	return errors;
 }
 
-/* The device is quiet during each replace, and writes after it. */
+/* The device is idle during each replace and writes after it. */
 static int replace_once(unsigned int round)
 {
 	struct test_domain *now = &pair[round % 2];
@@ -76,7 +76,7 @@ static int replace_disturbed(void)
 	errors = kthread_stop(task);
 	/* -EINTR: stopped before it ran */
 	if (!ret && errors > 0)
-		ret = test_fail("%d maps beside the replaces failed", errors);
+		ret = test_fail("%d maps and unmaps during the replaces failed", errors);
 	return ret;
 }
 
@@ -90,7 +90,7 @@ static int check_counts(void)
 	if (!ret)
 		ret = test_expect_replaces(REPLACES);
 	if (!ret && !counts.refreshes)
-		ret = test_fail("no refresh came: is the probe in the right place?");
+		ret = test_fail("no refresh was counted: is the probe in the right place?");
 	return ret;
 }
 
@@ -104,9 +104,7 @@ static int test_replaces(void)
 	return ret ? ret : check_counts();
 }
 
-/* Only what is asked of the machine, so that it says something even where
- * DMA does not work after a replace.
- */
+/* Checks only the instructions, so it works even if DMA fails afterwards. */
 static int test_no_deregistration(void)
 {
 	unsigned int round;
@@ -118,7 +116,7 @@ static int test_no_deregistration(void)
 	return ret ? ret : test_expect_replaces(10);
 }
 
-/* From the DMA API's domain and back, on a function that nobody claimed. */
+/* From the DMA API's domain and back, on a function that is not claimed */
 static int test_from_default(void)
 {
 	struct device *dev = &fn->pdev->dev;
@@ -139,12 +137,12 @@ static int test_from_default(void)
 		iommu_detach_device(dom.domain, dev);
 	}
 	if (!ret && test_current(fn) != before)
-		ret = test_fail("the default domain is not back");
+		ret = test_fail("the default domain is not attached again");
 	test_domain_free(&dom);
 	return ret;
 }
 
-/* The DMA API's own queue works, after everything else that was attached. */
+/* The DMA API still works after other domains were attached. */
 TEST_CALL(afterwards, test_dma_api(fn, NULL))
 
 /* Two functions on one domain */
@@ -163,10 +161,10 @@ static int check_second(struct test_domain *dom, struct test_function *second,
 			  own->cq, data_iova(second) + SZ_2M);
 	if (!ret)
 		ret = test_domain_check(&view);
-	/* The first works on beside it. */
+	/* The first function still works. */
 	if (!ret)
 		ret = test_domain_check(dom);
-	/* A mapping that is made now is for both. */
+	/* Both must reach a new mapping. */
 	if (!ret) {
 		iommu_unmap(dom->domain, data_iova(fn), PAGE_SIZE);
 		ret = test_map_page(dom, data_iova(fn), dom->data);
@@ -178,7 +176,7 @@ static int check_second(struct test_domain *dom, struct test_function *second,
 	admin_stop(second);
 	test_detach(&view);
 	if (!ret && test_domain_check(dom))
-		ret = test_fail("the first stopped when the second left");
+		ret = test_fail("the first function stopped when the second was detached");
 	return ret;
 }
 
@@ -230,7 +228,7 @@ static int test_shared(void)
 	return ret;
 }
 
-/* What depends on the device alone */
+/* Properties that depend only on the device */
 
 static int expect_window(const char *when, dma_addr_t first, dma_addr_t last)
 {
@@ -247,7 +245,7 @@ static int expect_window(const char *when, dma_addr_t first, dma_addr_t last)
 	}
 	iommu_put_resv_regions(&fn->pdev->dev, &regions);
 	if (below != first || (above && above - 1 != last) || (!above && last != U64_MAX))
-		return test_fail("%s: reserved below %pad and from %pad, not %pad and behind %pad",
+		return test_fail("%s: reserved below %pad and from %pad, not %pad and after %pad",
 				 when, &below, &above, &first, &last);
 	return 0;
 }
@@ -269,24 +267,24 @@ static int test_reserved(void)
 	return ret;
 }
 
-/* Domains come and go, and the zdev's window is as it was. */
+/* Allocating, populating and freeing domains does not change zdev's window. */
 static int test_window_constant(void)
 {
 	struct zpci_dev *zdev = to_zpci(fn->pdev);
 	u64 start = zdev->start_dma, last = zdev->end_dma;
 	int ret;
 
-	/* What everybody sees is what is not reserved. */
+	/* The window that others see is what the reserved regions leave. */
 	if (start != fn->first || last != fn->last)
-		return test_fail("the window ends at %#llx, what is not reserved at %pad",
+		return test_fail("the window ends at %#llx, IOVAs are reserved after %pad",
 				 last, &fn->last);
-	/* A change shows where the window can be cut: make it longer for a while. */
+	/* Enlarge the window for a while, to detect if it is clamped again. */
 	zdev->end_dma = last + SZ_1M;
 	ret = begin_two_domains();
 	if (!ret)
 		end_two_domains();
 	if (!ret && (zdev->start_dma != start || zdev->end_dma != last + SZ_1M))
-		ret = test_fail("a domain operation wrote the window's end: %#llx, was %#llx",
+		ret = test_fail("a domain operation changed the window's end to %#llx, was %#llx",
 				zdev->end_dma, last + SZ_1M);
 	zdev->end_dma = last;
 	return ret;

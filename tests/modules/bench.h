@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0 */
 /*
- * What iommu_bench.ko and iommu_scale.ko share: which function's IOMMU is measured,
- * when the module is loaded, and generic_pt's x86-64 format beside it, set up as for
- * an IOMMU that flushes ranges.
+ * Shared by iommu_bench.ko and iommu_scale.ko: the function whose IOMMU is
+ * measured, the measurement when the module is loaded, and generic_pt's x86-64
+ * format for comparison, set up as for an IOMMU that flushes ranges.
  */
 #ifndef IOMMU_TEST_BENCH_H
 #define IOMMU_TEST_BENCH_H
@@ -22,8 +22,8 @@ MODULE_PARM_DESC(bdf, "PCI function whose IOMMU is measured");
 #define RW	(IOMMU_READ | IOMMU_WRITE)
 
 /**
- * BENCH() - a module that measures when it is loaded, and no more than that
- * @_name: the module's name, not in quotation marks
+ * BENCH() - define a module that only takes measurements when it is loaded
+ * @_name: the module's name, without quotation marks
  * @_about: its description
  * @_measure: measures the function's IOMMU
  */
@@ -42,7 +42,7 @@ MODULE_IMPORT_NS("GENERIC_PT_IOMMU");					\
 MODULE_DESCRIPTION(_about);						\
 MODULE_LICENSE("GPL")
 
-/* No memory is touched, so that any address does. */
+/* No memory is accessed, so any address will do. */
 #define IOVA	0x200000000UL
 #define PHYS	0x40000000UL
 

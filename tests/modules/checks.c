@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * Checks of what a function is attached to: according to the IOMMU core, by
- * where its DMA goes, and by whether flushes reach it.
+ * Checks of what a function is attached to: what the IOMMU core has recorded,
+ * where the DMA goes, and whether flushes reach the function.
  */
 #define pr_fmt(fmt) "iommu_test: " fmt
 
@@ -13,12 +13,12 @@
 #include "internal.h"
 
 /**
- * test_run_on() - attach, map, start the controller and see that it works
+ * test_run_on() - attach, map, start the controller and check DMA
  * @dom: the domain, with nothing mapped yet
  * @queue: pages for the admin queue
  *
- * Mappings are made where the domain is attached, so that tests do not rest on
- * populated domains where that is not what they are about.
+ * Maps after the attach, so that only the tests of populated domains depend on
+ * attaching one.
  *
  * Returns: 0 or a failed test
  */
@@ -34,7 +34,7 @@ int test_run_on(struct test_domain *dom, struct test_queue *queue)
 }
 EXPORT_SYMBOL_GPL(test_run_on);
 
-/* The IOVA gets another page, so that a flush that is missed shows. */
+/* Maps another page at the IOVA, so that a missed flush is detected. */
 static int expect_flush(struct test_domain *dom)
 {
 	void *page = (void *)get_zeroed_page(GFP_KERNEL);
@@ -57,11 +57,11 @@ static int expect_flush(struct test_domain *dom)
 }
 
 /**
- * test_expect_running() - the function is on this domain
- * @dom: the domain; the controller runs
+ * test_expect_running() - check that the function is attached to this domain
+ * @dom: the domain; the controller must be running
  *
- * For the core, for the device, and for flushes; and it was never in the error
- * state.
+ * Checks what the core has recorded, the device's DMA and flushes, and that the
+ * function was never in the error state.
  *
  * Returns: 0 or a failed test
  */
@@ -71,7 +71,7 @@ int test_expect_running(struct test_domain *dom)
 	int ret;
 
 	if (test_current(fn) != dom->domain)
-		return test_fail("the core has another domain");
+		return test_fail("the core has another domain attached");
 	ret = test_domain_check(dom);
 	if (ret)
 		return test_fail("DMA through the domain does not work");
@@ -85,9 +85,9 @@ int test_expect_running(struct test_domain *dom)
 EXPORT_SYMBOL_GPL(test_expect_running);
 
 /**
- * test_expect_on() - the same, and the controller is started before
+ * test_expect_on() - start the controller, then test_expect_running()
  * @dom: the domain
- * @queue: the pages that are mapped there
+ * @queue: the queue's pages, mapped there
  *
  * Returns: 0 or a failed test
  */
@@ -100,9 +100,9 @@ int test_expect_on(struct test_domain *dom, struct test_queue *queue)
 EXPORT_SYMBOL_GPL(test_expect_on);
 
 /**
- * test_expect_errors() - so many error events were reported, and no more
+ * test_expect_errors() - check the number of reported error events
  * @fn: the function
- * @expected: how many the test has asked for
+ * @expected: how many the test has provoked
  *
  * Returns: 0 or a failed test
  */
@@ -111,19 +111,19 @@ int test_expect_errors(struct test_function *fn, int expected)
 	int errors = atomic_read(&fn->errors);
 
 	if (errors != expected)
-		return test_fail("%d error events, %d were asked for", errors, expected);
+		return test_fail("%d error events, %d were expected", errors, expected);
 	return 0;
 }
 EXPORT_SYMBOL_GPL(test_expect_errors);
 
 /**
- * test_expect_blocked() - the device reaches nothing
- * @dom: says where the admin queue is
+ * test_expect_blocked() - check that the device cannot reach memory
+ * @dom: provides the function and the IOVAs of the admin queue
  * @queue: pages for the admin queue
- * @page: a page that was at the IOVA of data
+ * @page: a page that was mapped at data_iova()
  *
- * It neither completes a command, nor writes to the page. Whether it tries to
- * is an error event or not.
+ * The device must neither complete a command nor write to the page. Its attempt
+ * may or may not cause an error event.
  *
  * Returns: 0 or a failed test
  */
@@ -136,7 +136,7 @@ int test_expect_blocked(struct test_domain *dom, struct test_queue *queue,
 	page_poison(page);
 	ret = test_domain_start(dom, queue);
 	if (!ret && !admin_identify(fn, data_iova(fn)))
-		ret = test_fail("DMA of a blocked function was let through");
+		ret = test_fail("DMA of a blocked function succeeded");
 	if (!ret && !page_is_poison(page))
 		ret = test_fail("a blocked function wrote to memory");
 	if (!ret)
@@ -148,9 +148,9 @@ int test_expect_blocked(struct test_domain *dom, struct test_queue *queue,
 EXPORT_SYMBOL_GPL(test_expect_blocked);
 
 /**
- * test_dma_api() - DMA through a queue that the DMA API has mapped
+ * test_dma_api() - check DMA with a queue that the DMA API has mapped
  * @fn: the function, on the DMA API's domain
- * @meanwhile: what that has to survive, or NULL
+ * @meanwhile: called while the queue is in use, or NULL; DMA must work after it
  *
  * Returns: 0 or a failed test
  */
@@ -180,8 +180,8 @@ int test_dma_api(struct test_function *fn, int (*meanwhile)(void))
 EXPORT_SYMBOL_GPL(test_dma_api);
 
 /**
- * test_expect_replaces() - whether each replace was one re-registration
- * @replaces: how many there were since inject_reset()
+ * test_expect_replaces() - check that each replace was one re-registration
+ * @replaces: number of replaces since inject_reset()
  *
  * Returns: 0 or a failed test
  */
@@ -190,7 +190,7 @@ int test_expect_replaces(unsigned int replaces)
 	struct inject_counts counts = inject_counts();
 
 	if (counts.operations[FC_REREGISTER] != replaces)
-		return test_fail("%u re-registrations, not one a replace",
+		return test_fail("%u re-registrations, not one per replace",
 				 counts.operations[FC_REREGISTER]);
 	if (counts.operations[FC_DEREGISTER])
 		return test_fail("%u deregistrations", counts.operations[FC_DEREGISTER]);
@@ -199,11 +199,11 @@ int test_expect_replaces(unsigned int replaces)
 EXPORT_SYMBOL_GPL(test_expect_replaces);
 
 /**
- * test_break() - bring the function into the error state
+ * test_break() - put the function into the error state
  * @fn: the function, its controller started
  *
- * Whatever the result, test_recover() has to follow: the kernel does not recover
- * the function before.
+ * Call test_recover() afterwards, whatever the result: the kernel does not
+ * recover the function before that.
  *
  * Returns: 0 or a failed test
  */
@@ -212,7 +212,7 @@ int test_break(struct test_function *fn)
 	device_lock(&fn->pdev->dev);
 	reinit_completion(&fn->resumed);
 	if (!admin_identify(fn, data_iova(fn) + SZ_1M))
-		return test_fail("DMA to an unmapped IOVA was let through");
+		return test_fail("DMA to an unmapped IOVA succeeded");
 	if (admin_answers(fn))
 		return test_fail("the function is not in the error state");
 	return 0;
@@ -222,11 +222,12 @@ EXPORT_SYMBOL_GPL(test_break);
 /**
  * test_recover() - let the kernel recover the function after test_break()
  * @fn: the function
- * @ret: the result up to now; the recovery is waited for if it is 0
+ * @ret: the result so far; if it is 0, wait for the recovery
  *
- * The error does not count any more.
+ * Resets the count of error events.
  *
- * Returns: that result, or that of the recovery: 0 or a failed test
+ * Returns: @ret unless it is 0, then the result of the recovery: 0 or a failed
+ * test
  */
 int test_recover(struct test_function *fn, int ret)
 {
@@ -239,14 +240,14 @@ int test_recover(struct test_function *fn, int ret)
 EXPORT_SYMBOL_GPL(test_recover);
 
 /**
- * test_expect_gone() - the device does not reach what was unmapped
+ * test_expect_gone() - check that the device cannot reach an unmapped page
  * @dom: the domain that it is attached to
  * @queue: the queue's pages
- * @page: what was mapped
- * @iova: where
+ * @page: the page that was mapped
+ * @iova: where it was mapped
  *
- * That is an error event, which does not count; the controller runs anew when
- * the function was recovered from it.
+ * The attempt causes an error event, which is not counted. The controller is
+ * started again after the recovery.
  *
  * Returns: 0 or a failed test
  */
@@ -258,12 +259,12 @@ int test_expect_gone(struct test_domain *dom, struct test_queue *queue,
 	page_poison(page);
 	reinit_completion(&dom->fn->resumed);
 	/*
-	 * The emulator's controller takes a page that it could not write for written,
-	 * and says so if the function was recovered by then.
+	 * The emulated controller ignores that it could not write the page, and
+	 * reports success if the function has been recovered by then.
 	 */
 	admin_identify(dom->fn, iova);
 	if (!page_is_poison(page))
-		return test_fail("DMA to %pad was let through after the unmap", &iova);
+		return test_fail("DMA to %pad succeeded after the unmap", &iova);
 	ret = test_wait_recovery(dom->fn);
 	atomic_set(&dom->fn->errors, 0);
 	return ret ? ret : test_domain_start(dom, queue);

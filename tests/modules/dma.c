@@ -92,8 +92,9 @@ static int test_dma(void)
 
 #define MOVES 200
 
-/* Where the device has been, another page takes the place of the first one, again
- * and again: the device must write to that.
+/*
+ * Maps another page at an IOVA that the device has used, again and again: the
+ * device must always write to the new page.
  */
 static int test_stale(void)
 {
@@ -105,8 +106,9 @@ static int test_stale(void)
 	return ret;
 }
 
-/* The machine refuses what the device tries; nothing is written; after the
- * reset that the error event leads to, the function works on its domain.
+/*
+ * The machine must refuse the DMA: nothing is written, and the error event
+ * leads to a recovery of the function.
  */
 static int expect_refused(dma_addr_t iova)
 {
@@ -114,29 +116,29 @@ static int expect_refused(dma_addr_t iova)
 
 	page_poison(dom.data);
 	reinit_completion(&fn->resumed);
-	/* For what a completion says see test_expect_gone(). */
+	/* The completion may report success, see test_expect_gone(). */
 	admin_identify(fn, iova);
 	if (!page_is_poison(dom.data))
-		return test_fail("DMA to %pad was let through", &iova);
+		return test_fail("DMA to %pad succeeded", &iova);
 	ret = test_wait_recovery(fn);
 	if (!ret && !page_is_poison(dom.data))
-		ret = test_fail("the page was written to, late");
+		ret = test_fail("the page was written to after the access was refused");
 	return ret;
 }
 
-/* Recovered as it is: populated, attached, reset. */
+/* A recovery resets the function while a populated domain is attached. */
 static int expect_recovered(void)
 {
 	int ret = start();
 
 	if (!ret)
 		ret = test_domain_check(&dom);
-	return ret ? test_fail("after the recovery the function's DMA does not work") : 0;
+	return ret ? test_fail("DMA does not work after the recovery") : 0;
 }
 
 TEST_CALL(unmapped, expect_refused(data_iova(fn) + SZ_1M))
 
-/* The device has used the page of data, which is unmapped now. */
+/* The device has used the data page, which is unmapped now. */
 static int expect_data_gone(void)
 {
 	if (test_is_calm())
@@ -152,7 +154,7 @@ static int test_unmapped_again(void)
 	return ret ? ret : expect_data_gone();
 }
 
-/* The device has used the mapping of this page, and must not have it any more. */
+/* The device has used the mapping of this page, and must have forgotten it. */
 static int expect_gone(void *page, dma_addr_t iova)
 {
 	if (test_is_calm())
@@ -170,7 +172,7 @@ static int test_full_flush(void)
 
 #define RUN_OF_PAGES 16
 
-/* Of a run of pages the device has used the last one. */
+/* Maps a run of pages, of which the device uses the last one. */
 static int check_run(void *memory)
 {
 	dma_addr_t iova = data_iova(fn) + SZ_1M;
@@ -239,9 +241,10 @@ static int test_read_only_recovery(void)
 	return ret ? ret : expect_recovered();
 }
 
-/* The domain's table reaches further than the function: such an IOVA may be
- * mapped, for another function; this one does not see it, nor does it get a
- * refresh for it. The emulator drops DMA there without an error event.
+/*
+ * The domain's table reaches beyond the function's window. An IOVA there may be
+ * mapped for another function. This function cannot reach it, and is not
+ * refreshed for it. The emulator drops DMA there without an error event.
  */
 static int test_outside_window(void)
 {
@@ -263,8 +266,9 @@ static int test_outside_window(void)
 	return ret ? ret : test_dma();
 }
 
-/* DMA to a large mapping lands at the right offset, also on the last page, and
- * nowhere once it was unmapped.
+/*
+ * DMA to a large mapping reaches the right offset, also in the last page, and
+ * reaches nothing after the unmap.
  */
 static int check_large(void *memory, size_t size)
 {
@@ -282,7 +286,7 @@ static int check_large(void *memory, size_t size)
 	return ret ? ret : expect_gone(memory + size - PAGE_SIZE, iova + size - PAGE_SIZE);
 }
 
-/* Large pages of 1 MiB, where there are any, and pages */
+/* With large pages of 1 MiB, if there are any, and with small pages */
 static int check_both(void *memory)
 {
 	int ret = check_large(PTR_ALIGN(memory, SZ_1M), SZ_2M);
@@ -292,7 +296,7 @@ static int check_both(void *memory)
 
 TEST_CALL(large, with_memory(SZ_4M, check_both))
 
-/* A blocked function's DMA goes nowhere, whether or not that is an error. */
+/* DMA of a blocked function reaches nothing, with or without an error event. */
 static int test_blocked(void)
 {
 	int ret = test_domain_check(&dom);
@@ -300,10 +304,10 @@ static int test_blocked(void)
 	test_detach(&dom);
 	page_poison(dom.data);
 	if (!ret && !admin_identify(fn, data_iova(fn)))
-		ret = test_fail("a blocked function's DMA was let through");
+		ret = test_fail("DMA of a blocked function succeeded");
 	if (!ret && !page_is_poison(dom.data))
 		ret = test_fail("a blocked function wrote to memory");
-	/* Back from whatever state that led to */
+	/* Recover from whatever state this led to */
 	if (!ret)
 		ret = test_recover_if_broken(fn);
 	if (test_replace(&dom))

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
  * Suite "failing": every allocation of a call fails in turn, the first, the
- * second, and so on, until the call needs no more. A call that fails must return
- * -ENOMEM and leave everything unchanged.
+ * second, and so on, until the call needs no more. A call that fails must
+ * return -ENOMEM and leave everything unchanged.
  */
 #define pr_fmt(fmt) "failing: " fmt
 
@@ -11,9 +11,9 @@
 
 #include "iommu_test.h"
 
-/* No memory is touched, so that any address does; no large page fits it. */
+/* No memory is accessed, so any address will do; no large page fits it. */
 #define PHYS	(SZ_256M + SZ_4K)
-/* No call here allocates more often. */
+/* No call here makes more allocations. */
 #define MOST	2000
 
 static struct test_function *fn;
@@ -22,11 +22,12 @@ static struct test_domain pair[2];
 
 /**
  * struct failing_call - a call that allocates
- * @prepare: before each call: 0 or a failed test
- * @run: makes the call; 0, or what it returned
- * @undo: undoes one that succeeded: 0 or a failed test, if it did not do all
- * @check: after one that failed: 0 or a failed test
- * @may_need_none: whether it may do without any allocation
+ * @prepare: called before each call; returns 0 or a failed test
+ * @run: makes the call; returns 0 or its error
+ * @undo: undoes a successful call; returns 0, or a failed test if the call was
+ *	incomplete
+ * @check: called after a failed call; returns 0 or a failed test
+ * @may_need_none: whether the call may succeed without any allocation
  */
 struct failing_call {
 	int (*prepare)(void);
@@ -38,7 +39,7 @@ struct failing_call {
 
 #ifdef CONFIG_FAULT_INJECTION
 
-/* Whether the allocation was reached; then it has failed. */
+/* Returns whether the call got to this allocation, which then failed. */
 static bool run_failing(const struct failing_call *call, unsigned int nth, int *ret)
 {
 	unsigned int left;
@@ -60,7 +61,7 @@ static int check_failed(const struct failing_call *call, unsigned int nth, int r
 	return ret;
 }
 
-/* A call may do without what it did not get, but not without everything. */
+/* A call may succeed although an allocation failed, but not every time. */
 static int fail_each(const struct failing_call *call)
 {
 	unsigned int nth, failed = 0;
@@ -82,13 +83,13 @@ static int fail_each(const struct failing_call *call)
 			return ret;
 	}
 	if (nth == MOST)
-		return test_fail("there is no end of allocations");
+		return test_fail("the call makes too many allocations");
 	if (ret)
-		return test_fail("no allocation failed any more: error %d", ret);
+		return test_fail("no allocation failed, but the call did: error %d", ret);
 	ret = call->undo();
 	if (ret)
 		return ret;
-	pr_info("%u allocations, the call failed with %u of them\n", nth - 1, failed);
+	pr_info("%u allocations, the call failed without %u of them\n", nth - 1, failed);
 	if (!failed && !call->may_need_none)
 		return test_fail("the call never failed");
 	return 0;
@@ -108,7 +109,7 @@ static int nothing(void)
 	return 0;
 }
 
-/* Making a domain */
+/* Allocating a domain */
 
 static struct iommu_domain *domain;
 
@@ -133,7 +134,7 @@ static int test_domains(void)
 	return fail_each(&call);
 }
 
-/* Maps on a domain without anything in it, not even a table that was emptied */
+/* Maps on a new domain, which does not have any tables to reuse */
 
 static size_t size;
 
@@ -161,7 +162,7 @@ static int new_domain(void)
 	return alloc_domain() ? test_fail("no domain") : 0;
 }
 
-/* Neither is there anything, nor does anything keep a map from succeeding. */
+/* Nothing is mapped, and nothing prevents another map. */
 static int check_nothing(void)
 {
 	dma_addr_t iova;
@@ -172,7 +173,7 @@ static int check_nothing(void)
 			return test_fail("%pad is mapped after the map failed", &iova);
 	ret = map();
 	if (ret)
-		return test_fail("a map after one that failed: error %d", ret);
+		return test_fail("map after a failed map: error %d", ret);
 	return unmap();
 }
 
@@ -187,7 +188,7 @@ static int fail_maps(size_t bytes)
 TEST_CALL(page, fail_maps(SZ_4K))
 TEST_CALL(run_of_pages, fail_maps(SZ_16M + SZ_64K))
 
-/* Segments that lie far apart in memory, and a region of IOVAs next to another */
+/* Segments far apart in memory, mapped across the end of a region */
 static struct scatterlist segments[3];
 
 static int map_segments(void)
@@ -230,7 +231,7 @@ static int test_segments(void)
 	return fail_each(&call);
 }
 
-/* Attaching: the function stays where it was, and at work */
+/* Attaching: after a failure the function still works on its old domain */
 
 TEST_SETUP(two_domains, test_pair_claim_mapped(pair, fn, &queue), test_pair_release(pair));
 
@@ -279,7 +280,7 @@ static int test_first_attach(void)
 	return fail_each(&call);
 }
 
-/* A domain that another function's deeper window makes deeper */
+/* A domain that grows for another function with a larger window */
 
 static struct test_domain view;
 
@@ -303,7 +304,7 @@ static int test_widen(void)
 	int ret;
 
 	if (!deep || deep->last <= pair[0].domain->geometry.aperture_end)
-		return test_skip("no function has a deeper window than the first");
+		return test_skip("no second function needs a deeper table");
 	view = pair[0];
 	view.fn = deep;
 	ret = test_start_on(&pair[0], &queue);

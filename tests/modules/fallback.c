@@ -11,7 +11,7 @@ static struct test_queue queue;
 static struct test_domain pair[2];
 static void *left;
 
-/* What a machine may say to an operation that it does not know */
+/* Statuses that a machine may return for an unsupported operation */
 static const u8 for_good[] = { 16, 20, 24, 28 };
 
 static int begin(void)
@@ -22,7 +22,7 @@ static int begin(void)
 static void end(void)
 {
 	inject_reset();
-	/* What was learned is forgotten. */
+	/* A reset makes the driver forget what it learned. */
 	admin_stop(fn);
 	test_detach(&pair[0]);
 	test_reset(fn);
@@ -43,7 +43,7 @@ static void no_reregistration(u8 status)
 	inject_refuse_as(fn, BIT(FC_REREGISTER), 1, status);
 }
 
-/* On the first domain, and which table that is */
+/* Attaches the first domain, and returns which table it has. */
 static int attach_first(u64 *table)
 {
 	int ret = test_attach(&pair[0]);
@@ -69,12 +69,13 @@ static int attach_without(u8 status)
 	page_poison(other->data);
 	ret = test_expect_on(&pair[0], &queue);
 	if (!ret && !page_is_poison(other->data))
-		ret = test_fail("another domain's page was written to");
+		ret = test_fail("the other domain's page was written to");
 	return ret;
 }
 
-/* After a reset, on the first domain: the driver knows by now that the machine
- * refuses re-registration.
+/*
+ * Resets the function and attaches the first domain. After this the driver
+ * knows that the machine refuses re-registration.
  */
 static int learn_refusal(void)
 {
@@ -103,7 +104,7 @@ static int test_first_attach(void)
 	return ret;
 }
 
-/* From the empty table, which is registered */
+/* From blocked: the empty table is registered */
 static int test_from_blocked(void)
 {
 	unsigned int i;
@@ -147,7 +148,7 @@ static int test_block(void)
 	return ret;
 }
 
-/* There and back again, on a machine that has never known it */
+/* Attach and block in turn, on a machine that has never supported it */
 static int test_without_for_long(void)
 {
 	unsigned int i;
@@ -174,9 +175,9 @@ static int test_learned_once(void)
 	test_detach(&pair[0]);
 	ret = test_attach(&pair[0]);
 	if (!ret && asked_for(FC_REREGISTER))
-		ret = test_fail("asked again for what the machine does not know");
+		ret = test_fail("the driver tried an unsupported re-registration again");
 	inject_reset();
-	/* The machine may be another one after a reset. */
+	/* The machine may be a different one after a reset. */
 	if (!ret)
 		ret = test_reset(fn);
 	if (!ret)
@@ -184,11 +185,11 @@ static int test_learned_once(void)
 	if (!ret)
 		ret = test_attach(&pair[0]);
 	if (!ret && !asked_for(FC_REREGISTER))
-		ret = test_fail("a reset does not make it forget");
+		ret = test_fail("the driver does not try again after a reset");
 	return ret ? ret : test_expect_on(&pair[0], &queue);
 }
 
-/* Another function knows nothing of it. */
+/* What is learned for one function does not apply to another. */
 static int test_per_function(void)
 {
 	struct test_function *second = test_function(1);
@@ -208,20 +209,20 @@ static int test_per_function(void)
 	inject_reset();
 	ret = test_attach(&view);
 	if (!ret && !asked_for(FC_REREGISTER))
-		ret = test_fail("the second function pays for the first one");
+		ret = test_fail("the second function is not re-registered either");
 	test_detach(&view);
 	test_release(second);
 	return ret;
 }
 
-/* To identity and back: the table is taken away in between */
+/* To identity and back: the table is deregistered in between */
 static int test_identity(void)
 {
 	struct iommu_domain *identity = test_identity_domain(fn);
 	int ret;
 
 	if (IS_ERR(identity))
-		return test_skip("this function has to translate");
+		return test_skip("this function must translate");
 	ret = test_reset(fn);
 	if (!ret)
 		ret = attach_without(20);
@@ -239,7 +240,7 @@ static int test_identity(void)
 
 static int test_both_refused(void)
 {
-	/* What other tests made it learn is forgotten. */
+	/* The driver forgets what it learned in other tests. */
 	int ret = test_reset(fn), failed;
 
 	if (!ret)
@@ -252,10 +253,10 @@ static int test_both_refused(void)
 	failed = test_replace(&pair[1]);
 	inject_reset();
 	if (!failed)
-		return test_fail("the machine refused, the attach says that it succeeded");
+		return test_fail("the attach succeeded although the machine refused");
 	ret = test_expect_running(&pair[0]);
 	if (!ret && test_replace(&pair[1]))
-		ret = test_fail("the attach fails when it is not refused");
+		ret = test_fail("the attach fails although it is not refused");
 	return ret ? ret : test_expect_running(&pair[1]);
 }
 
@@ -264,9 +265,11 @@ static void refuse_refreshes(void)
 	inject_refuse_refresh(fn, -ENOMEM, 1000);
 }
 
-/* The new table is refused when the old one is gone already. That one is
- * registered again, and there are no resources to refresh what it maps: a machine
- * that shadows tables knows nothing of them until a later refresh.
+/*
+ * The machine refuses the new table after the old one was deregistered. The old
+ * table is registered again, but there are no resources to refresh its
+ * mappings: a machine that shadows tables does not know them until a later
+ * refresh.
  */
 static int test_put_back_without_resources(void)
 {
@@ -285,9 +288,9 @@ static int test_put_back_without_resources(void)
 	if (!inject_pause_end())
 		ret = test_fail("the old table was not registered again");
 	else if (!failed)
-		ret = test_fail("the machine refused, the attach says that it succeeded");
+		ret = test_fail("the attach succeeded although the machine refused");
 	else if (!inject_refused())
-		ret = test_fail("what the old table maps was not refreshed");
+		ret = test_fail("the mappings of the old table were not refreshed");
 	else if (inject_table() != table || test_current(fn) != pair[0].domain)
 		ret = test_fail("table %#llx is registered, not %#llx", inject_table(), table);
 	inject_reset();
@@ -296,7 +299,7 @@ static int test_put_back_without_resources(void)
 	return ret ? ret : test_expect_on(&pair[0], &queue);
 }
 
-/* A refused refresh says nothing of re-registration. */
+/* A refused refresh does not mean that re-registration is refused. */
 static int test_refresh_teaches_nothing(void)
 {
 	u64 table;
@@ -319,12 +322,13 @@ static int test_refresh_teaches_nothing(void)
 	if (!ret)
 		ret = test_attach(&pair[0]);
 	if (!ret && !asked_for(FC_REREGISTER))
-		ret = test_fail("it learned from a refresh not to re-register");
+		ret = test_fail("a refused refresh made the driver stop re-registering");
 	return ret ? ret : test_expect_on(&pair[0], &queue);
 }
 
-/* An attach that ended between two instructions, as the function was in a state
- * in which it does no DMA: there is nothing to be deregistered.
+/*
+ * An attach that ended between two instructions, because the function was in a
+ * state in which it does no DMA: nothing is left to deregister.
  */
 static int test_nothing_to_deregister(void)
 {
@@ -338,11 +342,11 @@ static int test_nothing_to_deregister(void)
 	if (ret)
 		ret = test_fail("attach: error %d", ret);
 	else if (asked_for(FC_DEREGISTER) != 1)
-		ret = test_fail("%u deregistrations by the attach", asked_for(FC_DEREGISTER));
+		ret = test_fail("the attach issued %u deregistrations", asked_for(FC_DEREGISTER));
 	inject_reset();
 	test_detach(&pair[1]);
 	if (!ret && asked_for(FC_DEREGISTER))
-		ret = test_fail("deregistered what is not registered");
+		ret = test_fail("a function without a table was deregistered");
 	if (!ret)
 		ret = test_reset(fn);
 	if (!ret)
@@ -350,7 +354,8 @@ static int test_nothing_to_deregister(void)
 	return ret ? ret : test_expect_on(&pair[0], &queue);
 }
 
-/* Answers that say what state the function is in: the attach counts, and a
+/*
+ * Results that report the state of the function: the attach succeeds, and a
  * reset registers what was attached.
  */
 static const struct {
@@ -370,9 +375,9 @@ static int attach_in_state(u8 cc, u8 status, bool fresh)
 	if (ret)
 		ret = test_fail("cc %u, status %u: attach: error %d", cc, status, ret);
 	else if (!inject_refused())
-		ret = test_fail("the attach asked for nothing that could be refused");
+		ret = test_fail("the attach issued no instruction that could be refused");
 	else if (test_current(fn) != pair[0].domain)
-		ret = test_fail("the core has another domain");
+		ret = test_fail("the core has another domain attached");
 	inject_reset();
 	if (!ret)
 		ret = test_reset(fn);
@@ -410,19 +415,20 @@ static int test_reset_refresh(void)
 	if (!inject_refused())
 		ret = test_skip("this driver refreshes nothing at a reset");
 	else if (ret)
-		ret = test_fail("reset: error %d where only a refresh was refused", ret);
+		ret = test_fail("reset: error %d although only a refresh was refused", ret);
 	else if (!zdev_enabled(zdev))
 		ret = test_fail("the function is disabled");
 	else if (inject_table() != table)
 		ret = test_fail("table %#llx is registered, not %#llx", inject_table(), table);
 	inject_reset();
 	if (ret != TEST_SKIPPED && test_reset(fn))
-		return test_fail("the function cannot be reset any more");
+		return test_fail("the function can no longer be reset");
 	return ret ? ret : test_expect_on(&pair[0], &queue);
 }
 
-/* Recovery without a reset, and whether the machine is asked for anything then;
- * an attach may have been refused before.
+/*
+ * Recovers the function without a reset, and checks whether this issues any
+ * instructions. An attach may have been refused before.
  */
 static int expect_asked(bool missed, bool refused)
 {
@@ -444,7 +450,7 @@ static int expect_asked(bool missed, bool refused)
 	if (!ret && refused) {
 		inject_refuse(fn, FC_ATTACH);
 		if (!test_replace(&pair[1]))
-			ret = test_fail("the machine refused, the attach says that it succeeded");
+			ret = test_fail("the attach succeeded although the machine refused");
 	}
 	inject_reset();
 	ret = test_recover(fn, ret);
@@ -455,8 +461,8 @@ static int expect_asked(bool missed, bool refused)
 	if (!ret && atomic_read(&fn->resets))
 		ret = test_fail("the function was reset");
 	if (!ret && (!registrations == missed || !counts.refreshes == missed))
-		ret = test_fail("%u registrations, %u refreshes, and %s was missed", registrations,
-				counts.refreshes, missed ? "an unmap" : "nothing");
+		ret = test_fail("%u registrations, %u refreshes although %s was missed",
+				registrations, counts.refreshes, missed ? "an unmap" : "nothing");
 	return ret ? ret : test_expect_on(&pair[0], &queue);
 }
 
@@ -493,4 +499,4 @@ static const struct test_case cases[] = {
 	{}
 };
 
-TEST_SUITE(fallback, "Tests of machines that know or grant less", cases, &fn, &queue);
+TEST_SUITE(fallback, "Tests of machines that support less, or refuse more", cases, &fn, &queue);

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * Suite "flush": which refreshes flushes issue, how many, and what happens after
- * a refused flush: a later one makes up for it, and nothing that the machine may
- * still walk is freed before that.
+ * Suite "flush": which refreshes flushes issue, how many, and what happens
+ * after a refused flush: a later one makes up for it, and nothing that the
+ * machine may still walk is freed before that.
  */
 #define pr_fmt(fmt) "flush: " fmt
 
@@ -15,19 +15,19 @@
 #include "iommu-pages.h"
 #include "iommu_test.h"
 
-/* No device touches it, so that any address does; not one inside a large page. */
+/* No device accesses it, so any address will do; no large page fits it. */
 #define PHYS	0x10001000UL
 
-/* More refusals than any flush may ask for */
+/* More than the refreshes of any flush */
 #define ALL	100000
 
-/* For a flush, whatever was unmapped */
+/* Limit for one flush, whatever was unmapped */
 #define MOST_REFRESHES	10
 
 static struct test_function *fn;
 static struct test_queue queue;
 static struct test_domain pair[2];
-/* The first one, which the function is on */
+/* The first one, which the function is attached to */
 static struct test_domain *const dom = &pair[0];
 static struct inject_step steps[INJECT_STEPS];
 
@@ -37,7 +37,7 @@ static int begin(void)
 
 	if (ret)
 		return ret;
-	/* Which table the machine has is known from the attach. */
+	/* The attach shows which table is registered. */
 	ret = test_run_on(dom, &queue);
 	if (ret)
 		test_pair_release(pair);
@@ -66,7 +66,7 @@ static int unmap(dma_addr_t iova, size_t size, bool queued)
 	return done == size ? 0 : test_fail("%zu bytes at %pad were unmapped", done, &iova);
 }
 
-/* The same while the machine refuses every refresh */
+/* Unmaps while the machine refuses every refresh. */
 static int unmap_refused(dma_addr_t iova, size_t size, bool queued, int error)
 {
 	bool refused;
@@ -77,11 +77,11 @@ static int unmap_refused(dma_addr_t iova, size_t size, bool queued, int error)
 	refused = inject_refused();
 	inject_reset();
 	if (!ret && !refused)
-		ret = test_fail("nothing was asked for that could be refused");
+		ret = test_fail("no instruction was issued that could be refused");
 	return ret;
 }
 
-/* Whether what was recorded, and not refused, covers a range */
+/* Whether a refresh that was recorded and not refused covers the range */
 static bool is_covered(dma_addr_t iova, size_t size)
 {
 	unsigned int i, count = inject_steps(steps);
@@ -93,19 +93,20 @@ static bool is_covered(dma_addr_t iova, size_t size)
 	return false;
 }
 
-/* The device has used the mapping; it must not have it any more. */
+/* The device has used the mapping, and must have forgotten it. */
 static int expect_gone(dma_addr_t iova)
 {
 	return test_expect_gone(dom, &queue, dom->data, iova);
 }
 
-/* The price of a full flush */
+/* The cost of a full flush */
 
-/* What the last one of these asked for */
+/* Instructions of the last full flush */
 static struct inject_counts counts;
 
-/* Pages at equal distances: how many RPCITs the flush of all takes, while so
- * many are refused for want of resources.
+/*
+ * Unmaps pages at equal distances, and counts the RPCITs of the full flush that
+ * follows. The machine refuses the given number of them for lack of resources.
  */
 static int flush_scattered(unsigned int count, size_t stride, unsigned int refusals,
 			   unsigned int most)
@@ -114,7 +115,7 @@ static int flush_scattered(unsigned int count, size_t stride, unsigned int refus
 	unsigned int i;
 	int ret = 0;
 
-	/* Off the pages of the device */
+	/* Away from the pages that the device uses */
 	dma_addr_t corner = fn->first + SZ_64K;
 
 	if (corner + count * stride - 1 > fn->last)
@@ -130,10 +131,10 @@ static int flush_scattered(unsigned int count, size_t stride, unsigned int refus
 	iommu_put_pages_list(&gather.freelist);
 	counts = inject_counts();
 	inject_reset();
-	/* What was refused is not left for the next test. */
+	/* Do not leave refused refreshes to the next test. */
 	iommu_flush_iotlb_all(dom->domain);
 	if (!ret && !counts.refreshes)
-		ret = test_fail("the flush asked for nothing");
+		ret = test_fail("the flush issued no refresh");
 	if (!ret && counts.refreshes > most)
 		ret = test_fail("the flush of %u pages took %u refreshes, not %u at most",
 				count, counts.refreshes, most);
@@ -145,7 +146,7 @@ TEST_CALL(1024, flush_scattered(1023, SZ_2M, 0, MOST_REFRESHES))
 TEST_CALL(512_no_resources, flush_scattered(511, SZ_4M, ALL, 2))
 TEST_CALL(no_resources_once, flush_scattered(511, SZ_4M, 1, MOST_REFRESHES))
 
-/* How long an interrupt of the CPU that flushes has to wait, at most */
+/* The maximum latency of interrupts on the CPU that flushes */
 struct patience {
 	struct task_struct *task;
 	int cpu;
@@ -177,16 +178,16 @@ static int patience_start(struct patience *patience)
 	*patience = (struct patience) { .cpu = raw_smp_processor_id() };
 	there = cpumask_any_but(cpu_online_mask, patience->cpu);
 	if (there >= nr_cpu_ids)
-		return test_skip("there is one CPU only");
+		return test_skip("there is only one CPU");
 	patience->task = kthread_create(interrupt, patience, "iommu_test");
 	if (IS_ERR(patience->task))
-		return test_fail("no thread");
+		return test_fail("cannot create a thread");
 	kthread_bind(patience->task, there);
 	wake_up_process(patience->task);
 	return 0;
 }
 
-/* What is judged is a count; the time is for the reader, as the host is busy. */
+/* Checks a count. The time is only logged, because the host may be busy. */
 static int test_interrupts(void)
 {
 	struct patience patience;
@@ -225,14 +226,14 @@ static int test_map_no_resources(void)
 		asked += steps[i].refused;
 	inject_reset();
 	if (ret != -ENOMEM)
-		return test_fail("map: %d where there is no resources, not ENOMEM", ret);
+		return test_fail("map without resources: %d, not ENOMEM", ret);
 	if (asked > 2 || iommu_iova_to_phys(dom->domain, iova))
-		return test_fail("%u refreshes, and the mapping is %s", asked,
-				 asked > 2 ? "tried again" : "there");
+		return test_fail("%u refreshes, and the map was %s", asked,
+				 asked > 2 ? "tried again" : "not undone");
 	return test_expect_running(dom);
 }
 
-/* A map that allows nothing is none. */
+/* A map without permissions is refused. */
 static int test_map_nothing(void)
 {
 	static const size_t sizes[] = { SZ_4K, SZ_64K, SZ_1M };
@@ -252,7 +253,7 @@ static int test_map_nothing(void)
 			return test_fail("map of %zu bytes, prot %#x: %d, not EINVAL",
 					 size, prot, ret);
 		if (iommu_iova_to_phys(dom->domain, iova))
-			return test_fail("map failed and left a translation");
+			return test_fail("the failed map left a translation");
 	}
 	return 0;
 }
@@ -261,7 +262,7 @@ static int test_map_nothing(void)
 
 #define CHUNKS 160
 
-/* Each MiB by itself: a chunk, wherever chunks are counted from. */
+/* Each MiB in turn, which covers every chunk, wherever chunks start */
 static int test_every_chunk(void)
 {
 	dma_addr_t iova;
@@ -275,7 +276,7 @@ static int test_every_chunk(void)
 		if (!ret)
 			ret = unmap(iova, PAGE_SIZE, true);
 		if (!ret && !is_covered(iova, PAGE_SIZE))
-			ret = test_fail("the flush left chunk %u out", i);
+			ret = test_fail("the flush skipped chunk %u", i);
 	}
 	return ret;
 }
@@ -301,7 +302,7 @@ static int test_half_of_chunks(void)
 	return ret;
 }
 
-/* Two unmaps, one sync: in either order, all of it. */
+/* Two unmaps and one sync: in either order, both are refreshed. */
 static int sync_two(dma_addr_t one, dma_addr_t other)
 {
 	struct iommu_iotlb_gather gather;
@@ -317,7 +318,7 @@ static int sync_two(dma_addr_t one, dma_addr_t other)
 	iommu_unmap_fast(dom->domain, other, PAGE_SIZE, &gather);
 	iommu_iotlb_sync(dom->domain, &gather);
 	if (!is_covered(one, PAGE_SIZE) || !is_covered(other, PAGE_SIZE))
-		return test_fail("of two unmaps one was not refreshed");
+		return test_fail("one of the two unmaps was not refreshed");
 	return 0;
 }
 
@@ -333,14 +334,14 @@ static int test_two_unmaps(void)
 	return ret;
 }
 
-/* A refused flush is made up for. */
+/* A later flush makes up for a refused one. */
 
 static void flush_again(void)
 {
 	iommu_flush_iotlb_all(dom->domain);
 }
 
-/* A strict unmap of something else */
+/* A strict unmap of another range */
 static void unmap_other(void)
 {
 	dma_addr_t iova = data_iova(fn) + SZ_32M;
@@ -361,7 +362,7 @@ static int make_up(bool queued, int error, void (*next)(void))
 	inject_record(fn);
 	next();
 	if (!is_covered(iova, PAGE_SIZE))
-		return test_fail("the refused refresh is forgotten");
+		return test_fail("the refused refresh was not repeated");
 	return expect_gone(iova);
 }
 
@@ -372,14 +373,14 @@ TEST_CALL(unmap_then_unmap, make_up(false, -EIO, unmap_other))
 TEST_CALL(no_resources_then_flush, make_up(true, -ENOMEM, flush_again))
 TEST_CALL(no_resources_then_unmap, make_up(false, -ENOMEM, unmap_other))
 
-/* Tables: a reference of ours shows whether the driver has dropped its own. */
+/* Tables: the test holds a reference, to see if the driver drops its own. */
 
 static u64 entry_of(u64 table, u64 index)
 {
 	return READ_ONCE(((u64 *)phys_to_virt(table))[index]);
 }
 
-/* The page table for an IOVA, as the machine finds it */
+/* Gets a reference to the page table of an IOVA, walking like the machine. */
 static struct page *hold_table(dma_addr_t iova)
 {
 	u64 iota = inject_table();
@@ -400,7 +401,7 @@ static bool is_given_back(struct page *page)
 	return page_ref_count(page) == 1;
 }
 
-/* Where there is a table that nothing else is mapped by */
+/* An IOVA whose page table maps nothing else */
 static dma_addr_t own_mib(void)
 {
 	return fn->first + SZ_16M;
@@ -419,7 +420,7 @@ static int free_domain(void)
 	return ret;
 }
 
-/* C frees tables with the domain only. */
+/* The driver in C frees tables only with the domain. */
 static int lose_table(bool queued, int error, bool frees)
 {
 	struct page *page;
@@ -430,17 +431,17 @@ static int lose_table(bool queued, int error, bool frees)
 		return ret;
 	page = table ? hold_table(own_mib()) : NULL;
 	if (!page)
-		return test_fail("there is no table of three levels");
+		return test_fail("no table of three levels is registered");
 	ret = unmap_refused(own_mib(), SZ_1M, queued, error);
 	if (!ret && is_given_back(page))
-		ret = test_fail("a table was freed that the machine may be walking");
+		ret = test_fail("a table that the machine may still walk was freed");
 	if (!ret && !frees)
 		iommu_flush_iotlb_all(dom->domain);
 	if (!ret && frees)
 		ret = free_domain();
 	if (!ret && !is_given_back(page))
-		ret = test_fail("the table is lost: %s did not free it",
-				frees ? "the domain's end" : "the next flush");
+		ret = test_fail("the table is leaked: %s did not free it",
+				frees ? "freeing the domain" : "the next flush");
 	put_page(page);
 	return ret;
 }
@@ -453,7 +454,7 @@ TEST_CALL(tables_freed_strict, lose_table(false, -EIO, true))
 TEST_CALL(tables_freed_queued, lose_table(true, -EIO, true))
 TEST_CALL(tables_freed_no_resources, lose_table(true, -ENOMEM, true))
 
-/* Flushes may overlap; none may rest on what another has not done yet. */
+/* Flushes may overlap, but must not rely on what another has not done yet. */
 static bool is_done_meanwhile;
 
 static void flush_beside(void)
@@ -477,19 +478,19 @@ static int test_overlap(void)
 	beside = inject_pause_end();
 	inject_reset();
 	if (!ret && !beside)
-		ret = test_fail("a flush has to wait until another one is done");
+		ret = test_fail("a flush waits for another one to finish");
 	if (!ret && !is_done_meanwhile)
-		ret = test_fail("a flush returned before what it was for was refreshed");
+		ret = test_fail("a flush returned before its range was refreshed");
 	return ret ? ret : expect_gone(data_iova(fn));
 }
 
-/* Attach and block: no more than what is mapped */
+/* Attach and block refresh no more than what is mapped. */
 
 static int expect_no_refresh(const char *what)
 {
 	unsigned int asked = inject_counts().refreshes;
 
-	return asked ? test_fail("%s: %u refreshes, nothing is mapped", what, asked) : 0;
+	return asked ? test_fail("%s: %u refreshes although nothing is mapped", what, asked) : 0;
 }
 
 static int test_attach_empty(void)
@@ -507,7 +508,7 @@ static int test_attach_empty(void)
 	return ret ? ret : expect_no_refresh("block");
 }
 
-/* Two spans far apart, each with less than a granule around what is mapped */
+/* Two ranges far apart: refreshes cover them, and little else. */
 static int expect_spans(dma_addr_t near, dma_addr_t far)
 {
 	unsigned int i, count = inject_steps(steps);
@@ -516,7 +517,7 @@ static int expect_spans(dma_addr_t near, dma_addr_t far)
 	for (i = 0; i < count; i++)
 		bytes += steps[i].operation ? 0 : steps[i].size;
 	if (!is_covered(near, PAGE_SIZE) || !is_covered(far, PAGE_SIZE))
-		return test_fail("what is mapped was not refreshed");
+		return test_fail("a mapped page was not refreshed");
 	if (bytes > SZ_64M)
 		return test_fail("%llu MiB were refreshed for a few pages", bytes / SZ_1M);
 	return 0;
@@ -576,4 +577,4 @@ static const struct test_case cases[] = {
 	{}
 };
 
-TEST_SUITE(flush, "Tests of flushes and of what they cost", cases, &fn, &queue);
+TEST_SUITE(flush, "Tests of flushes and their cost", cases, &fn, &queue);

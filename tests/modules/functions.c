@@ -2,9 +2,9 @@
 /*
  * The functions under test, and domains for them.
  *
- * Our own driver is bound to them (by driver_override), as the IOMMU API expects
- * of its callers. It lets the kernel reset the function when an error event is
- * reported.
+ * Our own driver is bound to them (by driver_override), as the IOMMU API
+ * expects of its callers. It lets the kernel reset the function when an error
+ * event is reported.
  */
 #define pr_fmt(fmt) "iommu_test: " fmt
 
@@ -16,8 +16,9 @@
 #include "internal.h"
 
 #include "iommu-pages.h"
-/* iommu_replace_group_handle() is for iommufd, the one way from a domain to
- * another without a stop at the blocked one.
+/*
+ * For iommu_replace_group_handle(), which iommufd uses. It is the only way from
+ * one domain to another that does not go through the blocked domain.
  */
 #include "iommu-priv.h"
 
@@ -27,10 +28,10 @@
 static struct test_function *functions[TEST_MAX_FUNCTIONS];
 
 /**
- * test_function() - a function under test
- * @index: which, in the order of addresses
+ * test_function() - get a function under test
+ * @index: its index, in the order of addresses
  *
- * Returns: the function, NULL if there are not so many
+ * Returns: the function, or NULL if there are fewer
  */
 struct test_function *test_function(unsigned int index)
 {
@@ -39,22 +40,23 @@ struct test_function *test_function(unsigned int index)
 EXPORT_SYMBOL_GPL(test_function);
 
 /**
- * test_sees_no_maps() - for tests of the refresh after a map
+ * test_sees_no_maps() - check whether a function needs a refresh after a map
  * @fn: the function
  *
- * Returns: 0 where the machine needs a refresh after maps, TEST_SKIPPED
- * where it sees that by itself
+ * Returns: 0 if it does, TEST_SKIPPED if the machine finds new mappings without
+ * a refresh
  */
 int test_sees_no_maps(struct test_function *fn)
 {
 	if (to_zpci(fn->pdev)->tlb_refresh)
 		return 0;
-	return test_skip("the machine sees by itself what is mapped");
+	return test_skip("the machine finds new mappings without a refresh");
 }
 EXPORT_SYMBOL_GPL(test_sees_no_maps);
 
-/* The window is what the reserved regions leave; it is taken before anything
- * is attached, to see whether it moves afterwards.
+/*
+ * The window is what the reserved regions leave. It is read before anything is
+ * attached, so that later changes are detected.
  */
 static void read_window(struct test_function *fn)
 {
@@ -155,7 +157,7 @@ static const struct pci_error_handlers test_error_handlers = {
 	.resume = on_resume,
 };
 
-/* Binds by driver_override alone. */
+/* Binds only by driver_override. */
 static const struct pci_device_id test_ids[] = { {} };
 
 static struct pci_driver test_driver = {
@@ -164,15 +166,15 @@ static struct pci_driver test_driver = {
 	.probe = test_probe,
 	.remove = test_remove,
 	.err_handler = &test_error_handlers,
-	/* The suites attach domains of their own. */
+	/* The suites attach their own domains. */
 	.driver_managed_dma = true,
 };
 
 /**
  * test_wait_recovery() - wait until the kernel has recovered the function
- * @fn: the function that made an error
+ * @fn: the function that caused an error event
  *
- * Returns: 0, or a failed test if no error event was reported in time
+ * Returns: 0, or a failed test if it is not recovered in time
  */
 int test_wait_recovery(struct test_function *fn)
 {
@@ -184,7 +186,7 @@ EXPORT_SYMBOL_GPL(test_wait_recovery);
 
 /**
  * test_recover_if_broken() - wait for the recovery of a function that may have
- *	made an error
+ *	caused an error event
  * @fn: the function
  *
  * Returns: 0 or a failed test
@@ -198,7 +200,7 @@ int test_recover_if_broken(struct test_function *fn)
 EXPORT_SYMBOL_GPL(test_recover_if_broken);
 
 /**
- * test_reset() - reset the function as sysfs would
+ * test_reset() - reset the function, like a reset through sysfs
  * @fn: the function
  *
  * Returns: 0 or a failed test
@@ -208,7 +210,7 @@ int test_reset(struct test_function *fn)
 	struct zpci_dev *zdev = to_zpci(fn->pdev);
 	int ret;
 
-	/* A reset gives up where a recovery is not quite at its end. */
+	/* A reset fails if a recovery still holds the lock at its end. */
 	mutex_lock(&zdev->state_lock);
 	mutex_unlock(&zdev->state_lock);
 	ret = pci_reset_function(fn->pdev);
@@ -217,8 +219,8 @@ int test_reset(struct test_function *fn)
 EXPORT_SYMBOL_GPL(test_reset);
 
 /**
- * test_queue_alloc() - pages for an admin queue
- * @queue: where to put them
+ * test_queue_alloc() - allocate the pages of an admin queue
+ * @queue: gets the pages
  *
  * Returns: 0 or -ENOMEM
  */
@@ -248,10 +250,10 @@ EXPORT_SYMBOL_GPL(test_queue_free);
  * test_suite() - run a suite on the first function under test
  * @name: the suite's name
  * @cases: its tests
- * @fn: where they find the function
- * @queue: where they find pages for an admin queue, or NULL
+ * @fn: is set to the function
+ * @queue: gets the pages of an admin queue, or NULL
  *
- * Returns: 0, also if tests fail, -ENODEV or -ENOMEM
+ * Returns: 0 even if tests fail, -ENODEV or -ENOMEM
  */
 int test_suite(const char *name, const struct test_case *cases,
 	       struct test_function **fn, struct test_queue *queue)
@@ -275,10 +277,10 @@ EXPORT_SYMBOL_GPL(test_suite);
 /**
  * test_map_page() - map a page for reading and writing
  * @dom: the domain
- * @iova: where
+ * @iova: its IOVA
  * @page: the page
  *
- * Returns: 0 or the core's error; the test has to say what it expected
+ * Returns: 0 or the core's error, which this function does not report
  */
 int test_map_page(struct test_domain *dom, dma_addr_t iova, void *page)
 {
@@ -289,9 +291,9 @@ EXPORT_SYMBOL_GPL(test_map_page);
 /**
  * test_unmap_page() - unmap a page if one is mapped
  * @dom: the domain
- * @iova: where
+ * @iova: its IOVA
  *
- * What is not mapped is left alone: the C driver warns of it.
+ * Does not unmap a page that is not mapped, because the driver in C would warn.
  */
 void test_unmap_page(struct test_domain *dom, dma_addr_t iova)
 {
@@ -301,13 +303,13 @@ void test_unmap_page(struct test_domain *dom, dma_addr_t iova)
 EXPORT_SYMBOL_GPL(test_unmap_page);
 
 /**
- * test_unmap_queued() - unmap as the DMA API's queue does: one flush of
- *	everything is what ends it
+ * test_unmap_queued() - unmap like the DMA API's flush queue, with a full flush
+ *	at the end
  * @domain: the domain
- * @iova: where
- * @size: how much
+ * @iova: first IOVA
+ * @size: number of bytes
  *
- * Returns: how much was unmapped
+ * Returns: the number of unmapped bytes
  */
 size_t test_unmap_queued(struct iommu_domain *domain, dma_addr_t iova, size_t size)
 {
@@ -324,9 +326,9 @@ size_t test_unmap_queued(struct iommu_domain *domain, dma_addr_t iova, size_t si
 EXPORT_SYMBOL_GPL(test_unmap_queued);
 
 /**
- * test_domain_alloc() - make an empty domain, and a page of data for it
- * @dom: where to put them
- * @fn: the function that it is for
+ * test_domain_alloc() - allocate an empty domain and its data page
+ * @dom: gets both
+ * @fn: the function that the domain is for
  *
  * Returns: 0 or a failed test
  */
@@ -344,7 +346,7 @@ int test_domain_alloc(struct test_domain *dom, struct test_function *fn)
 		return 0;
 	free_page((unsigned long)dom->data);
 	dom->data = NULL;
-	ret = test_fail("no domain: error %pe", dom->domain);
+	ret = test_fail("cannot allocate a domain: %pe", dom->domain);
 	dom->domain = NULL;
 	return ret;
 }
@@ -358,7 +360,7 @@ static int map_at(struct test_domain *dom, dma_addr_t iova, void *page)
 }
 
 /**
- * test_domain_map() - map the admin queue and the page of data
+ * test_domain_map() - map the admin queue and the data page
  * @dom: the domain
  * @queue: the queue's pages
  *
@@ -378,7 +380,7 @@ EXPORT_SYMBOL_GPL(test_domain_map);
 
 /**
  * test_domain_free() - unmap everything and free the domain
- * @dom: the domain, attached nowhere; or there is none
+ * @dom: the domain, which is not attached; may have no domain
  */
 void test_domain_free(struct test_domain *dom)
 {
@@ -395,7 +397,7 @@ EXPORT_SYMBOL_GPL(test_domain_free);
 /**
  * test_domain_start() - start the controller on the domain's admin queue
  * @dom: the domain that the function is attached to
- * @queue: the pages that are mapped there
+ * @queue: the queue's pages, mapped there
  *
  * Returns: 0 or a failed test
  */
@@ -407,7 +409,7 @@ int test_domain_start(struct test_domain *dom, struct test_queue *queue)
 EXPORT_SYMBOL_GPL(test_domain_start);
 
 /**
- * test_domain_check() - have the device write to the page of data
+ * test_domain_check() - make the device write to the data page
  * @dom: the domain that the function must be attached to
  *
  * Returns: 0 if the data arrived in this domain's page, or a failed test
@@ -419,9 +421,10 @@ int test_domain_check(struct test_domain *dom)
 EXPORT_SYMBOL_GPL(test_domain_check);
 
 /**
- * test_domain_renew() - free a domain, as the core does after a failed attach
- * @dom: the domain, attached nowhere; a new one, with nothing mapped
- * @page: what the old one had as its page of data, which stays
+ * test_domain_renew() - free a domain, as the core does after a failed attach,
+ *	and allocate another one
+ * @dom: the domain; gets the new one, with nothing mapped
+ * @page: gets the data page of the old one, which is not freed
  *
  * Returns: 0 or a failed test
  */
@@ -438,8 +441,10 @@ int test_domain_renew(struct test_domain *dom, void **page)
 }
 EXPORT_SYMBOL_GPL(test_domain_renew);
 
-/* After a test that ended in the error state, the kernel is still about to
- * reset the function: the next test must not meet that.
+/*
+ * After a test that ended in the error state, the kernel may still be about to
+ * reset the function. Waits until this is done, so that it does not affect the
+ * next test.
  */
 static void settle(struct test_function *fn)
 {
@@ -448,7 +453,7 @@ static void settle(struct test_function *fn)
 	fn->keeps_state = false;
 	while (!admin_answers(fn) && ktime_before(ktime_get(), end))
 		msleep(20);
-	/* The recovery holds the lock to its end. */
+	/* The recovery holds the lock until its end. */
 	device_lock(&fn->pdev->dev);
 	device_unlock(&fn->pdev->dev);
 	if (!admin_answers(fn))
@@ -459,10 +464,10 @@ static void settle(struct test_function *fn)
 }
 
 /**
- * test_claim() - take the function from the DMA API; it is blocked afterwards
+ * test_claim() - take the function from the DMA API, which blocks it
  * @fn: the function
  *
- * What is asked of the machine is counted anew, and not refused.
+ * Restarts the count of instructions and refuses none.
  *
  * Returns: 0 or a failed test
  */
@@ -478,7 +483,7 @@ int test_claim(struct test_function *fn)
 EXPORT_SYMBOL_GPL(test_claim);
 
 /**
- * test_release() - give the function back to the DMA API
+ * test_release() - return the function to the DMA API
  * @fn: the function
  */
 void test_release(struct test_function *fn)
@@ -488,10 +493,10 @@ void test_release(struct test_function *fn)
 EXPORT_SYMBOL_GPL(test_release);
 
 /**
- * test_replace() - attach the domain in place of what is attached
+ * test_replace() - attach the domain in place of the attached one
  * @dom: the domain
  *
- * Returns: 0 or the core's error; the test has to say what it expected
+ * Returns: 0 or the core's error, which this function does not report
  */
 int test_replace(struct test_domain *dom)
 {
@@ -501,10 +506,10 @@ int test_replace(struct test_domain *dom)
 EXPORT_SYMBOL_GPL(test_replace);
 
 /**
- * test_identity_domain() - the domain without translation
+ * test_identity_domain() - get the identity domain
  * @fn: the function
  *
- * Returns: the domain, or an error for a function that has to translate
+ * Returns: the domain, or an error for a function that must translate
  */
 struct iommu_domain *test_identity_domain(struct test_function *fn)
 {
@@ -516,9 +521,9 @@ struct iommu_domain *test_identity_domain(struct test_function *fn)
 EXPORT_SYMBOL_GPL(test_identity_domain);
 
 /**
- * test_replace_by_identity() - attach it in place of what is attached
+ * test_replace_by_identity() - attach identity in place of the attached domain
  * @fn: the function
- * @identity: what test_identity_domain() returns
+ * @identity: the domain from test_identity_domain()
  *
  * Returns: 0 or the core's error
  */
@@ -531,7 +536,7 @@ int test_replace_by_identity(struct test_function *fn, struct iommu_domain *iden
 EXPORT_SYMBOL_GPL(test_replace_by_identity);
 
 /**
- * test_attach() - the same as test_replace() where nothing else than success is expected
+ * test_attach() - call test_replace(), which must succeed
  * @dom: the domain
  *
  * Returns: 0 or a failed test
@@ -545,9 +550,9 @@ int test_attach(struct test_domain *dom)
 EXPORT_SYMBOL_GPL(test_attach);
 
 /**
- * test_start_on() - attach the domain, and start the controller there
+ * test_start_on() - attach the domain and start the controller on it
  * @dom: the domain
- * @queue: the pages that are mapped there
+ * @queue: the queue's pages, mapped there
  *
  * Returns: 0 or a failed test
  */
@@ -570,11 +575,11 @@ void test_detach(struct test_domain *dom)
 EXPORT_SYMBOL_GPL(test_detach);
 
 /**
- * test_pair_claim() - take the function, and make two empty domains for it
- * @pair: where to put the domains
+ * test_pair_claim() - claim the function and allocate two empty domains for it
+ * @pair: gets the domains
  * @fn: the function
  *
- * Returns: 0 or a failed test, and then there is nothing to release
+ * Returns: 0, or a failed test with nothing to release
  */
 int test_pair_claim(struct test_domain pair[2], struct test_function *fn)
 {
@@ -595,7 +600,7 @@ EXPORT_SYMBOL_GPL(test_pair_claim);
 
 /**
  * test_pair_release() - refuse nothing any more, block the function, free the
- *	domains, and give the function back
+ *	domains and release the function
  * @pair: the domains; one of them may be attached
  */
 void test_pair_release(struct test_domain pair[2])
@@ -612,13 +617,13 @@ void test_pair_release(struct test_domain pair[2])
 EXPORT_SYMBOL_GPL(test_pair_release);
 
 /**
- * test_pair_claim_mapped() - take the function, and make two domains for it
- *	that have the admin queue and a page of data
- * @pair: where to put the domains
+ * test_pair_claim_mapped() - claim the function and allocate two domains for it
+ *	that map the admin queue and their data pages
+ * @pair: gets the domains
  * @fn: the function
  * @queue: the queue's pages
  *
- * Returns: 0 or a failed test, and then there is nothing to release
+ * Returns: 0, or a failed test with nothing to release
  */
 int test_pair_claim_mapped(struct test_domain pair[2], struct test_function *fn,
 			   struct test_queue *queue)
@@ -667,5 +672,5 @@ static void __exit iommu_test_exit(void)
 module_init(iommu_test_init);
 module_exit(iommu_test_exit);
 MODULE_IMPORT_NS("IOMMUFD_INTERNAL");
-MODULE_DESCRIPTION("What the IOMMU test suites share");
+MODULE_DESCRIPTION("Code that the IOMMU test suites share");
 MODULE_LICENSE("GPL");

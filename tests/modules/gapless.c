@@ -12,7 +12,7 @@
 #include "iommu_test.h"
 
 #define REPLACES	1000
-/* So that no replaces are done while the other CPU's thread does not run */
+/* Wait for a command after so many replaces: the other thread may not run. */
 #define REPLACES_A_COMMAND 8
 #define MAPS		65536
 
@@ -20,11 +20,11 @@ static struct test_function *fn;
 static struct test_queue queue;
 static struct test_domain pair[2];
 
-/* The round whose domain is attached; 0 while that changes */
+/* The round whose domain is attached; 0 during a replace */
 static atomic_t attached;
 static unsigned int maps;
 static unsigned int commands;
-/* Those that a replace came into */
+/* Commands that overlapped a replace */
 static unsigned int crossed;
 static int failure;
 
@@ -62,8 +62,9 @@ static void end(void)
 
 static const struct test_setup two_domains = { begin, end };
 
-/* The data is in the page of the domain that is attached, or, if that changed
- * meanwhile, in that of one of the two.
+/*
+ * The data must be in the page of the attached domain, or if this domain was
+ * replaced meanwhile, in the page of one of the two.
  */
 static int identify(dma_addr_t iova)
 {
@@ -81,18 +82,18 @@ static int identify(dma_addr_t iova)
 	hit[0] = page_is_identity(fn, pair[0].data);
 	hit[1] = page_is_identity(fn, pair[1].data);
 	if (hit[0] == hit[1])
-		return test_fail("command %u: the data is in %s page", commands,
-				 hit[0] ? "each" : "no");
+		return test_fail("command %u: the data is in %s", commands,
+				 hit[0] ? "both pages" : "no page");
 	if (!before || before != after)
 		crossed++;
 	else if (!hit[before % 2])
-		return test_fail("command %u: data in the other domain's page, after round %u",
+		return test_fail("command %u: data in the other domain's page after round %u",
 				 commands, before);
 	WRITE_ONCE(commands, commands + 1);
 	return 0;
 }
 
-/* Where the device has been, and where nothing was mapped up to now */
+/* Uses an IOVA that the device has used, and one that was never mapped. */
 static int work_once(void)
 {
 	dma_addr_t iova = map_iova(maps);
@@ -136,7 +137,7 @@ static int replace_many(void)
 			return test_fail("round %u: replace failed", round);
 		atomic_set_release(&attached, round);
 		count = READ_ONCE(commands);
-		/* A command that does not end is a failure after a while. */
+		/* A command that does not complete fails after a timeout. */
 		while (!(round % REPLACES_A_COMMAND) && count == READ_ONCE(commands) &&
 		       !READ_ONCE(failure))
 			cond_resched();
@@ -162,18 +163,19 @@ static int check_counts(void)
 	unsigned int refreshes = inject_counts().refreshes;
 	int ret;
 
-	pr_info("%u commands beside %u replaces, %u of them crossed, %u maps, %u refreshes\n",
+	pr_info("%u commands, %u replaces, %u commands during a replace, %u maps, %u refreshes\n",
 		commands, REPLACES, crossed, 2 * maps, refreshes);
 	ret = test_expect_errors(fn, 0);
 	if (!ret && !crossed)
-		ret = test_fail("no replace came into a command");
+		ret = test_fail("no command overlapped a replace");
 	if (!ret)
 		ret = test_expect_replaces(REPLACES);
-	/* For what the function keeps of the old table; at 16 MiB from each other,
-	 * mappings are refreshed by themselves.
+	/*
+	 * A replace refreshes what the function may cache from the old table.
+	 * Mappings 16 MiB apart are refreshed separately.
 	 */
 	if (!ret && refreshes < REPLACES)
-		ret = test_fail("%u refreshes, not one a replace", refreshes);
+		ret = test_fail("%u refreshes, not one per replace", refreshes);
 	return ret;
 }
 
@@ -189,7 +191,7 @@ static int test_replaces(void)
 	return ret ? ret : test_domain_check(&pair[REPLACES % 2]);
 }
 
-/* Both domains get what the device finds at once. */
+/* Maps in both domains, where the device finds the mappings at once. */
 static int test_maps(void)
 {
 	unsigned int refreshes;
@@ -201,7 +203,7 @@ static int test_maps(void)
 		ret = work_once();
 	refreshes = inject_counts().refreshes;
 	if (!ret && refreshes)
-		ret = test_fail("%u refreshes, and nothing was unmapped", refreshes);
+		ret = test_fail("%u refreshes although nothing was unmapped", refreshes);
 	return ret;
 }
 

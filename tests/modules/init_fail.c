@@ -9,8 +9,8 @@
  * of the parameter "nth" is not executed and returns an error; with 0 all calls
  * are executed.
  *
- * Enabling a function takes "enable_ms" longer, whoever does it. In this time its
- * slot can be switched.
+ * Enabling a function takes "enable_ms" longer, whoever does it. In this time
+ * its slot can be switched.
  */
 #define pr_fmt(fmt) "init_fail: " fmt
 
@@ -25,11 +25,11 @@
 
 static unsigned int nth;
 module_param(nth, uint, 0644);
-MODULE_PARM_DESC(nth, "the call that fails, from 1 on; 0 is none");
+MODULE_PARM_DESC(nth, "the number of the call that fails, from 1; 0 for none");
 
 static unsigned int calls;
 module_param(calls, uint, 0444);
-MODULE_PARM_DESC(calls, "how many calls the last start made");
+MODULE_PARM_DESC(calls, "the number of calls in the last start");
 
 static char failed[64] = "none";
 module_param_string(failed, failed, sizeof(failed), 0444);
@@ -37,16 +37,19 @@ MODULE_PARM_DESC(failed, "the function whose call failed in the last start");
 
 static unsigned int enable_ms;
 module_param(enable_ms, uint, 0644);
-MODULE_PARM_DESC(enable_ms, "how much longer it takes to enable a function, in ms");
+MODULE_PARM_DESC(enable_ms, "how much longer enabling a function takes, in ms");
 
-/* The start that is going on: written by the task that loads, in whose context
- * the probes look at it.
+/*
+ * The current start: written by the task that loads the module, in whose
+ * context the probes read it.
  */
 static struct task_struct *loader;
 static const struct module *driver;
 
-/* A caller further away is one that the driver did not call itself: the
- * kernel's Rust code may stand between, and the built-in end of the driver.
+/*
+ * How many callers to check: the kernel's Rust code and the built-in part of
+ * the driver may be in between. A call from further away is not the driver's
+ * own.
  */
 #define DISTANCE 4
 
@@ -61,9 +64,10 @@ static bool is_in_driver(unsigned long address)
 	return false;
 }
 
-/* Whether one of the nearest callers of the probed function is the driver. The
- * function has no frame yet; a frame holds the return address of the function
- * that it called.
+/*
+ * Whether one of the nearest callers of the probed function is the driver. The
+ * function has no stack frame yet. A stack frame holds the return address of
+ * the function that its owner called.
  */
 static bool by_driver(const struct pt_regs *regs)
 {
@@ -105,10 +109,10 @@ static int on_call(struct kprobe *probe, struct pt_regs *regs)
 	{ .probe = { .symbol_name = name, .pre_handler = on_call }, .result = error }
 
 static struct failing all[] = {
-	/* Memory: of tables, and of Rust's boxes */
+	/* Memory for tables and for Rust's boxes */
 	FAILING("iommu_alloc_pages_node_sz", 0),
 	FAILING("krealloc_node_align_noprof", 0),
-	/* The subsystem and its search */
+	/* Registration with the subsystem, and its scan */
 	FAILING("zpci_iommu_driver_register", -EBUSY),
 	FAILING("zpci_scan_devices", -ENOMEM),
 	/* For each function */

@@ -30,7 +30,7 @@ MODULE_PARM_DESC(no_resources_every, "refuse every n-th refresh: insufficient re
 
 static unsigned int refuse_table;
 module_param(refuse_table, uint, 0444);
-MODULE_PARM_DESC(refuse_table, "refuse the n-th operation on a table, counted from 1");
+MODULE_PARM_DESC(refuse_table, "refuse the n-th operation on a table, starting at 1");
 
 static unsigned int refuse_cc = 1;
 module_param(refuse_cc, uint, 0444);
@@ -40,15 +40,16 @@ static unsigned int refuse_status = 16;
 module_param(refuse_status, uint, 0444);
 MODULE_PARM_DESC(refuse_status, "status of refuse_table");
 
-/* "Insufficient resources": an error that no driver may take for success, as
- * it may take "function gone" and "function in the error state".
+/*
+ * "Insufficient resources": an error that a driver must not ignore, unlike
+ * "function gone" and "function in the error state".
  */
 #define REFUSED_CC	1
 #define REFUSED_STATUS	16
 
-/* What is refused, and what came */
+/* What to refuse, and what was issued */
 static struct {
-	raw_spinlock_t lock; /* protects all of it */
+	raw_spinlock_t lock; /* protects all fields */
 	struct test_function *fn;
 	unsigned long operations;
 	u8 cc;
@@ -67,12 +68,13 @@ static struct {
 	.lock = __RAW_SPIN_LOCK_UNLOCKED(inject.lock),
 };
 
-/* A function for which identity is taken, although the machine does not offer
- * it: such a registration does not reach the machine.
+/*
+ * A function for which identity is accepted although the machine does not offer
+ * it: its registrations of identity do not reach the machine.
  */
 static struct test_function *identity_fn;
 
-/* One moment at which a task is held up, until a job on another CPU is done */
+/* Holds up a task once, until a job on another CPU is done */
 static struct {
 	struct test_function *fn;
 	struct task_struct *victim;
@@ -99,7 +101,7 @@ static bool is_handle_of(struct test_function *fn, u64 request)
 	return fn && to_zpci(fn->pdev)->fh == (u32)(request >> 32);
 }
 
-/* Ends the probed function before it began, with this return value. */
+/* Skips the probed function, which returns this value. */
 static int return_early(struct pt_regs *regs, unsigned long value)
 {
 	regs->gprs[2] = value;
@@ -107,7 +109,7 @@ static int return_early(struct pt_regs *regs, unsigned long value)
 	return 1;
 }
 
-/* The emulator and the tests' functions take what is not refused here. */
+/* What is not refused here succeeds in the emulator and on the functions. */
 static void note_table(u8 operation, const struct zpci_fib *fib)
 {
 	if (is_one_of(operation, FC_ATTACH))
@@ -123,11 +125,12 @@ static void record(u64 request, struct inject_step step)
 		inject.steps[inject.step_count++] = step;
 }
 
-/* Of the TOD clock: 2 s. A job that takes as long waits for who is held up. */
+/* 2 s of the TOD clock. If the job takes longer, it waits for the task. */
 #define HOLD_UP_LIMIT	(2ULL * 1000000 << 12)
 
-/* Holds the task up before it asks the machine, if this is the moment. No lock
- * is held here; the job runs on another CPU.
+/*
+ * Holds up the task before it issues the instruction, if this is the step. No
+ * lock is held here; the job runs on another CPU.
  */
 static void hold_up(u64 request)
 {
@@ -183,7 +186,7 @@ static int on_mod_fc(struct kprobe *probe, struct pt_regs *regs)
 	return 0;
 }
 
-/* A function that is not bound to us has no window that we know. */
+/* The window of a function that is not under test is unknown. */
 static bool is_outside(u64 request, u64 start, u64 size)
 {
 	struct test_function *fn;
@@ -209,9 +212,9 @@ static int on_refresh(struct kprobe *probe, struct pt_regs *regs)
 	guard(raw_spinlock)(&inject.lock);
 	inject.counts.refreshes++;
 	inject.counts.outside += is_outside(request, regs->gprs[3], regs->gprs[4]);
-	/* A probe by breakpoint turns them off itself, one by ftrace does not. */
+	/* A breakpoint probe turns them off, an ftrace probe does not. */
 	inject.counts.irqs_off += irqs_disabled() && !(regs->psw.mask & PSW_MASK_IO);
-	/* No function means any */
+	/* NULL means any function */
 	refuse = inject.refreshes &&
 		 (!inject.fn || is_handle_of(inject.fn, request));
 	inject.refused += refuse;
@@ -239,7 +242,7 @@ static struct kprobe refresh_probe = {
 };
 
 /**
- * inject_reset() - refuse nothing, count from zero
+ * inject_reset() - refuse nothing and count from zero
  */
 void inject_reset(void)
 {
@@ -257,9 +260,9 @@ void inject_reset(void)
 EXPORT_SYMBOL_GPL(inject_reset);
 
 /**
- * inject_counts() - what was asked for since inject_reset()
+ * inject_counts() - get the counts of instructions since inject_reset()
  *
- * Returns: what was counted
+ * Returns: the counts
  */
 struct inject_counts inject_counts(void)
 {
@@ -269,9 +272,9 @@ struct inject_counts inject_counts(void)
 EXPORT_SYMBOL_GPL(inject_counts);
 
 /**
- * inject_table() - what is registered, of what was since inject_reset()
+ * inject_table() - get the table that was registered since inject_reset()
  *
- * Returns: the table, see struct inject_counts
+ * Returns: its IOTA, see struct inject_counts
  */
 u64 inject_table(void)
 {
@@ -281,7 +284,7 @@ EXPORT_SYMBOL_GPL(inject_table);
 
 /**
  * inject_refuse_as() - refuse operations of MPCIFC until inject_reset()
- * @fn: for this function
+ * @fn: the function
  * @operations: one bit for each operation
  * @cc: the condition code
  * @status: the status
@@ -299,8 +302,9 @@ void inject_refuse_as(struct test_function *fn, unsigned long operations,
 EXPORT_SYMBOL_GPL(inject_refuse_as);
 
 /**
- * inject_refuse() - the same, for want of resources
- * @fn: for this function
+ * inject_refuse() - refuse operations of MPCIFC for lack of resources until
+ *	inject_reset()
+ * @fn: the function
  * @operations: one bit for each operation
  */
 void inject_refuse(struct test_function *fn, unsigned long operations)
@@ -312,7 +316,7 @@ EXPORT_SYMBOL_GPL(inject_refuse);
 /**
  * inject_refuse_identity() - refuse registrations of identity until
  *	inject_reset()
- * @fn: for this function
+ * @fn: the function
  */
 void inject_refuse_identity(struct test_function *fn)
 {
@@ -324,9 +328,9 @@ EXPORT_SYMBOL_GPL(inject_refuse_identity);
 
 /**
  * inject_refuse_refresh() - refuse the next refreshes
- * @fn: for this function; NULL for any
+ * @fn: the function; NULL for any
  * @error: what zpci_refresh_trans() returns instead
- * @count: how many
+ * @count: number of refreshes
  */
 void inject_refuse_refresh(struct test_function *fn, int error,
 			   unsigned int count)
@@ -342,7 +346,7 @@ EXPORT_SYMBOL_GPL(inject_refuse_refresh);
 /**
  * inject_refuse_from_refresh() - refuse the next refresh, and from then on
  *	operations of MPCIFC until inject_reset()
- * @fn: for this function
+ * @fn: the function
  * @error: what zpci_refresh_trans() returns instead
  * @operations: one bit for each operation
  */
@@ -358,7 +362,7 @@ void inject_refuse_from_refresh(struct test_function *fn, int error,
 EXPORT_SYMBOL_GPL(inject_refuse_from_refresh);
 
 /**
- * inject_refused() - how many calls were refused since inject_reset()
+ * inject_refused() - get the number of refused calls since inject_reset()
  *
  * Returns: the number
  */
@@ -369,8 +373,8 @@ unsigned int inject_refused(void)
 EXPORT_SYMBOL_GPL(inject_refused);
 
 /**
- * inject_record() - record what is asked for a function, from now on
- * @fn: the function; inject_reset() ends it
+ * inject_record() - record the instructions for a function until inject_reset()
+ * @fn: the function
  */
 void inject_record(struct test_function *fn)
 {
@@ -381,10 +385,10 @@ void inject_record(struct test_function *fn)
 EXPORT_SYMBOL_GPL(inject_record);
 
 /**
- * inject_steps() - what was asked for since inject_record()
- * @steps: an array of INJECT_STEPS; what comes later is not recorded
+ * inject_steps() - get the instructions since inject_record()
+ * @steps: an array of INJECT_STEPS; later instructions are not recorded
  *
- * Returns: how many there are
+ * Returns: the number of instructions
  */
 unsigned int inject_steps(struct inject_step *steps)
 {
@@ -400,8 +404,8 @@ EXPORT_SYMBOL_GPL(inject_steps);
  * @offer: whether it may
  *
  * Debian's emulator offers no such function. Registrations of identity do not
- * reach it: it goes on with what was registered before. Where the machine offers
- * one, nothing changes.
+ * reach it: it still uses the table that was registered before. If the machine
+ * offers such a function, nothing changes.
  */
 void inject_offer_identity(struct test_function *fn, bool offer)
 {
@@ -430,8 +434,7 @@ static struct kprobe krealloc_probe = {
 };
 
 /**
- * inject_no_memory() - have allocations of the calling task fail that are made
- *	as Rust makes them
+ * inject_no_memory() - make the calling task's allocations by Rust code fail
  * @fail: whether they fail
  *
  * Returns: 0 or an error
@@ -441,7 +444,7 @@ int inject_no_memory(bool fail)
 	int ret = 0;
 
 	if (fail) {
-		/* A probe that was registered before has an address by now. */
+		/* A previous registration has set the address. */
 		krealloc_probe.addr = NULL;
 		ret = register_kprobe(&krealloc_probe);
 	}
@@ -452,7 +455,7 @@ int inject_no_memory(bool fail)
 }
 EXPORT_SYMBOL_GPL(inject_no_memory);
 
-/* A table that must be freed, or must not be, at some time */
+/* A table, to check when it is freed */
 static void *watched;
 static bool watched_is_freed;
 
@@ -464,8 +467,10 @@ static int on_free_pages(struct kprobe *probe, struct pt_regs *regs)
 	return 0;
 }
 
-/* Armed where it is needed, and then for good: in a small kernel the function
- * begins with a compare and branch, which an emulator's single step gets wrong.
+/*
+ * Only enabled when needed, and then left enabled: in a small kernel the
+ * function begins with a compare and branch, which the emulator single-steps
+ * incorrectly.
  */
 static struct kprobe free_pages_probe = {
 	.symbol_name = "iommu_free_pages",
@@ -487,7 +492,7 @@ EXPORT_SYMBOL_GPL(inject_watch);
 /**
  * inject_is_freed() - whether the watched table was freed
  *
- * Returns: true since that was
+ * Returns: true if it was
  */
 bool inject_is_freed(void)
 {
@@ -508,10 +513,10 @@ static int do_job(void *unused)
 }
 
 /**
- * inject_pause_start() - hold the calling task up once
- * @fn: when it asks the machine something for this function
- * @step: how often it may do so before
- * @job: what another CPU does meanwhile
+ * inject_pause_start() - hold up the calling task once
+ * @fn: before it issues an instruction for this function
+ * @step: number of such instructions that it may issue before
+ * @job: called on another CPU meanwhile
  *
  * Until inject_pause_end(), the task stays on this CPU.
  *
@@ -543,9 +548,9 @@ int inject_pause_start(struct test_function *fn, unsigned int step,
 EXPORT_SYMBOL_GPL(inject_pause_start);
 
 /**
- * inject_pause_end() - the task is held up no more
+ * inject_pause_end() - stop holding up the task
  *
- * Returns: whether it was, and the job did not wait for it
+ * Returns: whether it was held up, and the job did not wait for it
  */
 int inject_pause_end(void)
 {
@@ -567,11 +572,11 @@ static struct kprobe disable_probe = {
 };
 
 /**
- * inject_hide_disable() - whether the driver does not learn that a function was
- *	disabled, as when the machine disables it
+ * inject_hide_disable() - hide from the driver that a function was disabled, as
+ *	when the machine disables it
  * @hide: whether to hide it
  *
- * Returns: 0, or an error: this driver does not learn of it
+ * Returns: 0, or an error if this driver is never notified
  */
 int inject_hide_disable(bool hide)
 {
@@ -589,7 +594,7 @@ EXPORT_SYMBOL_GPL(inject_hide_disable);
  * inject_disabled() - notify the driver that a function was disabled
  * @fn: the function
  *
- * Returns: 0, or an error: this driver does not learn of it
+ * Returns: 0, or an error if this driver is never notified
  */
 int inject_disabled(struct test_function *fn)
 {

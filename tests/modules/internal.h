@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0 */
 /*
- * Between the files of iommu_test.ko.
+ * Shared by the files of iommu_test.ko.
  */
 #ifndef IOMMU_TEST_INTERNAL_H
 #define IOMMU_TEST_INTERNAL_H

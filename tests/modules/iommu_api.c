@@ -9,9 +9,9 @@
 
 #include "iommu_test.h"
 
-/* No memory is touched, so that any address does; not 0, which is "none". */
+/* No memory is accessed, so any address will do; not 0, which is "none". */
 #define PHYS		0x10000000UL
-/* No machine here has memory there. */
+/* No test machine has memory there. */
 #define NO_MEMORY	(1024UL * SZ_1G)
 
 static struct iommu_domain *domain;
@@ -23,7 +23,7 @@ static int begin(void)
 {
 	base = fn->first;
 	domain = iommu_paging_domain_alloc(&fn->pdev->dev);
-	return IS_ERR(domain) ? test_fail("no domain: error %pe", domain) : 0;
+	return IS_ERR(domain) ? test_fail("cannot allocate a domain: %pe", domain) : 0;
 }
 
 static void end(void)
@@ -51,7 +51,7 @@ static int unmap(unsigned long iova, size_t size)
 	return 0;
 }
 
-/* iova must translate to phys; 0 for "not at all". */
+/* iova must translate to phys, or if phys is 0, to nothing. */
 static int expect(unsigned long iova, phys_addr_t phys)
 {
 	phys_addr_t found = iommu_iova_to_phys(domain, iova);
@@ -61,7 +61,7 @@ static int expect(unsigned long iova, phys_addr_t phys)
 	return 0;
 }
 
-/* Each page of a range must translate, or none of them. */
+/* Each page of a range must translate, or if phys is 0, none. */
 static int expect_range(unsigned long iova, phys_addr_t phys, size_t size)
 {
 	size_t offset;
@@ -75,14 +75,14 @@ static int expect_range(unsigned long iova, phys_addr_t phys, size_t size)
 	return 0;
 }
 
-/* The call must fail, with this error if there is one to expect. */
+/* The map must fail, with this error unless it is 0. */
 static int refuse(unsigned long iova, phys_addr_t phys, size_t size, int error)
 {
 	int ret = iommu_map(domain, iova, phys, size, RW, GFP_KERNEL);
 
 	if (!ret) {
 		iommu_unmap(domain, iova, size);
-		return test_fail("map %#lx size %#zx was let through", iova, size);
+		return test_fail("map %#lx size %#zx succeeded", iova, size);
 	}
 	if (error && ret != error)
 		return test_fail("map %#lx size %#zx: error %d, not %d",
@@ -102,7 +102,7 @@ static int test_geometry(void)
 		return test_fail("the aperture ends at %pad, in the function's window",
 				 &geometry->aperture_end);
 	if (!is_power_of_2(geometry->aperture_end + 1) && geometry->aperture_end != U64_MAX)
-		return test_fail("the aperture ends at %pad: no table does",
+		return test_fail("the aperture ends at %pad, where no table does",
 				 &geometry->aperture_end);
 	if (!(domain->pgsize_bitmap & SZ_4K))
 		return test_fail("no 4 KiB pages");
@@ -140,7 +140,7 @@ static int test_sizes(void)
 	return 0;
 }
 
-/* Neither aligned to anything but the page, nor IOVA and address alike. */
+/* Aligned only to pages, and IOVA and address not in the same way */
 static int test_odd_ranges(void)
 {
 	static const struct {
@@ -182,7 +182,7 @@ static int test_offset(void)
 	return ret;
 }
 
-/* Large pages of 1 MiB, where there are any, have longer offsets. */
+/* Large pages of 1 MiB, if there are any, have longer offsets. */
 static int test_large_offset(void)
 {
 	int ret = map(base, PHYS, SZ_2M);
@@ -234,7 +234,7 @@ static int test_zero_size(void)
 	if (!ret)
 		ret = map(base, PHYS + SZ_4K, 0);
 	if (!ret && iommu_unmap(domain, base, 0))
-		ret = test_fail("unmap of nothing did something");
+		ret = test_fail("unmap of size 0 unmapped something");
 	if (!ret)
 		ret = expect(base, PHYS);
 	if (!ret)
@@ -262,13 +262,13 @@ static int test_outside_map(void)
 	int ret;
 
 	if (end == ULONG_MAX)
-		return test_skip("the aperture has no outside");
+		return test_skip("the aperture covers all IOVAs");
 	ret = refuse(end + 1, PHYS, SZ_4K, 0);
 	if (!ret)
 		ret = refuse(end + 1 - SZ_4K, PHYS, 2 * SZ_4K, 0);
 	if (!ret)
 		ret = refuse(ULONG_MAX + 1 - SZ_4K, PHYS, SZ_4K, 0);
-	/* Nothing may be left where the range was inside. */
+	/* Nothing may be left mapped in the part inside the aperture. */
 	if (!ret)
 		ret = expect(end + 1 - SZ_4K, 0);
 	return ret;
@@ -281,14 +281,14 @@ static int test_outside_unmap(void)
 	int ret;
 
 	if (end == ULONG_MAX)
-		return test_skip("the aperture has no outside");
-	/* A table of three levels would find this at the same indices. */
+		return test_skip("the aperture covers all IOVAs");
+	/* In a table of three levels, an IOVA outside has the same indices. */
 	ret = map(base, PHYS, SZ_4K);
 	if (ret)
 		return ret;
 	if (iommu_unmap(domain, end + 1, SZ_4K) || iommu_unmap(domain, base + end + 1, SZ_4K))
 		ret = test_fail("something outside the aperture was unmapped");
-	/* The checker takes the end of the last page for an overflow, and warns. */
+	/* The debug code takes the last page for an overflow and warns. */
 	if (!IS_ENABLED(CONFIG_IOMMU_DEBUG_PAGEALLOC) &&
 	    iommu_unmap(domain, ULONG_MAX + 1 - SZ_4K, SZ_4K))
 		ret = test_fail("something outside the aperture was unmapped");
@@ -301,7 +301,7 @@ static int test_outside_unmap(void)
 static int test_outside_lookup(void)
 {
 	unsigned long end = domain->geometry.aperture_end;
-	/* A table of three levels would find this at the same indices. */
+	/* In a table of three levels, an IOVA outside has the same indices. */
 	int ret = map(base, PHYS, SZ_4K);
 
 	if (!ret && end != ULONG_MAX)
@@ -337,7 +337,7 @@ static int test_overlap_page(void)
 	return ret;
 }
 
-/* The live page is in the last of three leaf tables that the range touches. */
+/* The live page is in the last of the three page tables of the range. */
 static int test_overlap_range(void)
 {
 	unsigned long live = base + 2 * SZ_1M + 5 * SZ_4K;
@@ -355,7 +355,7 @@ static int test_overlap_range(void)
 	return ret;
 }
 
-/* A range over tables that are there but empty must go through. */
+/* A map over existing but empty tables must succeed. */
 static int test_overlap_nothing(void)
 {
 	int ret = map_check_unmap(base + SZ_1M, PHYS, SZ_4K);
@@ -367,7 +367,7 @@ static int test_unmap_hole(void)
 {
 	int ret = map(base + SZ_4K, PHYS, SZ_4K);
 
-	/* Where no table is, and where one is */
+	/* Without a table, and with one */
 	if (!ret && (iommu_unmap(domain, base + SZ_1G, SZ_64M) ||
 		     iommu_unmap(domain, base, SZ_4K)))
 		ret = test_fail("a hole was unmapped");
@@ -386,7 +386,7 @@ static int test_unmap_into_hole(void)
 		return ret;
 	done = iommu_unmap(domain, base, 3 * four);
 	if (done != four)
-		ret = test_fail("unmap went on to %#zx, the hole is at %#zx", done, four);
+		ret = test_fail("unmap continued to %#zx, the hole is at %#zx", done, four);
 	if (!ret)
 		ret = expect_range(base, 0, 2 * four);
 	if (!ret)
@@ -440,7 +440,7 @@ static int test_scattered(void)
 	return ret ? ret : unmap(base, 4 * SZ_8K);
 }
 
-/* Random ranges against a list of what every page must translate to */
+/* Random ranges, compared with a list of what every page must translate to */
 
 #define SOAK_PAGES	6144
 #define SOAK_ROUNDS	20000
@@ -450,13 +450,13 @@ static phys_addr_t *shadow;
 
 static unsigned long soak_iova(unsigned int page)
 {
-	/* Across a region boundary, 4 GiB aligned windows or not */
+	/* Across a region boundary, wherever the window starts */
 	unsigned long middle = round_up(base + SZ_1G, SZ_2G);
 
 	return middle - SOAK_PAGES / 2 * SZ_4K + (unsigned long)page * SZ_4K;
 }
 
-/* First page from `page` on, before `end`, whose state is not `live`. */
+/* The first page from @page on whose state is not @live, or @end */
 static unsigned int run_end(unsigned int page, unsigned int end, bool live)
 {
 	while (page < end && !!shadow[page] == live)
@@ -466,7 +466,7 @@ static unsigned int run_end(unsigned int page, unsigned int end, bool live)
 
 static int soak_map(struct rnd_state *rnd, unsigned int page, unsigned int end)
 {
-	/* One in two is aligned like the IOVA, as large pages want it. */
+	/* Half of them are aligned like the IOVA, as large pages require. */
 	phys_addr_t phys = PHYS + (soak_iova(page) & (SZ_1M - 1)) +
 			   (prandom_u32_state(rnd) % 2) * SZ_4K;
 	unsigned int free = run_end(page, end, false);
@@ -481,14 +481,14 @@ static int soak_map(struct rnd_state *rnd, unsigned int page, unsigned int end)
 	return ret;
 }
 
-/* Goes on into the hole behind the run, where it must stop. */
+/* May continue into the hole after the run, where it must stop. */
 static int soak_unmap(unsigned int page, unsigned int end)
 {
 	unsigned int stop = run_end(page, end, true);
 	size_t done = iommu_unmap(domain, soak_iova(page), (end - page) * SZ_4K);
 
 	if (done != (size_t)(stop - page) * SZ_4K)
-		return test_fail("unmapped %#zx of %#x pages, live are %#x",
+		return test_fail("unmapped %#zx bytes of %#x pages, %#x pages are live",
 				 done, end - page, stop - page);
 	for (; page < stop; page++)
 		shadow[page] = 0;
@@ -504,7 +504,8 @@ static int soak_compare(unsigned int from, unsigned int to)
 	return ret;
 }
 
-/* Unmaps take whole runs of live pages: the API forbids to split a mapping,
+/*
+ * Unmaps whole runs of live pages: the API does not allow splitting a mapping,
  * which may be larger than a page.
  */
 static int soak_round(struct rnd_state *rnd)
@@ -585,13 +586,13 @@ static int test_attached(void)
 		ret = unmap(base, SZ_64K);
 	iommu_detach_device(domain, dev);
 	if (!ret && test_current(fn) != before)
-		ret = test_fail("the default domain is not back");
+		ret = test_fail("the default domain is not attached again");
 	return ret;
 }
 
 /*
- * Mappings that are still there when the domain goes must not matter. There is no
- * memory: CONFIG_IOMMU_DEBUG_PAGEALLOC would count pages as mapped for good.
+ * A domain with mappings can be freed. They do not map memory, because
+ * CONFIG_IOMMU_DEBUG_PAGEALLOC would count the pages as mapped forever.
  */
 TEST_CALL(free_populated, map(base, NO_MEMORY, SZ_8M))
 

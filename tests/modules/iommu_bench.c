@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * Measures the cost of map, unmap and a full flush through the public IOMMU API.
- * It runs when it is loaded and writes its figures to the kernel log.
+ * Measures the cost of map, unmap and a full flush through the public IOMMU
+ * API. It runs when it is loaded and writes its figures to the kernel log.
  *
- * The cost of map and unmap is measured on domains without devices: the driver's
- * own, generic_pt's x86-64 format, and two whose operations do nothing, which
- * show the cost of the core alone. On an emulator that counts instructions (one
- * per nanosecond of its clock) the figures are instructions.
+ * The cost of map and unmap is measured on domains without devices: the
+ * driver's own, generic_pt's x86-64 format, and two whose operations do
+ * nothing, which show the cost of the core alone. On an emulator that counts
+ * instructions (one per nanosecond of its clock) the figures are instructions.
  *
  * The cost of a full flush is measured on a domain with the function attached.
  */
@@ -25,23 +25,24 @@ static bool flush;
 module_param(flush, bool, 0444);
 MODULE_PARM_DESC(flush, "measure full flushes, not maps; the function must have no driver");
 
-/* The best of these counts: now and then the page allocator tidies up. */
+/* The best of these counts: the page allocator sometimes does more work. */
 #define ROUNDS	4
 
 /* Map and unmap */
 
 /**
  * struct figures - the cost of one case
- * @map: of mapping
- * @unmap: of unmapping
+ * @map: cost of the maps
+ * @unmap: cost of the unmaps
  */
 struct figures {
 	u64 map;
 	u64 unmap;
 };
 
-/* The TOD clock in nanoseconds. It counts 512 in 125 ns and rounds down, so that
- * rounding up gives the emulator's clock back.
+/*
+ * The TOD clock in nanoseconds. It counts 512 in 125 ns and rounds down, so
+ * rounding up returns the emulator's clock.
  */
 static u64 now(void)
 {
@@ -50,7 +51,7 @@ static u64 now(void)
 	return (tod >> 9) * 125 + DIV_ROUND_UP((tod & 511) * 125, 512);
 }
 
-/* What looking at the clock costs. */
+/* The cost of reading the clock */
 static u64 clock_cost(void)
 {
 	u64 start = now();
@@ -58,7 +59,7 @@ static u64 clock_cost(void)
 	return now() - start;
 }
 
-/* Just after a tick, there is most time until the next one. */
+/* Right after a tick, the time until the next one is longest. */
 static void wait_for_tick(void)
 {
 	unsigned long start = jiffies;
@@ -67,8 +68,9 @@ static void wait_for_tick(void)
 		cpu_relax();
 }
 
-/* Inlined with constants, so that the loop costs next to nothing: @calls maps of
- * @size bytes each, @stride apart.
+/*
+ * Maps @size bytes @calls times, @stride apart. Inlined with constants, so the
+ * loop costs next to nothing.
  */
 static __always_inline int map_all(struct iommu_domain *domain, phys_addr_t phys, size_t size,
 				   unsigned int calls, size_t stride)
@@ -117,7 +119,7 @@ static __always_inline int measure_calls(struct iommu_domain *domain, struct fig
 	return bytes == calls * size ? 0 : -EIO;
 }
 
-/* Where larger pages must not fit, one address is aligned to less. */
+/* The address is less aligned than the IOVA if larger pages must not fit. */
 
 static int measure_4k(struct iommu_domain *domain, struct figures *out)
 {
@@ -167,7 +169,7 @@ static int measure_case(const char *subject, struct iommu_domain *domain, unsign
 	unsigned int round;
 	int ret;
 
-	/* The first round makes the tables that stay and warms the caches. */
+	/* The first round allocates permanent tables and warms the caches. */
 	for (round = 0; round <= ROUNDS; round++) {
 		ret = cases[index].run(domain, &figures);
 		if (ret) {
@@ -193,7 +195,7 @@ static int measure(const char *subject, struct iommu_domain *domain)
 	return ret;
 }
 
-/* Domains that do nothing */
+/* Domains whose operations do nothing */
 
 static int floor_map(struct iommu_domain *domain, unsigned long iova, phys_addr_t phys,
 		     size_t pgsize, size_t pgcount, int prot, gfp_t gfp, size_t *mapped)
@@ -270,13 +272,13 @@ static int bench_maps(struct pci_dev *pdev)
 
 /* Full flush */
 
-/* Pages that stay mapped all over the window */
+/* Pages that stay mapped, across the whole window */
 #define LIVE	32
-/* Pages of a batch, side by side at the end of the window */
+/* Pages of a batch, contiguous at the end of the window */
 #define BATCH	256
 #define BATCHES	101
 
-/* What the machine was asked to refresh, while it is counted */
+/* Refreshes, counted while this is on */
 static struct {
 	bool on;
 	unsigned int count;
@@ -303,7 +305,7 @@ static struct kprobe refresh_probe = {
 	.pre_handler = on_refresh,
 };
 
-/* Unmaps as a flush queue does: the flush comes after the batch. */
+/* Unmaps like a flush queue: the flush comes after the batch. */
 static int unmap_batch(struct iommu_domain *domain, unsigned long corner, u64 *time)
 {
 	struct iommu_iotlb_gather gather;
@@ -346,7 +348,7 @@ static int compare(const void *a, const void *b)
 	return cmp_int(*(const u64 *)a, *(const u64 *)b);
 }
 
-/* Time without the probe, ranges with it. */
+/* Measures the time without the probe, and the ranges with it. */
 static int flush_batches(struct iommu_domain *domain, unsigned long corner)
 {
 	static u64 times[BATCHES], ignored[BATCHES];
@@ -411,4 +413,4 @@ static int bench_either(struct pci_dev *pdev)
 	return flush ? bench_flush(pdev) : bench_maps(pdev);
 }
 
-BENCH(iommu_bench, "Measures what map, unmap and a full flush cost", bench_either);
+BENCH(iommu_bench, "Measures the cost of map, unmap and a full flush", bench_either);

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * Measures the cost of a domain that many functions share: attaches, full flushes,
- * detaches, through the public IOMMU API. It runs when it is loaded and writes its
- * figures to the kernel log. It takes random number generators, which do no DMA
- * through the IOMMU, from their driver.
+ * Measures the cost of a domain that many functions share: attaches, full
+ * flushes, detaches, through the public IOMMU API. It runs when it is loaded
+ * and writes its figures to the kernel log. It takes random number generators,
+ * which do no DMA through the IOMMU, from their driver.
  */
 #define pr_fmt(fmt) "iommu_functions: " fmt
 
@@ -55,7 +55,7 @@ static int compare(const void *a, const void *b)
 	return cmp_int(*(const u64 *)a, *(const u64 *)b);
 }
 
-/* A full flush after the unmap of a page, as a flush queue does it */
+/* A full flush after the unmap of a page, like a flush queue */
 static int flush(struct iommu_domain *domain, unsigned long iova, u64 *time)
 {
 	u64 times[FLUSHES];

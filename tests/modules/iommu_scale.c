@@ -7,7 +7,8 @@
  * No device is attached. The module counts pairs of a map and an unmap for a
  * while, on 1, 2, 4 and 8 CPUs: each CPU in its own range, and all CPUs in one
  * page table. It does the same with generic_pt's x86-64 format. Subjects and
- * numbers of CPUs alternate in every round, so that load on the host affects all.
+ * numbers of CPUs alternate in every round, so that load on the host affects
+ * all.
  */
 #define pr_fmt(fmt) "iommu_scale: " fmt
 
@@ -21,30 +22,30 @@
 
 static unsigned int rounds = 5;
 module_param(rounds, uint, 0444);
-MODULE_PARM_DESC(rounds, "how often each figure is taken");
+MODULE_PARM_DESC(rounds, "how often each figure is measured");
 
 static unsigned int window = 60;
 module_param(window, uint, 0444);
-MODULE_PARM_DESC(window, "milliseconds that a figure takes");
+MODULE_PARM_DESC(window, "milliseconds that a measurement takes");
 
 #define MOST	8
 
 static const struct {
 	const char *name;
-	/* How far the pages of two CPUs are apart */
+	/* Distance between the pages of two CPUs */
 	unsigned long stride;
 } layouts[] = {
 	{ "apart", SZ_64M },
-	/* 16 pages: no entry of one is on the cache line of another. */
+	/* The 32 entries of a cache line: no two CPUs share one. */
 	{ "leaf", 32 * SZ_4K },
 };
 
 /**
  * struct worker - a CPU that maps and unmaps
- * @domain: where
+ * @domain: the domain
  * @iova: its page
- * @pairs: how often it did
- * @error: what went wrong
+ * @pairs: number of pairs of a map and an unmap
+ * @error: the first error
  */
 struct worker {
 	struct iommu_domain *domain;
@@ -78,7 +79,7 @@ static int work(void *data)
 	return worker->error;
 }
 
-/* Pairs a second of @count CPUs, or an error */
+/* The pairs per second of @count CPUs, or an error */
 static s64 measure(struct iommu_domain *domain, unsigned long stride, unsigned int count)
 {
 	struct task_struct *tasks[MOST];
@@ -99,7 +100,7 @@ static s64 measure(struct iommu_domain *domain, unsigned long stride, unsigned i
 		started++;
 		wake_up_process(tasks[i]);
 	}
-	/* A thread that is stopped before it ran says so, which is no error of a map. */
+	/* Stopping a thread before it ran is an error, but not of a map. */
 	while (atomic_read(&ready) < started)
 		schedule_timeout_uninterruptible(1);
 	start = ktime_get();
@@ -131,7 +132,9 @@ static int measure_all(const char *subject, struct iommu_domain *domain, unsigne
 				       count, rate);
 				return rate;
 			}
-			/* Round 0 makes the tables and warms the emulator. */
+			/*
+			 * Round 0 allocates tables and warms up the emulator.
+			 */
 			if (round)
 				pr_info("scale %s %s %u %lld\n", subject, layouts[layout].name,
 					count, rate);
@@ -140,9 +143,9 @@ static int measure_all(const char *subject, struct iommu_domain *domain, unsigne
 	return 0;
 }
 
-/* Memory of tables */
+/* Memory for tables */
 
-/* A counter of pages, with what CPUs have not added to it yet */
+/* A counter of pages, including what CPUs have not added to it yet */
 static long exact(enum node_stat_item item)
 {
 	long pages = atomic_long_read(&vm_node_stat[item]);
@@ -153,7 +156,10 @@ static long exact(enum node_stat_item item)
 	return pages;
 }
 
-/* The driver in C has its tables from slabs, all others from pages of page tables. */
+/*
+ * The driver in C allocates tables from slabs. All others allocate pages, which
+ * are counted as secondary page tables.
+ */
 static long table_pages(void)
 {
 	return exact(NR_SECONDARY_PAGETABLE) + exact(NR_SLAB_UNRECLAIMABLE_B);
@@ -179,7 +185,7 @@ static int map_pieces(struct iommu_domain *domain, unsigned long bytes, unsigned
 	int ret = 0;
 
 	for (at = 0; at < bytes && !ret; at += stride) {
-		/* One address is aligned to less, so that no large page fits. */
+		/* The address is less aligned, so no large page fits. */
 		ret = iommu_map(domain, IOVA + at, PHYS + SZ_4K, piece, RW, GFP_KERNEL);
 		cond_resched();
 	}
@@ -187,8 +193,8 @@ static int map_pieces(struct iommu_domain *domain, unsigned long bytes, unsigned
 }
 
 /*
- * How many bytes of tables a GiB takes that is mapped in pieces, and what is left when it
- * was unmapped in pieces.
+ * Measures how many bytes of tables a GiB needs that is mapped in pieces, and
+ * how many are left after it was unmapped in pieces.
  */
 static int measure_memory(const char *subject, struct iommu_domain *domain, const char *name,
 			  unsigned long piece, unsigned long stride, unsigned long unmap)
@@ -209,7 +215,7 @@ static int measure_memory(const char *subject, struct iommu_domain *domain, cons
 
 static const struct {
 	const char *name;
-	/* What is mapped, how far apart, and what is unmapped at once */
+	/* Size of a map, distance between maps, size of an unmap */
 	unsigned long piece;
 	unsigned long stride;
 	unsigned long unmap;
@@ -221,9 +227,9 @@ static const struct {
 };
 
 /**
- * struct subject - a page table to be measured
- * @name: what it is called in the log
- * @make: makes an empty one
+ * struct subject - a page table format to measure
+ * @name: its name in the log
+ * @make: allocates an empty one
  * @free: frees it
  */
 struct subject {
@@ -269,7 +275,7 @@ static int scale(struct pci_dev *pdev)
 	return ret;
 }
 
-/* No domain is freed before all were measured: slabs would be used again. */
+/* Frees no domain before all are measured, because slabs would be reused. */
 static int memory_of(struct pci_dev *pdev, const struct subject *subject)
 {
 	struct iommu_domain *domains[ARRAY_SIZE(patterns)];
@@ -310,4 +316,4 @@ static int measure_both(struct pci_dev *pdev)
 	return ret ? ret : memory(pdev);
 }
 
-BENCH(iommu_scale, "Measures how maps and unmaps scale, and the memory of tables", measure_both);
+BENCH(iommu_scale, "Measures how maps and unmaps scale, and the memory for tables", measure_both);

@@ -1,17 +1,17 @@
 /* SPDX-License-Identifier: GPL-2.0 */
 /*
- * What the test modules share: results, the functions under test, a tiny NVMe
+ * Shared by the test modules: results, the functions under test, a minimal NVMe
  * driver, and the injection of refusals.
  *
  * A suite is a module. It runs when it is loaded and leaves its results in
- * /sys/kernel/debug/iommu_test/<suite>, one line a test:
+ * /sys/kernel/debug/iommu_test/<suite>, one line per test:
  *
  *	ok <name>
  *	not ok <name> # <reason>
  *	ok <name> # SKIP <reason>
  *
- * where the guest's init picks them up. A kernel warning fails the test that
- * it comes up in.
+ * The guest's init reads them there. A kernel warning fails the test during
+ * which it appears.
  */
 #ifndef IOMMU_TEST_H
 #define IOMMU_TEST_H
@@ -23,14 +23,14 @@
 
 /* Results */
 
-/* What a test that cannot run here returns, see test_skip(). */
+/* Return value of a test that cannot run here, see test_skip(). */
 #define TEST_SKIPPED 1
 
 /**
- * struct test_setup - what several tests start from
- * @begin: before the test; 0, TEST_SKIPPED, or a negative error, and then
- *	neither the test nor @end are run
- * @end: after the test, whatever its result
+ * struct test_setup - setup and teardown that several tests share
+ * @begin: called before the test; returns 0, TEST_SKIPPED or a negative error;
+ *	unless it returns 0, neither the test nor @end is called
+ * @end: called after the test, whatever its result
  */
 struct test_setup {
 	int (*begin)(void);
@@ -38,10 +38,10 @@ struct test_setup {
 };
 
 /**
- * TEST_SETUP() - a setup that is a call before and one after
- * @_name: the setup
+ * TEST_SETUP() - define a setup of one call before and one after the test
+ * @_name: the setup's name
  * @_begin: the call before the test, with its arguments
- * @_end: the call after it
+ * @_end: the call after the test, with its arguments
  */
 #define TEST_SETUP(_name, _begin, _end)					\
 static int begin_##_name(void)						\
@@ -57,12 +57,13 @@ static void end_##_name(void)						\
 static const struct test_setup _name = { begin_##_name, end_##_name }
 
 /**
- * struct test_case - one line of the results; an empty one ends a list
+ * struct test_case - a test, one line of the results; an empty one ends a list
  * @name: what is tested
- * @run: the test; 0, TEST_SKIPPED, or a negative error
- * @setup: what it starts from, or NULL
- * @breaks: whether it provokes an error event, also where test_is_calm()
- * @list: instead of all that, a list of the suite in another file
+ * @run: the test; returns 0, TEST_SKIPPED or a negative error
+ * @setup: its setup, or NULL
+ * @breaks: whether it always provokes an error event; then it is not run if
+ *	test_is_calm()
+ * @list: in place of all that, a list of the suite's tests in another file
  */
 struct test_case {
 	const char *name;
@@ -73,9 +74,9 @@ struct test_case {
 };
 
 /**
- * TEST_CALL() - a test that is one call, with its arguments
- * @_name: makes the function test_<name>
- * @_call: the call
+ * TEST_CALL() - define a test that consists of one call
+ * @_name: the function will be named test_<name>
+ * @_call: the call, with its arguments
  */
 #define TEST_CALL(_name, _call)						\
 static int test_##_name(void)						\
@@ -93,21 +94,21 @@ int __printf(1, 2) test_skip(const char *fmt, ...);
 #define TEST_MAX_FUNCTIONS 2
 
 /**
- * struct test_function - an NVMe function and what happened to it
+ * struct test_function - an NVMe function and its state
  * @pdev: the function
  * @bar: its registers
  * @group: its IOMMU group, which has no other member
- * @first: first IOVA that it can reach
- * @last: last IOVA that it can reach
- * @errors: error events that were reported for it
- * @resets: resets by which the kernel recovered it
- * @keeps_state: whether to ask for a recovery without a reset
+ * @first: first IOVA of its window
+ * @last: last IOVA of its window
+ * @errors: number of error events reported for it
+ * @resets: number of resets with which the kernel recovered it
+ * @keeps_state: whether to request a recovery without a reset
  * @resumed: completed when the kernel has recovered it from an error
- * @stride: distance of its doorbells
- * @sq: submission queue, while the controller runs
- * @cq: completion queue, while the controller runs
- * @tail: next submission
- * @head: next completion
+ * @stride: distance between its doorbells
+ * @sq: submission queue while the controller runs
+ * @cq: completion queue while the controller runs
+ * @tail: index of the next submission
+ * @head: index of the next completion
  * @phase: phase tag of the next completion
  */
 struct test_function {
@@ -134,7 +135,7 @@ int test_wait_recovery(struct test_function *fn);
 int test_recover_if_broken(struct test_function *fn);
 int test_reset(struct test_function *fn);
 
-/* NVMe's admin queue, as a device that does DMA where we want it */
+/* The NVMe admin queue: DMA to any IOVA that a test chooses */
 
 int admin_start(struct test_function *fn, void *sq, dma_addr_t sq_iova,
 		void *cq, dma_addr_t cq_iova);
@@ -142,21 +143,21 @@ bool admin_answers(struct test_function *fn);
 void admin_stop(struct test_function *fn);
 int admin_identify(struct test_function *fn, dma_addr_t iova);
 
-/* A page of data, and whether the device wrote it */
+/* Data pages, and checks of what the device wrote there */
 
 void page_poison(void *page);
 bool page_is_poison(const void *page);
 bool page_is_identity(struct test_function *fn, const void *page);
 int admin_check(struct test_function *fn, dma_addr_t iova, void *page);
 
-/* A domain with mappings for the admin queue and a page of data */
+/* A domain that maps the admin queue and a data page */
 
 /**
  * struct test_domain - a paging domain for one function's admin queue
  * @domain: the domain
- * @handle: what iommu_replace_group_handle() wants to have
+ * @handle: attach handle for iommu_replace_group_handle()
  * @fn: the function that the mappings are for
- * @data: a page of this domain's own, mapped at data_iova()
+ * @data: the domain's own data page, mapped at data_iova()
  */
 struct test_domain {
 	struct iommu_domain *domain;
@@ -165,8 +166,9 @@ struct test_domain {
 	void *data;
 };
 
-/* The admin queue's pages, the same in all domains: a running controller
- * moves from domain to domain without noticing.
+/*
+ * The pages of an admin queue. They are the same in all domains, so a running
+ * controller does not notice when the domain is replaced.
  */
 struct test_queue {
 	void *sq;
@@ -195,12 +197,12 @@ int test_suite(const char *name, const struct test_case *cases,
 	       struct test_function **fn, struct test_queue *queue);
 
 /**
- * TEST_SUITE() - a module that is a suite, and no more than that
- * @_name: the suite's name, not in quotation marks
+ * TEST_SUITE() - define a module that only runs a suite
+ * @_name: the suite's name, without quotation marks
  * @_about: the module's description
  * @_cases: its tests
- * @_fn: pointer to where they find the first function under test
- * @_queue: pointer to where they find pages for an admin queue, or NULL
+ * @_fn: pointer to a variable that is set to the first function under test
+ * @_queue: pointer to a queue that gets the pages of an admin queue, or NULL
  */
 #define TEST_SUITE(_name, _about, _cases, _fn, _queue)			\
 static int __init _name##_init(void)					\
@@ -230,7 +232,7 @@ int test_domain_renew(struct test_domain *dom, void **page);
 int test_domain_start(struct test_domain *dom, struct test_queue *queue);
 int test_domain_check(struct test_domain *dom);
 
-/* Owning a function: no DMA API, blocked until a domain is attached */
+/* Owning a function: without the DMA API, blocked until a domain is attached */
 
 int test_claim(struct test_function *fn);
 void test_release(struct test_function *fn);
@@ -245,7 +247,7 @@ int test_attach(struct test_domain *dom);
 int test_start_on(struct test_domain *dom, struct test_queue *queue);
 void test_detach(struct test_domain *dom);
 
-/* Where a function is: for the core, for its DMA, and for flushes */
+/* What a function is attached to: in the core, for its DMA and for flushes */
 
 static inline struct iommu_domain *test_current(struct test_function *fn)
 {
@@ -264,12 +266,12 @@ int test_dma_api(struct test_function *fn, int (*meanwhile)(void));
 int test_break(struct test_function *fn);
 int test_recover(struct test_function *fn, int ret);
 
-/* In a guest with a function that is passed through */
+/* For guests with a function that is passed through */
 
 bool test_is_calm(void);
 int test_expect_outside(unsigned int pages);
 
-/* What the machine is asked: counted, recorded, refused */
+/* Instructions: count, record and refuse them */
 
 /* Operations of MPCIFC */
 #define FC_REGISTER	4
@@ -281,14 +283,14 @@ int test_expect_outside(unsigned int pages);
 #define FC_ALL_TABLES	(FC_ATTACH | BIT(FC_DEREGISTER))
 
 /**
- * struct inject_counts - what the driver asked for since inject_reset()
- * @operations: MPCIFC, by operation
- * @gisas: the guest (GISA) that the last of them was for, by operation
- * @refreshes: RPCIT
- * @outside: RPCIT that reach out of the function's window
- * @irqs_off: RPCIT while interrupts were off
- * @table: what was registered last, as the machine was given; 0 if that was
- *	taken away, or nothing was registered
+ * struct inject_counts - instructions of the driver since inject_reset()
+ * @operations: number of MPCIFCs, by operation
+ * @gisas: the guest (GISA) of the last MPCIFC, by operation
+ * @refreshes: number of RPCITs
+ * @outside: number of RPCITs that exceed the function's window
+ * @irqs_off: number of RPCITs with interrupts off
+ * @table: IOTA that was registered last; 0 if it was deregistered, or nothing
+ *	was registered
  */
 struct inject_counts {
 	unsigned int operations[16];
@@ -302,12 +304,12 @@ struct inject_counts {
 #define INJECT_STEPS 64
 
 /**
- * struct inject_step - one thing that was asked for a function
- * @operation: of MPCIFC; 0 for a refresh
- * @refused: whether we refused it
- * @table: what was registered, as the machine was given
- * @start: first IOVA that was refreshed
- * @size: how much was refreshed, in bytes
+ * struct inject_step - an instruction that was recorded for a function
+ * @operation: operation of MPCIFC; 0 for a refresh
+ * @refused: whether the test refused it
+ * @table: IOTA to register
+ * @start: first IOVA to refresh
+ * @size: number of bytes to refresh
  */
 struct inject_step {
 	u8 operation;

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * Not a suite: drivers that probe while this is loaded map as much at once as
- * their devices support. With an IOMMU the DMA API recommends 128 KiB, and the
- * NVMe driver makes no larger requests.
+ * Not a suite: drivers that probe while this module is loaded map as much at
+ * once as their devices support. With an IOMMU the DMA API recommends 128 KiB,
+ * and the NVMe driver makes no larger requests.
  */
 #define pr_fmt(fmt) "mapping_size: " fmt
 

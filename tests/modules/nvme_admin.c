@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * NVMe's admin queue as a device that does DMA wherever a test needs it.
+ * The NVMe admin queue as a device that does DMA wherever a test needs it.
  *
  * IDENTIFY makes the device read a submission, write a page of known content
  * and write a completion, each at an IOVA that the test chooses. The test polls
@@ -17,8 +17,9 @@
 
 #define QUEUE_ENTRIES	16
 #define READY_LIMIT_MS	5000
-/* A completion takes a millisecond, or far more on a machine that is busy. Why
- * there may be none is looked at long before.
+/*
+ * A completion takes a millisecond, or much longer on a busy machine. The check
+ * for a failed function or controller comes long before this limit.
  */
 #define COMMAND_LIMIT_MS 10000
 #define PATIENCE_MS	20
@@ -61,7 +62,7 @@ void admin_stop(struct test_function *fn)
 	fn->sq = NULL;
 	fn->cq = NULL;
 	writel(0, fn->bar + NVME_REG_CC);
-	/* The next start shows whether it does. */
+	/* A failure shows at the next start. */
 	wait_ready(fn, 0);
 }
 EXPORT_SYMBOL_GPL(admin_stop);
@@ -70,9 +71,9 @@ EXPORT_SYMBOL_GPL(admin_stop);
  * admin_start() - enable the controller with this admin queue
  * @fn: the function
  * @sq: submission queue, a page
- * @sq_iova: where the device finds it
+ * @sq_iova: its IOVA
  * @cq: completion queue, a page
- * @cq_iova: where the device finds it
+ * @cq_iova: its IOVA
  *
  * Returns: 0 or a failed test
  */
@@ -127,8 +128,9 @@ static bool is_complete(struct test_function *fn)
 	return (le16_to_cpu(READ_ONCE(cq[fn->head].status)) & 1) == fn->phase;
 }
 
-/* Whether the device has given up: the function is in the error state, or the
- * controller could not fetch the command.
+/*
+ * Whether there will be no completion: the function is in the error state, or
+ * the controller could not fetch the command.
  */
 static bool has_failed(struct test_function *fn)
 {
@@ -150,9 +152,9 @@ static u16 take_completion(struct test_function *fn)
 }
 
 /**
- * admin_identify() - have the device write its identity
+ * admin_identify() - make the device write its identity
  * @fn: the function, its controller started
- * @iova: where to
+ * @iova: the target
  *
  * Returns: 0 or a failed test
  */
@@ -177,7 +179,7 @@ int admin_identify(struct test_function *fn, dma_addr_t iova)
 EXPORT_SYMBOL_GPL(admin_identify);
 
 /**
- * page_poison() - fill a page with what no device writes
+ * page_poison() - fill a page with a pattern that no device writes
  * @page: the page
  */
 void page_poison(void *page)
@@ -190,7 +192,7 @@ EXPORT_SYMBOL_GPL(page_poison);
  * page_is_poison() - whether nothing wrote to the page
  * @page: the page
  *
- * Returns: true if every byte is as it was
+ * Returns: true if every byte still has the pattern
  */
 bool page_is_poison(const void *page)
 {
@@ -199,11 +201,11 @@ bool page_is_poison(const void *page)
 EXPORT_SYMBOL_GPL(page_is_poison);
 
 /**
- * page_is_identity() - whether IDENTIFY's data is in the page, all of it
+ * page_is_identity() - whether the page has all of IDENTIFY's data
  * @fn: the function that should have written it
  * @page: the page
  *
- * Returns: true if it is
+ * Returns: true if it has
  */
 bool page_is_identity(struct test_function *fn, const void *page)
 {
@@ -215,12 +217,12 @@ bool page_is_identity(struct test_function *fn, const void *page)
 EXPORT_SYMBOL_GPL(page_is_identity);
 
 /**
- * admin_check() - have the device write its identity to a page
+ * admin_check() - make the device write its identity to a page
  * @fn: the function, its controller started
  * @iova: where the page is mapped
  * @page: the page
  *
- * Returns: 0 if all of it is there, or a failed test
+ * Returns: 0 if all data has arrived, or a failed test
  */
 int admin_check(struct test_function *fn, dma_addr_t iova, void *page)
 {

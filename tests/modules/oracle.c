@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * Suite "oracle": on every processor a thread maps, unmaps, looks up and flushes
- * at random in a shared domain, while a device works on it and its domain is
+ * Suite "oracle": on every CPU a thread randomly maps, unmaps, looks up and
+ * flushes in a shared domain, while a device uses it and its domain is
  * replaced. Each thread owns some pages of each table and knows what is mapped
  * there: every lookup must return exactly that, at any time.
  */
@@ -16,17 +16,17 @@
 #include "iommu-pages.h"
 #include "iommu_test.h"
 
-/* No memory is touched, so that any address does; no large page fits it. */
+/* No memory is accessed, so any address will do; no large page fits it. */
 #define PHYS		(SZ_256M + SZ_4K)
 #define MAX_THREADS	4
-/* Pages that lie together have one owner, their neighbours other ones. */
+/* Pages of a run have one owner, and adjacent runs have different owners. */
 #define RUN		16
 #define RUNS		256
 #define PAGES		(RUN * RUNS)
 
 static unsigned long seed = 1;
 module_param(seed, ulong, 0400);
-MODULE_PARM_DESC(seed, "What the threads do at random begins with this number");
+MODULE_PARM_DESC(seed, "Seed of the random numbers of the threads");
 
 static unsigned int seconds = 5;
 module_param(seconds, uint, 0400);
@@ -37,13 +37,13 @@ static struct test_queue queue;
 static struct test_domain pair[2];
 
 /**
- * struct oracle - a thread, and what it knows
+ * struct oracle - a thread and its expectations
  * @task: the thread
- * @random: its choices
- * @index: which of the threads it is
- * @calls: how many calls it has made
- * @wrong: whether it found something wrong, and has said so
- * @phys: where each of its pages is mapped; 0 for nowhere
+ * @random: state of its random numbers
+ * @index: its index among the threads
+ * @calls: number of its calls
+ * @wrong: whether it has found and logged an error
+ * @phys: what each of its pages is mapped to; 0 for nothing
  */
 struct oracle {
 	struct task_struct *task;
@@ -57,8 +57,9 @@ struct oracle {
 static struct oracle *oracles[MAX_THREADS];
 static unsigned int threads;
 
-/* Whether some unmaps wait for a flush of everything: that makes up for any other
- * flush that was missed.
+/*
+ * Whether some unmaps use a full flush, which would make up for any other flush
+ * that was missed.
  */
 static bool queues = true;
 
@@ -67,7 +68,7 @@ static u32 below(struct oracle *oracle, u32 end)
 	return prandom_u32_state(&oracle->random) % end;
 }
 
-/* Runs of pages go round: within a table of 256 pages, each thread has some. */
+/* The threads own runs in turn: each thread has some in every page table. */
 static dma_addr_t page_iova(struct oracle *oracle, unsigned int page)
 {
 	unsigned long run = page / RUN * threads + oracle->index;
@@ -95,10 +96,10 @@ static void look(struct oracle *oracle, unsigned int page)
 	phys_addr_t found = iommu_iova_to_phys(pair[0].domain, page_iova(oracle, page));
 
 	if (found != oracle->phys[page])
-		wrong(oracle, page, "%pa is found, not %pa", &found, &oracle->phys[page]);
+		wrong(oracle, page, "translates to %pa, not %pa", &found, &oracle->phys[page]);
 }
 
-/* A part of a run: its first page, and how many. */
+/* Chooses a part of a run: its first page and the number of pages. */
 static unsigned int choose(struct oracle *oracle, unsigned int *count)
 {
 	unsigned int first = below(oracle, RUN);
@@ -107,7 +108,7 @@ static unsigned int choose(struct oracle *oracle, unsigned int *count)
 	return below(oracle, RUNS) * RUN + first;
 }
 
-/* A map over something live must be refused, and change nothing. */
+/* A map over a live page must be refused and change nothing. */
 static void map_run(struct oracle *oracle)
 {
 	unsigned int count, i, first = choose(oracle, &count);
@@ -126,7 +127,7 @@ static void map_run(struct oracle *oracle)
 		oracle->phys[first + i] = phys + i * SZ_4K;
 }
 
-/* Returns how many pages were there to unmap. */
+/* Returns how many pages were unmapped. */
 static unsigned int unmap_run(struct oracle *oracle, struct iommu_iotlb_gather *gather)
 {
 	unsigned int count, i, first = choose(oracle, &count), mapped = 0;
@@ -146,7 +147,7 @@ static unsigned int unmap_run(struct oracle *oracle, struct iommu_iotlb_gather *
 	return mapped;
 }
 
-/* A few of them before one flush of everything, as the DMA API's queue does it. */
+/* Several unmaps before one full flush, like the DMA API's flush queue. */
 static void unmap_queued(struct oracle *oracle)
 {
 	struct iommu_iotlb_gather gather;
@@ -160,7 +161,7 @@ static void unmap_queued(struct oracle *oracle)
 	iommu_put_pages_list(&gather.freelist);
 }
 
-/* All of a table's pages at once: tables come and go. */
+/* Unmaps all pages of the thread. */
 static void unmap_all(struct oracle *oracle)
 {
 	unsigned int page;
@@ -237,7 +238,7 @@ static int stop(void)
 	free_oracles();
 	if (is_wrong)
 		return test_fail("a translation was wrong, see the log; seed=%lu", seed);
-	return calls ? 0 : test_fail("no thread has made a call");
+	return calls ? 0 : test_fail("no thread made a call");
 }
 
 static int start(void)
@@ -300,7 +301,7 @@ static int beside(int (*work)(unsigned int round))
 	return ret ? ret : test_expect_errors(fn, 0);
 }
 
-/* The device writes to the address of the command. */
+/* The device writes to its data page. */
 static int dma_once(unsigned int round)
 {
 	return test_domain_check(&pair[0]);
@@ -308,7 +309,7 @@ static int dma_once(unsigned int round)
 
 TEST_CALL(dma, beside(dma_once))
 
-/* It does so in whichever domain it is. */
+/* The same, on one domain after the other */
 static int replace_once(unsigned int round)
 {
 	struct test_domain *dom = &pair[(round + 1) % 2];
@@ -321,7 +322,7 @@ static int replace_once(unsigned int round)
 
 TEST_CALL(replaces, beside(replace_once))
 
-/* It reaches the page that took the place of another one. */
+/* The same, to the page that replaces another one at its IOVA */
 static int renew_once(unsigned int round)
 {
 	return test_expect_running(&pair[0]);
@@ -329,8 +330,9 @@ static int renew_once(unsigned int round)
 
 TEST_CALL(flushes, beside(renew_once))
 
-/* What was unmapped is out of the device's reach, whatever others flush. Maps fail
- * while the function is in the error state, so they end before.
+/*
+ * The device cannot reach what was unmapped, whatever others flush. The threads
+ * stop before, because maps fail while the function is in the error state.
  */
 static int unmap_beside(void)
 {
@@ -387,4 +389,4 @@ static const struct test_case cases[] = {
 	{}
 };
 
-TEST_SUITE(oracle, "Threads that know what is mapped, in one domain", cases, &fn, &queue);
+TEST_SUITE(oracle, "Threads that check what is mapped in one domain", cases, &fn, &queue);

@@ -2,10 +2,10 @@
 /*
  * Asks the host of this machine what it has mapped for a function.
  *
- * A function that is passed through must not cause errors, because the hypervisor
- * would stop this machine. So a test does not access memory after an unmap.
- * Instead it asks the host by a line on the console, and the reply is written to
- * the parameter "answer".
+ * A function that is passed through must not cause errors, because the
+ * hypervisor would stop this machine. So a test does not access memory after an
+ * unmap. Instead it asks the host by a line on the console, and the reply is
+ * written to the parameter "answer".
  */
 #define pr_fmt(fmt) "iommu_test: " fmt
 
@@ -17,7 +17,7 @@
 
 static bool calm;
 module_param(calm, bool, 0444);
-MODULE_PARM_DESC(calm, "provoke no error events; ask what is mapped outside");
+MODULE_PARM_DESC(calm, "provoke no error events; ask the host what is mapped");
 
 static unsigned int mapped_outside;
 static DECLARE_COMPLETION(answered);
@@ -33,12 +33,12 @@ static int set_answer(const char *text, const struct kernel_param *param)
 
 static const struct kernel_param_ops answer_ops = { .set = set_answer };
 module_param_cb(answer, &answer_ops, NULL, 0200);
-MODULE_PARM_DESC(answer, "how many pages are mapped outside");
+MODULE_PARM_DESC(answer, "how many pages the host has mapped");
 
 /**
- * test_is_calm() - whether no error event may be provoked
+ * test_is_calm() - check whether tests must not provoke error events
  *
- * Returns: true if tests have to use test_expect_outside()
+ * Returns: true if they must not, and must use test_expect_outside() instead
  */
 bool test_is_calm(void)
 {
@@ -47,8 +47,8 @@ bool test_is_calm(void)
 EXPORT_SYMBOL_GPL(test_is_calm);
 
 /**
- * test_expect_outside() - the machine around has mapped what we have, no more
- * @pages: how many pages our domain has, for the first function under test
+ * test_expect_outside() - check that the host has mapped only our pages
+ * @pages: number of pages in the domain of the first function under test
  *
  * Returns: 0 or a failed test
  */
@@ -57,9 +57,9 @@ int test_expect_outside(unsigned int pages)
 	reinit_completion(&answered);
 	pr_info("how many pages are mapped outside?\n");
 	if (!wait_for_completion_timeout(&answered, ANSWER_LIMIT))
-		return test_fail("nobody said how many pages are mapped outside");
+		return test_fail("the host did not reply how many pages it has mapped");
 	if (mapped_outside != pages)
-		return test_fail("the device reaches %u pages, and %u are mapped",
+		return test_fail("the host has mapped %u pages, not %u",
 				 mapped_outside, pages);
 	return 0;
 }

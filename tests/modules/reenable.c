@@ -13,12 +13,12 @@
 
 #include "iommu_test.h"
 
-/* Where a guest's interruption state could be */
+/* An address for a guest's interruption state area */
 #define GISA 0x12340000
 
 static struct test_function *fn;
 static struct test_queue queue;
-/* What a test is about, and one to replace it */
+/* The domain under test, and one to replace it */
 static struct test_domain pair[2];
 
 static int begin(void)
@@ -36,7 +36,7 @@ static int take_down(void)
 	return ret ? test_fail("disable: error %d", ret) : 0;
 }
 
-/* The emulator resets a function that is disabled. */
+/* The emulator resets a function when it is disabled. */
 static void restore(void)
 {
 	pci_restore_state(fn->pdev);
@@ -107,7 +107,7 @@ static int begin_running(void)
 
 static const struct test_setup running = { begin_running, end };
 
-/* One registration, with what is attached and with this GISA */
+/* Expects one registration, of a table and with this GISA. */
 static int expect_registered(u32 gisa)
 {
 	struct inject_counts counts = inject_counts();
@@ -139,7 +139,7 @@ static int test_reenable(void)
 	return ret;
 }
 
-/* A page takes the place of another while the function is disabled. */
+/* Maps another page at the IOVA while the function is disabled. */
 static int change_mapping(void *page)
 {
 	int ret;
@@ -177,13 +177,13 @@ static int test_changed(void)
 	if (!ret)
 		ret = check_dma(&pair[0]);
 	if (!ret && !page_is_poison(old))
-		ret = test_fail("the page that was unmapped was written to");
+		ret = test_fail("the unmapped page was written to");
 	/* test_domain_free() unmaps the new page before it frees it. */
 	free_page((unsigned long)old);
 	return ret;
 }
 
-/* Blocking takes the table away, or puts an empty one in its place. */
+/* Blocking deregisters the table or replaces it by an empty one. */
 static int expect_named(const char *what, unsigned int operations)
 {
 	struct inject_counts counts = inject_counts();
@@ -198,7 +198,7 @@ static int expect_named(const char *what, unsigned int operations)
 			return test_fail("%s: operation %u with GISA %#x",
 					 what, i, counts.gisas[i]);
 	}
-	return count ? 0 : test_fail("%s: the machine was asked for nothing", what);
+	return count ? 0 : test_fail("%s: no such operation was issued", what);
 }
 
 /* Replace and block, as iommufd does while the guest has the function */
@@ -221,7 +221,7 @@ static int test_gisa(void)
 	test_detach(&pair[1]);
 	if (!ret)
 		ret = expect_named("block", BIT(FC_REREGISTER) | BIT(FC_DEREGISTER));
-	/* What end() detaches, once more */
+	/* end() detaches this one. */
 	return ret ? ret : test_attach(&pair[0]);
 }
 
@@ -253,16 +253,16 @@ static int refuse_registration(void)
 	zdev->gisa = GISA;
 	ret = zpci_reenable_device(zdev);
 	if (!inject_refused())
-		ret = test_fail("nothing was asked for that could be refused");
+		ret = test_fail("no instruction was issued that could be refused");
 	else if (!ret)
-		ret = test_fail("the machine refused, the enabling says that it succeeded");
+		ret = test_fail("the function was enabled although the machine refused");
 	else if (zdev_enabled(zdev))
 		ret = test_fail("the function is enabled without a table");
 	else
 		ret = 0;
 	inject_reset();
 	if (!zdev_enabled(zdev) && bring_up(0))
-		return test_fail("the function cannot be enabled any more");
+		return test_fail("the function can no longer be enabled");
 	return ret;
 }
 
@@ -275,15 +275,17 @@ static int test_refused(void)
 	return ret ? ret : check_dma(&pair[0]);
 }
 
-/* What CPUs do at the same time: they unmap, and flush. */
+/* What another CPU may do at the same time: unmap and flush */
 static void unmap_and_flush(void)
 {
 	iommu_unmap(pair[0].domain, data_iova(fn), PAGE_SIZE);
 	iommu_flush_iotlb_all(pair[0].domain);
 }
 
-/* The machine disables the function; the driver learns of it when the function is
- * about to be enabled. Until it is registered, no flush may ask for it.
+/*
+ * The machine disables the function, and the driver learns of it when the
+ * function is about to be enabled. Until it is registered, no flush may refresh
+ * it.
  */
 static int enable_disabled(void)
 {
@@ -292,7 +294,7 @@ static int enable_disabled(void)
 
 	guard(mutex)(&zdev->kzdev_lock);
 	if (inject_hide_disable(true))
-		return test_skip("this driver does not learn that a function is disabled");
+		return test_skip("this driver is not notified of disabled functions");
 	ret = take_down();
 	inject_hide_disable(false);
 	if (ret)
@@ -304,7 +306,7 @@ static int enable_disabled(void)
 		return test_fail("pause: error %d", ret);
 	ret = bring_up(0);
 	if (!inject_pause_end() && !ret)
-		ret = test_fail("nobody was held up");
+		ret = test_fail("no task was held up");
 	return ret;
 }
 
@@ -319,7 +321,7 @@ static int test_disabled_by_machine(void)
 	count = inject_steps(steps);
 	for (i = 0; i < count && steps[i].operation != FC_REGISTER; i++) {
 		if (!steps[i].operation)
-			return test_fail("refreshed before anything was registered");
+			return test_fail("a refresh came before the registration");
 	}
 	ret = expect_registered(0);
 	if (!ret)
@@ -327,8 +329,9 @@ static int test_disabled_by_machine(void)
 	return ret ? ret : check_dma(&pair[0]);
 }
 
-/* Somebody else enables the function between the end of its disabling and the
- * moment when the driver learns of it. It translates then, and flushes must go on.
+/*
+ * The function is enabled again after it was disabled and before the driver
+ * learns of this. It translates then, and flushes must continue.
  */
 static int test_enabled_meanwhile(void)
 {
@@ -336,9 +339,9 @@ static int test_enabled_meanwhile(void)
 
 	if (ret)
 		return ret;
-	/* The end of a disabling that is late: the function has a table again */
+	/* A late notification: the function already has a table again. */
 	if (inject_disabled(fn))
-		return test_skip("this driver does not learn that a function is disabled");
+		return test_skip("this driver is not notified of disabled functions");
 	inject_reset();
 	unmap_and_flush();
 	if (!inject_counts().refreshes)
@@ -360,4 +363,4 @@ static const struct test_case cases[] = {
 	{}
 };
 
-TEST_SUITE(reenable, "Tests of what KVM does to a function", cases, &fn, &queue);
+TEST_SUITE(reenable, "Tests of the steps that KVM takes for a function", cases, &fn, &queue);

@@ -10,7 +10,7 @@
 static struct test_function *fn;
 static struct test_queue queue;
 static struct test_domain pair[2];
-/* The page of a domain that was freed while the function was blocked */
+/* The data page of a domain that was freed */
 static void *left;
 
 static int begin(void)
@@ -27,7 +27,7 @@ static void end(void)
 
 static const struct test_setup two_domains = { begin, end };
 
-/* The function is on the first domain, and works. */
+/* The function is attached to the first domain and works. */
 static int begin_running(void)
 {
 	int ret = begin();
@@ -42,7 +42,7 @@ static int begin_running(void)
 
 static const struct test_setup running = { begin_running, end };
 
-/* The same where the machine needs a refresh after maps. */
+/* The same, if the machine needs a refresh after maps */
 static int begin_refreshed_after_maps(void)
 {
 	int ret = test_sees_no_maps(fn);
@@ -52,13 +52,13 @@ static int begin_refreshed_after_maps(void)
 
 static const struct test_setup refreshed_after_maps = { begin_refreshed_after_maps, end };
 
-/* The attach must fail, and must have been refused by us. */
+/* The attach must fail because the test refused an instruction. */
 static int expect_refusal(int ret)
 {
 	if (!inject_refused())
-		return test_fail("the attach asked for nothing that could be refused");
+		return test_fail("the attach issued no instruction that could be refused");
 	if (!ret)
-		return test_fail("the machine refused, the attach says that it succeeded");
+		return test_fail("the attach succeeded although the machine refused");
 	return 0;
 }
 
@@ -69,7 +69,7 @@ static int expect_to_run(struct test_domain *dom)
 	return ret ? ret : test_expect_running(dom);
 }
 
-/* The function is blocked, and no worse: the other domain can be attached. */
+/* The function is only blocked: the other domain can be attached. */
 static int expect_only_blocked(void *page)
 {
 	int ret = test_expect_blocked(&pair[0], &queue, page);
@@ -77,7 +77,7 @@ static int expect_only_blocked(void *page)
 	return ret ? ret : expect_to_run(&pair[1]);
 }
 
-/* The same once the domain was freed, as the core does it. */
+/* The same after the domain was freed, as the core does it */
 static int expect_only_blocked_renewed(void)
 {
 	int ret = test_domain_renew(&pair[0], &left);
@@ -85,7 +85,10 @@ static int expect_only_blocked_renewed(void)
 	return ret ? ret : expect_only_blocked(left);
 }
 
-/* These operations; with none, the refresh after a good registration */
+/*
+ * Refuses these operations, or if there are none, the refresh after a
+ * successful registration.
+ */
 static void refuse(unsigned long operations)
 {
 	if (operations)
@@ -103,9 +106,9 @@ static int replace_refused(unsigned long operations)
 	inject_reset();
 	if (!ret)
 		ret = test_expect_running(&pair[0]);
-	/* Nothing is left behind that would spoil the next try. */
+	/* Nothing is left behind that would make the next attach fail. */
 	if (!ret && test_replace(&pair[1]))
-		ret = test_fail("the attach fails when it is not refused");
+		ret = test_fail("the attach fails although it is not refused");
 	return ret;
 }
 
@@ -136,12 +139,12 @@ static int test_blocked_to_paging(void)
 	ret = expect_refusal(test_replace(&pair[0]));
 	inject_reset();
 	if (!ret && test_current(fn) != blocked)
-		ret = test_fail("the function is not on the blocked domain");
-	/* A flush must not hit a function that is not there. */
+		ret = test_fail("the function is not attached to the blocked domain");
+	/* A flush must not refresh a function that is not attached. */
 	if (!ret)
 		ret = test_domain_map(&pair[0], &queue);
 	if (!ret && atomic_read(&fn->errors))
-		ret = test_fail("a flush hit the blocked function");
+		ret = test_fail("a flush refreshed the blocked function");
 	if (!ret && test_replace(&pair[1]))
 		ret = test_fail("the attach of another domain fails afterwards");
 	return ret;
@@ -156,7 +159,7 @@ static int refuse_from_default(void)
 	ret = expect_refusal(iommu_attach_device(pair[0].domain, &fn->pdev->dev));
 	inject_reset();
 	if (!ret && test_current(fn) != before)
-		ret = test_fail("the core has another domain");
+		ret = test_fail("the core has another domain attached");
 	return ret;
 }
 
@@ -167,7 +170,7 @@ static int test_default_to_paging(void)
 	if (ret)
 		return ret;
 	ret = test_dma_api(fn, refuse_from_default);
-	/* Whatever state that is: start from the driver's defaults again. */
+	/* After a failure, return to the DMA API's domain from any state. */
 	if (ret && !test_claim(fn))
 		test_release(fn);
 	test_domain_free(&pair[0]);
@@ -176,7 +179,7 @@ static int test_default_to_paging(void)
 
 /* The first registration: after a reset, nothing is registered. */
 
-/* Which table a domain has: it shows in what is registered. */
+/* Finds the table of a domain by registering it. */
 static int find_table(struct test_domain *dom, u64 *table)
 {
 	int ret;
@@ -185,11 +188,11 @@ static int find_table(struct test_domain *dom, u64 *table)
 	ret = test_attach(dom);
 	*table = inject_table();
 	if (!ret && !*table)
-		ret = test_fail("an attach registered nothing");
+		ret = test_fail("the attach registered nothing");
 	return ret;
 }
 
-/* Of the domain that is about to be refused */
+/* The table of the domain whose attach is refused */
 static u64 table;
 
 /* A domain with mappings, and a function that is not registered */
@@ -227,8 +230,10 @@ static int first_refused(unsigned long operations)
 TEST_CALL(first_registration, first_refused(BIT(FC_REGISTER)))
 TEST_CALL(first_refresh, first_refused(0))
 
-/* The second of the two instructions: a machine that does not know it is asked
- * in another way. Both refused, see the suite "fallback".
+/*
+ * The second of the two instructions is refused: the driver uses other
+ * instructions, in case the machine does not support this one. If these are
+ * refused as well, see the suite "fallback".
  */
 static int test_first_table(void)
 {
@@ -237,16 +242,18 @@ static int test_first_table(void)
 	inject_refuse(fn, BIT(FC_REREGISTER));
 	ret = test_attach(&pair[0]);
 	if (!ret && !inject_refused())
-		ret = test_skip("this driver registers the table at once");
+		ret = test_skip("this driver registers the table with the first instruction");
 	else if (!ret && inject_table() != table)
-		ret = test_fail("the machine has table %#llx, not %#llx", inject_table(),
+		ret = test_fail("table %#llx is registered, not %#llx", inject_table(),
 				table);
 	inject_reset();
 	return ret ? ret : test_expect_on(&pair[0], &queue);
 }
 
-/* The new table's refresh is refused, and then these operations, by which the
- * old table would come back; so often as it is tried. The new domain goes.
+/*
+ * The refresh of the new table is refused, then the operations that would
+ * register the old table again, for each of the tries. Then the new domain is
+ * freed.
  */
 static int lose_both(unsigned long operations, unsigned int tries)
 {
@@ -262,13 +269,13 @@ static int lose_both(unsigned long operations, unsigned int tries)
 	inject_refuse_from_refresh(fn, -EIO, operations);
 	ret = expect_refusal(test_replace(&pair[1]));
 	if (!ret && inject_refused() < 2)
-		ret = test_fail("the old table was not put back");
+		ret = test_fail("nothing was issued to register the old table again");
 	while (!ret && --tries)
 		ret = expect_refusal(test_replace(&pair[1]));
 	if (!ret && test_current(fn) != pair[0].domain)
-		ret = test_fail("the core has another domain");
+		ret = test_fail("the core has another domain attached");
 	if (!ret && (inject_table() == table) != !!(operations & BIT(FC_DEREGISTER)))
-		ret = test_fail("the machine has table %#llx, the new one is %#llx",
+		ret = test_fail("table %#llx is registered, the new one is %#llx",
 				inject_table(), table);
 	inject_reset();
 	return ret ? ret : test_domain_renew(&pair[1], &left);
@@ -281,17 +288,17 @@ static int test_restore(void)
 	return ret ? ret : expect_only_blocked(left);
 }
 
-/* What was refused can be attached by a reset. */
+/* A reset registers the old table, which was refused. */
 static int restore_reset(unsigned int tries)
 {
 	int ret = lose_both(FC_ALL_TABLES, tries);
 
 	if (!ret && inject_is_freed())
-		ret = test_fail("the table was freed, and the machine has it");
+		ret = test_fail("the table was freed while it was registered");
 	if (!ret)
 		ret = test_reset(fn);
 	if (!ret && !inject_is_freed())
-		ret = test_fail("the machine has no table, and the old one is not freed");
+		ret = test_fail("the table is no longer registered, but was not freed");
 	if (!ret)
 		ret = test_expect_on(&pair[0], &queue);
 	return ret ? ret : expect_to_run(&pair[1]);
@@ -299,7 +306,7 @@ static int restore_reset(unsigned int tries)
 
 TEST_CALL(restore_reset, restore_reset(1))
 
-/* Whether the tables of the old domain go with it, once it is not attached */
+/* The tables of the old domain are freed with it after it was replaced. */
 static int expect_old_freed(void)
 {
 	void *page = NULL;
@@ -312,13 +319,14 @@ static int expect_old_freed(void)
 	if (!ret)
 		ret = test_domain_renew(&pair[0], &page);
 	if (!ret && !inject_is_freed())
-		ret = test_fail("the old domain is freed, and its table is not");
+		ret = test_fail("the old domain was freed, but its table was not");
 	free_page((unsigned long)page);
 	return ret;
 }
 
-/* What the machine may have is kept until the reset, and not any longer, however
- * often it is tried.
+/*
+ * Tables that the machine may use are kept until the reset and no longer,
+ * however often the attach is tried.
  */
 static int test_restore_often(void)
 {
@@ -337,7 +345,7 @@ static int test_attach_in_error(void)
 	if (!ret)
 		ret = test_attach(&pair[1]);
 	if (!ret && test_current(fn) != pair[1].domain)
-		ret = test_fail("the core has another domain");
+		ret = test_fail("the core has another domain attached");
 	ret = test_recover(fn, ret);
 	return ret ? ret : test_expect_on(&pair[1], &queue);
 }
@@ -363,7 +371,7 @@ static int map_extra(void)
 	return test_map_page(&pair[0], extra_iova(), pair[0].data);
 }
 
-/* The map's own refresh, and then everything, once */
+/* The map's own refresh, then one of everything */
 static int expect_second_try(void)
 {
 	static struct inject_step steps[INJECT_STEPS];
@@ -385,7 +393,7 @@ static int test_map_no_memory(void)
 	inject_record(fn);
 	ret = map_extra();
 	if (ret)
-		ret = test_fail("map: error %d, where a refresh of everything helps", ret);
+		ret = test_fail("map: error %d although a full refresh would succeed", ret);
 	else
 		ret = expect_second_try();
 	inject_reset();
@@ -401,17 +409,18 @@ static int test_map_error(void)
 
 	inject_refuse_refresh(fn, -EIO, 1);
 	if (!map_extra())
-		ret = test_fail("map succeeds, the machine did not see it");
+		ret = test_fail("map succeeded although its refresh failed");
 	inject_reset();
 	if (!ret && iommu_iova_to_phys(pair[0].domain, extra_iova()))
-		ret = test_fail("map failed and left a translation");
+		ret = test_fail("the failed map left a translation");
 	if (!ret)
 		ret = test_domain_check(&pair[0]);
 	return ret;
 }
 
-/* With two functions, an error of one must be returned whatever the other says.
- * Which is asked first is the driver's affair: try both.
+/*
+ * With two functions, the error of one must be returned, whatever the result of
+ * the other. The driver chooses the order, so try both.
  */
 static int map_refused_for(struct test_function *victim)
 {
@@ -422,7 +431,7 @@ static int map_refused_for(struct test_function *victim)
 	if (!inject_refused())
 		ret = test_fail("map does not refresh both functions");
 	else if (!ret)
-		ret = test_fail("map succeeds, one of two functions did not see it");
+		ret = test_fail("map succeeded although the refresh of one function failed");
 	else
 		ret = 0;
 	inject_reset();
@@ -456,7 +465,7 @@ static void end_with_second(void)
 
 static const struct test_setup two_functions = { begin_with_second, end_with_second };
 
-/* Each has an error of its own: the first is returned. */
+/* Both refreshes fail: the first error is returned. */
 static int two_errors(void)
 {
 	int ret;
@@ -464,9 +473,9 @@ static int two_errors(void)
 	inject_refuse_refresh(NULL, -EIO, 2);
 	ret = map_extra();
 	if (inject_refused() != 2)
-		return test_fail("%u of two functions were asked", inject_refused());
+		return test_fail("%u of two functions were refreshed", inject_refused());
 	inject_reset();
-	return ret == -EIO ? 0 : test_fail("map: %d where both have an error, not EIO", ret);
+	return ret == -EIO ? 0 : test_fail("map: %d although both refreshes failed, not EIO", ret);
 }
 
 static int test_map_error_of_two(void)
@@ -487,7 +496,7 @@ static int test_map_error_of_two(void)
 	return ret;
 }
 
-/* Nobody gets the error; what comes after works. */
+/* The error is not returned; later operations work. */
 static int test_unmap_error(void)
 {
 	int ret = map_extra();
@@ -496,9 +505,9 @@ static int test_unmap_error(void)
 		return ret;
 	inject_refuse_refresh(fn, -EIO, 1);
 	if (iommu_unmap(pair[0].domain, extra_iova(), PAGE_SIZE) != PAGE_SIZE)
-		ret = test_fail("unmap did not unmap");
+		ret = test_fail("unmap did not unmap the page");
 	else if (!inject_refused())
-		ret = test_fail("unmap asked for no refresh");
+		ret = test_fail("unmap issued no refresh");
 	inject_reset();
 	if (!ret && iommu_iova_to_phys(pair[0].domain, extra_iova()))
 		ret = test_fail("unmap left a translation");
@@ -507,9 +516,10 @@ static int test_unmap_error(void)
 	return ret;
 }
 
-/* A domain takes a few functions; for the next one it needs memory. The
- * others are functions that do no DMA through the IOMMU: random number
- * generators of the virtual machine's own.
+/*
+ * A domain has slots for a few functions and allocates memory for more. The
+ * other functions are the virtual machine's random number generators, which do
+ * no DMA through the IOMMU.
  */
 
 #define INLINE_MEMBERS 6
@@ -528,7 +538,7 @@ static int find_others(void)
 	pci_dev_put(pdev);
 	if (other_count == INLINE_MEMBERS)
 		return 0;
-	return test_skip("there are no %u other functions", INLINE_MEMBERS);
+	return test_skip("there are fewer than %u other functions", INLINE_MEMBERS);
 }
 
 static void put_others(void)
@@ -581,17 +591,18 @@ static int test_no_memory(void)
 	failed = test_replace(&pair[1]);
 	inject_no_memory(false);
 	if (!inject_refused())
-		return test_fail("the attach needed no memory");
+		return test_fail("the attach allocated no memory");
 	if (failed != -ENOMEM)
 		return test_fail("attach without memory: %d, not ENOMEM", failed);
 	ret = test_expect_running(&pair[0]);
 	if (!ret && test_replace(&pair[1]))
-		ret = test_fail("the attach fails where there is memory");
+		ret = test_fail("the attach fails although there is memory");
 	return ret ? ret : test_expect_running(&pair[1]);
 }
 
-/* Blocking never fails: the core frees the old domain whatever we say. The
- * machine still has its table, which must stay for so long.
+/*
+ * Blocking never fails: the core frees the old domain whatever the driver
+ * returns. Its table must not be freed while the machine has it.
  */
 static int test_block(void)
 {
@@ -606,25 +617,25 @@ static int test_block(void)
 	inject_refuse(fn, FC_ALL_TABLES);
 	test_detach(&pair[0]);
 	if (!ret && !inject_refused())
-		ret = test_fail("the block asked for nothing that could be refused");
+		ret = test_fail("the block issued no instruction that could be refused");
 	inject_reset();
 	if (!ret && test_current(fn) != blocked)
-		ret = test_fail("the function is not on the blocked domain");
-	/* The old domain goes; a flush of it must not look for the function. */
+		ret = test_fail("the function is not attached to the blocked domain");
+	/* When the old domain is freed, its flush must not use the function. */
 	if (!ret)
 		ret = test_domain_renew(&pair[0], &left);
 	if (!ret && inject_is_freed())
-		ret = test_fail("the table was freed, and the machine has it");
+		ret = test_fail("the table was freed while it was registered");
 	if (!ret)
 		ret = test_run_on(&pair[1], &queue);
 	if (!ret && atomic_read(&fn->errors))
 		ret = test_fail("the function was in the error state");
 	if (!ret && !inject_is_freed())
-		ret = test_fail("the machine has another table, and the old one is not freed");
+		ret = test_fail("another table is registered, but the old one was not freed");
 	return ret;
 }
 
-/* What is refused can be replaced by taking the table away. */
+/* If the machine refuses the empty table, the driver deregisters. */
 static int test_block_by_deregistration(void)
 {
 	int ret = 0;
@@ -633,14 +644,15 @@ static int test_block_by_deregistration(void)
 	inject_refuse(fn, FC_ATTACH);
 	test_detach(&pair[0]);
 	if (inject_table())
-		ret = test_fail("the machine has table %#llx", inject_table());
+		ret = test_fail("table %#llx is registered", inject_table());
 	inject_reset();
 	return ret ? ret : expect_only_blocked_renewed();
 }
 
-/* The core frees a domain that the function is attached to when it could not
- * attach it to anything else. The machine must not keep its table, nor the
- * counters their pointer.
+/*
+ * If the core could not attach the function to anything else, it frees the
+ * domain that the function is attached to. The table must not stay registered,
+ * and the counters must not point to the domain.
  */
 static int test_freed_attached(void)
 {
@@ -656,8 +668,8 @@ static int test_freed_attached(void)
 	if (!ret && zdev->s390_domain == freed)
 		ret = test_fail("the counters point to the freed domain");
 	if (!ret && inject_table() == table)
-		ret = test_fail("the machine has the freed domain's table");
-	/* The core believes that the freed one is attached. */
+		ret = test_fail("the freed domain's table is registered");
+	/* The core still has the freed domain recorded as attached. */
 	if (!ret)
 		ret = expect_to_run(&pair[1]);
 	return ret;
@@ -692,4 +704,4 @@ static const struct test_case cases[] = {
 	{}
 };
 
-TEST_SUITE(refuse, "Tests of attach, map and block under refusal", cases, &fn, &queue);
+TEST_SUITE(refuse, "Tests of refused attaches, maps and blocks", cases, &fn, &queue);

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
  * Suite "remap": IOVAs that are mapped again translate to the new memory,
- * unmapped IOVAs do not translate, and their neighbours are unchanged. In all
- * sizes, and in all ways in which a hypervisor that shadows our tables may learn
- * of changes.
+ * unmapped IOVAs do not translate, and their neighbours are unchanged. This is
+ * tested for all sizes, and for all ways in which a hypervisor that shadows our
+ * tables may learn of changes.
  */
 #include <linux/scatterlist.h>
 #include <linux/sizes.h>
@@ -14,8 +14,9 @@ static struct test_function *fn;
 static struct test_queue queue;
 static struct test_domain dom;
 
-/* Two blocks, as large as they come. What is larger than a piece maps it again
- * and again: a guest of a guest has little memory.
+/*
+ * Two blocks, as large as the kernel can allocate. Ranges larger than a piece
+ * map the same piece repeatedly, because a nested guest has little memory.
  */
 #define BLOCK_BYTES SZ_4M
 #define PIECE_BYTES SZ_2M
@@ -25,11 +26,11 @@ static void *blocks[2];
 static struct scatterlist pieces[LARGEST / PIECE_BYTES];
 
 /**
- * struct shape - what is mapped and unmapped by one call each
- * @iova: where, above the function's first IOVA
- * @size: how much
- * @queued: whether one flush of everything ends it, as in the DMA API's lazy
- *	mode
+ * struct shape - a range that is mapped and unmapped by one call each
+ * @iova: its IOVA, relative to the function's first IOVA
+ * @size: its size
+ * @queued: whether a full flush follows the unmap, as in the lazy mode of the
+ *	DMA API
  */
 struct shape {
 	dma_addr_t iova;
@@ -44,7 +45,7 @@ static dma_addr_t first_iova(void)
 	return fn->first + shape.iova;
 }
 
-/* A page on its own behind what is mapped, never unmapped meanwhile */
+/* A single page after the range, which stays mapped */
 static dma_addr_t neighbour_iova(void)
 {
 	return first_iova() + shape.size;
@@ -55,7 +56,7 @@ static size_t piece_size(void)
 	return min(shape.size, PIECE_BYTES);
 }
 
-/* In a block from its start, where large pages can map it, or behind that. */
+/* The start of a block, which large pages can map, or the page after it */
 static void *memory(unsigned int block, bool small)
 {
 	return blocks[block] + (small ? PAGE_SIZE : 0);
@@ -126,11 +127,11 @@ static int expect_poison(const void *memory)
 static int check_neighbour(void)
 {
 	if (admin_check(fn, neighbour_iova(), dom.data))
-		return test_fail("DMA to the page behind does not work");
+		return test_fail("DMA to the page after the range does not work");
 	return 0;
 }
 
-/* Small pages after large ones, and the other way round */
+/* Small pages after large ones, and vice versa */
 static const bool steps[] = { false, false, true, true, false };
 
 static bool has_large_pages(void)
@@ -146,7 +147,7 @@ static int remap(void)
 	int ret = 0;
 
 	for (i = 0; !ret && i < ARRAY_SIZE(steps); i++) {
-		/* Without large pages all are small. */
+		/* Without large pages, all are small. */
 		if (steps[i] && (shape.size < SZ_1M || !has_large_pages()))
 			continue;
 		new = memory(i % 2, steps[i]);
@@ -165,7 +166,7 @@ static int remap(void)
 	return ret;
 }
 
-/* How many pages of the test domain are mapped when nothing of ours is */
+/* Number of mapped pages of the test domain without the range */
 #define PAGES_BESIDE 4
 
 static int expect_gone(void *memory)
@@ -187,7 +188,7 @@ static int unmapped_from(void *memory)
 	ret = check_data(memory);
 	if (unmap() && !ret)
 		return -EIO;
-	/* First what must work: what must not may be the end of all DMA. */
+	/* First check what must work: a refused access may end all DMA. */
 	if (!ret)
 		ret = check_neighbour();
 	return ret ? ret : expect_gone(memory);
@@ -207,7 +208,7 @@ static int with_neighbour(int (*check)(void))
 	int ret = test_map_page(&dom, neighbour_iova(), dom.data);
 
 	if (ret)
-		return test_fail("map of the page behind: error %d", ret);
+		return test_fail("map of the page after the range: error %d", ret);
 	ret = check_neighbour();
 	if (!ret)
 		ret = check();
@@ -245,7 +246,7 @@ static int run(int (*check)(void), dma_addr_t iova, size_t size, bool queued)
 	return ret;
 }
 
-/* Across page tables' limits */
+/* Crosses from one page table to the next */
 #define ASKEW (SZ_16M + SZ_512K)
 
 TEST_CALL(strict_4k_remap, run(remap, SZ_16M, SZ_4K, false))

@@ -26,13 +26,13 @@ struct results {
 
 static char *only = "";
 module_param(only, charp, 0444);
-MODULE_PARM_DESC(only, "run the tests with one of these, between commas, in their name");
+MODULE_PARM_DESC(only, "only run tests with one of these comma-separated strings in their name");
 
 static LIST_HEAD(all_results);
 static DEFINE_MUTEX(results_lock);
 static struct dentry *root;
 
-/* Suites run one after the other, so that there is one reason at a time. */
+/* Suites run one after the other, so there is one reason at a time. */
 static char reason[REASON_SIZE];
 
 static atomic_t warnings;
@@ -49,10 +49,10 @@ static struct kprobe warning_probe = {
 };
 
 /**
- * test_fail() - say why a test fails
+ * test_fail() - set the reason why a test fails
  * @fmt: the reason
  *
- * Returns: what the test has to return
+ * Returns: what the test must return
  */
 int test_fail(const char *fmt, ...)
 {
@@ -66,10 +66,10 @@ int test_fail(const char *fmt, ...)
 EXPORT_SYMBOL_GPL(test_fail);
 
 /**
- * test_skip() - say why a test cannot run
+ * test_skip() - set the reason why a test cannot run
  * @fmt: the reason
  *
- * Returns: what the test has to return
+ * Returns: what the test must return
  */
 int test_skip(const char *fmt, ...)
 {
@@ -107,7 +107,7 @@ static int run_case(const struct test_case *test)
 	return ret;
 }
 
-/* Appends one line; the log has it too, for when the machine hangs. */
+/* Appends one line. It is also logged, in case the machine hangs later. */
 static void add_line(struct results *results, const char *name, int ret)
 {
 	char *text = results->blob.data;
@@ -170,7 +170,7 @@ static void run_list(struct results *results, const struct test_case *test)
  * @suite: its name
  * @cases: its tests
  *
- * Returns: 0, also if tests fail, or -ENOMEM
+ * Returns: 0 even if tests fail, or -ENOMEM
  */
 int test_run(const char *suite, const struct test_case *cases)
 {

@@ -23,10 +23,13 @@ static int expect_refused(struct test_domain *dom)
 	inject_refuse(fn, FC_ALL_TABLES);
 	ret = test_replace(dom);
 	inject_reset();
-	return ret ? 0 : test_fail("the machine refused, and nobody noticed");
+	return ret ? 0 : test_fail("the attach succeeded although the machine refused");
 }
 
-/* Blocked, the first one, the second one, refused to go back, blocked */
+/*
+ * Attaches the first domain, then the second, tries the first again (refused),
+ * and blocks.
+ */
 static int test_attaches(void)
 {
 	unsigned int i;
@@ -53,4 +56,4 @@ static const struct test_case lots[] = {
 	{}
 };
 
-TEST_SUITE(seeing, "Attaches to look at", many ? lots : one, &fn, NULL);
+TEST_SUITE(seeing, "Attaches to inspect", many ? lots : one, &fn, NULL);

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * Not a suite: this provides a domain to inspect while the module is loaded. The
- * guest's suite "seeing" knows its mappings. No function is attached to it, so
- * the physical addresses are arbitrary.
+ * Not a suite: this provides a domain to inspect while the module is loaded.
+ * The guest's suite "seeing" knows its mappings. No function is attached to it,
+ * so the physical addresses are arbitrary.
  */
 #define pr_fmt(fmt) "seen: " fmt
 
@@ -13,28 +13,28 @@
 #include <linux/pci.h>
 #include <linux/sizes.h>
 
-/* Three pages that follow each other, one that cannot be written. */
+/* Three contiguous pages, and a read-only page after them */
 #define PAGES		0x0100000000ULL
 #define PAGES_TO	0x0012340000ULL
 #define READ_ONLY	0x0100003000ULL
 #define READ_ONLY_TO	0x0012343000ULL
-/* 2 MiB that are aligned, and end where a table ends. */
+/* 2 MiB, aligned, at the end of a table */
 #define FRAMES		0x017fe00000ULL
 #define FRAMES_TO	0x0040000000ULL
-/* Pages that all go to the same place. */
+/* Pages that all map to the same address */
 #define MANY		0x0200000000ULL
 #define MANY_TO		0x0055555000ULL
-/* 4 MiB that come and go, with all page tables. */
+/* 4 MiB that are mapped and unmapped, with all page tables */
 #define CHURN		0x0300000000ULL
 #define CHURN_TO	0x0066661000ULL
 
 static unsigned int many;
 module_param(many, uint, 0444);
-MODULE_PARM_DESC(many, "how many pages to map that are ranges by themselves");
+MODULE_PARM_DESC(many, "how many pages to map as separate ranges");
 
 static bool churn;
 module_param(churn, bool, 0444);
-MODULE_PARM_DESC(churn, "map and unmap all the while");
+MODULE_PARM_DESC(churn, "map and unmap continuously");
 
 static struct pci_dev *pdev;
 static struct iommu_domain *domain;
@@ -117,5 +117,5 @@ static void __exit seen_exit(void)
 
 module_init(seen_init);
 module_exit(seen_exit);
-MODULE_DESCRIPTION("A domain to look at");
+MODULE_DESCRIPTION("A domain to inspect");
 MODULE_LICENSE("GPL");

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * Suite "stress": maps and unmaps, in atomic context and on other CPUs, which
+ * Suite "stress": maps and unmaps, in atomic context and on other CPUs, that
  * race with everything that changes the registration of the function.
  *
  * A refresh of a function that is not registered puts it into the error state.
@@ -25,9 +25,7 @@ static struct test_domain pair[2];
 
 TEST_SETUP(two_domains, test_pair_claim_mapped(pair, fn, &queue), test_pair_release(pair));
 
-/* Map on a domain with the CPU's interrupts off, as a driver's submission path
- * may do.
- */
+/* Maps with interrupts off, as the submission path of a driver may do. */
 static int map_atomic(struct iommu_domain *domain, dma_addr_t iova, void *page)
 {
 	unsigned long flags;
@@ -50,7 +48,7 @@ static size_t unmap_atomic(struct iommu_domain *domain, dma_addr_t iova)
 	return done;
 }
 
-/* Workers that map and unmap on both domains without a pause */
+/* Workers that continuously map and unmap on both domains */
 
 struct worker {
 	struct task_struct *task;
@@ -104,16 +102,14 @@ static int start_workers(void)
 	return 0;
 }
 
-/* No more workers, and time for error events: they take a moment. */
+/* Stops the workers and waits for error events, which take a moment. */
 static void settle(void)
 {
 	stop_workers();
 	msleep(100);
 }
 
-/* A map may be refused while the function is in the error state, or being
- * reset; elsewhere it must not be.
- */
+/* Maps may fail only if the function is in the error state or being reset. */
 static int expect_no_failures(void)
 {
 	unsigned long rounds = 0, failures = 0;
@@ -126,11 +122,11 @@ static int expect_no_failures(void)
 	if (failures)
 		return test_fail("%lu of %lu maps and unmaps failed", failures, rounds);
 	if (!rounds)
-		return test_fail("nothing was mapped beside the test");
+		return test_fail("nothing was mapped during the test");
 	return 0;
 }
 
-/* No error event, and every map and unmap worked. */
+/* There was no error event, and every map and unmap succeeded. */
 static int expect_undisturbed(void)
 {
 	int ret = test_expect_errors(fn, 0);
@@ -201,8 +197,9 @@ static int test_transitions(void)
 	return ret ? ret : attach_and_check();
 }
 
-/* One unmap and map on the domain that is being attached, at the same moment:
- * whoever comes first, the device must see the new page afterwards.
+/*
+ * An unmap and a map on the domain that is being attached, at the same time: in
+ * any order, the device must reach the new page afterwards.
  */
 
 struct race {
@@ -261,9 +258,9 @@ static int race_once(unsigned int round, void **spare)
 		return test_fail("round %u: attach %d, remap %d", round, ret, race.error);
 	ret = test_domain_check(now);
 	if (ret)
-		return test_fail("round %u: a flush beside the attach was missed", round);
+		return test_fail("round %u: a flush during the attach was missed", round);
 	if (!page_is_poison(old))
-		return test_fail("round %u: the page that was unmapped was written to", round);
+		return test_fail("round %u: the unmapped page was written to", round);
 	return 0;
 }
 
@@ -298,7 +295,7 @@ static int test_races(void)
 	return ret ? ret : test_expect_errors(fn, 0);
 }
 
-/* What the platform does to the function */
+/* Resets and recoveries by the platform */
 
 static int begin_attached(void)
 {
@@ -337,8 +334,9 @@ static int test_resets(void)
 	return ret ? ret : expect_undisturbed();
 }
 
-/* Every transition on another CPU, beside resets: an attach may find the
- * function disabled, or enabled and not registered yet.
+/*
+ * Every transition on another CPU, during resets: an attach may find the
+ * function disabled, or enabled but not yet registered.
  */
 
 struct attacher {
@@ -372,7 +370,7 @@ static int stop_attacher(unsigned int least)
 	if (attacher.error)
 		return test_fail("attach %u: error %d", attacher.rounds, attacher.error);
 	if (attacher.rounds < least)
-		return test_fail("%u attaches, not %u", attacher.rounds, least);
+		return test_fail("%u attaches, fewer than %u", attacher.rounds, least);
 	return 0;
 }
 
@@ -421,9 +419,10 @@ static int test_recoveries(void)
 	return ret ? ret : test_expect_errors(fn, RECOVERIES);
 }
 
-/* The same beside recoveries. Where the function happens to be blocked, the
- * device cannot even fetch the command: an error event all the same, unless
- * nothing is registered. The end shows whether one came.
+/*
+ * The same during recoveries. If the function happens to be blocked, the device
+ * cannot even fetch the command. That is an error event as well, unless nothing
+ * is registered. Checks at the end that there was one.
  */
 static int recover_beside_attaches(void)
 {
@@ -479,4 +478,4 @@ static const struct test_case cases[] = {
 	{}
 };
 
-TEST_SUITE(stress, "Tests of flushes beside changes of a function's state", cases, &fn, &queue);
+TEST_SUITE(stress, "Tests of flushes during changes of a function's state", cases, &fn, &queue);

@@ -10,19 +10,20 @@
 #include <linux/pci.h>
 #include <linux/sizes.h>
 
-/* No memory is touched, so that any address does; not one of a large page's, so that
- * there is a page table for each MiB.
+/*
+ * No memory is accessed, so any address will do; not aligned to a large page,
+ * so there is a page table for each MiB.
  */
 #define PHYS	0x10001000UL
 #define BASE	SZ_4G
 
 static unsigned int mebibytes = 1024;
 module_param(mebibytes, uint, 0444);
-MODULE_PARM_DESC(mebibytes, "how much to map, one page table each");
+MODULE_PARM_DESC(mebibytes, "how many MiB to map, with one page table each");
 
 static bool account;
 module_param(account, bool, 0444);
-MODULE_PARM_DESC(account, "charge what the maps need to the calling task");
+MODULE_PARM_DESC(account, "charge the tables to the calling task");
 
 static struct iommu_domain *domain;
 
@@ -31,7 +32,7 @@ static size_t size(void)
 	return (size_t)mebibytes * SZ_1M;
 }
 
-/* Writing 0 unmaps all, and the domain stays. */
+/* Writing 0 unmaps everything but keeps the domain. */
 static int set_mapped(const char *value, const struct kernel_param *parameter)
 {
 	bool mapped;

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0 */
 /*
- * Between the files of the suite "transitions".
+ * Shared by the files of the suite "transitions".
  */
 #ifndef IOMMU_TEST_TRANSITIONS_H
 #define IOMMU_TEST_TRANSITIONS_H
@@ -14,7 +14,7 @@ enum state {
 	PAGING_A,
 	PAGING_B,
 	FORCED,		/* blocked by a deregistration */
-	/* No states, but where to go: to B and then to A, and through a reset */
+	/* Not states but paths: to B and back to A, and through a reset */
 	THERE_AND_BACK,
 	RESET,
 };
@@ -24,7 +24,7 @@ extern const char *const state_names[];
 extern struct test_function *fn;
 extern struct test_queue queue;
 extern struct test_domain pair[2];
-/* Those of the two domains, as the machine is given them */
+/* IOTAs of the two domains' tables */
 extern u64 tables[2];
 
 extern const struct test_setup two_domains;

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
  * Suite "transitions": attaches and blocks, from each state to every other one,
- * and refused ones.
+ * both successful and refused.
  */
 #include "transitions.h"
 
-/* Among what is refused: the refresh */
+/* The refresh, as a bit among the refused operations */
 #define REFRESH		BIT(0)
 
 #define PAGING		(BIT(PAGING_A) | BIT(PAGING_B))
@@ -13,12 +13,11 @@
 #define ANY		(PAGING | BLOCKED | BIT(IDENTITY))
 
 /**
- * struct transition - where from, where to
- * @from: from this state
- * @to: to this one; the same if it is attached again
- * @asked: what the machine is asked; NULL if how the function comes back is the
- *	driver's affair
- * @refused: operations that are refused, and then everything is as before
+ * struct transition - from one state to another
+ * @from: the state before
+ * @to: the state after; the same as @from to attach again
+ * @asked: the instructions; NULL if the driver may choose how to go back
+ * @refused: operations to refuse; then the state must not change
  */
 struct transition {
 	enum state from;
@@ -75,7 +74,7 @@ static int run_transition(const struct transition *transition)
 	return ret ? ret : expect_state(transition->to);
 }
 
-/* Everything is as before, and nothing spoils the next try. */
+/* Nothing changes, and nothing makes the next attach fail. */
 static int run_refused(const struct transition *transition)
 {
 	int ret = start_from(transition->from);
@@ -89,7 +88,7 @@ static int run_refused(const struct transition *transition)
 	inject_record(fn);
 	ret = go_to(transition->to);
 	if (ret != -EIO)
-		ret = test_fail("%s to %s: refused, and the result is %d",
+		ret = test_fail("%s to %s: refused, but the result is %d",
 				state_names[transition->from], state_names[transition->to], ret);
 	else
 		ret = transition->asked ? expect_asked(transition->asked) : 0;
@@ -97,11 +96,14 @@ static int run_refused(const struct transition *transition)
 	if (!ret)
 		ret = expect_state(transition->from);
 	if (!ret && go_to(transition->to))
-		ret = test_fail("the attach fails when it is not refused");
+		ret = test_fail("the attach fails although it is not refused");
 	return ret ? ret : expect_state(transition->to);
 }
 
-/* All from and to these states, with some of this refused, or with nothing */
+/*
+ * Runs all transitions from and to these states: those that refuse some of
+ * these operations, or if @refused is 0, those that refuse nothing.
+ */
 static int run_all(unsigned long from, unsigned long to, unsigned long refused)
 {
 	const struct transition *transition = transitions;
@@ -135,13 +137,13 @@ static int without_identity(void)
 	if (ret)
 		return test_fail("attach: error %d", ret);
 	if (!IS_ERR(test_identity_domain(fn)))
-		return test_fail("a function that must not skip translation has identity");
+		return test_fail("a function that must translate has an identity domain");
 	/* The core could still have it from another function. */
 	inject_offer_identity(fn, true);
 	identity = test_identity_domain(fn);
 	inject_offer_identity(fn, false);
 	if (IS_ERR(identity))
-		return test_fail("a function that may skip translation has no identity");
+		return test_fail("a function that may skip translation has no identity domain");
 	inject_record(fn);
 	if (test_replace_by_identity(fn, identity) != -EINVAL)
 		return test_fail("identity was not refused with EINVAL");
@@ -150,7 +152,7 @@ static int without_identity(void)
 	return ret ? ret : expect_state(PAGING_A);
 }
 
-/* Only where the function may skip translation */
+/* Identity is only for functions that may skip translation. */
 static int test_no_identity(void)
 {
 	struct zpci_dev *zdev = to_zpci(fn->pdev);
@@ -163,8 +165,9 @@ static int test_no_identity(void)
 	return ret;
 }
 
-/* The second of the two re-registrations: the function is on the empty table
- * by then, and has to come back.
+/*
+ * The second of the two re-registrations is refused: the function has the empty
+ * table by then and must go back.
  */
 static int test_refused_identity_late(void)
 {
@@ -178,7 +181,7 @@ static int test_refused_identity_late(void)
 	inject_record(fn);
 	ret = go_to(IDENTITY);
 	if (ret != -EIO)
-		ret = test_fail("identity was refused, and the result is %d", ret);
+		ret = test_fail("identity was refused, but the result is %d", ret);
 	else
 		ret = expect_asked(asked);
 	inject_reset();

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * Suite "transitions": a complete map and a complete unmap on A, at each step of
- * a transition.
+ * Suite "transitions": a complete map and a complete unmap on A, at each step
+ * of a transition.
  */
 #include <linux/sizes.h>
 
@@ -29,7 +29,9 @@ static void unmap_and_map(void)
 		job_result = test_map_page(&pair[0], extra_iova(), extra_page);
 }
 
-/* On A: what was mapped is there, what was unmapped is not. */
+/*
+ * If it is on A, the function reaches what was mapped, not what was unmapped.
+ */
 static int expect_mapped_now(void)
 {
 	int ret;
@@ -40,21 +42,21 @@ static int expect_mapped_now(void)
 	if (ret)
 		return ret;
 	if (admin_check(fn, extra_iova(), extra_page))
-		return test_fail("the function does not see what was mapped");
+		return test_fail("the function does not reach what was mapped");
 	return test_expect_gone(&pair[0], &queue, pair[0].data, data_iova(fn));
 }
 
-/* As long as the machine has A's table, an unmap on A has to refresh it. */
+/* As long as A's table is registered, an unmap on A must refresh it. */
 static int expect_flushed_then(bool must_not_hit)
 {
 	if (job_result)
 		return test_fail("unmap or map: error %d", job_result);
 	if (table_then == tables[0] && !hits)
-		return test_fail("the unmap was not flushed, and A's table was registered");
+		return test_fail("the unmap was not flushed although A's table was registered");
 	if (hits && must_not_hit)
-		return test_fail("a flush hit a function that is about to stop translating");
+		return test_fail("a flush refreshed a function that is about to stop translating");
 	if (atomic_read(&fn->errors))
-		return test_fail("a flush hit the function when it must not");
+		return test_fail("a flush refreshed the function at a wrong time");
 	return 0;
 }
 
@@ -68,8 +70,10 @@ static int undo(void)
 	return ret ? test_fail("map: error %d", ret) : 0;
 }
 
-/* Before the last of three instructions, which ends translation, flushes must
- * have left the function alone. Returns 1 if the transition has no such moment.
+/*
+ * Runs the job at a moment of the transition. To identity, before the last of
+ * three instructions, which ends translation, flushes must already skip the
+ * function. Returns 1 if the transition has no such moment.
  */
 static int interrupt_at(unsigned int moment, enum state from, enum state to)
 {
@@ -77,9 +81,7 @@ static int interrupt_at(unsigned int moment, enum state from, enum state to)
 
 	if (ret)
 		return ret;
-	/* The table that is registered is known from here on; by a reset it is
-	 * lost.
-	 */
+	/* Attaching again shows which table is registered. A reset drops it. */
 	inject_reset();
 	if (from == PAGING_A && to != RESET)
 		ret = attach_again();
@@ -121,8 +123,9 @@ static int interrupt(enum state from, enum state to, unsigned int moments)
 	return ret;
 }
 
-/* A function that needs a deeper table joins B when B's table is registered and
- * not yet refreshed.
+/*
+ * A function that needs a deeper table is attached to B when B's table is
+ * registered but not yet refreshed.
  */
 static struct test_domain deep;
 
@@ -131,8 +134,9 @@ static void widen(void)
 	job_result = test_replace(&deep);
 }
 
-/* What is registered stays known: a replace refreshes what is mapped, and not
- * the window.
+/*
+ * The driver still knows what is registered: a replace only refreshes what is
+ * mapped, not the window.
  */
 static int expect_known(void)
 {
@@ -160,7 +164,7 @@ static int test_beside_widening(void)
 	deep = pair[1];
 	deep.fn = test_function(1);
 	if (!deep.fn || deep.fn->last <= pair[1].domain->geometry.aperture_end)
-		return test_skip("no function has a deeper window than the first");
+		return test_skip("no second function needs a deeper table");
 	ret = start_from(PAGING_A);
 	if (!ret)
 		ret = test_claim(deep.fn);
@@ -183,7 +187,7 @@ static int test_beside_widening(void)
 
 TEST_CALL(beside_first_attach, interrupt(UNREGISTERED, PAGING_A, 3))
 TEST_CALL(beside_attach, interrupt(EMPTY, PAGING_A, 2))
-/* The machine refused to block the function, and has no table. */
+/* The machine refused the empty table, and no table is registered. */
 TEST_CALL(beside_attach_after_force, interrupt(FORCED, PAGING_A, 3))
 TEST_CALL(beside_replace_from, interrupt(PAGING_B, PAGING_A, 2))
 TEST_CALL(beside_replace_to, interrupt(PAGING_A, PAGING_B, 2))

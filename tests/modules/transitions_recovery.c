@@ -5,7 +5,7 @@
  */
 #include "transitions.h"
 
-/* Resets: what is attached is registered, with the first instruction again. */
+/* Resets register what is attached, starting with the first instruction. */
 
 static int reset_in(enum state state, const char *asked)
 {
@@ -32,7 +32,7 @@ TEST_CALL(reset_identity, reset_in(IDENTITY, "REG identity"))
 
 /* Recovery */
 
-/* While the function is in the error state, and before the kernel recovers it */
+/* Calls @meanwhile in the error state, before the kernel recovers from it. */
 static int recover_after(bool keeps_state, int (*meanwhile)(void))
 {
 	int ret = start_from(PAGING_A);
@@ -60,7 +60,7 @@ static int expect_resets(int expected)
 	return 0;
 }
 
-/* What the recovery asks for, if there is one, and where the function is then */
+/* Checks the instructions of the recovery if @asked is set, and the state. */
 static int check_recovery(bool keeps_state, int (*meanwhile)(void), const char *asked,
 			  enum state state)
 {
@@ -97,15 +97,16 @@ TEST_CALL(resume_attached, check_recovery(true, attach_b, NULL, PAGING_B))
 TEST_CALL(resume_blocked, check_recovery(true, block, NULL, EMPTY))
 TEST_CALL(resume_identity, check_recovery(true, attach_identity, "REREG identity", IDENTITY))
 
-/* With a reset, the driver is asked to register what was attached last. */
+/* After a reset, the driver must register what was attached last. */
 TEST_CALL(recover_as_it_was, check_recovery(false, NULL, "REG empty, REREG A, refresh", PAGING_A))
 TEST_CALL(recover_attached,
 	  check_recovery(false, attach_b, "REG empty, REREG B, refresh", PAGING_B))
 TEST_CALL(recover_blocked, check_recovery(false, block, "", UNREGISTERED))
 TEST_CALL(recover_identity, check_recovery(false, attach_identity, "REG identity", IDENTITY))
 
-/* Flushes pass a function in the error state by; it has to see what they were
- * about when it comes back.
+/*
+ * Flushes skip a function in the error state. After the recovery, it must have
+ * forgotten what was unmapped.
  */
 static void *fresh_page;
 
@@ -136,13 +137,13 @@ static int test_resume_remapped(void)
 	if (!ret)
 		ret = expect_state(PAGING_A);
 	if (!ret && !page_is_poison(old))
-		ret = test_fail("the page that was unmapped was written to");
+		ret = test_fail("the unmapped page was written to");
 	admin_stop(fn);
 	free_page((unsigned long)old);
 	return ret;
 }
 
-/* Without a flush that was missed, the recovery asks for nothing. */
+/* Unless a flush was missed, the recovery issues no instructions. */
 static int remap_and_refuse(void)
 {
 	int ret;
@@ -153,27 +154,27 @@ static int remap_and_refuse(void)
 	return ret;
 }
 
-/* The machine refuses what the recovery registers: a reset is next. */
+/* The machine refuses an instruction of the recovery: a reset follows. */
 static int test_resume_refused(void)
 {
 	int ret = recover_after(true, remap_and_refuse);
 
 	if (!ret && !inject_refused())
-		ret = test_fail("the recovery asked for nothing that could be refused");
+		ret = test_fail("the recovery issued no instruction that could be refused");
 	if (!ret)
 		ret = expect_resets(1);
 	inject_reset();
 	return ret ? ret : expect_state(PAGING_A);
 }
 
-/* Gone: the machine does not know the handle (any more). */
+/* Gone: the machine does not know the handle any more. */
 
 static u32 lose_handle(void)
 {
 	struct zpci_dev *zdev = to_zpci(fn->pdev);
 	u32 handle = zdev->fh;
 
-	/* Another generation of the handle, still that of an enabled function */
+	/* Another generation of the handle, still of an enabled function */
 	WRITE_ONCE(zdev->fh, handle ^ 0x00010000);
 	return handle;
 }
@@ -189,15 +190,15 @@ static int change_when_gone(int (*change)(void), enum state state)
 	handle = lose_handle();
 	ret = change();
 	before = inject_counts().refreshes;
-	/* Flushes leave it alone. */
+	/* Flushes skip it. */
 	if (!ret && iommu_unmap(pair[1].domain, data_iova(fn), PAGE_SIZE) != PAGE_SIZE)
 		ret = test_fail("unmap did nothing");
 	if (!ret)
 		ret = test_map_page(&pair[1], data_iova(fn), pair[1].data);
 	WRITE_ONCE(to_zpci(fn->pdev)->fh, handle);
 	if (!ret && inject_counts().refreshes != before)
-		ret = test_fail("a flush looked for a function that is gone");
-	/* It comes back as any function does. */
+		ret = test_fail("a flush refreshed a function that is gone");
+	/* A reset registers it like any other function. */
 	if (!ret)
 		ret = test_reset(fn);
 	return ret ? ret : expect_state(state);

@@ -4,7 +4,7 @@
  * function to every other one; what a recovery without a reset and a reset
  * restore; and unmaps at each step of a transition.
  *
- * This file has the states, the ways to enter them, and the checks of them.
+ * This file defines the states, how to enter them, and how to check them.
  *
  * The emulator offers no function that may skip translation. The tests of
  * identity make one look as if it may, and a registration of identity does not
@@ -69,17 +69,18 @@ int start_from(enum state state)
 {
 	int ret = 0;
 
-	/* The empty table is there once something was attached. From identity,
-	 * the machine must have something that can be replaced.
+	/*
+	 * The empty table is registered after something was attached. For
+	 * identity, a registered table is needed, which can be replaced.
 	 */
 	if (state == EMPTY || state == IDENTITY)
 		ret = go_to(PAGING_B);
 	if (!ret)
 		ret = go_to(state);
-	return ret ? test_fail("to start from %s: error %d", state_names[state], ret) : 0;
+	return ret ? test_fail("entering %s: error %d", state_names[state], ret) : 0;
 }
 
-/* What is not asked for by the core: it attaches again what is attached. */
+/* Attaches the attached domain again, which the core does not do. */
 int attach_again(void)
 {
 	struct iommu_domain *domain = test_current(fn);
@@ -87,7 +88,7 @@ int attach_again(void)
 	return domain->ops->attach_dev(domain, &fn->pdev->dev, domain);
 }
 
-/* What is asked of the machine, as text */
+/* The instructions as text */
 
 static const char *name_of(u64 table)
 {
@@ -100,14 +101,14 @@ static const char *name_of(u64 table)
 	return table == tables[1] ? "B" : "something else";
 }
 
-/* All that is mapped in each domain, and maybe more */
+/* Whether it covers at least all that is mapped in each domain */
 static bool covers_mapped(const struct inject_step *step)
 {
 	return step->start <= sq_iova(fn) &&
 		step->start + step->size >= data_iova(fn) + PAGE_SIZE;
 }
 
-/* More than one refresh of all that is mapped is as good as one. */
+/* Several refreshes of all that is mapped count as one. */
 static bool is_repeated(const struct inject_step *step)
 {
 	return !step[-1].operation && !step->operation && !step[-1].refused &&
@@ -146,11 +147,11 @@ int expect_asked(const char *expected)
 		used += add_step(text + used, sizeof(text) - used, &steps[i]);
 	}
 	if (strcmp(text, expected))
-		return test_fail("asked: \"%s\", not \"%s\"", text, expected);
+		return test_fail("issued: \"%s\", not \"%s\"", text, expected);
 	return 0;
 }
 
-/* Two domains with mappings, their tables known */
+/* Two domains with mappings, whose tables are known */
 
 static int find_tables(void)
 {
@@ -168,7 +169,7 @@ static int find_tables(void)
 	empty_table = inject_table();
 	if (!tables[0] || tables[0] == tables[1] || !empty_table ||
 	    empty_table == tables[1])
-		return test_fail("tables %#llx, %#llx and, blocked, %#llx",
+		return test_fail("tables %#llx and %#llx, and %#llx when blocked",
 				 tables[0], tables[1], empty_table);
 	return 0;
 }
@@ -203,9 +204,9 @@ static int begin_with_identity(void)
 const struct test_setup two_domains = { begin, end };
 const struct test_setup with_identity = { begin_with_identity, end };
 
-/* Whether the function is where it was sent */
+/* Checks of the state */
 
-/* Flushes of a domain that was left must not look for the function. */
+/* Flushes of a domain that the function left must not refresh it. */
 static int expect_left(struct test_domain *dom)
 {
 	unsigned int before = inject_counts().refreshes;
@@ -217,7 +218,7 @@ static int expect_left(struct test_domain *dom)
 		return test_fail("map: error %d", ret);
 	iommu_unmap(dom->domain, data_iova(fn) + SZ_1M, PAGE_SIZE);
 	if (inject_counts().refreshes != before)
-		return test_fail("a flush of a domain that is not attached hit the function");
+		return test_fail("a flush of a domain that is not attached refreshed the function");
 	return 0;
 }
 
@@ -226,7 +227,7 @@ static int expect_identity(void)
 	int ret;
 
 	if (test_current(fn) != test_identity_domain(fn))
-		return test_fail("the core has another domain than identity");
+		return test_fail("the core has another domain than identity attached");
 	ret = expect_left(&pair[0]);
 	return ret ? ret : expect_left(&pair[1]);
 }
@@ -260,4 +261,4 @@ static const struct test_case cases[] = {
 	{}
 };
 
-TEST_SUITE(transitions, "Tests of what is asked of the machine, and when", cases, &fn, &queue);
+TEST_SUITE(transitions, "Tests of the instructions for each transition", cases, &fn, &queue);

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * Suite "windows": one domain, and two functions with different windows. For an
- * emulator that is started with such functions.
+ * Suite "windows": one domain and two functions with different windows. The
+ * emulator must be started with such functions.
  */
 #include <linux/sizes.h>
 
@@ -12,7 +12,7 @@
 
 static struct test_function *functions[FUNCTIONS];
 static struct test_queue queues[FUNCTIONS];
-/* One domain, as each of them needs it to be described */
+/* One domain, described for each function */
 static struct test_domain views[FUNCTIONS];
 
 static dma_addr_t common_first(void)
@@ -25,7 +25,7 @@ static dma_addr_t common_last(void)
 	return min(functions[0]->last, functions[1]->last);
 }
 
-/* Behind the middle of what both reach */
+/* Above the middle of the IOVAs that both reach */
 static dma_addr_t queue_iova(unsigned int i, unsigned int page)
 {
 	dma_addr_t middle = common_first() + (common_last() - common_first()) / 2;
@@ -46,8 +46,10 @@ static int expect_hit(unsigned int i, dma_addr_t iova)
 	return ret ? test_fail("function %u does not reach %pad, which is mapped", i, &iova) : 0;
 }
 
-/* Below the window that is an error event; above it the emulator drops what is
- * written, and the command succeeds. Then it works on, or again.
+/*
+ * DMA below the window causes an error event. Above it, the emulator drops what
+ * is written, and the command succeeds. In both cases the function works
+ * afterwards.
  */
 static int expect_out_of_reach(unsigned int i, dma_addr_t iova)
 {
@@ -58,11 +60,11 @@ static int expect_out_of_reach(unsigned int i, dma_addr_t iova)
 	page_poison(views[0].data);
 	ret = admin_identify(fn, iova);
 	if (!page_is_poison(views[0].data))
-		return test_fail("function %u reaches %pad, outside of its window", i, &iova);
+		return test_fail("function %u reaches %pad, outside its window", i, &iova);
 	if (!refused)
 		return ret;
 	if (!ret)
-		return test_fail("function %u: %pad, below its window, is no error", i, &iova);
+		return test_fail("function %u: no error event at %pad below its window", i, &iova);
 	ret = test_wait_recovery(fn);
 	return ret ? ret : start(i);
 }
@@ -160,7 +162,7 @@ static int expect_no_refresh_outside(void)
 	struct inject_counts counts = inject_counts();
 
 	if (counts.outside)
-		return test_fail("%u of %u refreshes are outside of the function's window",
+		return test_fail("%u of %u refreshes are outside the function's window",
 				 counts.outside, counts.refreshes);
 	return counts.refreshes ? 0 : test_fail("there was no refresh");
 }
@@ -175,7 +177,7 @@ static int test_windows(void)
 		return ret;
 	if (functions[0]->first == functions[1]->first ||
 	    functions[0]->last == functions[1]->last)
-		return test_fail("this machine's windows do not differ at both ends");
+		return test_fail("the two windows do not differ at both ends");
 	for (i = 0; i < FUNCTIONS; i++) {
 		zdev = to_zpci(functions[i]->pdev);
 		if (zdev->start_dma != functions[i]->first ||
@@ -205,7 +207,7 @@ static int both_hit(dma_addr_t iova)
 	return ret ? ret : expect_hit(1, iova);
 }
 
-/* The IOVA is unmapped and mapped to another page, which both must see. */
+/* Maps the IOVA to another page, which both functions must reach. */
 static int check_remapped(dma_addr_t iova)
 {
 	void *old = views[0].data;
@@ -218,7 +220,7 @@ static int check_remapped(dma_addr_t iova)
 	page_poison(old);
 	ret = check_mapped(iova, both_hit);
 	if (!ret && !page_is_poison(old))
-		ret = test_fail("the page that was unmapped was written to");
+		ret = test_fail("the unmapped page was written to");
 	free_page((unsigned long)old);
 	return ret;
 }
@@ -242,7 +244,7 @@ static int only_one_hits(unsigned int one, dma_addr_t iova)
 
 	if (!ret)
 		ret = expect_out_of_reach(!one, iova);
-	/* As before, and the other one as well where both reach */
+	/* The one still works, and so does the other where both reach. */
 	if (!ret)
 		ret = expect_hit(one, iova);
 	return ret ? ret : check_mapped(common_first(), both_hit);
@@ -276,7 +278,7 @@ static int test_above(void)
 	return ret ? ret : expect_no_refresh_outside();
 }
 
-/* Of a queued unmap of what only one of them reaches, and of what both do */
+/* Queued unmaps where one function reaches the IOVA, and where both do */
 static int test_full_flush(void)
 {
 	dma_addr_t iovas[] = { functions[0]->first, common_first() };
@@ -303,5 +305,5 @@ static const struct test_case cases[] = {
 	{}
 };
 
-TEST_SUITE(windows, "Functions of different windows on one domain", cases,
+TEST_SUITE(windows, "Functions with different windows on one domain", cases,
 	   &functions[0], &queues[0]);

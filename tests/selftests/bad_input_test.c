@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * Calls that must fail: each with its errno, with nothing mapped, and with
- * nothing left behind. Give it any device.
+ * Invalid calls: each must fail with the expected errno, map nothing and leave
+ * nothing behind. Works with any device.
  */
 #include <sys/ioctl.h>
 #include <sys/mman.h>
@@ -17,13 +17,13 @@ FIXTURE(bad_input)
 	struct vfio_pci_device *device;
 	struct iova_allocator *allocator;
 	u8 *block;
-	/* Where nothing is mapped, and the ends of what can be mapped */
+	/* A free IOVA, and the limits of what can be mapped */
 	iova_t iova;
 	iova_t first;
 	iova_t last;
-	/* Where something is, of 16 pages */
+	/* An existing mapping of 16 pages */
 	iova_t taken;
-	/* Before the device was opened */
+	/* Before the device was opened, then after the setup */
 	u64 tables;
 	u64 locked;
 	u64 pinned;
@@ -50,10 +50,10 @@ FIXTURE_SETUP(bad_input)
 	self->first = ranges[0].start;
 	self->last = ranges[count - 1].last;
 	free(ranges);
-	/* Before it is something that could be mapped as well */
+	/* Leave free IOVAs below it, which could be mapped as well. */
 	iova_allocator_alloc(self->allocator, SZ_64K);
 	self->taken = iova_allocator_alloc(self->allocator, SZ_64K);
-	/* Behind it, so that what starts here is not over it as well */
+	/* Above it, so that a range from here does not overlap it as well */
 	self->iova = iova_allocator_alloc(self->allocator, SZ_1M);
 	ASSERT_EQ(0, raw_map(self->iommu, self->block, self->taken, SZ_64K, MAY_BOTH));
 	self->locked = status_field("VmLck");
@@ -64,7 +64,7 @@ FIXTURE_TEARDOWN(bad_input)
 {
 	u64 unmapped;
 
-	/* What is there is what was there before, to the page. */
+	/* Exactly what was mapped in the setup is still mapped. */
 	ASSERT_EQ(0, __iommu_unmap_all(self->iommu, &unmapped));
 	ASSERT_EQ(SZ_64K, unmapped);
 	ASSERT_EQ(self->locked + self->pinned,
@@ -76,7 +76,7 @@ FIXTURE_TEARDOWN(bad_input)
 	ASSERT_TRUE(table_memory_settles(self->tables));
 }
 
-/* Nothing was pinned. What is mapped is counted in the end. */
+/* Nothing was pinned. The teardown checks what is mapped. */
 #define CHECK_NOTHING() do {						\
 	ASSERT_EQ(self->locked, status_field("VmLck"));			\
 	ASSERT_EQ(self->pinned, status_field("VmPin"));			\
@@ -102,7 +102,7 @@ TEST_F(bad_input, map_alignment)
 	MAP_FAILS(EINVAL, block + PAGE / 2, self->iova, PAGE);
 }
 
-/* Below, above, and over the border of what the function reaches. */
+/* Below, above and across the limits of what the function reaches */
 TEST_F(bad_input, map_out_of_reach)
 {
 	const u64 end = self->last + 1;
@@ -138,7 +138,7 @@ TEST_F(bad_input, map_over_another)
 	ASSERT_EQ(-EEXIST, raw_map(self->iommu, self->block, self->taken, PAGE, MAY_READ));
 }
 
-/* Memory that is not there, from its beginning or from somewhere within. */
+/* Memory that is missing, from the start of the range or from the middle */
 TEST_F(bad_input, map_no_memory)
 {
 	u8 *block = memory(SZ_4M);
@@ -205,7 +205,7 @@ TEST_F(bad_input, map_flags)
 		TYPE1_FAILS(EINVAL, argsz, sizeof(type1) - 1);
 		TYPE1_FAILS(EINVAL, argsz, 0);
 	}
-	/* iommufd's container takes a mapping without permissions. */
+	/* iommufd's container accepts a mapping without permissions. */
 	if (is_type1(self->iommu)) {
 		TYPE1_FAILS(EINVAL, flags, 0);
 		TYPE1_FAILS(ENOENT, flags, VFIO_DMA_MAP_FLAG_VADDR);
@@ -233,7 +233,7 @@ TEST_F(bad_input, unmap)
 		UNMAP_FAILS(EINVAL, taken + 1, PAGE);
 		UNMAP_FAILS(EINVAL, taken, PAGE - 1);
 	}
-	/* Where nothing is */
+	/* Where nothing is mapped */
 	if (is_iommufd(self->iommu)) {
 		UNMAP_FAILS(ENOENT, self->iova, PAGE);
 		UNMAP_FAILS(ENOENT, 0, self->first);
@@ -248,7 +248,7 @@ TEST_F(bad_input, unmap)
 	}
 }
 
-/* A part of a mapping: the second version of type1 and iommufd refuse it. */
+/* A part of a mapping: type1 v2 and iommufd refuse this. */
 TEST_F(bad_input, unmap_a_part)
 {
 	const bool is_v1 = self->iommu->mode->iommu_type == VFIO_TYPE1_IOMMU;
@@ -256,7 +256,7 @@ TEST_F(bad_input, unmap_a_part)
 	u64 unmapped;
 
 	if (self->iommu->mode->container_path && is_v1) {
-		/* The first one does nothing; iommufd's cuts it, as documented. */
+		/* Type1 v1 does nothing; iommufd's splits it, as documented. */
 		ASSERT_EQ(0, raw_unmap(self->iommu, self->taken + PAGE, PAGE, &unmapped));
 		ASSERT_EQ(is_type1(self->iommu) ? 0 : PAGE, unmapped);
 		if (unmapped) {
@@ -317,7 +317,7 @@ TEST_F(bad_input, unmap_flags)
 	UNMAP_TYPE1_FAILS(EINVAL, argsz, sizeof(type1) - 1);
 	UNMAP_TYPE1_FAILS(EINVAL, flags, 1 << 3);
 	UNMAP_TYPE1_FAILS(EINVAL, flags, -1);
-	/* All is all: no IOVA, no size. */
+	/* VFIO_DMA_UNMAP_FLAG_ALL allows no IOVA and no size. */
 	UNMAP_TYPE1_FAILS(EINVAL, flags, VFIO_DMA_UNMAP_FLAG_ALL);
 }
 

@@ -94,8 +94,8 @@ void copier_open(struct copier *copier, const char *bdf, struct iommu *iommu,
 {
 	copier->iommu = iommu;
 	copier->device = vfio_pci_device_init(bdf, iommu);
-	VFIO_ASSERT_NOT_NULL(copier->device->driver.ops, "%s is no igb", bdf);
-	/* The ranges are those of the device: there are none before it. */
+	VFIO_ASSERT_NOT_NULL(copier->device->driver.ops, "%s is not an igb", bdf);
+	/* The ranges are those of the device, so it must be opened first. */
 	copier->allocator = allocator ?: iova_allocator_init(iommu);
 	region_open(copier, &copier->scratch, SZ_64K);
 	region_open(copier, &copier->device->driver.region, SZ_2M);
@@ -161,7 +161,7 @@ u64 table_memory(void)
 {
 	int fd = open("/proc/sys/vm/stat_refresh", O_WRONLY);
 
-	/* Each processor counts for itself and adds its share once a second. */
+	/* Refresh the counts: each CPU adds its own only once a second. */
 	VFIO_ASSERT_GE(fd, 0, "open /proc/sys/vm/stat_refresh");
 	VFIO_ASSERT_EQ(write(fd, "1", 1), 1);
 	close(fd);
@@ -170,7 +170,7 @@ u64 table_memory(void)
 
 bool table_memory_settles(u64 before)
 {
-	/* Tables go after a grace period, and workers do it. */
+	/* Workers free tables after a grace period. */
 	for (int i = 0; i < 1200; i++) {
 		if (table_memory() <= before)
 			return true;
@@ -217,7 +217,7 @@ int events_count(int fd, int wanted)
 {
 	int count = events_read(fd);
 
-	/* A thread of the kernel's reports them, when it gets to it. */
+	/* A kernel thread reports them some time later. */
 	for (int i = 0; i < 6000 && count < wanted; i++) {
 		usleep(10000);
 		count += events_read(fd);

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * Huge pages of 1 MiB: a device reaches them, and nothing after their unmap. With
- * this driver they are large pages of the IOMMU and take no page tables. Give it
- * an igb, and the kernel as many huge pages as are mapped here.
+ * Huge pages of 1 MiB: a device reaches them, and nothing after their unmap.
+ * This driver maps them as large pages, which need no page tables. Needs an
+ * igb, and as many free huge pages as are mapped here.
  */
 #include <errno.h>
 #include <stdio.h>
@@ -15,9 +15,9 @@
 #include "kselftest_harness.h"
 
 #define SIZE	SZ_4M
-/* Two huge pages: enough for an IOVA that is no multiple of 1 MiB */
+/* IOVA space, enough for a mapping that is not aligned to 1 MiB */
 #define SPACE	SZ_8M
-/* KiB of the smallest table, one for each MiB */
+/* KiB of page tables, one for each MiB */
 #define TABLES	(SIZE / SZ_1M * 2)
 
 static const char *bdf;
@@ -82,14 +82,15 @@ TEST_F(hugetlb, copies)
 }
 
 /*
- * Aligned, they take no tables; a page off, they take one for each MiB. Where iommufd
- * stands in for the first type1, it maps pages alone: any of them may be unmapped.
+ * Aligned huge pages need no page tables. A page off, they need one for each
+ * MiB. As a replacement for type1 v1, iommufd only maps pages of 4 KiB, because
+ * any of them may be unmapped.
  */
 TEST_F(hugetlb, large_pages)
 {
 	u64 before, aligned, beside, unmapped;
 
-	/* The tables above are there from here on. */
+	/* From here on, the higher-level tables exist. */
 	ASSERT_EQ(0, raw_map(self->iommu, self->block, self->iova + SIZE, PAGE, MAY_BOTH));
 	before = table_memory();
 	ASSERT_EQ(0, raw_map(self->iommu, self->block, self->iova, SIZE, MAY_BOTH));

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * Tables are accounted for as long as they are there, and are gone when their
- * owner is, however it ends. Give it an igb.
+ * Tables are accounted for as long as they exist, and are freed with their
+ * owner, however it ends. Needs an igb.
  */
 #include <signal.h>
 #include <sys/mman.h>
@@ -11,7 +11,7 @@
 #include "helper.h"
 #include "kselftest_harness.h"
 
-/* Pages so far apart that each needs a table of its own */
+/* Pages so far apart that each needs its own page table */
 #define TABLES		1024
 #define APART		SZ_1M
 /* Bytes of a page table */
@@ -34,7 +34,7 @@ FIXTURE_VARIANT_ADD_ALL_IOMMU_MODES(lifetime);
 
 FIXTURE_SETUP(lifetime)
 {
-	/* What is left of a test before may be on its way. */
+	/* Tables of the previous test may not have been freed yet. */
 	usleep(500000);
 	self->before = table_memory();
 	self->block = memory(SZ_1M);
@@ -45,7 +45,7 @@ FIXTURE_TEARDOWN(lifetime)
 	munmap(self->block, SZ_1M);
 }
 
-/* A page in each of many segments */
+/* Maps a page in each of many segments. */
 static void map_all(struct iommu *iommu, u8 *block, iova_t first)
 {
 	for (u64 i = 0; i < TABLES; i++)
@@ -93,7 +93,7 @@ TEST_F(lifetime, closed)
 	ASSERT_TRUE(table_memory_settles(self->before));
 }
 
-/* What is mapped and unmapped again and again takes no more than once. */
+/* Mapping and unmapping repeatedly needs no more tables than once. */
 TEST_F(lifetime, reused)
 {
 	struct copier copier = {};
@@ -130,13 +130,13 @@ TEST_F(lifetime, killed)
 		pid = fork();
 		ASSERT_LE(0, pid);
 		if (!pid) {
-			/* A test that fails here must not leave it running. */
+			/* If the test fails, this must not keep running. */
 			prctl(PR_SET_PDEATHSIG, SIGKILL);
 			fill(&copier, variant->iommu_mode, self->block, &first);
 			for (;;) {
 				if (!works(&copier, self->block, first))
 					_exit(1);
-				/* From the first copy on it may be killed. */
+				/* After the first copy, it may be killed. */
 				if (write(ready[1], "x", 1) != 1)
 					_exit(1);
 			}
@@ -152,7 +152,7 @@ TEST_F(lifetime, killed)
 		close(ready[0]);
 		ASSERT_TRUE(table_memory_settles(self->before));
 	}
-	/* And the device can be used again. */
+	/* The device can be used again. */
 	fill(&copier, variant->iommu_mode, self->block, &first);
 	ASSERT_TRUE(works(&copier, self->block, first));
 	release(&copier);

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * Mappings of every size and alignment, and more of them than fit.
- * A device looks whether they lead where they should. Give it an igb.
+ * Mappings of every size and alignment, and more of them than fit. A device
+ * checks where they lead. Needs an igb.
  */
 #include <sys/ioctl.h>
 #include <sys/mman.h>
@@ -9,7 +9,7 @@
 #include "helper.h"
 #include "kselftest_harness.h"
 
-/* The largest mapping, and the IOVAs that are kept free for it */
+/* The largest mapping, and the IOVA space that is reserved for it */
 #define LARGEST		SZ_256M
 #define SPACE		SZ_512M
 /* IOVA space to fill with single pages */
@@ -55,8 +55,8 @@ FIXTURE_TEARDOWN(mapping)
 }
 
 /*
- * The page at an offset of a block that is mapped at an IOVA: the device reads
- * what is there, and writes there. Every offset has a pattern of its own.
+ * Checks the page at an offset of a block that is mapped at an IOVA: the device
+ * reads from it and writes to it. Every offset has its own pattern.
  */
 static bool check_page(struct copier *copier, u8 *block, iova_t iova, u64 offset)
 {
@@ -74,7 +74,7 @@ static bool check_page(struct copier *copier, u8 *block, iova_t iova, u64 offset
 	return good;
 }
 
-/* The first page, the last, and one between */
+/* The first page, the last one, and one in the middle */
 static bool check_pages(struct copier *copier, u8 *block, iova_t iova, u64 size)
 {
 	return check_page(copier, block, iova, 0) &&
@@ -99,14 +99,14 @@ static bool check_mapping(struct copier *copier, u8 *block, iova_t iova, u64 siz
 	return false;
 }
 
-/* Powers of two at multiples of themselves. */
+/* Powers of two, naturally aligned */
 TEST_F(mapping, aligned_sizes)
 {
 	for (u64 size = PAGE; size <= LARGEST; size *= 2)
 		ASSERT_TRUE(check_mapping(&self->copier, self->block, self->iova + size, size));
 }
 
-/* A page more and a page less, at odd places in memory and of the IOVAs. */
+/* A page more and a page less, at odd addresses and odd IOVAs */
 TEST_F(mapping, odd_sizes)
 {
 	for (u64 size = 2 * PAGE; size <= LARGEST; size *= 2) {
@@ -134,7 +134,7 @@ TEST_F(mapping, alignments)
 	}
 }
 
-/* Space that is full takes no more, and what is freed can be used again. */
+/* No more fits into full IOVA space, and freed IOVAs can be used again. */
 TEST_F(mapping, single_pages)
 {
 	u64 unmapped;
@@ -148,7 +148,7 @@ TEST_F(mapping, single_pages)
 					   self->iova + offset, PAGE, MAY_BOTH));
 	ASSERT_TRUE(check_page(&self->copier, self->block, self->iova, SMALL_SPACE - PAGE));
 
-	/* Every second page leads elsewhere now, its neighbours as before. */
+	/* Map every second page elsewhere; its neighbours do not change. */
 	for (offset = 0; offset < SMALL_SPACE; offset += 2 * PAGE) {
 		ASSERT_EQ(0, raw_unmap(self->iommu, self->iova + offset, PAGE,
 				       &unmapped));
@@ -167,10 +167,10 @@ TEST_F(mapping, single_pages)
 	ASSERT_TRUE(check_mapping(&self->copier, self->block, self->iova, SMALL_SPACE));
 }
 
-/* VFIO's container takes 65535 mappings, wherever they are, and no more. */
+/* A VFIO container accepts 65535 mappings, wherever they are, and no more. */
 TEST_F(mapping, all_entries)
 {
-	/* Two of type1's are the copier's. iommufd has no limit. */
+	/* With type1, the copier uses two of them. iommufd has no limit. */
 	const u64 most = is_type1(self->iommu) ? 0xffff - 2 : 0x10000;
 	u64 unmapped;
 	u64 count;
@@ -190,7 +190,7 @@ TEST_F(mapping, all_entries)
 	ASSERT_TRUE(check_mapping(&self->copier, self->block, self->iova, SZ_1M));
 }
 
-/* iommufd chooses the IOVA, containers want it to be named: the next one. */
+/* iommufd chooses the IOVA. Containers need one: the next. */
 static int map_somewhere(struct iommu *iommu, void *vaddr, u64 size, iova_t next, iova_t *iova)
 {
 	struct iommu_ioas_map map = {
@@ -210,7 +210,7 @@ static int map_somewhere(struct iommu *iommu, void *vaddr, u64 size, iova_t next
 	return 0;
 }
 
-/* IOVAs are used until none is left, and given back. */
+/* Allocates IOVAs until none is left, and frees them. */
 TEST_F(mapping, all_iovas)
 {
 	const u64 size = SZ_1M;

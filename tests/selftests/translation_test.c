@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * What a device reaches is what is mapped now: not what was mapped before, not
- * more than it may, and the same for a device that comes later and after a
- * reset. Give it two igb.
+ * A device reaches what is mapped now: not what was mapped before, and only
+ * with the permissions of the mapping. The same applies to a device that is
+ * added later, and after a reset. Needs two igb.
  */
 #include <sys/ioctl.h>
 #include <sys/mman.h>
@@ -18,7 +18,7 @@ FIXTURE(translation)
 {
 	struct iommu *iommu;
 	struct copier copier;
-	/* Two blocks of memory, and a place for one of them */
+	/* Two blocks of memory, and an IOVA for one of them */
 	u8 *block[2];
 	iova_t iova;
 	int events;
@@ -83,7 +83,7 @@ static int remap(struct iommu *iommu, void *to, iova_t iova, u64 size, int may)
 	return to ? raw_map(iommu, to, iova, size, may) : 0;
 }
 
-/* The same IOVA, another page: each time the device reaches the new one. */
+/* The same IOVA, another page: the device always reaches the new one. */
 TEST_F(translation, another_page)
 {
 	ASSERT_EQ(0, raw_map(self->iommu, self->block[0], self->iova, PAGE, MAY_BOTH));
@@ -96,7 +96,7 @@ TEST_F(translation, another_page)
 	ASSERT_EQ(0, events_count(self->events, 0));
 }
 
-/* The same for more pages than one segment has. */
+/* The same for more pages than a segment has */
 TEST_F(translation, another_block)
 {
 	const u64 offsets[] = { 0, PAGE, SZ_1M - PAGE, SZ_1M, SZ_2M - PAGE };
@@ -112,7 +112,7 @@ TEST_F(translation, another_block)
 	ASSERT_EQ(0, events_count(self->events, 0));
 }
 
-/* A block, then a single page of another one within it. */
+/* A block, then in its place a single page of another one */
 TEST_F(translation, a_page_where_a_block_was)
 {
 	const u64 offset = SZ_1M - PAGE;
@@ -133,7 +133,7 @@ TEST_F(translation, a_page_where_a_block_was)
 	ASSERT_EQ(2, events_count(self->events, 2));
 }
 
-/* What was unmapped is out of reach, in both directions. */
+/* The device can neither read nor write what was unmapped. */
 TEST_F(translation, nothing_there)
 {
 	ASSERT_EQ(0, raw_map(self->iommu, self->block[0], self->iova, PAGE, MAY_BOTH));
@@ -144,7 +144,7 @@ TEST_F(translation, nothing_there)
 	ASSERT_TRUE(is_filled(self->block[0], 2));
 	ASSERT_FALSE(copy_from(&self->copier, self->iova, 2));
 	ASSERT_EQ(2, events_count(self->events, 2));
-	/* And the function works again afterwards. */
+	/* The function works again afterwards. */
 	ASSERT_EQ(0, raw_map(self->iommu, self->block[1], self->iova, PAGE, MAY_BOTH));
 	CHECK_AT(1, 0, 4);
 	ASSERT_EQ(0, remap(self->iommu, NULL, self->iova, PAGE, 0));
@@ -165,7 +165,7 @@ TEST_F(translation, last_page)
 	ASSERT_EQ(0, events_count(self->events, 0));
 }
 
-/* The device may read a page that is mapped read-only, and not write to it. */
+/* The device may read a page that is mapped read-only, but not write to it. */
 TEST_F(translation, read_only)
 {
 	ASSERT_EQ(0, raw_map(self->iommu, self->block[0], self->iova, PAGE, MAY_READ));
@@ -195,8 +195,8 @@ TEST_F(translation, other_permissions)
 }
 
 /*
- * A device that joins reaches what is mapped already, keeps doing so when the
- * first one leaves, and loses it like the first one.
+ * A device that is added reaches existing mappings, sees how they change, and
+ * loses them like the first one.
  */
 TEST_F(translation, second_device)
 {
@@ -207,7 +207,7 @@ TEST_F(translation, second_device)
 	copier_open(&second, bdfs[1], self->iommu, self->copier.allocator);
 	ASSERT_TRUE(copy_to(&second, self->iova + SZ_1M, 2));
 	ASSERT_TRUE(is_filled(self->block[0] + SZ_1M, 2));
-	/* From what was mapped for the first one, before the second was there. */
+	/* From memory that was mapped before the second device was added */
 	memset(self->copier.scratch.vaddr, 7, COPY_SIZE);
 	ASSERT_TRUE(copy_from(&second, self->copier.scratch.iova, 7));
 	CHECK_AT(0, SZ_2M - PAGE, 3);
@@ -232,7 +232,7 @@ static int hot_reset(struct vfio_pci_device *device)
 	struct vfio_pci_hot_reset *reset = (void *)buffer;
 
 	reset->argsz = sizeof(buffer);
-	/* A group proves whose the device is, a device of iommufd does itself. */
+	/* The group proves ownership; iommufd needs no group. */
 	if (device->group_fd) {
 		reset->count = 1;
 		reset->group_fds[0] = device->group_fd;
@@ -240,7 +240,7 @@ static int hot_reset(struct vfio_pci_device *device)
 	return ioctl(device->fd, VFIO_DEVICE_PCI_HOT_RESET, reset) ? -errno : 0;
 }
 
-/* Mappings stay where they are when the function is reset. */
+/* Mappings survive a reset of the function. */
 TEST_F(translation, hot_reset)
 {
 	struct vfio_pci_device *device = self->copier.device;
@@ -258,7 +258,7 @@ TEST_F(translation, hot_reset)
 		CHECK_AT(0, SZ_1M, i + 32);
 	}
 	ASSERT_EQ(0, events_count(self->events, 0));
-	/* What was unmapped before a reset is not there after it. */
+	/* What was unmapped before a reset stays unmapped after it. */
 	ASSERT_EQ(0, remap(self->iommu, NULL, self->iova, SZ_2M, 0));
 	vfio_pci_driver_remove(device);
 	ASSERT_EQ(0, hot_reset(device));
