@@ -306,8 +306,8 @@ impl std::fmt::Display for Version {
     }
 }
 
-fn said(program: &Path, words: &[&str]) -> Result<String> {
-    let output = Command::new(program).args(words).output();
+fn said(program: &Path, arguments: &[&str]) -> Result<String> {
+    let output = Command::new(program).args(arguments).output();
     let output = output.with_context(|| format!("cannot run {program}"))?;
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
