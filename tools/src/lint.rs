@@ -308,6 +308,20 @@ mod tests {
     use super::*;
 
     #[test]
+    fn what_was_built_is_no_source() {
+        let folder = camino_tempfile::tempdir().unwrap();
+        let (sources, others) = (
+            ["Kbuild", "a.rs", "x/d.rs"],
+            ["a.mod.c", "notes.txt", "build/b.rs", "x/target/c.rs"],
+        );
+        for file in sources.iter().chain(&others) {
+            write_if_changed(&folder.path().join(file), "").unwrap();
+        }
+        let files = source_files(folder.path()).unwrap();
+        assert_eq!(files, sources.map(|file| folder.path().join(file)));
+    }
+
+    #[test]
     fn a_complaint_has_a_place() {
         let log = "warning: unstable feature: `backchain`\n  |\n\
                    warning: never used\n  --> a.rs:4:1\n   |\n\
