@@ -16,9 +16,10 @@ const KINDS: [&str; 3] = ["rs", "toml", "lock"];
 const ALL_PASSED: &str = "test result: ok. ";
 const KILLED: &str = "killed";
 
-/// Where tests run. The last two need a kernel for each mutant: `guest` the usual one,
-/// `debug` that of `make torture`.
-const PLACES: [&str; 4] = ["host", "model", "guest", "debug"];
+/// Where tests run. The last three need a kernel for each mutant: `guest` the usual one,
+/// `debug` that of `make torture`, `levels` the usual one on that machine of
+/// `PART=machine`.
+const PLACES: [&str; 5] = ["host", "model", "guest", "debug", "levels"];
 
 /// A patch, and the test that finds what it breaks.
 struct Mutant {

@@ -3,7 +3,7 @@
 
 use super::{Mutant, KILLED};
 use crate::{
-    boots::FULL,
+    boots::{FULL, MACHINE},
     ktap::{Outcome, Report},
     prelude::*,
 };
@@ -21,7 +21,7 @@ pub(super) fn run(project: &Project, place: &str, list: &[&Mutant]) -> Result<Co
     };
     let machine = Machine::prepare(project, flavour)?.corrected(project)?;
     let step = Step::start(project, "mutants-guest", "the named tests without a mutant")?;
-    let report = report(project, &machine, &machine.image, list)?;
+    let report = report(project, &machine, &machine.image, place, list)?;
     for mutant in list {
         if outcome(&report, mutant) != Some(Outcome::Passed) {
             step.fail(&mutant.test, "repair it, or its name, first")?;
@@ -60,7 +60,7 @@ fn try_one(machine: &Machine, flavour: &str, step: &Step, mutant: &Mutant) -> Re
         // A mutant that does not compile proves nothing about the test.
         Err(_) => return Ok("FAILED: it does not compile"),
     };
-    let report = report(project, machine, &image, &[mutant])?;
+    let report = report(project, machine, &image, &mutant.place, &[mutant])?;
     Ok(match outcome(&report, mutant) {
         Some(Outcome::Failed) => KILLED,
         Some(_) => "FAILED: it survives",
@@ -70,7 +70,13 @@ fn try_one(machine: &Machine, flavour: &str, step: &Step, mutant: &Mutant) -> Re
 
 /// A boot with the suites of these mutants' tests. What the kernel itself finds needs
 /// some load.
-fn report(project: &Project, machine: &Machine, image: &Path, list: &[&Mutant]) -> Result<Report> {
+fn report(
+    project: &Project,
+    machine: &Machine,
+    image: &Path,
+    place: &str,
+    list: &[&Mutant],
+) -> Result<Report> {
     let mut suites: BTreeSet<&str> = list
         .iter()
         .filter_map(|mutant| Some(mutant.test.split_once(": ")?.0))
@@ -79,7 +85,10 @@ fn report(project: &Project, machine: &Machine, image: &Path, list: &[&Mutant]) 
         suites.extend(["nvme", "nic", "flush"]);
     }
     let suites = Vec::from_iter(suites).join(",");
-    let mut boot = FULL.boot(machine, "mutants-guest", LIMIT);
+    let variant = MACHINE.iter().find(|boot| boot.name == place);
+    let mut boot = variant
+        .unwrap_or(&FULL)
+        .boot(machine, "mutants-guest", LIMIT);
     boot.append += &format!(" guest.suite={suites}");
     boot.image = image;
     boot.run(project, |_| {})
