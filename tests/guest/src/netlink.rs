@@ -51,7 +51,7 @@ impl Request {
         match error_of(&answer[..length]) {
             Some(0) => Ok(()),
             Some(code) => Err(nix::Error::from_raw(-code)).context("the kernel refused"),
-            None => bail!("netlink: the reply is no NLMSG_ERROR message"),
+            None => bail!("the reply is not an NLMSG_ERROR message"),
         }
     }
 }

@@ -38,7 +38,7 @@ fn mount_one(kind: &str, path: &str) -> Result<()> {
     // The directory may exist already, or the parent file system provides it.
     let _ = std::fs::create_dir_all(path);
     match mount(Some(kind), path, Some(kind), MsFlags::empty(), None::<&str>) {
-        // The kernel may have mounted devtmpfs itself (CONFIG_DEVTMPFS_MOUNT).
+        // The kernel may be configured to mount devtmpfs itself.
         Ok(()) | Err(nix::Error::EBUSY) => Ok(()),
         Err(error) => Err(error.into()),
     }

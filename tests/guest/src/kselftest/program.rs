@@ -132,10 +132,10 @@ impl Output {
             self.skipped.get_or_insert(last);
             return Ok(());
         }
-        let plan = self.plan.context("it printed no plan")?;
+        let plan = self.plan.context("the program printed no plan")?;
         let reported = self.points.len();
         ensure!(plan == reported, "{plan} tests planned, {reported} reported");
-        ensure!(plan > 0, "it has no tests");
+        ensure!(plan > 0, "the program has no tests");
         let failed = self.points.iter().any(|point| point.end == End::Failed);
         ensure!(failed || code == 0 || code == SKIPPED, "exit status {code}");
         Ok(())

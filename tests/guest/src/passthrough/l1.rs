@@ -200,7 +200,7 @@ fn look_at_domains(suite: &mut Suite, drives: &[Drive]) {
             say!("# drive {}: L1's domain: {counters}", drive.serial);
             let pages: usize = drive.by_l2().iter().map(|t| t.bytes / 4096).sum();
             ensure!(counters.mapped >= pages as u64, "{counters}, L2 wrote {pages} pages");
-            ensure!(counters.sync_map > 0, "no mapping was made visible: {counters}");
+            ensure!(counters.sync_map > 0, "no refresh after a map: {counters}");
             Ok(())
         });
     }

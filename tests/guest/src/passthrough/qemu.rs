@@ -115,7 +115,7 @@ impl Qemu {
                 }
             }
             if self.start.elapsed() > self.limit {
-                bail!("L2 did not end within {} s and was stopped", self.limit.as_secs());
+                bail!("L2 was killed after {} s", self.limit.as_secs());
             }
         }
     }

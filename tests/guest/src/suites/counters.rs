@@ -75,7 +75,7 @@ fn strict(moved: Counters) -> Result<()> {
     Ok(())
 }
 
-/// The DMA API flushes its queue when it is full, or after a timeout.
+/// The DMA API flushes its queue when it is full, or after a second.
 fn lazy(nvme: &Function, before: &Counters, moved: Counters) -> Result<()> {
     ensure!(moved.sync < SINGLES / 4, "unmaps were flushed one by one: {moved}");
     sysfs::wait_for("flush of everything", Duration::from_secs(5), || {

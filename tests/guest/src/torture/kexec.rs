@@ -88,7 +88,7 @@ fn dump() -> Result<()> {
     for part in 0..DUMPED / MIB {
         let start = (part * MIB) as u64;
         memory.read_exact(&mut bytes).with_context(|| format!("read {start} of the dump"))?;
-        ensure!(part > 0 || bytes.starts_with(b"\x7fELF"), "the dump is no ELF file");
+        ensure!(part > 0 || bytes.starts_with(b"\x7fELF"), "the dump is not an ELF file");
         written.write_all_at(&bytes, start)?;
         read.read_exact_at(&mut again, start)?;
         ensure!(bytes[..] == again[..], "MiB {part} of the dump differs when read back");
