@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0
-//! Mode "bench": has a module measure, and prints its figures.
+//! Mode "bench": runs a benchmark module and prints its results.
 //!
-//! `guest.bench=map` is what map and unmap cost, `guest.bench=flush` what a full
-//! flush costs (`iommu_bench`), `guest.bench=scale` how they scale with the CPUs and
-//! what tables take (`iommu_scale`), `guest.bench=functions` what many functions cost
-//! (`iommu_functions`). A figure is a line `bench: ...`.
+//! `guest.bench=map` measures maps and unmaps, `guest.bench=flush` full flushes (both
+//! `iommu_bench`), `guest.bench=scale` how maps and unmaps scale with CPUs and how much
+//! memory tables need (`iommu_scale`), `guest.bench=functions` the cost of many functions
+//! (`iommu_functions`), `guest.bench=throughput` real devices (`throughput.rs`). Each
+//! result is a line `bench: ...`.
 
 use std::time::{Duration, Instant};
 
@@ -18,10 +19,11 @@ use crate::module::Module;
 use crate::sysfs;
 use crate::throughput;
 
-/// What sysfs says of a random number generator.
+/// The PCI device ID of a virtio random number generator.
 const GENERATOR: &str = "0x1044";
 
-/// Measures; an error is one of the module's, or a log that is not clean.
+/// Runs the benchmark. Returns an error if the module fails, `false` if the log is not
+/// clean.
 pub fn run(cmdline: &Cmdline) -> Result<bool> {
     let nvme = Function::first_of("nvme")?;
     let (module, parameters) = match cmdline.value("guest.bench") {
@@ -40,7 +42,7 @@ pub fn run(cmdline: &Cmdline) -> Result<bool> {
             throughput::run()?;
             return Ok(true);
         }
-        Some(other) => bail!("guest.bench={other} is not known"),
+        Some(other) => bail!("unknown guest.bench={other}"),
     };
     let parameters = match module {
         "iommu_functions" => String::new(),
@@ -62,12 +64,12 @@ pub fn run(cmdline: &Cmdline) -> Result<bool> {
     }
     let bad = kmsg::bad(&messages);
     for message in &bad {
-        say!("bench: the kernel log has {message:?}");
+        say!("bench: bad kernel message: {message:?}");
     }
     Ok(bad.is_empty())
 }
 
-/// The functions that do no DMA through the IOMMU.
+/// The random number generators, which do no DMA through the IOMMU.
 fn generators() -> Vec<Function> {
     let mut all = Function::all();
     all.retain(|function| {
@@ -76,7 +78,7 @@ fn generators() -> Vec<Function> {
     all
 }
 
-/// When user space started, in milliseconds, and what the kernel has taken by then.
+/// Prints how long the boot took, in milliseconds, and how much memory the kernel uses.
 fn boot_figures() -> Result<()> {
     let uptime = sysfs::read("/proc/uptime")?;
     let seconds: f64 = uptime.split_whitespace().next().context("/proc/uptime")?.parse()?;
@@ -98,7 +100,7 @@ fn boot_figures() -> Result<()> {
     Ok(())
 }
 
-/// Takes all generators away, one after the other.
+/// Unplugs all generators, one after the other.
 fn unplug_all() -> Result<()> {
     let all = generators();
     let mut times = Vec::new();

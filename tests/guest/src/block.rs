@@ -17,7 +17,7 @@ use crate::sysfs;
 pub const KIB: usize = 1024;
 pub const MIB: usize = 1024 * KIB;
 
-/// A page-aligned buffer plus an offset into it, as direct I/O needs it.
+/// A page-aligned buffer for direct I/O, used from an offset on.
 pub struct Buffer {
     base: *mut u8,
     layout: Layout,
@@ -29,10 +29,10 @@ pub struct Buffer {
 unsafe impl Send for Buffer {}
 
 impl Buffer {
-    /// `length` bytes that start `offset` bytes into a page.
+    /// Allocates `length` bytes that start `offset` bytes into a page.
     pub fn new(length: usize, offset: usize) -> Self {
         let layout = Layout::from_size_align(offset + length, 4096).expect("a sane size");
-        // SAFETY: the layout's size is not zero: no caller asks for nothing.
+        // SAFETY: no caller asks for 0 bytes, so the layout's size is not zero.
         let base = unsafe { alloc_zeroed(layout) };
         if base.is_null() {
             handle_alloc_error(layout);
@@ -52,14 +52,16 @@ impl Deref for Buffer {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
-        // SAFETY: in the allocation, zeroed at first, borrowed with `self`.
+        // SAFETY: the range is inside the allocation, initialized with zeros, and
+        // borrowed with `self`.
         unsafe { std::slice::from_raw_parts(self.base.add(self.offset), self.length) }
     }
 }
 
 impl DerefMut for Buffer {
     fn deref_mut(&mut self) -> &mut [u8] {
-        // SAFETY: in the allocation, zeroed at first, borrowed with `self`.
+        // SAFETY: the range is inside the allocation, initialized with zeros, and
+        // borrowed with `self`.
         unsafe { std::slice::from_raw_parts_mut(self.base.add(self.offset), self.length) }
     }
 }
@@ -67,19 +69,19 @@ impl DerefMut for Buffer {
 /// What to write and read back.
 #[derive(Clone, Copy)]
 pub struct Transfer {
-    /// Names the stream; another for each transfer, so that what an earlier
-    /// one left on the disk cannot pass for this one's.
+    /// Selects the pattern. Each transfer has its own, so that it cannot pass with stale
+    /// data of an earlier one.
     pub seed: u64,
-    /// Where on the disk, in bytes.
+    /// Offset on the disk, in bytes.
     pub start: u64,
     pub bytes: usize,
     /// Size of one request.
     pub request: usize,
-    /// How far into a page the buffer starts.
+    /// Offset of the buffer in its page.
     pub offset: usize,
 }
 
-/// What a transfer found.
+/// The checksums and times of a transfer.
 pub struct Outcome {
     pub written: u64,
     pub read: u64,
@@ -88,7 +90,7 @@ pub struct Outcome {
 }
 
 impl Transfer {
-    /// From the start of the disk, in requests of 1 MiB.
+    /// A transfer at the start of the disk, in requests of 1 MiB.
     pub const fn new(seed: u64, bytes: usize) -> Self {
         Self { seed, start: 0, bytes, request: MIB, offset: 0 }
     }
@@ -133,7 +135,7 @@ impl Transfer {
         Ok((sum.value(), spent))
     }
 
-    /// Reads what was written before and compares it.
+    /// Reads data that was written before and compares it with the pattern.
     pub fn read(&self, disk: &Path) -> Result<(u64, Duration)> {
         let file = self.open(disk)?;
         let (mut stream, mut sum) = (Stream::new(self.seed), Sum::new());
@@ -152,7 +154,7 @@ impl Transfer {
         Ok((sum.value(), spent))
     }
 
-    /// Names the first page that differs, which a checksum cannot.
+    /// Reports the first byte that differs, which a checksum cannot.
     fn compare(&self, got: &[u8], expected: &[u8], offset: u64) -> Result<()> {
         let differs = got.iter().zip(expected).position(|(a, b)| a != b);
         let Some(at) = differs.filter(|_| got != expected) else {
@@ -162,7 +164,7 @@ impl Transfer {
     }
 }
 
-/// Mebibytes a second.
+/// The rate in MiB/s.
 pub fn rate(bytes: usize, time: Duration) -> f64 {
     bytes as f64 / MIB as f64 / time.as_secs_f64().max(1e-9)
 }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-//! The IOMMU counters that the s390 PCI core shows in debugfs.
+//! The IOMMU counters of the s390 PCI core in debugfs.
 
 use std::fmt;
 use std::ops::Sub;
@@ -20,7 +20,7 @@ pub struct Counters {
 }
 
 impl Counters {
-    /// Reads the counters of a function; switches its statistics on if needed.
+    /// Reads the counters of a function; enables its statistics if needed.
     pub fn read(function: &Function) -> Result<Self> {
         let path = format!("/sys/kernel/debug/pci/{}/statistics", function.address);
         let mut text = sysfs::read(&path)?;

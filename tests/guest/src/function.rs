@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-//! PCI functions as sysfs shows them.
+//! PCI functions in sysfs.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -12,18 +12,18 @@ use crate::sysfs;
 
 const DEVICES: &str = "/sys/bus/pci/devices";
 
-/// How long a device and its driver may take to come up on an emulated machine.
+/// How long a device and its driver may take to come up on an emulated machine
 pub const COME_UP: Duration = Duration::from_secs(30);
 
-/// The functions that are there for this program, if not all.
+/// The functions that this program may use, if not all.
 static ONLY: OnceLock<Vec<String>> = OnceLock::new();
 
-/// Lets this program find no others from now on.
+/// From now on, [`Function::all`] finds only these functions.
 pub fn restrict_to(addresses: Vec<String>) {
     ONLY.get_or_init(|| addresses);
 }
 
-/// Whether there may be others.
+/// Whether the machine may have functions that this program must not use.
 pub fn is_restricted() -> bool {
     ONLY.get().is_some()
 }
@@ -34,7 +34,7 @@ pub struct Function {
     pub address: String,
 }
 
-/// A line of `reserved_regions`; both ends are inside.
+/// A line of `reserved_regions`; both ends are inclusive.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Region {
     pub first: u64,
@@ -42,7 +42,7 @@ pub struct Region {
 }
 
 impl Function {
-    /// All functions that are there for this program, by address.
+    /// All functions that this program may use, ordered by address.
     pub fn all() -> Vec<Self> {
         let paths = sysfs::list(DEVICES);
         let address = |path: &PathBuf| sysfs::name(path);
@@ -51,20 +51,20 @@ impl Function {
         addresses.filter(is_ours).map(|address| Self { address }).collect()
     }
 
-    /// The functions that a driver of this name is bound to.
+    /// The functions that are bound to a driver.
     pub fn of_driver(driver: &str) -> Vec<Self> {
         let mut all = Self::all();
         all.retain(|f| f.driver().as_deref() == Some(driver));
         all
     }
 
-    /// The first function of a driver.
+    /// The first function that is bound to a driver.
     pub fn first_of(driver: &str) -> Result<Self> {
         let first = Self::of_driver(driver).into_iter().next();
         first.ok_or_else(|| anyhow!("no PCI function is bound to the driver {driver}"))
     }
 
-    /// The function's folder in sysfs.
+    /// The function's directory in sysfs.
     pub fn path(&self) -> PathBuf {
         Path::new(DEVICES).join(&self.address)
     }
@@ -77,7 +77,7 @@ impl Function {
         sysfs::link_name(self.path().join("iommu_group"))
     }
 
-    /// `DMA`, `DMA-FQ`, `identity`, `blocked`: the group's default domain.
+    /// The type of the group's default domain: `DMA`, `DMA-FQ`, `identity`, `blocked`.
     pub fn group_type(&self) -> Result<String> {
         sysfs::read(self.path().join("iommu_group/type"))
     }
@@ -91,22 +91,21 @@ impl Function {
         Ok(format!("{}:{}", id("vendor")?, id("device")?))
     }
 
-    /// How many bytes of config space there are.
+    /// The size of config space in bytes.
     pub fn config_size(&self) -> Result<u64> {
         let path = self.path().join("config");
         let data = std::fs::metadata(&path).with_context(|| format!("{}", path.display()))?;
         Ok(data.len())
     }
 
-    /// Whether config space lists a capability, by its number in the PCI
-    /// specification.
+    /// Whether config space lists the capability with this ID.
     pub fn has_capability(&self, id: u8) -> Result<bool> {
         const FIRST: usize = 0x34;
         let path = self.path().join("config");
         let config = std::fs::read(&path).with_context(|| format!("{}", path.display()))?;
-        let byte = |at: usize| config.get(at).copied().context("a capability out of config space");
+        let byte = |at: usize| config.get(at).copied().context("a capability outside config space");
         let mut at = usize::from(byte(FIRST)?);
-        // More than there can be would be a loop.
+        // More iterations than capabilities fit mean that the list has a loop.
         for _ in 0..config.len() / 4 {
             if at == 0 {
                 return Ok(false);
@@ -116,7 +115,7 @@ impl Function {
             }
             at = usize::from(byte(at + 1)?);
         }
-        bail!("{}: the list of capabilities has no end", self.address)
+        bail!("{}: the capability list has a loop", self.address)
     }
 
     /// The zPCI function identifier.
@@ -126,18 +125,18 @@ impl Function {
         u32::from_str_radix(digits, 16).with_context(|| format!("function_id {text}"))
     }
 
-    /// The lines of `reserved_regions` as they stand.
+    /// The unparsed lines of `reserved_regions`.
     pub fn reserved_lines(&self) -> Result<Vec<String>> {
         let text = sysfs::read(self.path().join("iommu_group/reserved_regions"))?;
         Ok(text.lines().map(String::from).collect())
     }
 
-    /// The reserved regions; every one must be of the kind "reserved".
+    /// The reserved regions. All of them must have the type "reserved".
     pub fn reserved(&self) -> Result<Vec<Region>> {
         self.reserved_lines()?.iter().map(|line| Region::parse(line)).collect()
     }
 
-    /// Takes the function from its driver, if it has one.
+    /// Unbinds the function from its driver, if it has one.
     pub fn unbind(&self) -> Result<()> {
         if self.driver().is_some() {
             sysfs::write(self.path().join("driver/unbind"), &self.address)?;
@@ -145,25 +144,25 @@ impl Function {
         Ok(())
     }
 
-    /// Names the one driver that the function may have; none means any.
+    /// Sets the only driver that may bind to the function; "" means any.
     pub fn set_override(&self, driver: &str) -> Result<()> {
         sysfs::write(self.path().join("driver_override"), &format!("{driver}\n"))
     }
 
-    /// Hands the function to this driver, or to its own if none is named.
+    /// Rebinds the function to this driver, or to its native driver for "".
     pub fn hand_to(&self, driver: &str) -> Result<()> {
         self.unbind()?;
         self.set_override(driver)?;
         self.probe()
     }
 
-    /// How the function is reset: "flr" by itself, "bus" by the platform,
-    /// which takes its translation away and registers it again.
+    /// Sets how the function is reset: "flr" is a function-level reset, "bus" a reset by
+    /// the platform, after which the kernel has to register the table again.
     pub fn set_reset_method(&self, method: &str) -> Result<()> {
         sysfs::write(self.path().join("reset_method"), method)
     }
 
-    /// Lets the bus look for a driver, and waits until one has the function.
+    /// Triggers a probe and waits until a driver is bound.
     pub fn probe(&self) -> Result<()> {
         sysfs::write("/sys/bus/pci/drivers_probe", &self.address)?;
         let what = format!("driver of {}", self.address);
@@ -171,38 +170,38 @@ impl Function {
         Ok(())
     }
 
-    /// The block device of an NVMe function, as a path in `/dev`.
+    /// The block device of an NVMe function, as a path in `/dev`; waits for it.
     pub fn disk(&self) -> Result<PathBuf> {
         let what = format!("disk of {}", self.address);
         let disk = sysfs::wait_for(&what, COME_UP, || self.find_disk())?;
         let path = Path::new("/dev").join(disk);
-        // Node and disk are made by other threads of the kernel's; right after
-        // a removal the node of the disk before may still be there.
+        // Kernel threads create the disk and its node. Shortly after a removal the node
+        // of the previous disk may still exist.
         sysfs::wait_for(&what, COME_UP, || File::open(&path).ok())?;
         Ok(path)
     }
 
-    /// The name of that block device, if there is one by now.
+    /// The name of the block device, if it exists already.
     pub fn find_disk(&self) -> Option<String> {
         let controllers = sysfs::list(self.path().join("nvme"));
         let spaces = controllers.iter().flat_map(sysfs::list);
-        // Namespaces may show as nvme0n1 or, with multipath, nvme0c0n1.
+        // A namespace is called nvme0n1 or, with multipath, nvme0c0n1.
         let mut names = spaces.map(|path| sysfs::name(&path));
         names.find(|name| name.starts_with("nvme") && Path::new("/sys/block").join(name).exists())
     }
 
-    /// The network interface of a NIC.
+    /// The network interface of a NIC; waits for it.
     pub fn interface(&self) -> Result<String> {
         let what = format!("network interface of {}", self.address);
         sysfs::wait_for(&what, COME_UP, || self.find_interface())
     }
 
-    /// That interface, if there is one by now.
+    /// The network interface, if it exists already.
     pub fn find_interface(&self) -> Option<String> {
         sysfs::list(self.path().join("net")).first().map(|path| sysfs::name(path))
     }
 
-    /// The hotplug slot's power switch.
+    /// The `power` file of the hotplug slot.
     pub fn slot(&self) -> Result<PathBuf> {
         let path = PathBuf::from(format!("/sys/bus/pci/slots/{:08x}/power", self.fid()?));
         ensure!(path.exists(), "{}: no such slot", path.display());
@@ -212,11 +211,11 @@ impl Function {
 
 impl Region {
     fn parse(line: &str) -> Result<Self> {
-        let words: Vec<_> = line.split_whitespace().collect();
-        let [first, last, kind] = words[..] else {
-            bail!("reserved_regions: what is {line:?}?");
+        let fields: Vec<_> = line.split_whitespace().collect();
+        let [first, last, kind] = fields[..] else {
+            bail!("reserved_regions: cannot parse {line:?}");
         };
-        ensure!(kind == "reserved", "reserved_regions: {line:?} is not of kind \"reserved\"");
+        ensure!(kind == "reserved", "reserved_regions: the type of {line:?} is not \"reserved\"");
         let number = |text: &str| u64::from_str_radix(text.trim_start_matches("0x"), 16);
         Ok(Self { first: number(first)?, last: number(last)? })
     }

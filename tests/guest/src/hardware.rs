@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
-//! This program on a running system, where it is not the first process: suites on
-//! functions that the system can spare, and what is worth to know of the machine.
+//! This program as an ordinary process on a running system: runs suites on functions
+//! that are not in use, and describes the machine.
 
 use std::fs::OpenOptions;
 use std::os::unix::fs::OpenOptionsExt;
@@ -16,17 +16,17 @@ use crate::{kmsg, module, shown, suites, sysfs};
 const USAGE: &str = "guest FUNCTION... [guest.suite=SUITE,...]\n\
     Runs tests on NVMe functions, named as 0001:00:00.0, whose data is lost.";
 
-/// What runs by default: nothing of it assumes an emulator.
+/// The default suites, none of which assumes an emulator
 pub const SUITES: &str =
     "nvme,counters,seeing,api,dma,remap,attach,transitions,refuse,flush,fallback,stress,hotplug";
 
-/// Files that identify the machine; the first lines of each are shown.
+/// Files that describe the machine, and how many of their first lines are shown
 const FILES: [(&str, usize); 4] =
     [("/proc/version", 1), ("/proc/cmdline", 1), ("/proc/cpuinfo", 8), ("/proc/sysinfo", 60)];
 
-/// Runs the suites and says whether all is well.
+/// Runs the suites. Returns whether all of them passed.
 pub fn run(arguments: &[String]) -> Result<bool> {
-    let (words, addresses): (Vec<&String>, Vec<&String>) =
+    let (args, addresses): (Vec<&String>, Vec<&String>) =
         arguments.iter().partition(|argument| argument.contains('='));
     if addresses.is_empty() {
         bail!("{USAGE}");
@@ -49,13 +49,13 @@ pub fn run(arguments: &[String]) -> Result<bool> {
     }
     let mut text =
         format!("{} guest.mode=test guest.suite={SUITES}", sysfs::read("/proc/cmdline")?);
-    for word in words {
-        text += &format!(" {word}");
+    for arg in args {
+        text += &format!(" {arg}");
     }
     suites::run(&Cmdline::parse(&text)?)
 }
 
-/// Nothing uses what is on it.
+/// Fails if the system uses the drive.
 fn spare(function: &Function) -> Result<()> {
     let address = &function.address;
     let driver = function.driver();

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
-//! A VF of an igb that this program drives through VFIO: raw Ethernet packets out of
-//! and into memory that it maps itself. The names are those of the 82576's datasheet.
+//! A user-space driver for an igb VF through VFIO: sends and receives raw Ethernet
+//! packets with buffers that it maps itself. Names are from the 82576 datasheet.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -15,7 +15,7 @@ use crate::sysfs;
 
 const BAR: u32 = 0;
 const CONFIG: u32 = 7;
-/// Bus master, in the command register of config space.
+/// Offset of the command register in config space, and its bus master bit
 const COMMAND: (u64, u16) = (4, 4);
 
 const V2PMAILBOX: u64 = 0xc40;
@@ -36,20 +36,19 @@ const MAILBOX_VFU: u32 = 4;
 const MAILBOX_PFSTS: u32 = 0x10;
 const VF_RESET: u32 = 1;
 const QUEUE_ENABLE: u32 = 1 << 25;
-/// Advanced descriptors with one buffer, of 2 KiB.
+/// Advanced descriptors with one buffer of 2 KiB
 const ONE_BUFFER: u32 = 1 << 25 | 2;
-/// An advanced data descriptor that is the end of a packet, is reported, and has the
-/// checksum of the packet appended.
+/// An advanced data descriptor: end of packet, report status, insert the FCS
 const DATA: u32 = 0x2b30_0000;
 const DONE: u32 = 1;
-/// The whole ring: the least that there can be.
+/// Descriptors in a ring, the minimum
 const RING: usize = 8;
 const DESCRIPTOR: usize = 16;
 
 const PAGE: usize = 4 * KIB;
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// The VF, one page for both rings and one for each direction's packets.
+/// The VF, with one page for both rings and one for the packets of each direction.
 pub struct Vf {
     device: File,
     registers: u64,
@@ -62,11 +61,12 @@ pub struct Vf {
 }
 
 impl Vf {
-    /// A function of vfio-pci's. The PF's driver has to be up: it enables the queues.
+    /// Starts a function that is bound to vfio-pci. The PF's driver has to be up because
+    /// it enables the queues.
     pub fn start(function: &Function) -> Result<Self> {
         let space = Space::new()?;
         let device = space.attach(function)?;
-        let iova = space.ranges()?.first().context("there is no IOVA")?.0;
+        let iova = space.ranges()?.first().context("there are no usable IOVAs")?.0;
         let page = || Buffer::new(PAGE, 0);
         let registers = region(&device, BAR)?;
         let (rings, to_send, received) = (page(), page(), page());
@@ -98,7 +98,7 @@ impl Vf {
         self.device.write_all_at(&value.to_le_bytes(), at).context("write a register")
     }
 
-    /// The PF's driver gives them to a VF that says that it was reset.
+    /// The PF's driver enables the queues of a VF that reports a reset.
     fn ask_for_queues(&self) -> Result<()> {
         let mailbox = |bit| self.get(V2PMAILBOX).is_ok_and(|value| value & bit != 0).then_some(());
         sysfs::wait_for("the mailbox", PATIENCE, || {
@@ -126,24 +126,25 @@ impl Vf {
         descriptor[12..].copy_from_slice(&high.to_le_bytes());
     }
 
-    /// What the device wrote behind a descriptor's address.
+    /// What the device wrote back to the second half of a descriptor.
     fn written(&self, at: usize) -> (u32, u32) {
         let half = |at: usize| {
             let bytes = &self.rings[at..at + 4];
-            // SAFETY: in the ring; the device writes there whenever it wants.
+            // SAFETY: inside the ring. The device may write it at any time, so the read
+            // is volatile.
             u32::from_le(unsafe { bytes.as_ptr().cast::<u32>().read_volatile() })
         };
         (half(at + 8), half(at + 12))
     }
 
-    /// Sends a packet, and waits until the device has written that it did.
+    /// Sends a packet and waits until the device reports it as sent.
     pub fn send(&mut self, packet: &[u8]) -> Result<()> {
         let at = self.put(packet)?;
         let done = || (self.written(at).1 & DONE != 0).then_some(());
         sysfs::wait_for("a packet to be sent", PATIENCE, done)
     }
 
-    /// Has the device send a packet.
+    /// Queues a packet without waiting. Returns the offset of its descriptor.
     pub fn put(&mut self, packet: &[u8]) -> Result<usize> {
         self.to_send[..packet.len()].copy_from_slice(packet);
         let length = packet.len() as u32;
@@ -154,7 +155,7 @@ impl Vf {
         Ok(at)
     }
 
-    /// What the device receives while `meanwhile` is done again and again.
+    /// Receives a packet, and calls `meanwhile` repeatedly until one arrives.
     pub fn receive(&mut self, mut meanwhile: impl FnMut() -> Result<()>) -> Result<Vec<u8>> {
         let at = RING * DESCRIPTOR;
         self.descriptor(at, self.iovas()[2], 0, 0);
@@ -168,7 +169,7 @@ impl Vf {
         Ok(self.received[..length].to_vec())
     }
 
-    /// The packets to be sent are out of the device's reach from now on.
+    /// Unmaps the page with the packets to send.
     pub fn unmap_packets(&self) -> Result<()> {
         self.space.unmap(self.iovas()[1], PAGE as u64)
     }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-//! Functions in the hands of this program: iommufd's address spaces, VFIO's devices.
+//! iommufd address spaces and VFIO devices of this program.
 
 use std::fs::{File, OpenOptions};
 use std::os::fd::AsRawFd;
@@ -12,10 +12,10 @@ use nix::libc::{c_ulong, ioctl};
 use crate::function::Function;
 use crate::sysfs;
 
-/// A range of IOVAs; both ends are inside.
+/// A range of IOVAs; both ends are inclusive.
 pub type Range = (u64, u64);
 
-/// The numbers of ioctls are `_IO(';', n)`, those of VFIO from 100 on.
+/// ioctl numbers are `_IO(';', n)`; those of VFIO start at 100.
 pub const TYPE: c_ulong = 0x3b00;
 const GET_REGION_INFO: c_ulong = TYPE + 108;
 const BIND_IOMMUFD: c_ulong = TYPE + 118;
@@ -25,16 +25,16 @@ const IOAS_IOVA_RANGES: c_ulong = TYPE + 0x84;
 const IOAS_MAP: c_ulong = TYPE + 0x85;
 const IOAS_UNMAP: c_ulong = TYPE + 0x86;
 
-/// An ioctl that takes a pointer to its structure.
+/// Calls an ioctl that takes a pointer to a structure.
 pub fn call<T: ?Sized>(file: &impl AsRawFd, number: c_ulong, argument: *mut T) -> Result<i32> {
-    // SAFETY: each caller hands the structure over that the number is for.
+    // SAFETY: each caller passes the structure that belongs to the number.
     let result = unsafe { ioctl(file.as_raw_fd(), number, argument) };
     Errno::result(result).with_context(|| format!("ioctl {number:#x}"))
 }
 
-/// An ioctl that takes a number.
+/// Calls an ioctl that takes a number.
 pub fn call_with(file: &impl AsRawFd, number: c_ulong, argument: c_ulong) -> Result<i32> {
-    // SAFETY: the kernel does not take it for a pointer.
+    // SAFETY: the kernel does not use the argument as a pointer.
     let result = unsafe { ioctl(file.as_raw_fd(), number, argument) };
     Errno::result(result).with_context(|| format!("ioctl {number:#x}"))
 }
@@ -45,7 +45,7 @@ pub fn open(path: impl AsRef<Path>) -> Result<File> {
     file.with_context(|| format!("open {}", path.display()))
 }
 
-/// An address space, with an iommufd of its own.
+/// An I/O address space (IOAS) in its own iommufd.
 pub struct Space {
     iommufd: File,
     id: u32,
@@ -54,18 +54,18 @@ pub struct Space {
 impl Space {
     pub fn new() -> Result<Self> {
         let iommufd = open("/dev/iommu")?;
-        // size, flags, the id that is the answer
+        // Size, flags, the returned ID
         let mut alloc = [12_u32, 0, 0];
         call(&iommufd, IOAS_ALLOC, &mut alloc)?;
         Ok(Self { iommufd, id: alloc[2] })
     }
 
-    /// A function of vfio-pci's, for as long as its file is open.
+    /// Attaches a function that is bound to vfio-pci, until the returned file is closed.
     pub fn attach(&self, function: &Function) -> Result<File> {
         let folders = sysfs::list(function.path().join("vfio-dev"));
         let name = sysfs::name(folders.first().context("no character device")?);
         let device = open(Path::new("/dev/vfio/devices").join(name))?;
-        // size, flags, iommufd, the id that is an answer
+        // Size, flags, iommufd, the returned ID
         let mut bind = [16, 0, self.iommufd.as_raw_fd() as u32, 0];
         call(&device, BIND_IOMMUFD, &mut bind)?;
         let mut attach = [12, 0, self.id];
@@ -73,7 +73,7 @@ impl Space {
         Ok(device)
     }
 
-    /// Where maps are taken.
+    /// The IOVA ranges that can be mapped.
     pub fn ranges(&self) -> Result<Vec<Range>> {
         #[repr(C)]
         struct Answer {
@@ -98,7 +98,7 @@ impl Space {
         Ok(list.map(|range| (range[0], range[1])).collect())
     }
 
-    /// Fixed at this IOVA, to be read and written.
+    /// Maps memory at this IOVA, readable and writable.
     pub fn map(&self, memory: &[u8], iova: u64) -> Result<()> {
         #[repr(C)]
         struct Map {
@@ -122,7 +122,7 @@ impl Space {
         call(&self.iommufd, IOAS_MAP, &mut map).map(drop)
     }
 
-    /// What was mapped at once goes at once.
+    /// Unmaps a range that was mapped with one call.
     pub fn unmap(&self, iova: u64, length: u64) -> Result<()> {
         #[repr(C)]
         struct Unmap {
@@ -137,7 +137,7 @@ impl Space {
     }
 }
 
-/// Where a region of a device begins in its file.
+/// The offset of a region in a device's file.
 pub fn region(device: &File, index: u32) -> Result<u64> {
     #[repr(C)]
     struct Info {

@@ -11,7 +11,7 @@ use nix::fcntl::OFlag;
 use crate::function::COME_UP;
 use crate::sysfs;
 
-/// What a healthy kernel never says. "Call Trace" and "Call trace" both exist.
+/// What a healthy kernel never prints. Both "Call Trace" and "Call trace" exist.
 const BAD: [&str; 16] = [
     "WARNING:",
     "BUG:",
@@ -31,22 +31,22 @@ const BAD: [&str; 16] = [
     "rust_kernel: panicked",
 ];
 
-/// What KCSAN says of a race, before the names of the functions.
+/// How KCSAN's report of a race begins, before the names of the functions
 const RACE: &str = "KCSAN: data-race in";
 
-/// All messages in the log, without their prefixes.
+/// All messages in the log, without their prefixes
 pub fn messages() -> Result<Vec<String>> {
     read(&mut open()?)
 }
 
-/// Does something, and returns the messages that came meanwhile.
+/// Runs `action`. Returns its result and the messages that were printed meanwhile.
 pub fn during<T>(action: impl FnOnce() -> T) -> Result<(T, Vec<String>)> {
     let mut tail = Tail::open()?;
     let result = action();
     Ok((result, tail.read()?))
 }
 
-/// Does something, and waits until a message says so.
+/// Runs `action`, then waits for a message that contains `text`.
 pub fn wait_for(text: &str, action: impl FnOnce() -> Result<()>) -> Result<()> {
     let mut tail = Tail::open()?;
     action()?;
@@ -56,18 +56,18 @@ pub fn wait_for(text: &str, action: impl FnOnce() -> Result<()>) -> Result<()> {
     })
 }
 
-/// What the kernel says from now on.
+/// Reads the messages that the kernel prints from now on.
 pub struct Tail(File);
 
 impl Tail {
-    /// Starts behind the last message.
+    /// Starts after the last message.
     pub fn open() -> Result<Self> {
         let mut file = open()?;
-        file.seek(SeekFrom::End(0)).context("go to the end of /dev/kmsg")?;
+        file.seek(SeekFrom::End(0)).context("seek to the end of /dev/kmsg")?;
         Ok(Self(file))
     }
 
-    /// The messages since then, or since they were read last.
+    /// The messages since `open` or since the previous `read`.
     pub fn read(&mut self) -> Result<Vec<String>> {
         read(&mut self.0)
     }
@@ -81,7 +81,7 @@ fn open() -> Result<File> {
         .context("open /dev/kmsg")
 }
 
-/// The messages from here to the end.
+/// Reads the messages from the current position to the end.
 fn read(file: &mut File) -> Result<Vec<String>> {
     let mut messages = Vec::new();
     let mut record = [0; 8192];
@@ -90,7 +90,7 @@ fn read(file: &mut File) -> Result<Vec<String>> {
             Ok(0) => break,
             Ok(length) => messages.extend(text(&record[..length])),
             Err(error) if error.kind() == ErrorKind::WouldBlock => break,
-            // The oldest record was overwritten while it was read: go on.
+            // The oldest record was overwritten while it was read: continue.
             Err(error) if error.raw_os_error() == Some(nix::libc::EPIPE) => {}
             Err(error) => return Err(error).context("read /dev/kmsg"),
         }
@@ -98,15 +98,15 @@ fn read(file: &mut File) -> Result<Vec<String>> {
     Ok(messages)
 }
 
-/// A record is "priority,sequence,time,flags;text" and lines of properties.
+/// The text of a record: "priority,sequence,time,flags;text", then lines of properties.
 fn text(record: &[u8]) -> Option<String> {
     let record = String::from_utf8_lossy(record);
     let (_, text) = record.split_once(';')?;
     Some(text.lines().next().unwrap_or_default().to_owned())
 }
 
-/// The messages that say that something is broken. Of races those of IOMMUs and zPCI
-/// functions: the rest of the kernel has some that it knows of.
+/// The messages that report a bug. Races count only if the report names a function of
+/// the IOMMU or zPCI code, because the rest of the kernel has known ones.
 pub fn bad(messages: &[String]) -> Vec<&String> {
     let has = |message: &str, marks: &[&str]| marks.iter().any(|mark| message.contains(mark));
     let is_others = |message: &str| message.contains(RACE) && !has(message, &["iommu", "zpci"]);
@@ -114,7 +114,7 @@ pub fn bad(messages: &[String]) -> Vec<&String> {
     messages.iter().filter(is_bad).collect()
 }
 
-/// What the driver says of itself.
+/// The driver's messages.
 pub fn driver_lines(messages: &[String]) -> Vec<&String> {
     messages.iter().filter(|m| m.starts_with("s390_iommu:")).collect()
 }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-//! Results in the Kernel Test Anything Protocol.
+//! Test results in KTAP (Kernel Test Anything Protocol).
 
 use std::fmt;
 use std::time::Instant;
@@ -8,7 +8,7 @@ use anyhow::{Error, Result};
 
 use crate::console::say;
 
-/// Returned (as an error) by a test that this machine cannot run.
+/// The error of a test that this machine cannot run.
 #[derive(Debug)]
 pub struct Skip(pub String);
 
@@ -20,7 +20,7 @@ impl fmt::Display for Skip {
 
 impl std::error::Error for Skip {}
 
-/// Returned (as an error) by a test that fails for a reason that is on record.
+/// The error of a test that fails for a known reason.
 #[derive(Debug)]
 pub struct KnownFailure(pub String);
 
@@ -32,7 +32,7 @@ impl fmt::Display for KnownFailure {
 
 impl std::error::Error for KnownFailure {}
 
-/// Makes a test end as skipped.
+/// Ends a test as skipped.
 macro_rules! skip {
     ($($arg:tt)*) => { return Err($crate::ktap::Skip(format!($($arg)*)).into()) };
 }
@@ -47,7 +47,7 @@ pub struct Report {
     known: usize,
 }
 
-/// A name that all test points of a suite start with.
+/// A suite; its name is the prefix of all its test points.
 pub struct Suite<'a> {
     report: &'a mut Report,
     name: &'static str,
@@ -64,8 +64,8 @@ impl Report {
         Suite { report: self, name }
     }
 
-    /// Prints the plan, which is known last because modules bring their own
-    /// test points, and says whether all is well.
+    /// Prints the plan and the totals, and returns whether the run passed. The plan comes
+    /// last because modules add their own test points.
     pub fn finish(self) -> bool {
         say!("1..{}", self.points);
         let (failed, skipped, known) = (self.failed, self.skipped, self.known);
@@ -103,21 +103,21 @@ impl Suite<'_> {
         let start = Instant::now();
         let result = test();
         let seconds = start.elapsed().as_secs_f64();
-        // A test of an emulated machine that takes long is worth to know.
+        // Report slow tests.
         if seconds > 2.0 {
             say!("# {}: {what}: took {seconds:.1} s", self.name);
         }
         self.result(what, result);
     }
 
-    /// Reports what is known already.
+    /// Reports the result of a test that has already run.
     pub fn result(&mut self, what: &str, result: Result<()>) {
         let name = format!("{}: {what}", self.name);
         self.report.point(&name, result);
     }
 }
 
-/// The error and its causes; a `#` in it would start a directive of its own.
+/// The error and its causes in one line, without `#`, which would start a directive.
 fn one_line(error: &Error) -> String {
     format!("{error:#}").replace('\n', "; ").replace('#', "no. ")
 }

@@ -1,11 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
 //! The `/init` of the test guest.
 //!
-//! Mounts what it needs, reads on the kernel command line what to do
-//! (`guest.mode=run|test|kselftest|bench|passthrough|l2|shell`), does it, prints
-//! `guest: done status=N` as the last line and powers the machine off. Its first line is
-//! `guest: start`. Where it is not the first process it is a program for real machines
-//! (`hardware.rs`).
+//! Mounts file systems, prints `guest: start`, runs the mode that the kernel command line
+//! selects (`guest.mode=run|test|kselftest|bench|passthrough|l2|shell`), prints
+//! `guest: done status=N` as the last line, and powers the machine off. Started as an
+//! ordinary process, it runs suites on a real machine instead (`hardware.rs`).
 
 mod bench;
 mod block;
@@ -44,8 +43,8 @@ fn main() {
     if std::process::id() != 1 {
         return on_running_system();
     }
-    // Whatever stands above this line is the kernel's, also what looks like
-    // test results: KUnit prints those while the machine boots.
+    // Everything before this line is from the kernel, even what looks like test results:
+    // KUnit prints some during boot.
     say!("guest: start");
     let status = match boot() {
         Ok(true) => 0,
@@ -59,7 +58,7 @@ fn main() {
     setup::power_off();
 }
 
-/// Of a process among others, that ends as they do.
+/// Runs as an ordinary process, which exits with a status.
 fn on_running_system() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     match hardware::run(&arguments) {
@@ -72,7 +71,7 @@ fn on_running_system() {
     }
 }
 
-/// Prepares the machine and runs what was asked for; says whether it was good.
+/// Prepares the machine and runs the mode. Returns whether it passed.
 fn boot() -> anyhow::Result<bool> {
     let is_on_drive = switch_root::is_done();
     if !is_on_drive {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-//! Modules: loading and unloading them.
+//! Loads and unloads kernel modules.
 
 use std::ffi::CString;
 use std::fs::File;
@@ -19,12 +19,12 @@ pub struct Module {
     name: String,
 }
 
-/// Whether the initramfs has a module of this name.
+/// Whether there is a module file of this name.
 pub fn is_there(name: &str) -> bool {
     path(name).exists()
 }
 
-/// Loads `/lib/modules/<name>.ko` for good.
+/// Loads `<name>.ko` without unloading it later.
 pub fn load(name: &str, parameters: &str) -> Result<()> {
     let path = path(name);
     let file = File::open(&path).with_context(|| format!("open {}", path.display()))?;
@@ -32,46 +32,46 @@ pub fn load(name: &str, parameters: &str) -> Result<()> {
         .with_context(|| format!("load {}", path.display()))
 }
 
-/// Loads a file; the kernel's error as it is.
+/// Loads a file; returns the plain error code.
 pub fn try_load(path: &Path, parameters: &str) -> nix::Result<()> {
     let file = File::open(path).map_err(|_| Errno::ENOENT)?;
     let parameters = CString::new(parameters).map_err(|_| Errno::EINVAL)?;
     finit_module(&file, &parameters, ModuleInitFlags::empty())
 }
 
-/// Loads what is in memory; the kernel's error as it is.
+/// Loads a module image in memory; returns the plain error code.
 pub fn load_image(image: &[u8]) -> nix::Result<()> {
     init_module(image, c"")
 }
 
-/// Unloads, without waiting for users to go; the kernel's error as it is.
+/// Unloads a module without waiting for users; returns the plain error code.
 pub fn try_unload(name: &str) -> nix::Result<()> {
     let name = CString::new(name).map_err(|_| Errno::EINVAL)?;
     delete_module(&name, DeleteModuleFlags::O_NONBLOCK)
 }
 
-/// How many references there are, as `lsmod` shows them.
+/// The module's reference count, as `lsmod` shows it.
 pub fn users(name: &str) -> Result<usize> {
     let text = sysfs::read("/proc/modules")?;
     let mut modules = text.lines().map(|line| line.split(' ').collect::<Vec<_>>());
-    let words = modules.find(|words| words[0] == name);
-    let words = words.with_context(|| format!("{name} is not in /proc/modules"))?;
-    words.get(2).context("no third word")?.parse().context("the third word is no number")
+    let fields = modules.find(|fields| fields[0] == name);
+    let fields = fields.with_context(|| format!("{name} is not in /proc/modules"))?;
+    fields.get(2).context("no third field")?.parse().context("the third field is not a number")
 }
 
-/// A load must fail with this error and a line in the log, and leave nothing.
+/// Checks that a load fails with this error, logs this text, and leaves nothing behind.
 pub fn refused(load: impl FnOnce() -> nix::Result<()>, error: Errno, text: &str) -> Result<()> {
     let before = State::take()?;
     let (result, log) = kmsg::during(load)?;
-    ensure!(result == Err(error), "the load ended with {result:?}, not {error:?}");
-    ensure!(log.iter().any(|line| line.contains(text)), "no line says {text:?}: {log:?}");
+    ensure!(result == Err(error), "loading returned {result:?}, expected {error:?}");
+    ensure!(log.iter().any(|line| line.contains(text)), "no message contains {text:?}: {log:?}");
     before.ensure_unchanged()
 }
 
-/// Where modules are, if not in the initramfs.
+/// Directory of the modules, if it is not `/lib/modules`
 static FOLDER: OnceLock<PathBuf> = OnceLock::new();
 
-/// Takes modules from the program's own folder `modules` from now on.
+/// From now on, uses the directory `modules` beside the program, if it exists.
 pub fn look_beside_program() -> Result<()> {
     let program = std::env::current_exe()?;
     let beside = program.parent().map(|folder| folder.join("modules"));
@@ -87,8 +87,7 @@ fn path(name: &str) -> PathBuf {
 }
 
 impl Module {
-    /// Loads a module for a test; one that is not in the initramfs makes the
-    /// test point a skip that says so.
+    /// Loads a module for a test; skips the test if there is no module file.
     pub fn load(name: &str, parameters: &str) -> Result<Self> {
         if !is_there(name) {
             skip!("{} is not in the initramfs", path(name).display());
@@ -97,7 +96,7 @@ impl Module {
         Ok(Self { name: name.to_owned() })
     }
 
-    /// Unloads the module and says if that failed.
+    /// Unloads the module and returns the error, if any.
     pub fn unload(mut self) -> Result<()> {
         let name = std::mem::take(&mut self.name);
         delete_module(&CString::new(name.clone())?, DeleteModuleFlags::O_NONBLOCK)

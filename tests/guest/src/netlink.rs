@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
-//! The three requests to the kernel's network configuration that the tests
-//! make: up with an interface, give it an address, move it to a namespace.
+//! Minimal rtnetlink: brings an interface up or down, sets its address, moves it to a
+//! network namespace.
 //!
-//! A netlink crate would bring fifty others for this; a busybox would have to
-//! be there.
+//! A netlink crate would add about fifty dependencies, and the initramfs need not have
+//! busybox.
 
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 
@@ -13,7 +13,7 @@ use nix::net::if_::if_nametoindex;
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType};
 use nix::sys::socket::{recv, send, socket};
 
-/// One request: the payload of a netlink message.
+/// A netlink request without its header.
 struct Request {
     kind: u16,
     flags: i32,
@@ -22,7 +22,7 @@ struct Request {
 
 impl Request {
     fn attribute(mut self, kind: u16, value: [u8; 4]) -> Self {
-        // Length with the header of 4 bytes; a value of 4 needs no padding.
+        // The length includes the header of 4 bytes. A value of 4 bytes needs no padding.
         self.payload.extend(8u16.to_ne_bytes());
         self.payload.extend(kind.to_ne_bytes());
         self.payload.extend(value);
@@ -36,7 +36,7 @@ impl Request {
         let mut bytes = Vec::from(length.to_ne_bytes());
         bytes.extend(self.kind.to_ne_bytes());
         bytes.extend(flags.to_ne_bytes());
-        // Sequence number and port: there is one request on the socket.
+        // Sequence number and port ID: 0, because the socket has only one request.
         bytes.extend([0; 8]);
         bytes.extend(&self.payload);
         bytes
@@ -51,7 +51,7 @@ impl Request {
         match error_of(&answer[..length]) {
             Some(0) => Ok(()),
             Some(code) => Err(nix::Error::from_raw(-code)).context("the kernel refused"),
-            None => bail!("netlink answered with something that is no answer"),
+            None => bail!("the reply is not an NLMSG_ERROR message"),
         }
     }
 }
@@ -75,7 +75,7 @@ fn index(interface: &str) -> Result<u32> {
 
 /// A request that changes a link: `struct ifinfomsg`.
 fn link(interface: &str, flags: u32, change: u32) -> Result<Request> {
-    // Family and device type: any.
+    // Family and device type: unspecified
     let mut payload = vec![0; 4];
     payload.extend(index(interface)?.to_ne_bytes());
     payload.extend(flags.to_ne_bytes());
@@ -104,7 +104,7 @@ pub fn move_to(interface: &str, namespace: BorrowedFd) -> Result<()> {
 
 /// Gives an interface an IPv4 address in a /24 network.
 pub fn address(interface: &str, address: [u8; 4]) -> Result<()> {
-    // `struct ifaddrmsg`: family, prefix length, flags, scope, index.
+    // `struct ifaddrmsg`: family, prefix length, flags, scope, index
     let mut payload = vec![libc::AF_INET as u8, 24, 0, 0];
     payload.extend(index(interface)?.to_ne_bytes());
     let flags = libc::NLM_F_CREATE | libc::NLM_F_REPLACE;

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
-//! Verified transfers between two network cards on one wire.
+//! Verified transfers between two network cards that are connected to each other.
 //!
-//! One card moves to a network namespace of its own, or the kernel would carry
-//! the data from one local address to the other without touching a card.
+//! One card, the *far* one, moves to its own network namespace. Otherwise the kernel
+//! would route the data locally, without using the cards.
 
 use std::fs::File;
 use std::io::{Read, Write};
@@ -33,13 +33,13 @@ const PATIENCE: Duration = Duration::from_secs(20);
 /// The drivers of the emulated cards.
 pub const DRIVERS: [&str; 2] = ["igb", "e1000e"];
 
-/// The two cards, connected to each other.
+/// The two configured cards.
 pub struct Pair {
     near: String,
     far: FarSide,
 }
 
-/// What a transfer found.
+/// The checksums and the time of a transfer.
 pub struct Outcome {
     pub sent: u64,
     pub received: u64,
@@ -53,7 +53,7 @@ pub enum Direction {
     ToFar,
 }
 
-/// A job for the far side's thread, and where the answer goes.
+/// A job for the far side's thread, and a channel for its result.
 struct Job {
     seed: u64,
     bytes: usize,
@@ -61,20 +61,20 @@ struct Job {
     answer: Sender<Result<u64>>,
 }
 
-/// The thread that lives in the other namespace, and brings the card back to the
-/// first one at its end.
+/// The thread in the far card's namespace. When it ends, it moves the card back to the
+/// initial namespace.
 struct FarSide {
     jobs: Option<Sender<Job>>,
     namespace: OwnedFd,
     thread: Option<JoinHandle<()>>,
 }
 
-/// The far card's address, for programs.
+/// The far card's address as text, for programs.
 pub fn far_address() -> String {
     std::net::Ipv4Addr::from(FAR).to_string()
 }
 
-/// The functions of both cards, if the machine has them.
+/// The functions of both cards.
 pub fn functions() -> Result<[Function; 2]> {
     let [near, far] = DRIVERS;
     Ok([Function::first_of(near)?, Function::first_of(far)?])
@@ -86,7 +86,7 @@ impl Pair {
         Self::connect_from(&functions()?[0])
     }
 
-    /// Another function in place of the near card's.
+    /// Configures another function in place of the near card.
     pub fn connect_from(near: &Function) -> Result<Self> {
         let [_, far] = functions()?;
         let (near, far) = (near.interface()?, far.interface()?);
@@ -96,7 +96,7 @@ impl Pair {
         Ok(Self { near, far })
     }
 
-    /// Moves `bytes` over TCP and compares the checksums of both ends.
+    /// Transfers `bytes` over TCP and compares the checksums of both ends.
     pub fn transfer(&self, seed: u64, bytes: usize, direction: Direction) -> Result<Outcome> {
         let before = self.wire_bytes()?;
         let listener = TcpListener::bind(SocketAddr::from((NEAR, PORT)))?;
@@ -117,10 +117,11 @@ impl Pair {
         Ok(Outcome { sent, received, time })
     }
 
-    /// Starts a program on the far side. A transfer comes before: it sets the card up.
+    /// Starts a program on the far side. There must have been a transfer before, because
+    /// the first one configures the far card.
     pub fn start_far(&self, command: &mut Command) -> Result<Child> {
         let namespace = self.far.namespace.as_fd();
-        // A child has the namespace of the thread that made it.
+        // A child inherits the namespace of the thread that creates it.
         let start = || -> Result<Child> {
             setns(namespace, CloneFlags::CLONE_NEWNET)?;
             Ok(command.spawn()?)
@@ -129,7 +130,7 @@ impl Pair {
             .map_err(|_| anyhow!("the thread on the far side died"))?
     }
 
-    /// Bytes that the near card has sent and received.
+    /// The number of bytes that the near card has sent and received.
     fn wire_bytes(&self) -> Result<u64> {
         let value = |file: &str| -> Result<u64> {
             let path = format!("/sys/class/net/{}/statistics/{file}", self.near);
@@ -141,7 +142,7 @@ impl Pair {
 
 impl Drop for Pair {
     fn drop(&mut self) {
-        // Best effort: a card that is left up bothers no later test.
+        // Best effort: a card that stays up does not disturb later tests.
         let _ = netlink::down(&self.near);
     }
 }
@@ -183,7 +184,8 @@ impl Drop for FarSide {
     }
 }
 
-/// Enters a new namespace, hands it out, and works off the jobs.
+/// Enters a new namespace, sends it to the near side, and runs jobs until the queue is
+/// closed.
 fn far_thread(interface: &str, ready: &Sender<Result<OwnedFd>>, queue: &Receiver<Job>) {
     let _ = ready.send(new_namespace());
     let mut configured = false;
@@ -195,8 +197,8 @@ fn far_thread(interface: &str, ready: &Sender<Result<OwnedFd>>, queue: &Receiver
     if configured {
         let _ = netlink::down(interface);
     }
-    // Connections that are not closed to their end would keep the namespace, and
-    // the card in it.
+    // Connections that are still closing keep the namespace alive, so do not rely on its
+    // end to get the card back.
     let first = File::open("/proc/1/ns/net");
     let back = first.map(|first| netlink::move_to(interface, first.as_fd()));
     if !matches!(back, Ok(Ok(()))) {
@@ -205,7 +207,7 @@ fn far_thread(interface: &str, ready: &Sender<Result<OwnedFd>>, queue: &Receiver
 }
 
 fn new_namespace() -> Result<OwnedFd> {
-    unshare(CloneFlags::CLONE_NEWNET).context("make a network namespace")?;
+    unshare(CloneFlags::CLONE_NEWNET).context("create a network namespace")?;
     Ok(File::open("/proc/thread-self/ns/net")?.into())
 }
 
@@ -222,10 +224,9 @@ fn far_job(job: &Job) -> Result<u64> {
     }
 }
 
-/// Connects as soon as the link of both cards is up; the kernel's own retry
-/// would wait for seconds after a first packet that got lost. Says hello,
-/// because the near side may find attempts in its queue that were given up
-/// here.
+/// Connects as soon as both links are up, with short timeouts, because TCP would wait for
+/// seconds after the first lost packet. Sends a greeting, because the near side may also
+/// accept attempts that timed out here.
 fn connect() -> Result<TcpStream> {
     let near = SocketAddr::from((NEAR, PORT));
     let connect = || TcpStream::connect_timeout(&near, Duration::from_millis(250)).ok();
@@ -234,7 +235,7 @@ fn connect() -> Result<TcpStream> {
     Ok(stream)
 }
 
-/// Waits for the far side, unless it says that it will not come.
+/// Waits for the far side to connect, or to report an error.
 fn accept(listener: &TcpListener, answer: &Receiver<Result<u64>>) -> Result<(TcpStream, Instant)> {
     listener.set_nonblocking(true)?;
     let end = Instant::now() + PATIENCE + Duration::from_secs(1);
@@ -250,7 +251,7 @@ fn accept(listener: &TcpListener, answer: &Receiver<Result<u64>>) -> Result<(Tcp
     bail!("the far side did not connect")
 }
 
-/// The next connection, if its other end is alive.
+/// Accepts the next connection, if the far side still uses it.
 fn accept_greeted(listener: &TcpListener) -> Option<TcpStream> {
     let (mut stream, _) = listener.accept().ok()?;
     stream.set_nonblocking(false).ok()?;

@@ -1,27 +1,27 @@
 // SPDX-License-Identifier: GPL-2.0
 //! Pseudo-random test data and its checksum.
 //!
-//! Both are chosen for the emulated machine: xorshift and XXH64 cost about one
-//! instruction a byte each, so that 64 MiB are made, summed and checked in a
-//! second. XXH64 is 64 bits wide and sees order, which is what lost, stale or
-//! swapped pages need; nobody attacks it here.
+//! Both are fast on the emulated machine: xorshift and XXH64 cost about one instruction
+//! per byte each, so 64 MiB are generated, summed and checked in a second. XXH64 has 64
+//! bits and depends on the order of the data, so it detects lost, stale and swapped
+//! pages. It need not be cryptographic.
 
 use xxhash_rust::xxh64::Xxh64;
 
-/// An endless stream that a seed determines.
+/// An endless stream, determined by a seed.
 pub struct Stream {
     state: u64,
 }
 
 impl Stream {
     pub fn new(seed: u64) -> Self {
-        // Neighbouring seeds must not give similar streams, and 0 is the one
-        // state that xorshift never leaves.
+        // Similar seeds must not give similar streams, and xorshift never leaves the
+        // state 0.
         let state = seed.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
         Self { state: state | 1 }
     }
 
-    /// Fills `buffer`, a multiple of 8 bytes long.
+    /// Fills `buffer`, whose length must be a multiple of 8.
     pub fn fill(&mut self, buffer: &mut [u8]) {
         let mut state = self.state;
         for word in buffer.chunks_exact_mut(8) {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-//! Mode "run": shows the machine, moves data through the IOMMU, gives a verdict.
+//! Mode "run": shows the machine, transfers data through the IOMMU, prints a verdict.
 
 use std::time::Instant;
 
@@ -42,7 +42,7 @@ fn show_machine() -> Result<()> {
     Ok(())
 }
 
-/// Whose functions the kernel calls for an IOMMU; the C driver's are named so.
+/// Which driver the kernel uses, judged by the symbols of the C driver.
 fn owner() -> Result<&'static str> {
     let symbols = std::fs::read_to_string("/proc/kallsyms")?;
     let is_c = symbols.contains(" s390_iommu_attach_device");
@@ -62,7 +62,7 @@ fn show_function(function: &Function) -> Result<()> {
 }
 
 fn move_data(cmdline: &Cmdline) -> Result<()> {
-    // Another pattern for each phase: both may use one disk image.
+    // A different pattern in each phase, because both may use the same disk image.
     let seed = if cmdline.strict() { 0x5717 } else { 0x1a27 };
     let nvme = Function::first_of("nvme")?;
     let [near, far] = crate::nic::functions()?;
@@ -122,18 +122,18 @@ fn move_nic(seed: u64) -> Result<()> {
     Ok(())
 }
 
-/// Real DMA leaves traces in every counter that it must leave them in.
+/// Checks the counters that DMA must increase.
 fn check_moved(function: &Function, moved: Counters) -> Result<()> {
     let address = &function.address;
     ensure!(moved.mapped > 0, "{address}: nothing was mapped: {moved}");
     ensure!(moved.unmapped > 0, "{address}: nothing was unmapped: {moved}");
-    ensure!(moved.sync_map > 0, "{address}: no mapping was made visible: {moved}");
+    ensure!(moved.sync_map > 0, "{address}: no refresh after a map: {moved}");
     Ok(())
 }
 
 fn clean_log() -> Result<()> {
     let messages = kmsg::messages()?;
     let bad = kmsg::bad(&messages);
-    ensure!(bad.is_empty(), "the kernel log has {} bad lines, the first: {}", bad.len(), bad[0]);
+    ensure!(bad.is_empty(), "the kernel log has {} bad messages, the first: {}", bad.len(), bad[0]);
     Ok(())
 }

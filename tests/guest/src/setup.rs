@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-//! What the first process of a machine has to do: mounts and power-off.
+//! Tasks of the init process: mounts, loading the driver, power-off.
 
 use std::path::Path;
 use std::time::Duration;
@@ -12,7 +12,7 @@ use nix::unistd::sync;
 use crate::function::{COME_UP, Function};
 use crate::{module, sysfs};
 
-/// File system, where it goes, and whether the guest can do without it.
+/// File systems, their mount points, and whether they are mandatory
 const MOUNTS: [(&str, &str, bool); 7] = [
     ("proc", "/proc", true),
     ("sysfs", "/sys", true),
@@ -35,16 +35,16 @@ pub fn mount_all() -> Result<()> {
 }
 
 fn mount_one(kind: &str, path: &str) -> Result<()> {
-    // The folder may be there, or be made by the file system above it.
+    // The directory may exist already, or the parent file system provides it.
     let _ = std::fs::create_dir_all(path);
     match mount(Some(kind), path, Some(kind), MsFlags::empty(), None::<&str>) {
-        // The kernel mounts devtmpfs itself where it is configured to.
+        // The kernel may be configured to mount devtmpfs itself.
         Ok(()) | Err(nix::Error::EBUSY) => Ok(()),
         Err(error) => Err(error.into()),
     }
 }
 
-/// Loads the driver where it is a module; without it there are no functions.
+/// Loads the driver if it is a module; without it there are no functions.
 pub fn load_driver() -> Result<()> {
     const DRIVER: &str = "s390_iommu";
     if Path::new("/sys/module").join(DRIVER).exists() || !module::is_there(DRIVER) {
@@ -54,19 +54,18 @@ pub fn load_driver() -> Result<()> {
     sysfs::wait_for("PCI functions", COME_UP, || (!Function::all().is_empty()).then_some(()))
 }
 
-/// Waits until the drivers, which start beside the first process, have their
-/// functions.
+/// Waits until all functions have drivers, which are probed asynchronously.
 pub fn wait_for_drivers() {
     let all_bound = || Function::all().iter().all(|f| f.driver().is_some()).then_some(());
-    // A function without a driver is for the tests to judge.
+    // Ignore a timeout: the tests check whether functions have drivers.
     let _ = sysfs::wait_for("drivers", Duration::from_secs(5), all_bound);
 }
 
-/// Switches the machine off; never returns.
+/// Powers the machine off; never returns.
 pub fn power_off() -> ! {
     sync();
     let _ = reboot(RebootMode::RB_POWER_OFF);
-    // Only without the privilege to: then there is nothing left to do.
+    // Reached only without CAP_SYS_BOOT.
     loop {
         std::thread::park();
     }

@@ -13,9 +13,9 @@ use crate::console::say;
 
 const BUSYBOX: &str = "/bin/busybox";
 
-/// Runs a shell until it ends.
+/// Runs a shell until it exits.
 pub fn run() -> Result<()> {
-    ensure!(Path::new(BUSYBOX).exists(), "there is no {BUSYBOX}: no shell in this initramfs");
+    ensure!(Path::new(BUSYBOX).exists(), "no {BUSYBOX}: this initramfs has no shell");
     let installed = Command::new(BUSYBOX).args(["--install", "-s", "/bin"]).status()?;
     ensure!(installed.success(), "busybox --install failed");
     say!("guest: a shell; \"exit\" switches the machine off");
@@ -26,26 +26,26 @@ pub fn run() -> Result<()> {
     Ok(())
 }
 
-/// Gives the child a session of its own with the console as its controlling
-/// terminal, which job control needs.
+/// Gives the child its own session with the console as the controlling terminal, for job
+/// control.
 fn attach_console(shell: &mut Command) -> Result<()> {
     let open = || OpenOptions::new().read(true).write(true).open(console_path());
     let console = open().context("open the console")?;
     shell.stdin(console.try_clone()?).stdout(console.try_clone()?).stderr(Stdio::from(console));
     let lead_session = || {
         nix::unistd::setsid()?;
-        // SAFETY: descriptor 0 is the console that was opened above.
+        // SAFETY: descriptor 0 is the console, opened above.
         match unsafe { libc::ioctl(0, libc::TIOCSCTTY, 0) } {
             -1 => Err(std::io::Error::last_os_error()),
             _ => Ok(()),
         }
     };
-    // SAFETY: the closure makes two system calls and allocates nothing.
+    // SAFETY: the closure only makes two system calls and does not allocate.
     unsafe { shell.pre_exec(lead_session) };
     Ok(())
 }
 
-/// `/dev/console` can not become a controlling terminal, what is behind it can.
+/// The device behind `/dev/console`, which itself cannot be a controlling terminal.
 fn console_path() -> String {
     let active = std::fs::read_to_string("/sys/class/tty/console/active").unwrap_or_default();
     match active.split_whitespace().next_back() {

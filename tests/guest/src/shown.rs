@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-//! What the driver shows in debugfs.
+//! The driver's debugfs files.
 
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -13,12 +13,12 @@ use crate::sysfs;
 
 const ROOT: &str = "/sys/kernel/debug/s390_iommu";
 
-/// Whether there is anything to see: not so with the driver in C.
+/// Whether the driver has debugfs files; the C driver has none.
 pub fn is_there() -> bool {
     Path::new(ROOT).exists()
 }
 
-/// A range of a dump.
+/// A range of a dump; both ends are inclusive.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Range {
     pub first: u64,
@@ -32,32 +32,32 @@ pub struct Range {
 #[derive(Debug)]
 pub struct Dump {
     pub ranges: Vec<Range>,
-    /// Where it was cut off.
+    /// The IOVA at which a truncated dump continues.
     pub more_from: Option<u64>,
 }
 
-/// A domain's folder.
+/// A domain's directory.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub struct Domain(PathBuf);
 
-/// The value behind `key:` in a text of such lines.
+/// The value of the line `key: value`.
 pub fn value<'t>(text: &'t str, key: &str) -> Result<&'t str> {
     let mut values = text.lines().filter_map(|line| line.strip_prefix(key)?.strip_prefix(':'));
     values.next().map(str::trim).with_context(|| format!("no line \"{key}:\""))
 }
 
-/// The names of the files of functions.
+/// The names of the functions' files.
 pub fn functions() -> BTreeSet<String> {
     let files = sysfs::list(format!("{ROOT}/functions"));
     files.iter().map(|path| sysfs::name(path)).collect()
 }
 
-/// The text of a function's file.
+/// The content of a function's file.
 pub fn function(function: &Function) -> Result<String> {
     sysfs::read(format!("{ROOT}/functions/{:08x}", function.fid()?))
 }
 
-/// Whether the machine needs a refresh after maps, not after unmaps alone.
+/// Whether the machine needs a refresh after maps, not only after unmaps.
 pub fn maps_need_refresh(function: &Function) -> Result<bool> {
     let text = self::function(function)?;
     Ok(value(&text, "refreshed after")? == "maps and unmaps")
@@ -91,8 +91,8 @@ impl Domain {
         File::open(&path).with_context(|| format!("open {}", path.display()))
     }
 
-    /// Reads the dump, a few bytes at a time: each read goes on where the one
-    /// before ended.
+    /// Reads the dump in several reads, each of which continues where the previous one
+    /// ended.
     pub fn dump(&self) -> Result<Dump> {
         let mut file = self.open()?;
         let (mut text, mut part) = (String::new(), [0; 4096]);
@@ -111,7 +111,7 @@ impl Dump {
         ensure!(lines.next().is_some_and(|head| head.starts_with("# IOVA")), "no head: {text:.80}");
         let mut dump = Self { ranges: Vec::new(), more_from: None };
         for line in lines {
-            ensure!(dump.more_from.is_none(), "{line:?} behind the end");
+            ensure!(dump.more_from.is_none(), "{line:?} after the end");
             match line.strip_prefix("# more from ") {
                 Some(rest) => dump.more_from = Some(number(rest.split(' ').next())?),
                 None => dump.ranges.push(Range::parse(line)?),
@@ -125,11 +125,11 @@ impl Dump {
 }
 
 impl Range {
-    /// "first-last phys 4 KiB rw"
+    /// Parses "first-last phys 4 KiB rw".
     fn parse(line: &str) -> Result<Self> {
-        let words: Vec<_> = line.split(' ').collect();
-        let [iova, phys, size, unit, access] = words[..] else {
-            bail!("what is {line:?}?");
+        let fields: Vec<_> = line.split(' ').collect();
+        let [iova, phys, size, unit, access] = fields[..] else {
+            bail!("cannot parse {line:?}");
         };
         let mut ends = iova.split('-');
         let range = Self {
@@ -139,19 +139,19 @@ impl Range {
             large: match (size, unit) {
                 ("4", "KiB") => false,
                 ("1", "MiB") => true,
-                _ => bail!("what page size is {line:?}?"),
+                _ => bail!("unknown page size: {line:?}"),
             },
             writable: match access {
                 "rw" => true,
                 "r" => false,
-                _ => bail!("what access is {line:?}?"),
+                _ => bail!("unknown access: {line:?}"),
             },
         };
-        ensure!(range.first < range.last, "empty: {line:?}");
+        ensure!(range.first < range.last, "empty range: {line:?}");
         Ok(range)
     }
 
-    /// The pages of 4 KiB, with where they go.
+    /// The 4 KiB pages of the range, as pairs of IOVA and physical address.
     pub fn pages(&self) -> impl Iterator<Item = (u64, u64)> + use<> {
         let (first, phys) = (self.first, self.phys);
         (first..self.last).step_by(4096).map(move |iova| (iova, phys + (iova - first)))
@@ -160,6 +160,6 @@ impl Range {
 
 fn number(text: Option<&str>) -> Result<u64> {
     let text = text.unwrap_or_default();
-    let digits = text.strip_prefix("0x").with_context(|| format!("{text:?} is no number"))?;
+    let digits = text.strip_prefix("0x").with_context(|| format!("{text:?} is not a number"))?;
     u64::from_str_radix(digits, 16).with_context(|| text.to_owned())
 }

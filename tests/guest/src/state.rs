@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-//! What the driver has in the kernel: what must be as before when it is gone.
+//! The driver's traces in the kernel, which must be gone after it is unloaded.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
@@ -8,7 +8,7 @@ use anyhow::{Context, Result, ensure};
 
 use crate::sysfs;
 
-/// Folders in which the driver, or what it serves, has entries.
+/// Directories in which the driver and its functions have entries
 const FOLDERS: [&str; 10] = [
     "/sys/bus/pci/devices",
     "/sys/bus/pci/slots",
@@ -22,10 +22,10 @@ const FOLDERS: [&str; 10] = [
     "/sys/module",
 ];
 
-/// How long the kernel may take to free what it frees later.
+/// How long the kernel may take for deferred frees
 const SETTLE: Duration = Duration::from_secs(10);
 
-/// All of it; each entry and each figure is a line.
+/// A snapshot: directory entries and amounts of memory, by name.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct State(BTreeMap<String, String>);
 
@@ -47,8 +47,8 @@ impl State {
         Ok(Self(lines))
     }
 
-    /// Whether everything is as it was; the error names what is not. The kernel
-    /// frees some of it, like a module's code for its start, a moment later.
+    /// Checks that everything is as it was; the error lists the differences. Waits,
+    /// because the kernel defers some frees, such as that of a module's init section.
     pub fn ensure_unchanged(&self) -> Result<()> {
         let end = Instant::now() + SETTLE;
         loop {
@@ -75,7 +75,7 @@ impl State {
     }
 }
 
-/// Pages of tables, of all processors.
+/// Number of pages used for I/O translation tables, after all CPUs' counts were added.
 pub fn table_pages() -> Result<u64> {
     sysfs::write("/proc/sys/vm/stat_refresh", "1")?;
     let text = sysfs::read("/proc/vmstat")?;
@@ -83,7 +83,7 @@ pub fn table_pages() -> Result<u64> {
     value.context("no nr_iommu_pages in /proc/vmstat")?.parse().context("nr_iommu_pages")
 }
 
-/// A line of `/proc/meminfo`, in KiB.
+/// A value of `/proc/meminfo`, in KiB.
 pub fn meminfo(name: &str) -> Result<u64> {
     let text = sysfs::read("/proc/meminfo")?;
     let mut lines = text.lines().filter_map(|line| line.split_once(':'));
@@ -93,7 +93,7 @@ pub fn meminfo(name: &str) -> Result<u64> {
     value.trim().trim_end_matches(" kB").parse().with_context(|| name.to_owned())
 }
 
-/// What loaded modules take.
+/// The memory that loaded modules use, in bytes.
 pub fn module_bytes() -> Result<u64> {
     let text = sysfs::read("/proc/vmallocinfo")?;
     let areas = text.lines().filter(|line| line.contains(" load_module+"));
@@ -101,9 +101,9 @@ pub fn module_bytes() -> Result<u64> {
     Ok(sizes.sum())
 }
 
-/// The objects that the driver has allocated, by their callers; takes a while.
-/// The kernel notes callers by a boot parameter (`slab_debug=U`); a caller that has
-/// no name any more is a module that is gone.
+/// The objects that the driver has allocated, by caller. This takes a while. The kernel
+/// records callers if booted with `slab_debug=U`. A caller without a symbol belongs to a
+/// module that was unloaded.
 pub fn allocations() -> Result<Vec<String>> {
     let mut all = Vec::new();
     for cache in sysfs::list("/sys/kernel/debug/slab") {
@@ -115,9 +115,9 @@ pub fn allocations() -> Result<Vec<String>> {
     Ok(all)
 }
 
-/// A line that begins with the number of objects is followed by their callers,
-/// the nearest first. The driver is the first behind the allocator, and the
-/// kernel's Rust code that stands for it.
+/// Parses `alloc_traces`: a line with the number of objects is followed by their call
+/// trace. The driver comes directly after the allocator and the kernel's Rust wrapper of
+/// it.
 fn traces(text: &str) -> Vec<String> {
     const NEAREST: usize = 3;
     let is_driver =

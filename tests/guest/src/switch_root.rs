@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
-//! From the initramfs to a root on a drive: the driver was loaded, so the drive
-//! can be mounted. This program is started once more from there.
+//! Switches from the initramfs to a root file system on a drive, which can be mounted
+//! because the driver is loaded. This program is then started again from the drive.
 
 use std::convert::Infallible;
 use std::os::unix::process::CommandExt;
@@ -12,19 +12,19 @@ use nix::mount::{MsFlags, mount};
 use crate::console::say;
 use crate::function::Function;
 
-/// Says that the program runs from the drive.
+/// The argument of the program when it runs from the drive
 const MARK: &str = "on-drive";
 const ROOT: &str = "/mnt";
-/// What goes along.
+/// Mounts that move to the new root
 const MOUNTS: [&str; 4] = ["/proc", "/sys", "/dev", "/tmp"];
 
-/// Whether this is the second start.
+/// Whether the program runs from the drive.
 pub fn is_done() -> bool {
     std::env::args().any(|argument| argument == MARK)
 }
 
-/// Goes to the root on the drive of a PCI driver's first function; comes back
-/// only with an error.
+/// Switches to the root on the drive of a PCI driver's first function. Returns only with
+/// an error.
 pub fn go(driver: &str) -> Result<Infallible> {
     let disk = Function::first_of(driver)?.disk()?;
     let none = None::<&str>;

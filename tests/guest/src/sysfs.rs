@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-//! Small files of the kernel's.
+//! Helpers for sysfs and similar files.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
-/// Reads a whole file, without the newline at its end.
+/// Reads a whole file, without trailing white space.
 pub fn read(path: impl AsRef<Path>) -> Result<String> {
     let path = path.as_ref();
     let text = fs::read_to_string(path).with_context(|| format!("read {}", path.display()))?;
@@ -20,7 +20,7 @@ pub fn write(path: impl AsRef<Path>, value: &str) -> Result<()> {
     fs::write(path, value).with_context(|| format!("write {value:?} to {}", path.display()))
 }
 
-/// The entries of a folder, sorted; empty when the folder is not there.
+/// The entries of a directory, sorted; empty if it does not exist.
 pub fn list(path: impl AsRef<Path>) -> Vec<PathBuf> {
     let entries = fs::read_dir(path).into_iter().flatten().flatten();
     let mut paths: Vec<_> = entries.map(|e| e.path()).collect();
@@ -34,12 +34,12 @@ pub fn name(path: &Path) -> String {
     name.to_string_lossy().into_owned()
 }
 
-/// The last component of what a link points at.
+/// The last component of a link's target.
 pub fn link_name(path: impl AsRef<Path>) -> Option<String> {
     fs::read_link(path).ok().map(|target| name(&target))
 }
 
-/// Asks `ready` again and again until it answers.
+/// Polls `ready` until it returns a value.
 pub fn wait_for<T>(what: &str, limit: Duration, mut ready: impl FnMut() -> Option<T>) -> Result<T> {
     let end = Instant::now() + limit;
     loop {

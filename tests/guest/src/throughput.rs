@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
-//! `guest.bench=throughput`: what devices move in a second, by programs that everybody
-//! knows: fio on the NVMe, iperf3 between the two network cards.
+//! `guest.bench=throughput`: throughput of devices with standard programs, fio on the
+//! NVMe drive and iperf3 between the two network cards.
 //!
-//! A figure is a line `bench: throughput NAME KIB IOS RPCITS`: KiB a second, how many
-//! requests of a drive or mapped pages of cards, and how many refreshes these took.
+//! A result is a line `bench: throughput NAME KIB IOS RPCITS`: KiB/s, the number of
+//! requests of the drive or of mapped pages of the cards, and the number of refreshes.
 
 use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
@@ -16,14 +16,14 @@ use crate::counters::Counters;
 use crate::function::Function;
 use crate::nic::{self, Direction, Pair};
 
-/// Where the host's tools put the programs with their libraries.
+/// Directory of the programs with their libraries
 const FOLDER: &str = "/load";
-/// How long each of them works, in seconds.
+/// How long each program runs, in seconds
 const SECONDS: &str = "2";
-/// Until a server listens.
+/// How long a server takes until it listens
 const LISTENS: Duration = Duration::from_millis(500);
 
-/// fio's requests: their order, their size in KiB, how many at a time.
+/// fio's jobs: pattern, block size in KiB, queue depth
 const REQUESTS: [(&str, u64, u32); 8] = [
     ("randread", 4, 1),
     ("randread", 4, 32),
@@ -35,11 +35,11 @@ const REQUESTS: [(&str, u64, u32); 8] = [
     ("write", 128, 32),
 ];
 
-/// iperf3's streams, from the side of the near card: a name, and words for the client.
+/// iperf3's streams, as seen from the near card: name and arguments of the client
 const STREAMS: [(&str, &[&str]); 3] = [
     ("tcp-sent", &[]),
     ("tcp-received", &["--reverse"]),
-    // As many as the cards carry, of 64 bytes
+    // Packets of 64 bytes, as many as the cards can send
     ("udp-64-sent", &["--udp", "--bitrate", "0", "--length", "64"]),
 ];
 
@@ -49,12 +49,12 @@ pub fn run() -> Result<()> {
         requests(&nvme, request)?;
     }
     let pair = Pair::connect()?;
-    // The first one sets the far card up.
+    // The first transfer configures the far card.
     pair.transfer(1, 64 * KIB, Direction::ToFar)?;
-    STREAMS.iter().try_for_each(|(name, words)| stream(&pair, name, words))
+    STREAMS.iter().try_for_each(|(name, args)| stream(&pair, name, args))
 }
 
-/// A program, by the loader and with the libraries that it was made for.
+/// The command for a program, with its own loader and libraries.
 fn program(name: &str) -> Command {
     let mut command = Command::new(format!("{FOLDER}/ld64.so.1"));
     command.args(["--library-path", FOLDER, &format!("{FOLDER}/{name}")]);
@@ -69,7 +69,7 @@ fn text(output: Output, what: &str) -> Result<String> {
     Ok(text)
 }
 
-/// The pages that some functions had mapped, and their refreshes.
+/// The number of pages that these functions have mapped, and of their refreshes.
 fn work(functions: &[Function]) -> Result<(u64, u64)> {
     functions.iter().try_fold((0, 0), |(mapped, refreshes), function| {
         let read = Counters::read(function)?;
@@ -78,7 +78,7 @@ fn work(functions: &[Function]) -> Result<(u64, u64)> {
 }
 
 fn requests(nvme: &Function, (order, size, depth): (&str, u64, u32)) -> Result<()> {
-    // Where the kernel has no io_uring, what the device sees is the same by libaio.
+    // Without io_uring in the kernel, libaio gives the same requests.
     let engine = match std::fs::exists("/proc/sys/kernel/io_uring_disabled")? {
         true => "io_uring",
         false => "libaio",
@@ -94,26 +94,26 @@ fn requests(nvme: &Function, (order, size, depth): (&str, u64, u32)) -> Result<(
         .context("start fio")?;
     let line = text(output, "fio")?;
     let refreshes = work(std::slice::from_ref(nvme))?.1 - before;
-    // The terse format, version 3: KiB and KiB a second of reads, then of writes.
+    // Terse format, version 3: KiB and KiB/s of reads, then of writes
     let fields: Vec<&str> = line.trim().split(';').collect();
     let first = if order.ends_with("read") { 5 } else { 46 };
     let field = |at: usize| -> Result<u64> {
         fields.get(at).and_then(|field| field.parse().ok()).with_context(|| line.clone())
     };
     let (moved, rate) = (field(first)?, field(first + 1)?);
-    ensure!(moved > 0, "fio moved nothing: {line}");
+    ensure!(moved > 0, "fio transferred nothing: {line}");
     say!("bench: throughput {order}-{size}k-{depth} {rate} {} {refreshes}", moved / size);
     Ok(())
 }
 
-fn stream(pair: &Pair, name: &str, words: &[&str]) -> Result<()> {
+fn stream(pair: &Pair, name: &str, args: &[&str]) -> Result<()> {
     let cards = nic::functions()?;
     let server: Child = pair.start_far(program("iperf3").args(["--server", "--one-off"]))?;
     std::thread::sleep(LISTENS);
     let (mapped_before, before) = work(&cards)?;
     let output = program("iperf3")
         .args(["--client", &nic::far_address(), "--time", SECONDS, "--format", "k"])
-        .args(words)
+        .args(args)
         .output()
         .context("start iperf3")?;
     let (mapped, refreshes) = work(&cards)?;
@@ -123,10 +123,10 @@ fn stream(pair: &Pair, name: &str, words: &[&str]) -> Result<()> {
     // "[ 5] 0.00-2.00 sec 100 KBytes 410 Kbits/sec ... receiver"
     let line = lines.lines().rfind(|line| line.trim_end().ends_with("receiver"));
     let line = line.with_context(|| lines.clone())?;
-    let mut words = line.split_whitespace().rev().skip_while(|word| *word != "Kbits/sec");
-    let rate: Option<f64> = words.nth(1).and_then(|word| word.parse().ok());
+    let mut fields = line.split_whitespace().rev().skip_while(|field| *field != "Kbits/sec");
+    let rate: Option<f64> = fields.nth(1).and_then(|field| field.parse().ok());
     let rate = rate.with_context(|| line.to_owned())? as u64 / 8;
-    ensure!(rate > 0, "iperf3 moved nothing: {line}");
+    ensure!(rate > 0, "iperf3 transferred nothing: {line}");
     say!("bench: throughput {name} {rate} {mapped} {refreshes}");
     Ok(())
 }

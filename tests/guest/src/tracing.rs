@@ -1,15 +1,15 @@
 // SPDX-License-Identifier: GPL-2.0
-//! Recording the kernel's trace events.
+//! Records the kernel's trace events.
 
 use anyhow::{Context, Result, ensure};
 
 use crate::sysfs;
 
 const ROOT: &str = "/sys/kernel/tracing";
-/// Enough for a minute of maps, for each processor.
+/// Size of each CPU's buffer, enough for a minute of maps
 const BUFFER_KIB: &str = "8192";
 
-/// Events that are being recorded; switched off when dropped.
+/// Enabled events; disabled when dropped.
 pub struct Recording {
     events: &'static [&'static str],
 }
@@ -17,14 +17,14 @@ pub struct Recording {
 /// One event.
 #[derive(Debug)]
 pub struct Event {
-    /// Its name, without its group.
+    /// The event's name, without its group.
     pub name: String,
-    /// What it printed.
+    /// The printed fields.
     pub text: String,
 }
 
 impl Recording {
-    /// Forgets what was recorded and records `group/event`s from now on.
+    /// Clears the buffers and starts recording events, given as `group/event`.
     pub fn start(events: &'static [&'static str]) -> Result<Self> {
         sysfs::write(format!("{ROOT}/buffer_size_kb"), BUFFER_KIB)?;
         sysfs::write(format!("{ROOT}/trace"), "")?;
@@ -41,13 +41,13 @@ impl Recording {
         Ok(())
     }
 
-    /// Stops and returns the events in the order in which they happened.
+    /// Stops recording. Returns the events in order; fails if any were lost.
     pub fn stop(self) -> Result<Vec<Event>> {
         sysfs::write(format!("{ROOT}/tracing_on"), "0")?;
         let text = sysfs::read(format!("{ROOT}/trace"))?;
         let lost =
             text.lines().find_map(|line| line.split("entries-in-buffer/entries-written:").nth(1));
-        let lost = lost.context("the trace has no head")?;
+        let lost = lost.context("the trace has no header")?;
         let mut counts = lost.split_whitespace().next().unwrap_or_default().split('/');
         ensure!(counts.next() == counts.next(), "events were lost:{lost}");
         Ok(text.lines().filter_map(Event::parse).collect())
@@ -62,7 +62,7 @@ impl Drop for Recording {
 }
 
 impl Event {
-    /// "task-pid [cpu] flags time: name: text"
+    /// Parses "task-pid [cpu] flags time: name: text".
     fn parse(line: &str) -> Option<Self> {
         if line.starts_with('#') {
             return None;
@@ -72,13 +72,13 @@ impl Event {
         Some(Self { name: name.trim().to_owned(), text: text.trim().to_owned() })
     }
 
-    /// The value of `key=value` in the text.
+    /// The value of the field `key=value`.
     pub fn value(&self, key: &str) -> Option<&str> {
         let values = self.text.split_whitespace().filter_map(|word| word.split_once('='));
         values.into_iter().find(|(name, _)| *name == key).map(|(_, value)| value)
     }
 
-    /// The number behind a key: hexadecimal with `0x`, else decimal.
+    /// The value of a numeric field: hexadecimal with `0x`, otherwise decimal.
     pub fn number(&self, key: &str) -> Result<u64> {
         let text = self.value(key).with_context(|| format!("no {key}= in {:?}", self.text))?;
         let number = match text.strip_prefix("0x") {

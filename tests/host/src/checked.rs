@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A tree of translation tables that is held against a plain map and against
-//! the walker in every operation. What differs panics.
+//! A tree of translation tables that is compared with a plain map and with the walker in
+//! every operation. Any difference panics.
 
 use std::collections::BTreeMap;
 use std::mem::ManuallyDrop;
@@ -15,7 +15,7 @@ use crate::dma_table::{
 use crate::memory::{HostMemory, Unlinked};
 use crate::walker::{self, Found, Leaf, Level};
 
-/// The walker's name for the top table of that depth.
+/// The walker's level of the top table of a tree of this depth.
 fn top(depth: Depth) -> Level {
     Level::TOPS[match depth {
         Depth::Third => 0,
@@ -24,25 +24,25 @@ fn top(depth: Depth) -> Level {
     }]
 }
 
-/// A tree, what it should hold, and what it ever had registered.
+/// A tree, its expected content, and all its roots.
 pub(crate) struct Checked<'m> {
     memory: &'m HostMemory,
-    /// Not dropped after a panic: what is broken would panic again.
+    /// Not dropped after a panic, because dropping a broken tree would panic again.
     tree: ManuallyDrop<DmaTable<&'m HostMemory>>,
-    /// Leaves by the IOVA that they begin at.
+    /// The expected leaves, by their first IOVA.
     model: BTreeMap<u64, Leaf>,
     unlinked: Unlinked<'m>,
-    /// Every root that the tree had; machines may have any of them registered.
+    /// Every root that the tree has had. Machines may have any of them registered.
     roots: Vec<Root>,
     unmaps: u64,
 }
 
-/// There is one thread.
+/// The wait of a reader for unmaps. Never called, because there is one thread.
 fn wait_for_nobody() -> Result<(), ()> {
     unreachable!()
 }
 
-/// Every so manieth unmap has a reader in the tree beside it.
+/// One in this many unmaps runs while a reader is in the tree.
 const VISITED: u64 = 8;
 
 impl<'m> Checked<'m> {
@@ -50,7 +50,7 @@ impl<'m> Checked<'m> {
     ///
     /// # Errors
     ///
-    /// No memory for the top table.
+    /// There is no memory for the top tables.
     pub(crate) fn new(memory: &'m HostMemory, depth: Depth) -> Result<Self, MapError> {
         let tree = DmaTable::new(memory, memory.vacant(), depth, (), AtomicU64::new)?;
         assert_eq!(tree.root().depth, depth);
@@ -81,13 +81,13 @@ impl<'m> Checked<'m> {
         self.walk_from(self.tree.root(), iova)
     }
 
-    /// The leaf that should map `iova`, and where it begins.
+    /// The leaf that should map `iova`, and its first IOVA.
     fn expected(&self, iova: u64) -> Option<(u64, Leaf)> {
         let (&start, &leaf) = self.model.range(..=iova).next_back()?;
         (iova - start < leaf.size).then_some((start, leaf))
     }
 
-    /// Where the first live mapping in a range begins, in bytes from its start.
+    /// The offset of the first live mapping in a range, in bytes.
     fn first_live(&self, iova: u64, size: u64) -> Option<u64> {
         if self.expected(iova).is_some() {
             return Some(0);
@@ -96,8 +96,7 @@ impl<'m> Checked<'m> {
         Some(start - iova)
     }
 
-    /// Maps a range, with at most `budget` allocations. Returns what the tree
-    /// answered.
+    /// Maps a range, with at most `budget` allocations. Returns the tree's result.
     pub(crate) fn map(
         &mut self,
         mapping: Mapping,
@@ -109,7 +108,7 @@ impl<'m> Checked<'m> {
         } else {
             PAGE_SIZE
         };
-        // A large page is used wherever no table is in the way.
+        // Large pages are used wherever there is no page table.
         let leaves = (0..size).step_by(step as usize).map(|offset| {
             let is_free = mapping.large && self.walk(iova.0 + offset).is_free(Level::Segment);
             (offset, if is_free { LARGE_PAGE_SIZE } else { PAGE_SIZE })
@@ -121,13 +120,13 @@ impl<'m> Checked<'m> {
         let (bytes, result) = if self.map_present(mapping) {
             (size, Ok(()))
         } else {
-            // SAFETY: There is one thread, and the range lies within reach.
+            // SAFETY: There is only one thread, and the range is within reach.
             unsafe { self.tree.map(mapping, ()) }
         };
         match result {
             Ok(()) => assert_eq!((bytes, live), (size, None), "mapped over a live entry"),
-            Err(MapError::InUse) => assert!(live.is_some(), "refused what is free"),
-            Err(MapError::NoMemory) => assert!(self.memory.refused(), "there is memory"),
+            Err(MapError::InUse) => assert!(live.is_some(), "refused to map a free range"),
+            Err(MapError::NoMemory) => assert!(self.memory.refused(), "no allocation failed"),
         }
         self.memory.limit(None);
         assert!(bytes <= live.unwrap_or(size), "mapped over a live entry");
@@ -149,14 +148,14 @@ impl<'m> Checked<'m> {
         (bytes, result)
     }
 
-    /// The short way, every other time that it may be gone.
+    /// Tries the fast path for about half of the maps that it supports.
     fn map_present(&self, mapping: Mapping) -> bool {
         let Mapping {
             iova, phys, access, ..
         } = mapping;
         let count = (mapping.size / PAGE_SIZE) as usize;
         let short = !mapping.large && phys.0 & PAGE_SIZE == 0;
-        // SAFETY: There is one thread, and the range lies within reach.
+        // SAFETY: There is only one thread, and the range is within reach.
         short
             && unsafe {
                 let (tree, low) = (&self.tree, self.tree.low());
@@ -170,15 +169,15 @@ impl<'m> Checked<'m> {
             }
     }
 
-    /// The short way, every other time that it may be gone.
+    /// Tries the fast path for about half of the unmaps that it supports.
     fn unmap_page(&self, iova: u64, size: u64) -> bool {
-        // SAFETY: There is one thread, and the page lies within reach.
+        // SAFETY: There is only one thread, and the page is within reach.
         size == PAGE_SIZE
             && iova & PAGE_SIZE != 0
             && unsafe { self.tree.unmap_page(self.tree.low(), Iova(iova)) }
     }
 
-    /// Unmaps a range, up to the first hole. Returns the bytes.
+    /// Unmaps a range, up to the first hole. Returns the number of bytes.
     pub(crate) fn unmap(&mut self, iova: u64, size: u64) -> u64 {
         let mut expected = 0;
         while let Some(leaf) = self.model.get(&iova.wrapping_add(expected)) {
@@ -193,11 +192,11 @@ impl<'m> Checked<'m> {
         let walk = self
             .unmaps
             .is_multiple_of(VISITED)
-            .then(|| self.tree.walk(wait_for_nobody).expect("nobody waits"));
+            .then(|| self.tree.walk(wait_for_nobody).expect("no wait"));
         let bytes = if self.unmap_page(iova, size) {
             size
         } else {
-            // SAFETY: There is one thread, and the range lies within reach.
+            // SAFETY: There is only one thread, and the range is within reach.
             unsafe { self.tree.unmap(Iova(iova), size, &mut self.unlinked) }
         };
         let walked = walk.is_some();
@@ -211,7 +210,7 @@ impl<'m> Checked<'m> {
                 self.model.remove(&at);
             }
             if walked {
-                assert_eq!(self.unlinked.waiting(), waiting, "taken from a reader");
+                assert_eq!(self.unlinked.waiting(), waiting, "unlinked under a reader");
             } else {
                 self.check_reclaim(iova, last);
             }
@@ -220,8 +219,8 @@ impl<'m> Checked<'m> {
         bytes
     }
 
-    /// No table is left that an unmap of `iova..=last` covered whole, but for
-    /// those on the way to 0, which may be registered somewhere.
+    /// Checks that no table is left that an unmap of `iova..=last` covered completely,
+    /// except those on the way to IOVA 0, which may be registered.
     fn check_reclaim(&self, iova: u64, last: u64) {
         let root = top(self.tree.root().depth);
         for level in [
@@ -245,7 +244,7 @@ impl<'m> Checked<'m> {
         }
     }
 
-    /// Makes the tree deeper, with at most `budget` allocations.
+    /// Adds levels to the tree, with at most `budget` allocations.
     pub(crate) fn widen(&mut self, depth: Depth, budget: Option<u64>) -> Result<(), MapError> {
         let before = self.tree.root().depth;
         self.memory.limit(budget);
@@ -264,7 +263,7 @@ impl<'m> Checked<'m> {
         result
     }
 
-    /// Gives the unlinked tables back, as after a refresh.
+    /// Frees the unlinked tables, as after a refresh.
     pub(crate) fn refresh(&mut self) {
         self.unlinked.refresh();
     }
@@ -274,15 +273,15 @@ impl<'m> Checked<'m> {
         self.unlinked.waiting()
     }
 
-    /// Compares the tree's own lookup, the walk from every root that reaches so
-    /// far, and the plain map.
+    /// Compares the tree's lookup, a walk from every root that reaches the IOVA, and the
+    /// plain map.
     pub(crate) fn agree(&self, iova: u64) {
         let expected = self.expected(iova);
         for root in self.roots.iter().filter(|r| iova <= top(r.depth).last()) {
             match (self.walk_from(*root, iova), expected) {
                 (Found::Leaf(found), Some((_, leaf))) => assert_eq!(found, leaf, "at {iova:#x}"),
                 (Found::Invalid(_), None) => {}
-                (found, _) => panic!("at {iova:#x} is {found:?}, should be {expected:x?}"),
+                (found, _) => panic!("at {iova:#x}: {found:?}, expected {expected:x?}"),
             }
         }
         let translation = expected.map(|(start, leaf)| Translation {
@@ -293,12 +292,12 @@ impl<'m> Checked<'m> {
                 false => Access::READ_WRITE,
             },
         });
-        // SAFETY: There is one thread.
+        // SAFETY: There is only one thread.
         let found = unsafe { self.tree.lookup(Iova(iova)) };
         assert_eq!(found, translation, "lookup of {iova:#x}");
     }
 
-    /// Compares at the ends of a range, beside them and at a few places inside.
+    /// Compares at the ends of a range, next to them, and at a few places inside.
     pub(crate) fn agree_around(&self, iova: u64, size: u64) {
         let last = iova + (size - 1);
         let inside = (1..8).map(|eighth| iova + (size / 8 * eighth + 0x123) % size);
@@ -306,7 +305,7 @@ impl<'m> Checked<'m> {
         ends.into_iter().chain(inside).for_each(|at| self.agree(at));
     }
 
-    /// Compares a dump, made in visits of a few entries, with the plain map.
+    /// Compares a dump, read in steps of a few entries, with the plain map.
     fn agree_dump(&self) {
         let mut expected: Vec<dump::Run> = Vec::new();
         for (&iova, leaf) in &self.model {
@@ -335,7 +334,7 @@ impl<'m> Checked<'m> {
         let mut dump = Dump::new();
         let mut found = Vec::new();
         loop {
-            let walk = self.tree.walk(wait_for_nobody).expect("nobody waits");
+            let walk = self.tree.walk(wait_for_nobody).expect("no wait");
             match dump.step(100, |iova| walk.find(iova)) {
                 Step::Run(run) => found.push(run),
                 Step::Pause => {}
@@ -345,7 +344,7 @@ impl<'m> Checked<'m> {
         assert_eq!(found, expected, "dump");
     }
 
-    /// Compares everything, from every root, and counts the tables.
+    /// Compares all leaves from every root, and counts the tables.
     pub(crate) fn agree_all(&self) {
         for root in &self.roots {
             let level = top(root.depth);
@@ -360,7 +359,7 @@ impl<'m> Checked<'m> {
         }
     }
 
-    /// Compares everything, drops the tree and looks for leaks.
+    /// Compares everything, drops the tree and checks for leaks.
     pub(crate) fn finish(mut self) {
         self.agree_all();
         self.agree_dump();

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What random operations hardly come to: the short ways refuse what is not aligned,
-//! a live entry is found before memory is asked for, and a dump goes on where a
-//! table has gone.
+//! Cases that random operations hardly reach: the fast paths reject misaligned addresses,
+//! a live entry is found before an allocation, and a dump continues after a table was
+//! freed.
 
 use std::cell::Cell;
 use std::panic::{catch_unwind, AssertUnwindSafe};
@@ -18,12 +18,12 @@ use crate::memory::HostMemory;
 const IOVA: u64 = LARGE_PAGE_SIZE;
 const PHYS: u64 = 0x1234_5000_0000;
 
-/// Gives a tree to `test` in which the page at [`IOVA`] is mapped, and looks whether
-/// the one behind it still is not.
+/// Runs `test` on a tree in which the page at [`IOVA`] is mapped. This page must stay
+/// mapped, and the next one unmapped.
 fn beside_a_page(test: impl Fn(&DmaTable<&HostMemory>)) {
     let memory = HostMemory::default();
     let tree = DmaTable::new(&memory, memory.vacant(), Depth::Third, (), AtomicU64::new)
-        .expect("there is memory");
+        .expect("memory is not limited");
     let first = (Iova(IOVA), Phys(PHYS), PAGE_SIZE);
     let mapping = Mapping {
         iova: first.0,
@@ -32,7 +32,7 @@ fn beside_a_page(test: impl Fn(&DmaTable<&HostMemory>)) {
         access: Access::READ_WRITE,
         large: false,
     };
-    // SAFETY: There is one thread, and all lies within reach.
+    // SAFETY: There is only one thread, and all IOVAs are within reach.
     unsafe {
         assert_eq!(tree.map(mapping, ()), (PAGE_SIZE, Ok(())));
         test(&tree);
@@ -42,7 +42,7 @@ fn beside_a_page(test: impl Fn(&DmaTable<&HostMemory>)) {
     }
 }
 
-/// Addresses behind the mapped page of which one at least is not aligned.
+/// IOVAs after the mapped page and physical addresses, at least one of them misaligned
 const MISALIGNED: [(Iova, Phys); 3] = [
     (Iova(IOVA + PAGE_SIZE + 0x10), Phys(PHYS)),
     (Iova(IOVA + PAGE_SIZE), Phys(PHYS + 0x10)),
@@ -53,7 +53,7 @@ const MISALIGNED: [(Iova, Phys); 3] = [
 fn a_misaligned_page_is_not_mapped() {
     beside_a_page(|tree| {
         for (iova, phys) in MISALIGNED {
-            // SAFETY: The assertion ends it before it writes.
+            // SAFETY: An assertion panics before anything is written.
             let map = || {
                 unsafe { tree.empty_page(tree.low(), iova) }
                     .map(|page| page.fill(phys, Access::READ_WRITE))
@@ -67,7 +67,7 @@ fn a_misaligned_page_is_not_mapped() {
 fn a_misaligned_run_is_not_mapped() {
     beside_a_page(|tree| {
         for (iova, phys) in MISALIGNED {
-            // SAFETY: The assertion ends it before it writes.
+            // SAFETY: An assertion panics before anything is written.
             let map = || unsafe { tree.map_present(tree.low(), iova, phys, 2, Access::READ_WRITE) };
             assert!(catch_unwind(AssertUnwindSafe(map)).is_err());
         }
@@ -77,7 +77,7 @@ fn a_misaligned_run_is_not_mapped() {
 #[test]
 fn a_misaligned_page_is_not_unmapped() {
     beside_a_page(|tree| {
-        // SAFETY: The assertion ends it before it writes.
+        // SAFETY: An assertion panics before anything is written.
         let unmap = || unsafe { tree.unmap_page(tree.low(), Iova(IOVA + 0x10)) };
         assert!(catch_unwind(AssertUnwindSafe(unmap)).is_err());
     });
@@ -87,16 +87,16 @@ fn a_misaligned_page_is_not_unmapped() {
 fn nothing_is_found_beyond_the_reach() {
     beside_a_page(|tree| {
         let beyond = Depth::Third.reach() + 1 + IOVA;
-        // SAFETY: There is one thread.
+        // SAFETY: There is only one thread.
         assert!(unsafe { tree.lookup(Iova(beyond)) }.is_none());
     });
 }
 
-/// In use is in use, also where there is no memory.
+/// A map over a live entry fails with `InUse` even if there is no memory.
 #[test]
 fn a_large_page_is_found_before_memory_is_asked_for() {
     let memory = HostMemory::default();
-    let mut tree = Checked::new(&memory, Depth::Third).expect("there is memory");
+    let mut tree = Checked::new(&memory, Depth::Third).expect("memory is not limited");
     let large = Mapping {
         iova: Iova(IOVA),
         phys: Phys(PHYS),
@@ -114,8 +114,8 @@ fn a_large_page_is_found_before_memory_is_asked_for() {
     tree.finish();
 }
 
-/// A dump was in a page table that is gone when it comes back: it goes on where the
-/// empty segment entry ends.
+/// The page table that a dump has paused in is freed: the dump continues after the empty
+/// segment entry.
 #[test]
 fn a_dump_goes_on_behind_an_entry_that_it_is_inside_of() {
     let asked = Cell::new(0);
@@ -134,7 +134,7 @@ fn a_dump_goes_on_behind_an_entry_that_it_is_inside_of() {
     }
 }
 
-/// Pages that follow each other in all but their permissions are two ranges.
+/// Contiguous pages with different permissions are separate ranges.
 #[test]
 fn a_dump_parts_other_permissions() {
     let find = |iova: Iova| {

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Every allocation fails in turn, for each operation: what was mapped stays,
-//! nothing beyond the reported bytes is mapped, a retry works, nothing leaks.
-//! [`Checked`] sees to all but the retry.
+//! Fails every allocation of each operation in turn. Existing mappings stay, nothing
+//! beyond the reported bytes is mapped, a retry succeeds, and nothing leaks. [`Checked`]
+//! verifies all of this except the retry.
 
 use crate::checked::Checked;
 use crate::dma_table::{Access, Depth, Iova, MapError, Mapping, Phys, LARGE_PAGE_SIZE, PAGE_SIZE};
@@ -21,7 +21,7 @@ fn mapping(iova: u64, size: u64, large: bool) -> Mapping {
     }
 }
 
-/// A tree in which one page at each of the places is mapped.
+/// A tree in which these pages are mapped.
 fn tree_with<'m>(memory: &'m HostMemory, depth: Depth, pages: &[u64]) -> Checked<'m> {
     let mut tree = Checked::new(memory, depth).expect("memory is not limited");
     for &iova in pages {
@@ -31,8 +31,8 @@ fn tree_with<'m>(memory: &'m HostMemory, depth: Depth, pages: &[u64]) -> Checked
     tree
 }
 
-/// Lets one more allocation succeed each time until the map does. Returns how
-/// many it took. What a failure leaves is undone first, or gone on with.
+/// Repeats a map with one more successful allocation each time until it succeeds. Returns
+/// the number of allocations. After each failure, a partial map is undone or completed.
 fn fail_in_map(depth: Depth, pages: &[u64], whole: Mapping, undo: bool) -> u64 {
     for budget in 0.. {
         let memory = HostMemory::default();
@@ -58,9 +58,9 @@ fn fail_in_map(depth: Depth, pages: &[u64], whole: Mapping, undo: bool) -> u64 {
     unreachable!()
 }
 
-/// At each depth, with the page before the range mapped and without. `tables`:
-/// how many the map makes in an empty tree, below the region-third table that is
-/// there from the start.
+/// Runs [`fail_in_map`] at each depth, with and without a mapped page before the range.
+/// `tables` is how many tables the map allocates in an empty tree, below the region-third
+/// table that always exists.
 fn fail_in_maps(iova: u64, size: u64, large: bool, tables: u64) {
     let whole = mapping(iova, size, large);
     for undo in [false, true] {
@@ -101,7 +101,7 @@ fn map_large_pages_across_segment_tables() {
     fail_in_maps(boundary - LARGE_PAGE_SIZE, 2 * LARGE_PAGE_SIZE, true, 2);
 }
 
-/// Both sides of where a table of that level begins that is not the first.
+/// Maps two pages across the boundary between two tables of a level.
 fn across(boundary: u64, depth: Depth, tables: u64) {
     let whole = mapping(boundary - PAGE_SIZE, 2 * PAGE_SIZE, false);
     for undo in [false, true] {
@@ -120,7 +120,7 @@ fn map_across_region_second_tables() {
     across(Level::RegionFirst.span(), Depth::First, 3 + 4);
 }
 
-/// A large page-sized map finds the page table that a page left behind.
+/// A map with large pages finds an empty page table.
 #[test]
 fn map_large_pages_over_an_empty_page_table() {
     for budget in 0..2 {
@@ -146,7 +146,7 @@ fn new_tree() {
         let memory = HostMemory::default();
         memory.limit(Some(levels));
         let tree = Checked::new(&memory, depth);
-        tree.expect("there is memory").finish();
+        tree.expect("the budget suffices").finish();
     }
 }
 

@@ -1,18 +1,18 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Model checks of the flush protocol: no flush is missed, and none hits a
-//! function that is not registered.
+//! Model checks of the flush protocol: no flush is missed, and none hits a function that
+//! is not registered.
 //!
-//! Members, marks, flushes and the walk lock are the driver's own (`address_space/`,
-//! `dma_table/`), with their own orders; `tests/host/kernel` stands for the kernel around
-//! them. What `function.rs` does needs a machine, so its steps are written down once more
-//! here, as small as they can be: two pages, two address spaces, one function. What holds:
+//! Members, marks, flushes and the walk lock are the driver's own code (`address_space/`,
+//! `dma_table/`), with its memory orderings; `tests/host/kernel` replaces the kernel
+//! crate. `function.rs` needs a machine, so its steps are modeled here, with two pages,
+//! two address spaces and one function. The checked properties:
 //!
-//! - a page is given away when its unmap and flush are done: no machine has it
-//!   cached by then, and none is loading it (a data race, for the checker);
-//! - after a map, and a flush for it, the machine of every attached function
-//!   sees the page;
-//! - a refresh hits only a function that is registered with a table.
+//! - After an unmap and its flush, the page can be reused: the machine has not cached it,
+//!   and is not loading it (the checker would report a data race).
+//! - After a map and its flush, the machine of every attached function has loaded the
+//!   page.
+//! - Only functions with a registered table are refreshed.
 //!
 //! Run with `RUSTFLAGS="--cfg loom" cargo test --release flush`.
 
@@ -37,41 +37,41 @@ use crate::dma_table::Depth;
 use crate::range::Range;
 use crate::zpci::Refusal;
 
-/// What can be left out of an attach or a reset, on purpose. What flushes leave out is in
-/// `tests/mutations`.
+/// Steps of an attach or a reset that a test can leave out on purpose. `tests/mutations`
+/// does this for flushes.
 trait Protocol: Send + Sync + 'static {
-    /// The barrier between joining, or becoming live, and the registration.
+    /// The barrier between joining (or becoming live) and the registration.
     const FENCE_BEFORE_REGISTER: bool = true;
-    /// The refresh of all that is mapped, after a registration.
+    /// The refresh of everything that is mapped, after the registration.
     const REFRESH_AFTER_REGISTER: bool = true;
-    /// The old address space is left last.
+    /// The function leaves the old address space last.
     const LEAVE_LAST: bool = true;
     /// The wait for flushes that may have found the function live.
     const GRACE_PERIOD: bool = true;
-    /// A function is disabled before flushes leave it alone.
+    /// The function is disabled before it stops being live.
     const DISABLE_FIRST: bool = true;
-    /// An attach looks for unmaps beside walks.
+    /// The attach checks for unmaps that ran during a walk.
     const LOOK_BESIDE: bool = true;
 }
 
-/// As in the driver.
+/// The unmodified protocol of the driver.
 struct Sound;
 impl Protocol for Sound {}
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Machine {
-    /// Hardware: may walk the table as soon as it is registered, and caches
-    /// what it found until a refresh, whatever is registered.
+    /// Hardware: may walk a table as soon as it is registered, and caches entries until a
+    /// refresh, even if another table is registered.
     Walks,
-    /// A hypervisor: a shadow that only a refresh fills, emptied when another
-    /// table is registered.
+    /// A hypervisor with a shadow, which only a refresh fills, and which is emptied when
+    /// another table is registered.
     Shadows,
 }
 
-/// What is registered.
+/// The registered table, or the state without one.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Target {
-    /// The function is disabled: it does no DMA, and a refresh finds no function.
+    /// The function is disabled: it does no DMA, and a refresh finds an invalid handle.
     Disabled,
     Nothing,
     Empty,
@@ -81,28 +81,28 @@ enum Target {
 
 /// A page that an address space may map.
 struct Page {
-    /// The table entry: whether it is mapped.
+    /// The table entry: whether the page is mapped.
     entry: AtomicBool,
-    /// Its memory. The machine reads it, who gets it after an unmap writes it.
+    /// The memory of the page. The machine reads it, its next owner writes it.
     memory: UnsafeCell<()>,
 }
 
-// SAFETY: The checker looks for races.
+// SAFETY: The model checker detects data races.
 unsafe impl Sync for Page {}
 
-/// A function on its machine, which reads the tables of both address spaces.
+/// A function and its machine, which reads the tables of both address spaces.
 struct Function {
     machine: Machine,
     pages: [[Page; 2]; 2],
     /// `Function::live`.
     live: AtomicBool,
-    /// The machine does one instruction for a function at a time.
+    /// The machine executes one instruction at a time for a function.
     instruction: Mutex<()>,
     registered: Unseen<Target>,
     cached: Unseen<BTreeSet<(usize, usize)>>,
 }
 
-/// What the machine does.
+/// The model of the machine.
 impl Function {
     fn new(machine: Machine, mapped: bool) -> Self {
         let page = || Page {
@@ -119,7 +119,7 @@ impl Function {
         }
     }
 
-    /// Reads what is registered.
+    /// Walks the registered table and caches the mapped pages.
     fn walk(&self) {
         let Target::Space(space) = *self.registered.lock().unwrap() else {
             return;
@@ -132,7 +132,7 @@ impl Function {
         }
     }
 
-    /// Registers something else, or nothing.
+    /// Registers a table, or another state.
     fn register(&self, target: Target) {
         let _one = self.instruction.lock().unwrap();
         *self.registered.lock().unwrap() = target;
@@ -154,7 +154,7 @@ impl Function {
         self.walk();
     }
 
-    /// The function is disabled, which drops what is registered, or enabled.
+    /// Enables the function, or disables it, which drops the registration.
     fn enable(&self, enabled: bool) {
         let _one = self.instruction.lock().unwrap();
         *self.registered.lock().unwrap() = if enabled {
@@ -195,7 +195,7 @@ impl Member for Function {
     }
 }
 
-/// Of `AddressSpace`, what flushes are about.
+/// The parts of `AddressSpace` that flushes use.
 struct Space {
     members: Members<Function>,
     walk_lock: WalkLock<Word>,
@@ -215,7 +215,7 @@ impl Space {
         }
     }
 
-    /// Marks a page; each is in a chunk of its own.
+    /// Marks a page. Each page is in its own chunk.
     fn mark(&self, page: usize) {
         self.pending.mark_one((page as u64) << 20);
     }
@@ -230,17 +230,17 @@ impl Space {
     }
 }
 
-/// One function, and two address spaces.
+/// One function and two address spaces.
 struct World<P> {
     function: Shared<Function>,
     spaces: [Space; 2],
     protocol: PhantomData<P>,
 }
 
-/// The driver.
+/// The model of the driver.
 impl<P: Protocol> World<P> {
-    /// A function that was never attached, and two address spaces that map both
-    /// pages, or none.
+    /// A function that was never attached, and two address spaces that map both pages, or
+    /// none.
     fn new(machine: Machine, mapped: bool) -> Self {
         World {
             function: Shared::new(Function::new(machine, mapped)),
@@ -257,7 +257,8 @@ impl<P: Protocol> World<P> {
         self.function.has_cached(space, page)
     }
 
-    /// `AddressSpace::is_uncertain` and `next_known`: whether there is anything to refresh.
+    /// `AddressSpace::is_uncertain` and `next_known`: whether there is anything to
+    /// refresh.
     fn is_known(&self, space: usize) -> bool {
         let pages = &self.function.pages[space];
         let Space {
@@ -291,14 +292,14 @@ impl<P: Protocol> World<P> {
         }
     }
 
-    /// The page belongs to somebody else from here on.
+    /// Passes the page to its next owner, who may write it.
     fn give_away(&self, space: usize, page: usize) {
         self.page(space, page).memory.with_mut(|_| ());
         let _between_instructions = self.function.instruction.lock().unwrap();
         assert!(!self.has_cached(space, page), "the machine has it cached");
     }
 
-    /// A flush by range, then the page is given away.
+    /// Flushes by range, then gives the page away.
     fn sync(&self, space: usize, page: usize) {
         let Space {
             members, counter, ..
@@ -309,13 +310,13 @@ impl<P: Protocol> World<P> {
         self.give_away(space, page);
     }
 
-    /// An unmap that is flushed at once.
+    /// An unmap that is flushed immediately.
     fn unmap(&self, space: usize, page: usize) {
         self.page(space, page).entry.store(false, Relaxed);
         self.sync(space, page);
     }
 
-    /// An unmap that a full flush follows.
+    /// An unmap that is followed by a full flush.
     fn unmap_lazily(&self, space: usize, page: usize) {
         self.page(space, page).entry.store(false, Relaxed);
         self.spaces[space].mark(page);
@@ -323,7 +324,7 @@ impl<P: Protocol> World<P> {
         self.give_away(space, page);
     }
 
-    /// `AddressSpace::unmap_range`, of a page that is all that a segment entry maps.
+    /// `AddressSpace::unmap_range` of a page that covers a whole segment entry.
     fn empty(&self, space: usize, page: usize) {
         let _guard = self.spaces[space].walk_lock.unmap();
         self.spaces[space].mark(page);
@@ -332,13 +333,13 @@ impl<P: Protocol> World<P> {
         self.spaces[space].mark(page);
     }
 
-    /// An unmap of such a page that is flushed at once.
+    /// An unmap of such a page that is flushed immediately.
     fn unmap_whole(&self, space: usize, page: usize) {
         self.empty(space, page);
         self.sync(space, page);
     }
 
-    /// And one that a full flush follows.
+    /// An unmap of such a page that is followed by a full flush.
     fn unmap_whole_lazily(&self, space: usize, page: usize) {
         self.empty(space, page);
         self.spaces[space].flush_all();
@@ -347,7 +348,7 @@ impl<P: Protocol> World<P> {
 
     fn join(&self, space: usize) {
         let function = self.function.as_arc_borrow();
-        // SAFETY: The function outlives the threads, and one of them joins.
+        // SAFETY: The function outlives the threads, and only one of them joins.
         unsafe { self.spaces[space].members.join(function) }.expect("memory");
     }
 
@@ -355,7 +356,7 @@ impl<P: Protocol> World<P> {
         self.spaces[space].members.leave(&*self.function);
     }
 
-    /// `Function::install`. `old` is what was attached.
+    /// `Function::install`. `old` is the address space that was attached.
     fn install(&self, target: Target, old: Option<usize>) {
         let before = *self.function.registered.lock().unwrap();
         if matches!(before, Target::Nothing | Target::Identity) {
@@ -428,15 +429,15 @@ impl<P: Protocol> World<P> {
     }
 }
 
-/// How often a thread of three may be interrupted where it could go on. Two
-/// threads are checked without a bound. Three take minutes then; so they run
-/// with `LOOM_MAX_PREEMPTIONS=1000`.
+/// How often a thread may be preempted in checks with three threads. Checks with two
+/// threads have no bound. With three, they take minutes without a bound, which
+/// `LOOM_MAX_PREEMPTIONS=1000` removes.
 const PREEMPTIONS: usize = 3;
 
 type Job<P> = fn(&World<P>);
 
-/// Lets `prepare` set a world up, gives each of `jobs` a thread, and then calls
-/// `after`. Under every interleaving.
+/// Calls `prepare`, runs each of `jobs` in its own thread, then calls `after`, for every
+/// interleaving.
 fn check<P: Protocol>(
     machine: Machine,
     mapped: bool,
@@ -469,13 +470,13 @@ fn check<P: Protocol>(
     println!("{} interleavings", runs.lock().unwrap());
 }
 
-/// A map, beside something that ends with the function attached to space 0.
+/// Checks a map during jobs that leave the function attached to space 0.
 fn map_beside<P: Protocol>(prepare: Job<P>, jobs: &'static [Job<P>]) {
     let visible: Job<P> = |w| assert!(w.has_cached(0, 0), "a mapping that is not visible");
     check(Machine::Shadows, false, prepare, jobs, visible);
 }
 
-/// An unmap of page 0 of space 0, beside something.
+/// Checks an unmap of page 0 of space 0 during other jobs.
 fn unmap_beside<P: Protocol>(prepare: Job<P>, jobs: &'static [Job<P>]) {
     for machine in [Machine::Walks, Machine::Shadows] {
         let gone: Job<P> = |w| assert!(!w.has_cached(0, 0), "the machine has it cached");
@@ -587,14 +588,14 @@ fn full_flushes_beside_attach() {
     );
 }
 
-/// An unmap of the only page that is mapped, beside something.
+/// Checks an unmap of the only mapped page during other jobs.
 fn unmap_last_beside<P: Protocol>(prepare: Job<P>, jobs: &'static [Job<P>]) {
     for machine in [Machine::Walks, Machine::Shadows] {
         check(machine, false, prepare, jobs, |_| ());
     }
 }
 
-/// Such an unmap beside a block, and a full flush that takes its first mark.
+/// Checks such an unmap during a block and a full flush, which may take the first mark.
 fn unmap_last_beside_flush_and_block<P: Protocol>(prepare: Job<P>) {
     unmap_last_beside(
         prepare,
@@ -606,7 +607,7 @@ fn unmap_last_beside_flush_and_block<P: Protocol>(prepare: Job<P>) {
     );
 }
 
-/// Space 0 is attached, and maps page 0, which the machine has cached.
+/// Attaches space 0, which maps page 0, and makes the machine cache it.
 fn one_page<P: Protocol>(world: &World<P>) {
     world.attach(None, 0);
     world.map(0, 0);
@@ -614,7 +615,7 @@ fn one_page<P: Protocol>(world: &World<P>) {
     assert!(world.has_cached(0, 0));
 }
 
-/// The same, and somebody walks the table all the time.
+/// Like [`one_page`], with a reader that walks the table all the time.
 fn one_page_walked<P: Protocol>(world: &World<P>) {
     one_page(world);
     let walk = world.spaces[0].walk_lock.read(|| Err("nobody unmaps"));
@@ -649,9 +650,9 @@ fn last_unmap_beside_walk_block_and_full_flush() {
     unmap_last_beside_flush_and_block::<Sound>(one_page_walked);
 }
 
-/// The core's flush queue: an unmap marks, then reads after a barrier how many flushes
-/// began; who flushes counts itself first, without an order. A flush that was not
-/// counted yet takes the mark.
+/// The core's flush queue: an unmap marks, then after a barrier reads how many flushes
+/// have started. A flush first counts itself, without ordering. A flush that was not
+/// counted yet must take the mark.
 #[test]
 fn marks_beside_a_counted_flush() {
     loom::model(|| {
@@ -673,7 +674,7 @@ fn marks_beside_a_counted_flush() {
     });
 }
 
-/// What the checker must find: each leaves one thing out on purpose.
+/// Faults that the checker must find: each test leaves out one step on purpose.
 mod weakened {
     use super::*;
 

@@ -1,28 +1,28 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Tests of the driver's pure parts on the host. The driver's own files are
-//! compiled in; around its tables are table memory that notices misuse, a walker that
-//! was written from the format alone, and a tree that is compared with a plain
-//! map after every operation.
+//! Host tests of the parts of the driver that do not need a kernel. The driver's own
+//! files are compiled in. The tests add table memory that detects misuse, a walker that
+//! was written from the format alone, and a tree that is compared with a plain map after
+//! every operation.
 //!
-//! Built with `--cfg loom` all tables have two entries. Every level is then
-//! filled and reclaimed within a few pages, and the model checks are built.
+//! With `--cfg loom` all tables have two entries, so every level is filled and reclaimed
+//! within a few pages, and the model checks are built.
 //!
 //! ```text
 //! cargo test --release
 //! RUSTFLAGS="--cfg loom" cargo test --release
 //! ```
 //!
-//! The fuzzer is in `fuzz/`; `fuzz/fuzz_targets/operations.rs` says how to run it.
+//! The fuzzer is in `fuzz/`. To run it, see `fuzz/fuzz_targets/operations.rs`.
 
-// The fuzzer uses only a part.
+// The fuzzer does not use everything.
 #![cfg_attr(not(test), allow(dead_code))]
 
 /// The driver's own files.
 #[allow(dead_code, unused_imports)]
 #[path = "../../.."]
 mod driver {
-    /// Without the file `address_space.rs`, which needs a kernel.
+    /// Not the file `address_space.rs`, which needs a kernel.
     pub mod address_space {
         #[cfg(all(test, loom))]
         pub mod flush;
@@ -35,17 +35,17 @@ mod driver {
     pub mod dma_table;
     pub mod range;
 }
-// Not all are used by every build.
+// Not every build uses all of them.
 #[allow(unused_imports)]
 use driver::{address_space, atomic, dma_table, range};
 
-/// What `address_space/` imports of `zpci.rs`.
+/// What `address_space/` imports from `zpci.rs`.
 #[cfg(all(test, loom))]
 mod zpci {
     /// Why the machine refused an instruction.
     #[derive(Clone, Copy, PartialEq, Eq, Debug)]
     pub(crate) enum Refusal {
-        /// The hypervisor has not enough resources.
+        /// The hypervisor does not have enough resources.
         Resources,
     }
 }

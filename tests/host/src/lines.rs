@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! How often cache lines change hands when 64 CPUs map and unmap, counted by a model of
-//! the caches (MESI) around the driver's own tables. Entries, the root and the walk
-//! lock are those of `dma_table.rs`; the words around them, which need a kernel, are
-//! noted here where `domain.rs` has them, and where it had them before.
+//! Counts cache line transfers between 64 CPUs that map and unmap, with a model of the
+//! caches (MESI) around the driver's own tables. Table entries, the root and the walk
+//! lock are those of `dma_table.rs`. Other fields need a kernel, so only their offsets
+//! are modeled: the current ones in `domain.rs`, and the previous ones.
 //!
-//! A transfer is a write to a line that another CPU has, or a read of one that another
-//! CPU has written.
+//! A transfer is a write to a line that another CPU has cached, or a read of a line that
+//! another CPU has modified.
 
 use std::alloc::{alloc, dealloc, handle_alloc_error, Layout};
 use std::cell::RefCell;
@@ -19,14 +19,14 @@ use crate::dma_table::{
     LARGE_PAGE_SIZE, PAGE_SIZE,
 };
 
-/// The bytes of a line of s390.
+/// Size of a cache line on s390
 const LINE: usize = 256;
 const CPUS: usize = 64;
 const ROUNDS: u64 = 200;
-/// How far apart the CPUs' ranges are.
+/// Distance between the ranges of the CPUs
 const APART: u64 = 64 << 20;
 
-/// Who has a line.
+/// The state of a cache line.
 #[derive(Default)]
 struct Holders {
     cpus: u64,
@@ -51,7 +51,7 @@ impl Caches {
             true => line.cpus = me,
             false => line.cpus |= me,
         }
-        // Who reads has it written back.
+        // A read by another CPU causes a write-back.
         line.written = write || (line.written && !others);
     }
 }
@@ -64,7 +64,7 @@ fn access(address: usize, write: bool) {
     CACHES.with_borrow_mut(|caches| caches.access(address, write));
 }
 
-/// A word whose accesses are counted.
+/// An atomic word whose accesses are counted.
 struct Word(AtomicU64);
 
 impl Word {
@@ -98,10 +98,10 @@ impl Cell for Word {
     }
 }
 
-/// Tables of the host, at their own addresses.
+/// Table memory of the host, where physical addresses are virtual ones.
 #[derive(Clone, Copy)]
 struct Host {
-    /// Where the bytes are counted.
+    /// Address of the counter of table memory.
     bytes: usize,
 }
 
@@ -109,7 +109,7 @@ fn layout(shape: Shape) -> Layout {
     Layout::from_size_align(shape.bytes(), shape.bytes().max(4096)).unwrap()
 }
 
-// SAFETY: The memory is the allocator's, aligned, and has as many cells.
+// SAFETY: Each table is an aligned allocation with the right number of cells.
 unsafe impl Memory for Host {
     type Cell = Word;
     type Flags = ();
@@ -122,7 +122,7 @@ unsafe impl Memory for Host {
             handle_alloc_error(layout(shape))
         };
         for index in 0..shape.entries() {
-            // SAFETY: It has as many words.
+            // SAFETY: The index is inside the table.
             unsafe { table.add(index).write(shape.empty()) };
         }
         Some(Phys(table.as_ptr() as u64))
@@ -130,7 +130,7 @@ unsafe impl Memory for Host {
 
     unsafe fn free(&self, table: Phys, shape: Shape) {
         access(self.bytes, true);
-        // SAFETY: The caller's promise.
+        // SAFETY: By the safety requirements.
         unsafe { dealloc(table.0 as *mut u8, layout(shape)) }
     }
 
@@ -141,29 +141,31 @@ unsafe impl Memory for Host {
 
 impl DeferFree for Host {
     fn defer_free(&mut self, table: Phys, shape: Shape) {
-        // SAFETY: Nobody else uses it: there is one thread.
+        // SAFETY: There is only one thread, so nobody uses the table.
         unsafe { self.free(table, shape) }
     }
 }
 
-/// Where the words are that are not the table's. Offsets are of lines of their own in a
-/// part of the address space that no table is in.
+/// Addresses of the fields outside the tables, in a part of the address space without
+/// tables.
 #[derive(Clone, Copy)]
 struct Around {
-    /// From where the table is found, and the number of members.
+    /// The pointer to the table, and the number of members.
     read: [usize; 2],
-    /// Each CPU's counters of pages mapped and unmapped, so far apart.
+    /// The counters of mapped and unmapped pages of CPU 0.
     counters: [usize; 2],
+    /// The distance between the counters of two CPUs.
     per_cpu: usize,
     marks: usize,
-    /// Where the walk lock is, beside what (the tree of this test is elsewhere).
+    /// The walk lock, to model which fields share its line (the lock of the real tree is
+    /// elsewhere).
     walk_lock: usize,
-    /// Whether unmaps that are not queued mark, too.
+    /// Whether unmaps that are not queued also mark their range.
     all_mark: bool,
 }
 
-/// How it was: counters of all CPUs, and the words that are read beside those that are
-/// written.
+/// The previous layout: all CPUs share the counters, and fields that are only read share
+/// lines with fields that are written.
 const BEFORE: Around = Around {
     read: [112, 64],
     counters: [672, 680],
@@ -173,7 +175,7 @@ const BEFORE: Around = Around {
     all_mark: true,
 };
 
-/// As it is: `Paging` and `Space` in `domain.rs`, `page_counts.rs`.
+/// The current layout: `Paging` and `Space` in `domain.rs`, `page_counts.rs`
 const NOW: Around = Around {
     read: [0x1000, 0x2100],
     counters: [0x10_0000, 0x10_0008],
@@ -183,14 +185,14 @@ const NOW: Around = Around {
     all_mark: false,
 };
 
-/// What a CPU does.
+/// The range that a CPU maps and unmaps.
 #[derive(Clone, Copy)]
 struct Job {
     iova: u64,
     size: u64,
 }
 
-/// An address space of the host.
+/// An address space with the driver's own table.
 struct Space {
     around: Around,
     memory: Host,
@@ -201,7 +203,8 @@ struct Space {
 
 impl Space {
     fn new(around: Around) -> Self {
-        // The bytes were on the line of what is read, and are on that of the walk lock.
+        // The counter of table memory was on the line of the fields that are only read,
+        // and is now on that of the walk lock.
         let memory = Host {
             bytes: if around.all_mark { 88 } else { 0x2000 },
         };
@@ -236,7 +239,7 @@ impl Space {
         let (iova, phys, access_of) = (Iova(job.iova), Phys(1 << 40), Access::READ_WRITE);
         let single = job.size == PAGE_SIZE;
         self.look();
-        // SAFETY: There is one thread, and the range lies within reach.
+        // SAFETY: There is only one thread, and the range is within reach.
         unsafe {
             let page = single
                 .then(|| self.tree.empty_page(self.low, iova))
@@ -278,12 +281,12 @@ impl Space {
     }
 }
 
-/// Transfers for each pair of one of the CPUs that map 4 KiB.
+/// The average number of transfers for a map and an unmap of 4 KiB.
 fn transfers(around: Around, queued: bool, job: impl Fn(usize) -> Job) -> f64 {
     CACHES.take();
     let space = Space::new(around);
     let mut steps = 0u64;
-    // The first round makes tables; who maps more is not what is counted.
+    // Do not count the first round, which allocates tables, nor larger maps.
     let mut counted = |round, cpu, step: &dyn Fn(Job)| {
         let job = job(cpu);
         let before = CACHES.with_borrow(|caches| caches.transfers);
@@ -302,7 +305,7 @@ fn transfers(around: Around, queued: bool, job: impl Fn(usize) -> Job) -> f64 {
     let Space { tree, vacant, .. } = space;
     let memory = *tree.memory();
     drop(tree);
-    // SAFETY: They came from there; the tree is gone.
+    // SAFETY: The vacant tables came from this memory, and the tree is gone.
     unsafe { vacant.free(&memory) };
     transfers as f64 * 2.0 / steps as f64
 }
@@ -340,11 +343,11 @@ fn nobody_who_maps_a_page_waits_for_a_line() {
         &beside_large,
     );
     assert_eq!((strict.1, large.1), (0.0, 0.0));
-    // The mark.
+    // At most the mark
     assert!(lazy.1 <= 1.0);
-    // The entries of 32 pages are on one line: a look and a store, twice.
+    // The entries of 32 pages share a line, which is read and written twice.
     assert!(table.1 <= 4.0);
     for (before, _) in [strict, lazy, table, large] {
-        assert!(before >= 3.0, "the model does not see what was shared");
+        assert!(before >= 3.0, "the model misses shared lines");
     }
 }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Table memory that notices misuse: what is given back is poisoned and kept, so
-//! that a later use panics, and every table must be given back exactly once.
+//! Table memory that detects misuse: freed tables are poisoned and kept, so that a later
+//! use panics, and every table must be freed exactly once.
 
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -10,23 +10,23 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use crate::dma_table::{DeferFree, Memory, Phys, Shape, Vacant};
 use crate::walker::Storage;
 
-/// Physical addresses begin here, so that high bits of an origin count.
+/// The first physical address; it is high, so that high bits of an origin are tested.
 const BASE: u64 = 0x00ab_c000_0000_0000;
-/// Tables are this far apart: the alignment of the largest one.
+/// Distance between tables: the alignment of the largest one
 const STRIDE: u64 = 0x4000;
-/// What a table is full of that was given back, or not set yet: valid at every
-/// level, pointing to no table.
+/// Fills freed and uninitialized tables: a valid entry at every level that points to no
+/// table
 const POISON: u64 = 0xdead_dead_dead_d000;
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Life {
-    /// In the tree, or about to be.
+    /// Part of the tree, or soon to be installed.
     Live,
-    /// Unlinked; a machine that was not refreshed may still read it.
+    /// Unlinked. A machine that was not refreshed may still read it.
     Unlinked,
-    /// Given back.
+    /// Freed.
     Freed,
-    /// A vacant table, which all trees share.
+    /// A vacant table, shared by all trees.
     Shared,
 }
 
@@ -39,7 +39,7 @@ struct Table {
 #[derive(Default)]
 struct State {
     tables: Vec<Table>,
-    /// How many more allocations succeed, if not all.
+    /// How many more allocations succeed; `None` means all.
     budget: Option<u64>,
     refused: bool,
 }
@@ -53,9 +53,9 @@ impl State {
         }
     }
 
-    /// Moves a table on to the next part of its life.
+    /// Moves a table to the next state.
     fn turn(&mut self, origin: Phys, shape: Shape, from: &[Life], to: Life) -> &Table {
-        let table = self.table(origin.0).expect("no table begins there");
+        let table = self.table(origin.0).expect("no table at this address");
         assert_eq!(table.shape, shape, "shape of {origin:x?}");
         assert!(
             from.contains(&table.life),
@@ -75,10 +75,10 @@ pub(crate) struct HostMemory {
 }
 
 impl HostMemory {
-    /// The vacant tables, made the first time. They count as no tree's tables.
+    /// The vacant tables, allocated on first use. They do not count as tables of a tree.
     pub(crate) fn vacant(&self) -> Vacant {
         *self.vacant.get_or_init(|| {
-            // A limit is one on the tables of trees.
+            // The limit applies only to tables of trees.
             let budget = self.state().budget.take();
             let vacant = Vacant::new(&self, ()).expect("memory is not limited");
             let mut state = self.state();
@@ -90,7 +90,7 @@ impl HostMemory {
         })
     }
 
-    /// Whether nobody wrote to a vacant table.
+    /// Whether the vacant tables are unmodified.
     #[cfg(not(loom))]
     pub(crate) fn vacant_is_intact(&self) -> bool {
         let tables = HostMemory::default();
@@ -109,24 +109,25 @@ impl HostMemory {
         self.state.lock().expect("a test panicked in the allocator")
     }
 
-    /// Lets `budget` more allocations succeed, or all; forgets past refusals.
+    /// Lets `budget` more allocations succeed (`None`: all), and resets
+    /// [`HostMemory::refused`].
     pub(crate) fn limit(&self, budget: Option<u64>) {
         let mut state = self.state();
         state.budget = budget;
         state.refused = false;
     }
 
-    /// Whether an allocation was refused since the last [`HostMemory::limit`].
+    /// Whether an allocation has failed since the last [`HostMemory::limit`].
     pub(crate) fn refused(&self) -> bool {
         self.state().refused
     }
 
-    /// How many tables were made so far.
+    /// The number of tables that were ever allocated.
     pub(crate) fn made(&self) -> usize {
         self.state().tables.len()
     }
 
-    /// A new table that is full of `value`.
+    /// Allocates a table and fills it with `value`.
     fn make(&self, shape: Shape, value: u64) -> Option<Phys> {
         let mut state = self.state();
         match &mut state.budget {
@@ -153,19 +154,15 @@ impl HostMemory {
         state.tables.iter().filter(|t| t.life == life).count()
     }
 
-    /// How many tables are in the tree.
+    /// The number of tables in the tree.
     pub(crate) fn live(&self) -> usize {
         self.count(Life::Live)
     }
 
-    /// Checks that every table was given back, and not written since.
+    /// Checks that every table was freed, and not written since.
     pub(crate) fn check_all_freed(&self) {
-        assert_eq!(self.live(), 0, "tables that nobody gave back");
-        assert_eq!(
-            self.count(Life::Unlinked),
-            0,
-            "unlinked and never given back"
-        );
+        assert_eq!(self.live(), 0, "leaked tables");
+        assert_eq!(self.count(Life::Unlinked), 0, "unlinked but never freed");
         let shared = |table: &&Table| table.life == Life::Shared;
         for table in self.state().tables.iter().filter(|table| !shared(table)) {
             let poisoned = |cell: &AtomicU64| cell.load(Ordering::Relaxed) == POISON;
@@ -174,9 +171,9 @@ impl HostMemory {
     }
 }
 
-// SAFETY: Each table is made of cells of its own, which stay where they are
-// until the memory goes; they are filled with what empty tables hold, and
-// addresses are multiples of the largest table's size.
+// SAFETY: Each table has its own cells, which do not move until the memory is dropped.
+// They are initialized as empty entries, and addresses are aligned to the largest
+// table's size.
 unsafe impl Memory for &HostMemory {
     type Cell = AtomicU64;
     type Flags = ();
@@ -199,14 +196,14 @@ unsafe impl Memory for &HostMemory {
 
     unsafe fn cells(&self, origin: Phys) -> NonNull<AtomicU64> {
         let mut state = self.state();
-        let table = state.table(origin.0).expect("no table begins there");
+        let table = state.table(origin.0).expect("no table at this address");
         let usable = matches!(table.life, Life::Live | Life::Shared);
         assert!(usable, "walked into {origin:x?}, {:?}", table.life);
         NonNull::from(&*table.cells).cast()
     }
 }
 
-/// What a machine finds that was refreshed after every unlink: only live ones.
+/// Memory as a machine finds it that was refreshed after every unlink: only live tables.
 impl Storage for HostMemory {
     fn table(&self, origin: u64, entries: usize) -> Option<impl Fn(usize) -> u64> {
         let mut state = self.state();
@@ -219,7 +216,7 @@ impl Storage for HostMemory {
     }
 }
 
-/// Keeps unlinked tables until a refresh.
+/// A queue of unlinked tables that are freed after a refresh.
 pub(crate) struct Unlinked<'m> {
     memory: &'m HostMemory,
     tables: Vec<(Phys, Shape)>,
@@ -232,16 +229,16 @@ impl<'m> Unlinked<'m> {
         Unlinked { memory, tables }
     }
 
-    /// How many tables wait.
+    /// The number of queued tables.
     pub(crate) fn waiting(&self) -> usize {
         self.tables.len()
     }
 
-    /// The machine was refreshed: gives all of them back.
+    /// Frees all queued tables, as after a refresh.
     pub(crate) fn refresh(&mut self) {
         for (origin, shape) in self.tables.drain(..) {
-            // SAFETY: It is unlinked, this test has no other thread, and the
-            // walker reads the tree from its root only.
+            // SAFETY: The table is unlinked, there is no other thread, and the walker
+            // reads the tree only from its root.
             unsafe { self.memory.free(origin, shape) };
         }
     }

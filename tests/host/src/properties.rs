@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Random sequences of operations: the tree, the walker and a plain map agree.
+//! Property tests with random sequences of operations: the tree, the walker and a plain
+//! map must agree.
 //!
-//! A failing sequence is shrunk, and its seed is kept in `proptest-regressions/`
-//! (to be committed), from where it runs first the next time.
+//! A failing sequence is shrunk, and its seed is saved in `proptest-regressions/`, which
+//! should be committed. Saved sequences run first.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -13,9 +14,10 @@ use proptest::option::weighted;
 use proptest::prelude::*;
 use proptest::test_runner::{FileFailurePersistence, TestRunner};
 
-/// What each of the six tests does at least: a million and more in all.
+/// The minimum number of operations of each of the six tests, which is more than a
+/// million in total
 const OPERATIONS: u64 = 200_000;
-/// How long the longest sequence is; most are shorter.
+/// Length of the longest sequence; most are shorter
 const LONGEST: usize = 160;
 
 fn anchor() -> impl Strategy<Value = Anchor> {
@@ -29,7 +31,7 @@ fn anchor() -> impl Strategy<Value = Anchor> {
 }
 
 fn place() -> impl Strategy<Value = Place> {
-    // Few places, so that ranges meet.
+    // Few places, so that ranges overlap.
     let times = prop_oneof![3 => 0..4u8, 1 => any::<u8>()];
     let pages = prop_oneof![2 => Just(0), 2 => -4..4i16, 1 => -600..600i16];
     (anchor(), times, pages).prop_map(|(anchor, times, pages)| Place {

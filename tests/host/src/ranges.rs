@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Apertures, windows and reserved regions (`range.rs`), and the marks of
-//! what was unmapped (`address_space/pending.rs`).
+//! Apertures, windows and reserved regions (`range.rs`), and the marks of unmapped ranges
+//! (`address_space/pending.rs`).
 
 use proptest::prelude::*;
 
@@ -10,7 +10,7 @@ use crate::range::{reserved, window, Range};
 use crate::walker::Level;
 
 const GIB: u64 = 1 << 30;
-/// What tables of three, four and five levels reach.
+/// The reach of tables with three, four and five levels
 const REACHES: [u64; 3] = [(1 << 42) - 1, (1 << 53) - 1, u64::MAX];
 
 fn ends(range: Range) -> (u64, u64) {
@@ -35,7 +35,7 @@ fn ranges_have_inclusive_ends() {
     assert_eq!(Range::ALL.size(), 0);
 }
 
-/// No bytes are no range, also where the range would begin at 0.
+/// A size of 0 is no range, even at address 0.
 #[test]
 fn a_range_of_no_bytes_at_zero() {
     assert_eq!(Range::sized(0, 0), None);
@@ -54,7 +54,8 @@ fn ranges_are_clipped() {
     assert_eq!(clip((0, u64::MAX), (3, 4)), Some((3, 4)));
 }
 
-/// The least depth for the last address of a window. (In narrow tables as well.)
+/// [`Depth::for_reach`] returns the smallest depth that suffices, also with narrow
+/// tables.
 #[test]
 fn depths_reach_what_they_say() {
     let depths = [Depth::Third, Depth::Second, Depth::First];
@@ -71,8 +72,8 @@ fn depths_reach_what_they_say() {
     }
 }
 
-/// What sysfs shows for a function with a window from 4 GiB on, on a machine
-/// with 32 GiB and tables of three levels.
+/// The documented example: a window from 4 GiB on, a machine with 32 GiB, and tables with
+/// three levels.
 #[test]
 fn reserved_regions_as_documented() {
     let window = window(4 * GIB, u64::MAX, REACHES[0], 32 * GIB).expect("not empty");
@@ -99,7 +100,7 @@ fn a_window_of_everything_reserves_nothing() {
     assert_eq!(reserved(all, u64::MAX), [None, None]);
 }
 
-/// Addresses at which something may go wrong by one.
+/// Addresses near powers of two, where off-by-one errors show, and random ones.
 fn address() -> impl Strategy<Value = u64> {
     let near = (0..64u32, -2..=2i64).prop_map(|(bit, by)| (1u64 << bit).wrapping_add_signed(by));
     prop_oneof![near, any::<u64>()]
@@ -112,8 +113,8 @@ proptest! {
         ..ProptestConfig::default()
     })]
 
-    /// The window is what all four limits leave, and with the reserved regions
-    /// it makes up `[0, reach]`, each address once.
+    /// The window is the intersection of all limits. Together with the reserved regions
+    /// it covers each address of `[0, reach]` exactly once.
     #[test]
     fn window_and_reserved_regions_make_up_the_reach(
         start in address(), end in address(), reach in 0..3usize, limit in address(),
@@ -141,7 +142,8 @@ proptest! {
     }
 }
 
-/// The model checker's atomics work in a model only; it has checks of its own.
+/// Not with `--cfg loom`: the model checker's atomics work only inside a model, and it
+/// has its own checks.
 #[cfg(not(loom))]
 mod marks {
     use super::*;
@@ -155,8 +157,8 @@ mod marks {
             ..ProptestConfig::default()
         })]
 
-        /// A full flush covers all that was marked, in few ranges in order; each mark
-        /// counts once, unless the flush was refused.
+        /// A full flush covers everything that was marked, with a few ordered ranges.
+        /// Each mark is flushed once, or again if the flush was refused.
         #[test]
         fn flushes_cover_what_was_marked(
             start in address(), size in address(), marks in vec((address(), 0..40u32), 1..40),
@@ -186,7 +188,7 @@ mod marks {
             flushes.end(&ticket, true);
         }
 
-        /// A mark names its own chunk and no other.
+        /// A mark covers its own chunk and no other.
         #[test]
         fn a_page_marks_its_chunk(start in 0u64..1 << 41, chunk in 0u64..4095) {
             let start = start & !((1 << 20) - 1);
@@ -201,7 +203,7 @@ mod marks {
         }
     }
 
-    /// What one flush took stays known while another ends that began before.
+    /// Ranges that a flush has taken stay known when an earlier flush ends.
     #[test]
     fn what_was_taken_stays_known() {
         let pending = Pending::new(Range::sized(0, GIB).expect("not empty"));
@@ -216,8 +218,8 @@ mod marks {
         assert_eq!(late.ranges.as_slice(), [chunk]);
     }
 
-    /// What a flush has taken is refreshed by one that begins meanwhile as well, and a
-    /// refusal is made up for by the next flush that began after it.
+    /// Ranges that a flush has taken are also refreshed by a flush that begins meanwhile.
+    /// After a refusal, the next flush to begin refreshes everything.
     #[test]
     fn flushes_that_overlap() {
         let pending = Pending::new(Range::sized(0, GIB).expect("not empty"));
@@ -241,7 +243,7 @@ mod marks {
         let fifth = flushes.begin(&pending, true);
         assert!(fifth.ranges.as_slice().is_empty());
         assert!(!flushes.end(&fifth, true));
-        // A machine without a shadow is asked once, for everything.
+        // Without a shadow, one refresh covers everything.
         let sixth = flushes.begin(&pending, false);
         assert_eq!(sixth.ranges.as_slice(), [Range::ALL]);
     }

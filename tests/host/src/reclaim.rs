@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What large unmaps give back, and what they must not.
+//! Which tables large unmaps free, and which they must keep.
 
 use std::cell::RefCell;
 use std::sync::atomic::AtomicU64;
@@ -22,15 +22,15 @@ fn mapping(iova: u64, size: u64, large: bool) -> Mapping {
     }
 }
 
-/// Maps and unmaps a range in a tree that holds a page far from it. Returns how
-/// many tables that added to the tree for good.
+/// Maps and unmaps a range in a tree with another page far away. Returns how many tables
+/// this leaves in the tree.
 fn map_and_unmap(depth: Depth, iova: u64, size: u64, large: bool) -> usize {
     let memory = HostMemory::default();
     let tree = DmaTable::new(&memory, memory.vacant(), depth, (), AtomicU64::new)
-        .expect("there is memory");
+        .expect("memory is not limited");
     let mut unlinked = Unlinked::new(&memory);
     let far = mapping(iova ^ (depth.reach() / 2 + 1), PAGE_SIZE, false);
-    // SAFETY: There is one thread, and all lies within reach.
+    // SAFETY: There is only one thread, and all IOVAs are within reach.
     unsafe {
         assert_eq!(tree.map(far, ()), (PAGE_SIZE, Ok(())));
         let before = memory.live();
@@ -46,8 +46,8 @@ fn map_and_unmap(depth: Depth, iova: u64, size: u64, large: bool) -> usize {
     }
 }
 
-/// 4 GiB, aligned: two segment tables and their page tables go.
-#[cfg(not(loom))] // Two entries a table leave no page far away.
+/// 4 GiB, aligned: two segment tables and their page tables are freed.
+#[cfg(not(loom))] // With two entries per table there is no page far away.
 #[test]
 fn four_gib() {
     let size = 2 * Level::RegionThird.span();
@@ -60,7 +60,7 @@ fn four_gib() {
     }
 }
 
-/// 4 TiB, aligned: a region-third table goes, but for the first, which may be
+/// 4 TiB, aligned: a region-third table is freed, except the first one, which may be
 /// registered.
 #[test]
 fn four_tib() {
@@ -71,8 +71,8 @@ fn four_tib() {
     }
 }
 
-/// 8 PiB in the real format, of which a test can only fill narrow tables: a
-/// region-second table goes, but for the first.
+/// 8 PiB in the real format, aligned: a region-second table is freed, except the first
+/// one. A test can only fill narrow tables of this kind.
 #[cfg(loom)]
 #[test]
 fn eight_pib() {
@@ -83,18 +83,18 @@ fn eight_pib() {
     }
 }
 
-/// All that a tree of three levels reaches; its top stays.
+/// The whole reach of a tree with three levels; its top table stays.
 #[test]
 fn everything() {
     let size = Level::RegionSecond.span();
     let memory = HostMemory::default();
     let tree = DmaTable::new(&memory, memory.vacant(), Depth::Third, (), AtomicU64::new)
-        .expect("there is memory");
+        .expect("memory is not limited");
     let mut unlinked = Unlinked::new(&memory);
-    // SAFETY: There is one thread, and all lies within reach.
+    // SAFETY: There is only one thread, and all IOVAs are within reach.
     unsafe {
         assert_eq!(tree.map(mapping(0, size, true), ()), (size, Ok(())));
-        tree.widen(Depth::First, ()).expect("there is memory");
+        tree.widen(Depth::First, ()).expect("memory is not limited");
         assert_eq!(tree.unmap(Iova(0), size, &mut unlinked), size);
     }
     assert_eq!(memory.live(), 3);
@@ -103,12 +103,11 @@ fn everything() {
     memory.check_all_freed();
 }
 
-/// A page table that is unmapped piece by piece stays; the next whole unmap
-/// takes it away.
+/// A page table that is unmapped page by page stays, until an unmap covers it completely.
 #[test]
 fn piece_by_piece() {
     let memory = HostMemory::default();
-    let mut tree = Checked::new(&memory, Depth::Third).expect("there is memory");
+    let mut tree = Checked::new(&memory, Depth::Third).expect("memory is not limited");
     let whole = mapping(LARGE_PAGE_SIZE, LARGE_PAGE_SIZE, false);
     assert_eq!(tree.map(whole, None).0, LARGE_PAGE_SIZE);
     for page in (LARGE_PAGE_SIZE..2 * LARGE_PAGE_SIZE).step_by(PAGE_SIZE as usize) {
@@ -124,11 +123,12 @@ fn piece_by_piece() {
     tree.finish();
 }
 
-/// A table is not reclaimed when a hole shows that others may own a part.
+/// A table is not freed if a hole ends the unmap before it covers the whole table,
+/// because others may own the rest.
 #[test]
 fn a_hole_keeps_the_table() {
     let memory = HostMemory::default();
-    let mut tree = Checked::new(&memory, Depth::Third).expect("there is memory");
+    let mut tree = Checked::new(&memory, Depth::Third).expect("memory is not limited");
     let most = mapping(0, LARGE_PAGE_SIZE - PAGE_SIZE, false);
     assert_eq!(tree.map(most, None).0, most.size);
     assert_eq!(tree.unmap(0, LARGE_PAGE_SIZE), most.size);
@@ -136,7 +136,7 @@ fn a_hole_keeps_the_table() {
     tree.finish();
 }
 
-/// Notes each mark: its size, and whether IOVA 0 is mapped by then.
+/// Records the size of each mark, and whether IOVA 0 is still mapped at that time.
 struct Marked<'t, 'm> {
     unlinked: Unlinked<'m>,
     tree: &'t DmaTable<&'m HostMemory>,
@@ -150,19 +150,19 @@ impl DeferFree for Marked<'_, '_> {
 
     fn mark(&self, size: u64) {
         let walk = self.tree.walk(|| Err(()));
-        assert!(walk.is_err(), "marked outside of the lock");
-        // SAFETY: There is one thread.
+        assert!(walk.is_err(), "marked outside the walk lock");
+        // SAFETY: There is only one thread.
         let is_mapped = unsafe { self.tree.lookup(Iova(0)) }.is_some();
         self.marks.borrow_mut().push((size, is_mapped));
     }
 }
 
-/// Both marks are there before a walk can begin; the first one before entries are emptied.
+/// Both marks are set under the walk lock, the first one before entries are emptied.
 #[test]
 fn long_unmaps_are_marked_under_the_walk_lock() {
     let memory = HostMemory::default();
     let tree = DmaTable::new(&memory, memory.vacant(), Depth::Third, (), AtomicU64::new)
-        .expect("there is memory");
+        .expect("memory is not limited");
     let mut marked = Marked {
         unlinked: Unlinked::new(&memory),
         tree: &tree,
@@ -170,7 +170,7 @@ fn long_unmaps_are_marked_under_the_walk_lock() {
     };
     for large in [false, true] {
         let size = 2 * LARGE_PAGE_SIZE;
-        // SAFETY: There is one thread, and all lies within reach.
+        // SAFETY: There is only one thread, and all IOVAs are within reach.
         unsafe {
             assert_eq!(tree.map(mapping(0, size, large), ()), (size, Ok(())));
             let unmapped = tree.unmap(Iova(0), 4 * size, &mut marked);

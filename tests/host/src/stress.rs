@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Threads on one tree of full size: maps, unmaps, lookups, growth and readers at once, with
-//! the atomics and the memory of this machine. Each range has an owner, who knows what
-//! must be found in it; tables that were freed are poisoned, and looked at in the end.
+//! Stress test of one tree of full size: threads that map, unmap, look up, widen and read
+//! at the same time, with real atomics and memory. Each range has an owner, which knows
+//! its content. Freed tables are poisoned and checked at the end.
 
 use std::alloc::{alloc, dealloc, Layout};
 use std::collections::BTreeMap;
@@ -18,13 +18,13 @@ use crate::dma_table::{
 
 const THREADS: u64 = 4;
 const ROUNDS: u64 = 16;
-/// Ranges that each thread owns in a round, one after the other.
+/// Number of ranges that each thread owns in a round, one after the other
 const RANGES: u64 = 20_000;
 const GIB: u64 = 1 << 30;
-/// What a freed table is full of: valid at every level, pointing to no table.
+/// Fills freed tables: a valid entry at every level that points to no table
 const POISON: u64 = 0xdead_dead_dead_d000;
 
-/// Memory without a lock on the way to a cell; what is freed is kept until the end.
+/// Table memory that takes no lock to access a cell. Freed tables are kept until the end.
 #[derive(Default)]
 struct Raw {
     made: Mutex<Vec<(u64, Shape)>>,
@@ -35,14 +35,14 @@ fn layout(shape: Shape) -> Layout {
     Layout::from_size_align(shape.bytes(), shape.bytes()).expect("a power of two")
 }
 
-/// The cells of a table that was not deallocated.
+/// The cells of a table.
 fn cells<'a>(table: u64, shape: Shape) -> &'a [AtomicU64] {
-    // SAFETY: `Raw` keeps every table until its end, which comes after all uses.
+    // SAFETY: `Raw` keeps every table until it is dropped, after all uses.
     unsafe { std::slice::from_raw_parts(table as *const AtomicU64, shape.entries()) }
 }
 
-// SAFETY: Each table is an allocation of its own, aligned to its size, filled as asked
-// for; an address is its own physical address.
+// SAFETY: Each table is a separate allocation, aligned to its size and initialized with
+// empty entries. The physical address is the virtual one.
 unsafe impl Memory for &Raw {
     type Cell = AtomicU64;
     type Flags = ();
@@ -79,25 +79,25 @@ impl Drop for Raw {
             );
         }
         let made = self.made.get_mut().unwrap();
-        assert_eq!(made.len(), freed.len(), "tables that nobody freed");
+        assert_eq!(made.len(), freed.len(), "leaked tables");
         for (table, shape) in made {
-            // SAFETY: It was allocated with this layout, and is used no more.
+            // SAFETY: It was allocated with this layout, and is no longer used.
             unsafe { dealloc(*table as *mut u8, layout(*shape)) };
         }
     }
 }
 
-/// Frees at once, as after a flush: nobody may be in the table any more.
+/// Frees tables immediately, as after a flush: no thread may still use them.
 struct AtOnce<'m>(&'m Raw);
 
 impl DeferFree for AtOnce<'_> {
     fn defer_free(&mut self, table: Phys, shape: Shape) {
-        // SAFETY: It was unlinked, and no machine walks these.
+        // SAFETY: The table was unlinked, and there is no machine.
         unsafe { (&self.0).free(table, shape) }
     }
 }
 
-/// Xorshift: the same numbers at every run.
+/// A xorshift generator: the numbers are the same in every run.
 struct Numbers(u64);
 
 impl Numbers {
@@ -109,7 +109,7 @@ impl Numbers {
     }
 }
 
-/// The ranges that have an owner: first and last address.
+/// The ranges with an owner: last IOVA by first IOVA.
 #[derive(Default)]
 struct Owned(Mutex<BTreeMap<u64, u64>>);
 
@@ -129,8 +129,8 @@ impl Owned {
     }
 }
 
-/// A range among few places, so that owners share tables: its size, and whether it takes
-/// large pages.
+/// Chooses a range: start, size, and whether to use large pages. There are only a few
+/// places, so that owners share tables.
 fn choose(numbers: &mut Numbers, reach: u64) -> (u64, u64, bool) {
     let (size, unit, span) = match numbers.below(20) {
         0 => (2 * GIB, 2 * GIB, 4 * GIB),
@@ -152,7 +152,8 @@ fn choose(numbers: &mut Numbers, reach: u64) -> (u64, u64, bool) {
     (base + numbers.below(span / unit) * unit, size, large)
 }
 
-/// Maps a range that the caller owns, looks at it, and unmaps it whole or in parts.
+/// Maps a range that the caller owns, looks up pages in it, and unmaps it at once or in
+/// parts.
 fn use_range(tree: &DmaTable<&Raw>, raw: &Raw, numbers: &mut Numbers, range: (u64, u64, bool)) {
     let (start, size, large) = range;
     let phys = (1 << 40) + numbers.below(1 << 20) * LARGE_PAGE_SIZE;
@@ -162,7 +163,7 @@ fn use_range(tree: &DmaTable<&Raw>, raw: &Raw, numbers: &mut Numbers, range: (u6
     assert_eq!(ends.map(find), [None; 2], "before the map at {start:#x}");
     let access = Access::READ_WRITE;
     let (iova, count) = (Iova(start), (size / PAGE_SIZE) as usize);
-    // SAFETY: As above; it is in reach.
+    // SAFETY: As above, and the range is within reach.
     let quick = !large && unsafe { tree.map_present(tree.low(), iova, Phys(phys), count, access) };
     if !quick {
         let mapping = Mapping {
@@ -218,7 +219,7 @@ fn owner(tree: &DmaTable<&Raw>, raw: &Raw, owned: &Owned, seed: u64) {
     }
 }
 
-/// Looks at everything and owns nothing, until the owners are done.
+/// Reads the whole tree repeatedly until the owners have finished.
 fn reader(tree: &DmaTable<&Raw>, done: &AtomicBool) {
     let wait = || {
         thread::yield_now();
@@ -243,8 +244,7 @@ fn threads_on_one_tree() {
         let vacant = Vacant::new(&&raw, ()).expect("memory");
         let tree = DmaTable::new(&raw, vacant, Depth::Third, (), AtomicU64::new).expect("memory");
         if round % 2 == 0 {
-            tree.keep_entries_valid(|| Err(()))
-                .expect("nobody is there");
+            tree.keep_entries_valid(|| Err(())).expect("no wait");
         }
         let (owned, done) = (Owned::default(), AtomicBool::new(false));
         thread::scope(|scope| {
@@ -262,10 +262,10 @@ fn threads_on_one_tree() {
             let ends: Vec<_> = owners.into_iter().map(|owner| owner.join()).collect();
             done.store(true, Relaxed);
             let all = ends.iter().all(Result::is_ok);
-            assert!(all, "an owner found what it must not");
+            assert!(all, "an owner failed");
         });
         drop(tree);
-        // SAFETY: The tree was the only one.
+        // SAFETY: The only tree is gone.
         unsafe { vacant.free(&&raw) };
     }
 }

@@ -1,18 +1,17 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Model checks of the lock-free parts: every interleaving of a few threads, and
-//! every value that a load may return under the memory model, on tables of two
-//! entries. Run with
+//! Model checks of the lock-free parts: every interleaving of a few threads, and every
+//! value that a load may return under the memory model, with tables of two entries. Run
+//! with
 //!
 //! ```text
 //! RUSTFLAGS="--cfg loom" cargo test --release threads
 //! ```
 //!
-//! Table memory reports accesses to the checker. Making a table, unlinking it
-//! and giving it back count as writes to a word that every access of a walker
-//! reads: an access that is not ordered after the making or before the unlinking
-//! is a data race, and the checker reports it, whether or not the interleaving
-//! would have shown a wrong value.
+//! Table memory reports accesses to the checker. Allocating, unlinking and freeing a
+//! table count as writes of a variable that every access of a walker reads. So an
+//! access that is not ordered after the allocation or before the unlink is a data race,
+//! which the checker reports even if the interleaving gives the right values.
 
 use std::marker::PhantomData;
 use std::ptr::NonNull;
@@ -27,38 +26,38 @@ use loom::cell::UnsafeCell;
 use loom::sync::atomic::{AtomicU64, Ordering};
 use loom::thread;
 
-/// The driver's own cell, on the checker's atomics.
+/// The driver's implementation of `Cell`, with the checker's atomics.
 mod cell {
     use crate::dma_table::Cell;
     use loom::sync::atomic::{AtomicU64, Ordering};
     include!(concat!(env!("OUT_DIR"), "/cell.rs"));
 }
 
-/// How a cell orders its accesses, where not as the driver's does.
+/// Deviations from the memory orderings of the driver's cells; `None` means no deviation.
 trait Orders: Send + Sync + 'static {
     const INSTALLED: Option<Ordering> = None;
     const REFUSED: Option<Ordering> = None;
     const ACQUIRE: Option<Ordering> = None;
-    /// Whether an install is one step.
+    /// Whether an install is atomic.
     const ATOMIC: bool = true;
     const CHANGED: Option<Ordering> = None;
-    /// Whether unmaps find out that there are readers.
+    /// Whether unmaps detect readers.
     const COUNTED: bool = true;
 }
 
-/// As in the driver.
+/// The unmodified orderings of the driver.
 struct Sound;
 impl Orders for Sound {}
 
-/// What the checker knows of a table's life; its cells share it.
+/// A table's lifetime for the checker, shared by all cells of the table.
 struct Life {
-    /// Written when the table is made and when it is given back.
+    /// Written when the table is allocated and when it is freed.
     memory: UnsafeCell<()>,
-    /// Written when the table is made and when it is unlinked.
+    /// Written when the table is allocated and when it is unlinked.
     walkers: UnsafeCell<()>,
 }
 
-// SAFETY: There is nothing in the cells; the checker looks at who comes.
+// SAFETY: The cells are empty; the checker only uses them to detect races.
 unsafe impl Send for Life {}
 // SAFETY: As above.
 unsafe impl Sync for Life {}
@@ -90,7 +89,7 @@ impl<O> ModelCell<O> {
         }
     }
 
-    /// A walker is in the table.
+    /// Reports an access by a walker.
     fn enter(&self) -> &AtomicU64 {
         self.life.memory.with(|_| ());
         self.life.walkers.with(|_| ());
@@ -160,13 +159,13 @@ struct ModelTable<O> {
     freed: bool,
 }
 
-/// Table memory. What it keeps of its tables is not part of the model: the
-/// mutex orders nothing that the checker sees.
+/// Table memory. Its list of tables is not part of the model: the checker does not know
+/// the mutex, so it orders nothing.
 struct ModelMemory<O> {
     tables: Arc<Mutex<Vec<ModelTable<O>>>>,
 }
 
-/// Tables are this far apart, so that origins keep clear of the flags.
+/// Distance between tables, so that origins do not overlap with the flags
 const STRIDE: u64 = 0x4000;
 
 impl<O> ModelMemory<O> {
@@ -192,8 +191,8 @@ impl<O: Orders> ModelMemory<O> {
     }
 }
 
-// SAFETY: Each table is made of cells of its own, filled with what empty tables
-// hold, that stay for as long as the memory.
+// SAFETY: Each table has its own cells, initialized as empty entries, which live as
+// long as the memory.
 unsafe impl<O: Orders> Memory for ModelMemory<O> {
     type Cell = ModelCell<O>;
     type Flags = ();
@@ -203,7 +202,7 @@ unsafe impl<O: Orders> Memory for ModelMemory<O> {
     }
 
     fn alloc_unset(&self, shape: Shape, _flags: ()) -> Option<Phys> {
-        // An error to the walker.
+        // The walker treats a zero entry as an error.
         Some(self.make(shape, 0))
     }
 
@@ -224,7 +223,7 @@ unsafe impl<O: Orders> Memory for ModelMemory<O> {
     }
 }
 
-/// The machine reads what it finds, in order, and may be in unlinked tables.
+/// The machine reads entries in order, and may still read unlinked tables.
 impl<O: Orders> Storage for ModelMemory<O> {
     fn table(&self, origin: u64, entries: usize) -> Option<impl Fn(usize) -> u64> {
         let cells = self.cells_at(origin);
@@ -236,7 +235,7 @@ impl<O: Orders> Storage for ModelMemory<O> {
     }
 }
 
-/// The tables that a thread unlinked, until all threads are done.
+/// The tables that a thread has unlinked, kept until all threads have finished.
 struct Unlinked<'t, O> {
     memory: &'t ModelMemory<O>,
     tables: Vec<(Phys, Shape)>,
@@ -244,24 +243,24 @@ struct Unlinked<'t, O> {
 
 impl<O> DeferFree for Unlinked<'_, O> {
     fn defer_free(&mut self, origin: Phys, shape: Shape) {
-        // Nobody is in it any more, and nobody comes later.
+        // No walker may be in the table now or later.
         let cells = self.memory.cells_at(origin.0);
         cells[0].life.walkers.with_mut(|_| ());
         self.tables.push((origin, shape));
     }
 }
 
-/// A tree under the checker. Ranges are given in pages; every page is mapped to
-/// the same place wherever it is mapped.
+/// A tree for the checker. Ranges are given in pages. A page is always mapped to the same
+/// physical address.
 struct Tree<O: Orders> {
     tree: DmaTable<ModelMemory<O>>,
     tables: Arc<Mutex<Vec<ModelTable<O>>>>,
 }
 
-/// What one thread does.
+/// The operations of one thread.
 type Job<O> = fn(&Tree<O>, &mut Unlinked<'_, O>);
 
-/// Pages that a page table, a segment table and a region-third table span.
+// The spans of a page table, a segment table and a region-third table, in pages
 const PAGE_TABLE: u64 = 2;
 const SEGMENT_TABLE: u64 = 4;
 const THIRD_TABLE: u64 = 8;
@@ -291,12 +290,12 @@ impl<O: Orders> Tree<O> {
             access: Access::READ_WRITE,
             large,
         };
-        // SAFETY: Each test gives disjoint ranges to its threads, within reach.
+        // SAFETY: The threads of a test use disjoint ranges, within reach.
         let result = unsafe { self.tree.map(mapping, ()) };
         assert_eq!(result, (mapping.size, Ok(())));
     }
 
-    /// Tries the short way first, as the driver does.
+    /// Tries the fast path first, as the driver does.
     fn map(&self, page: u64, pages: u64) {
         let (iova, phys) = (Iova(page * PAGE_SIZE), Phys(phys(page)));
         let empty_page = || {
@@ -313,7 +312,7 @@ impl<O: Orders> Tree<O> {
         self.map_as(page, pages, true);
     }
 
-    /// Tries the short way first, as the driver does.
+    /// Tries the fast path first, as the driver does.
     fn unmap(&self, page: u64, pages: u64, unlinked: &mut Unlinked<'_, O>) {
         let (iova, size) = (Iova(page * PAGE_SIZE), pages * PAGE_SIZE);
         // SAFETY: As for `map_as`.
@@ -330,9 +329,9 @@ impl<O: Orders> Tree<O> {
         assert!(self.tree.root().depth >= depth);
     }
 
-    /// Looks up a page that somebody may be mapping. Whether it is mapped.
+    /// Looks up a page that another thread may be mapping. Returns whether it is mapped.
     fn lookup(&self, page: u64) -> bool {
-        // SAFETY: No test unmaps meanwhile what it looks up.
+        // SAFETY: No test unmaps a page during its lookup.
         let found = unsafe { self.tree.lookup(Iova(page * PAGE_SIZE)) };
         found.is_some_and(|found| {
             assert_eq!(found.phys, Phys(phys(page)));
@@ -340,7 +339,7 @@ impl<O: Orders> Tree<O> {
         })
     }
 
-    /// Looks for a page that it does not own. What it finds is there or was.
+    /// Reads a page without owning it. It must have the right physical address, if any.
     fn walk(&self, page: u64) {
         let walk = self
             .tree
@@ -350,7 +349,7 @@ impl<O: Orders> Tree<O> {
         assert!(found.map_or(true, |found| found.phys == Phys(phys(page))));
     }
 
-    /// Walks to a page as the machine does, at any time. Whether it is mapped.
+    /// Walks to a page like the machine, at any time. Returns whether it is mapped.
     fn machine(&self, page: u64) -> bool {
         let root = self.tree.root();
         let top = Level::TOPS[root.depth as usize - Depth::Third as usize];
@@ -376,12 +375,13 @@ impl<O: Orders> Tree<O> {
         unlinked.tables
     }
 
-    /// After the threads are gone: the machine was made to forget `unlinked`,
-    /// just `pages` are mapped, and every table is given back once.
+    /// Called after the threads have ended and the machine was refreshed: frees the
+    /// unlinked tables, then checks that exactly `pages` are mapped and that every
+    /// table is freed.
     fn finish(self, unlinked: Vec<(Phys, Shape)>, pages: &[u64]) {
         let memory = self.tree.memory();
         for (origin, shape) in unlinked {
-            // SAFETY: It was unlinked, and nobody else is there.
+            // SAFETY: The table was unlinked, and there are no other threads.
             unsafe { memory.free(origin, shape) };
         }
         for page in 0..=self.tree.root().depth.reach() / PAGE_SIZE {
@@ -389,15 +389,15 @@ impl<O: Orders> Tree<O> {
             assert_eq!(self.lookup(page), pages.contains(&page), "page {page}");
         }
         drop(self.tree);
-        // The vacant tables, which were made first, stay.
+        // The vacant tables, which were allocated first, stay.
         for table in self.tables.lock().unwrap().iter().skip(4) {
-            assert!(table.freed, "a lost {:?} table", table.shape);
+            assert!(table.freed, "a leaked {:?} table", table.shape);
         }
     }
 }
 
-/// Lets `prepare` fill a tree, gives each of `jobs` a thread, and checks that in
-/// the end just `after` is mapped. Under every interleaving.
+/// Calls `prepare`, runs each of `jobs` in its own thread, and checks that exactly
+/// `after` is mapped at the end, for every interleaving.
 fn check<O: Orders>(prepare: Job<O>, jobs: &'static [Job<O>], after: &'static [u64]) {
     let runs = Arc::new(AtomicUsize::new(0));
     let count = runs.clone();
@@ -437,7 +437,7 @@ macro_rules! checks {
 }
 
 checks! {
-    /// Both need a segment table and a page table that are missing.
+    /// Both maps need the same missing segment table and page table.
     two_maps_make_the_same_tables:
         |_, _| ()
         => [|t, _| t.map(0, 1), |t, _| t.map(1, 1)]
@@ -514,7 +514,7 @@ checks! {
         ]
         => [];
 
-    /// Maps above what the tree reached before.
+    /// Both maps are above the previous reach of the tree.
     two_widen_and_map_high:
         |_, _| ()
         => [
@@ -523,13 +523,15 @@ checks! {
         ]
         => [THIRD_TABLE, THIRD_TABLE + 1];
 
-    /// The page table goes; its neighbour is made in the same segment table.
+    /// A page table is unlinked while its neighbor is allocated in the same segment
+    /// table.
     reclaim_a_page_table_beside_map:
         |t, _| t.map(0, PAGE_TABLE)
         => [|t, r| t.unmap(0, PAGE_TABLE, r), |t, _| t.map(PAGE_TABLE, 1)]
         => [PAGE_TABLE];
 
-    /// The segment table and all below it go; its neighbour is made.
+    /// A segment table and all tables below it are unlinked while its neighbor is
+    /// allocated.
     reclaim_a_segment_table_beside_map:
         |t, _| t.map(0, SEGMENT_TABLE)
         => [|t, r| t.unmap(0, SEGMENT_TABLE, r), |t, _| t.map(SEGMENT_TABLE, 1)]
@@ -540,7 +542,7 @@ checks! {
         => [|t, r| t.unmap(THIRD_TABLE, THIRD_TABLE, r), |t, _| t.map(0, 1)]
         => [0];
 
-    /// The owner comes back to the range whose tables it had unlinked.
+    /// The owner maps the range again after it has unlinked the tables.
     reclaim_and_map_again_beside_map:
         |t, _| t.map(0, PAGE_TABLE)
         => [
@@ -586,7 +588,7 @@ checks! {
         => [|t, r| t.unmap(0, SEGMENT_TABLE, r), |t, _| t.walk(1)]
         => [];
 
-    /// The second unmap may find what the first one had to leave.
+    /// The second unmap may find tables that the first one had to keep.
     reclaims_and_maps_beside_a_reader:
         |t, _| t.map(0, PAGE_TABLE)
         => [
@@ -623,8 +625,8 @@ checks! {
         => [PAGE_TABLE];
 }
 
-/// Two map the same range, against the rule that it has one owner: one of them is
-/// refused, and its page table is not lost.
+/// Two threads map the same range, which breaks the rule that it has one owner: one map
+/// fails, and its page table is not leaked.
 #[test]
 fn two_maps_of_one_range() {
     loom::model(|| {
@@ -637,7 +639,7 @@ fn two_maps_of_one_range() {
                 access: Access::READ_WRITE,
                 large: false,
             };
-            // SAFETY: It lies within reach, and nobody unmaps.
+            // SAFETY: The range is within reach, and no thread unmaps.
             unsafe { tree.tree.map(mapping, ()) }.1.is_ok()
         };
         let other = thread::spawn({
@@ -651,8 +653,8 @@ fn two_maps_of_one_range() {
     });
 }
 
-/// The owners of both pages of a table give them to whoever is last, who unmaps
-/// all. The table is unlinked after both were in it.
+/// The owners of both pages of a table hand them over to the last one, who unmaps both.
+/// The table is unlinked after both have used it.
 #[test]
 fn the_last_owner_reclaims_the_table() {
     use loom::sync::atomic::AtomicU64 as Count;
@@ -680,7 +682,7 @@ fn the_last_owner_reclaims_the_table() {
     });
 }
 
-/// What the checker must find: each weakens one thing on purpose.
+/// Faults that the checker must find: each test weakens one ordering or rule on purpose.
 mod weakened {
     use super::*;
 
@@ -699,38 +701,39 @@ mod weakened {
     }
 
     weakened! {
-        /// The other one comes to a table whose content it may not see.
+        /// The other thread reaches a table whose content may not be visible yet.
         install_without_release { const INSTALLED: Option<Ordering> = Some(Ordering::Relaxed); }
             in |_, _| () => [|t, _| t.map(0, 1), |t, _| t.map(1, 1)]
             panics "Causality violation";
 
-        /// The same, for who finds the table by a walk.
+        /// The same for a thread that finds the table in a walk.
         walk_without_acquire { const ACQUIRE: Option<Ordering> = Some(Ordering::Relaxed); }
             in |_, _| () => [|t, _| t.map(0, 1), |t, _| t.map(1, 1)]
             panics "Causality violation";
 
-        /// The same, for who lost and goes on with the winner's.
+        /// The same for a thread that loses the race and continues with the winner's
+        /// table.
         loss_without_acquire { const REFUSED: Option<Ordering> = Some(Ordering::Relaxed); }
             in |_, _| () => [|t, _| t.map(0, 1), |t, _| t.map(1, 1)]
             panics "Causality violation";
 
-        /// Both install, and the first one's table and pages are lost.
+        /// Both threads install a table, and the first one is lost with its pages.
         install_in_two_steps { const ATOMIC: bool = false; }
             in |_, _| () => [|t, _| t.map(0, 1), |t, _| t.map(1, 1)]
             panics "";
 
-        /// A walker comes to a new top whose entry 0 it may not see.
+        /// A walker reaches a new top table whose entry 0 may not be visible yet.
         widen_without_release { const INSTALLED: Option<Ordering> = Some(Ordering::Relaxed); }
             in |t, _| t.map(0, PAGE_TABLE) => [|t, _| t.widen(Depth::Second), |t, _| _ = t.lookup(0)]
             panics "Causality violation";
 
-        /// An unmap takes the tables that a reader is in.
+        /// An unmap unlinks the tables that a reader is in.
         readers_are_not_counted { const COUNTED: bool = false; }
             in |t, _| t.map(0, PAGE_TABLE)
             => [|t, r| { t.unmap(0, PAGE_TABLE, r); t.map(0, PAGE_TABLE) }, |t, _| t.walk(1)]
             panics "Causality violation";
 
-        /// The reader counts itself, and may not see what was unlinked before.
+        /// The reader counts itself, but earlier unlinks may not be visible to it.
         gate_without_order { const CHANGED: Option<Ordering> = Some(Ordering::Relaxed); }
             in |t, _| t.map(0, PAGE_TABLE)
             => [|t, r| { t.unmap(0, PAGE_TABLE, r); t.map(0, PAGE_TABLE) }, |t, _| t.walk(1)]
@@ -741,8 +744,8 @@ mod weakened {
             panics "Causality violation";
     }
 
-    /// A table is unlinked while a neighbour walks through it: the rule that an
-    /// unmap owns all that it spans is broken on purpose.
+    /// A table is unlinked while another thread walks through it: the test breaks the
+    /// rule that an unmap owns everything that it spans.
     #[test]
     #[should_panic(expected = "Causality violation")]
     fn unmap_of_what_others_own() {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Emptied entries that stay valid: a hypervisor that overlooks invalid segment
-//! entries finds invalid pages in their place.
+//! Emptied entries that stay valid: a hypervisor that overlooks invalid segment entries
+//! finds invalid page entries instead.
 
 use std::sync::atomic::AtomicU64;
 
@@ -21,19 +21,18 @@ fn mapping(iova: u64, phys: u64, size: u64, large: bool) -> Mapping {
     }
 }
 
-/// Maps, unmaps and maps again, to other memory; `between` looks at the tree while
-/// nothing is mapped.
+/// Maps and unmaps a range twice, to different memory. `between` checks the tree after
+/// each unmap.
 fn replace(depth: Depth, size: u64, large: [bool; 2], between: impl Fn(&HostMemory, u64)) {
     let memory = HostMemory::default();
     let tree = DmaTable::new(&memory, memory.vacant(), depth, (), AtomicU64::new)
-        .expect("there is memory");
-    tree.keep_entries_valid(|| Err(()))
-        .expect("nobody is waited for");
+        .expect("memory is not limited");
+    tree.keep_entries_valid(|| Err(())).expect("no wait");
     let mut unlinked = Unlinked::new(&memory);
     let iova = 4 * GIB;
     let top = Level::TOPS[depth as usize - 1];
     let origin = tree.root().origin.0;
-    // SAFETY: There is one thread, and all lies within reach.
+    // SAFETY: There is only one thread, and all IOVAs are within reach.
     unsafe {
         for (round, large) in large.into_iter().enumerate() {
             let phys = (round as u64 + 1) << 40;
@@ -54,7 +53,7 @@ fn replace(depth: Depth, size: u64, large: [bool; 2], between: impl Fn(&HostMemo
             between(&memory, origin);
             assert!(tree.lookup(Iova(iova)).is_none());
             assert_eq!(tree.unmap(Iova(iova), size, &mut unlinked), 0);
-            let used = tree.walk(|| Err(())).expect("nobody").next_used(Iova(0));
+            let used = tree.walk(|| Err(())).expect("no wait").next_used(Iova(0));
             assert_eq!(used, None, "a vacant entry counts as used");
             // The fast paths leave vacant tables alone.
             assert!(tree.empty_page(tree.low(), Iova(iova)).is_none());
@@ -76,8 +75,8 @@ fn replace(depth: Depth, size: u64, large: [bool; 2], between: impl Fn(&HostMemo
     memory.check_all_freed();
 }
 
-/// The kind of entry that a walk ends at, from the format alone: every MiB of what
-/// was unmapped ends at an invalid page.
+/// Checks with the walker that a walk ends at an invalid page entry in every MiB of the
+/// unmapped range.
 fn ends_at_pages(memory: &HostMemory, origin: u64, top: Level, iova: u64, size: u64) {
     for at in (iova..iova + size).step_by(LARGE_PAGE_SIZE as usize) {
         match walker::find(memory, origin, top, at) {

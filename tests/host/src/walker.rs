@@ -2,13 +2,13 @@
 
 //! A walker of I/O translation tables that was written from the format alone.
 //!
-//! It shares no constant and no code with the driver, reads table memory as the
-//! machine would, and is strict: what the machine would not take, or what the
-//! driver has no reason to write, is an error and not "invalid".
+//! It shares no constants or code with the driver, reads table memory as the machine
+//! does, and is strict: entries that the machine would not accept, or that the driver
+//! has no reason to write, are errors rather than "invalid".
 
 use std::fmt;
 
-/// Which table an entry is in, from the leaves up.
+/// The level of a table, from the leaves up.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub(crate) enum Level {
     /// Entries map 4 KiB.
@@ -27,21 +27,21 @@ use Level::{Page, RegionFirst, RegionSecond, RegionThird, Segment};
 
 /// Type of a region or segment entry.
 const TYPE: u64 = 0xc;
-/// Table length of a region entry; 3 is a whole table.
+/// Table length in a region entry; 3 is a whole table.
 const LENGTH: u64 = 0x3;
-/// Table offset of a region entry; 0 is a table that begins at its first entry.
+/// Table offset in a region entry; 0 is a table that starts with its first entry.
 const OFFSET: u64 = 0xc0;
-/// Invalid, in a region or segment entry.
+/// Invalid bit of a region or segment entry.
 const INVALID: u64 = 0x20;
-/// Invalid, in a page entry.
+/// Invalid bit of a page entry.
 const PAGE_INVALID: u64 = 0x400;
-/// No writes.
+/// Protection bit: read-only.
 const PROTECTION: u64 = 0x200;
-/// Format control: a segment entry that maps 1 MiB by itself.
+/// Format control: a segment entry that maps a large page of 1 MiB.
 const FORMAT_CONTROL: u64 = 0x400;
 
 impl Level {
-    /// The level of a top table of an IOMMU domain, by its number of levels.
+    /// The levels of top tables with three, four and five levels.
     pub(crate) const TOPS: [Level; 3] = [RegionThird, RegionSecond, RegionFirst];
 
     const fn index_bits(self) -> u32 {
@@ -63,7 +63,7 @@ impl Level {
         }
     }
 
-    /// What one entry spans, in bytes.
+    /// The span of an entry, in bytes.
     pub(crate) const fn span(self) -> u64 {
         1 << self.shift()
     }
@@ -95,23 +95,23 @@ impl Level {
 
 /// Memory as the machine reads it.
 pub(crate) trait Storage {
-    /// The words of the table at a physical address, if there is one that a
-    /// machine may still find there.
+    /// Reads entries of the table at a physical address, if the machine can still find
+    /// one there.
     fn table(&self, origin: u64, entries: usize) -> Option<impl Fn(usize) -> u64>;
 }
 
-/// What maps an address.
+/// A page or a large page that maps an address.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Leaf {
-    /// The physical address that it begins at.
+    /// The physical address.
     pub(crate) phys: u64,
-    /// Its size in bytes.
+    /// The size in bytes.
     pub(crate) size: u64,
-    /// Whether writes are refused.
+    /// Whether the protection bit is set.
     pub(crate) read_only: bool,
 }
 
-/// What an entry says.
+/// A decoded entry.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Entry {
     Invalid,
@@ -119,30 +119,30 @@ enum Entry {
     Leaf(Leaf),
 }
 
-/// What a walk comes to.
+/// The result of a walk.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Found {
     /// A translation.
     Leaf(Leaf),
-    /// An invalid entry, in a table of this level.
+    /// An invalid entry in a table of this level.
     Invalid(Level),
 }
 
 impl Found {
-    /// Whether nothing is there, not even a table below this level.
+    /// Whether there is neither a mapping nor a table below this level.
     pub(crate) fn is_free(self, level: Level) -> bool {
         matches!(self, Found::Invalid(at) if at >= level)
     }
 }
 
-/// Table memory that no machine would take.
+/// An error in the format of a table.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct FormatError {
-    /// The table that the entry is in.
+    /// The level of the table.
     pub(crate) level: Level,
-    /// The entry, or the origin of a table that is not there.
+    /// The bad entry, or the origin of a missing table.
     pub(crate) word: u64,
-    /// What is wrong with it.
+    /// The description.
     pub(crate) what: &'static str,
 }
 
@@ -176,7 +176,7 @@ fn leaf(level: Level, word: u64, flags: u64) -> Result<Entry, FormatError> {
 }
 
 fn decode(level: Level, word: u64) -> Result<Entry, FormatError> {
-    need(word != 0, level, word, "an entry that is all zero")?;
+    need(word != 0, level, word, "an all-zero entry")?;
     if level == Page {
         return match word & PAGE_INVALID {
             0 => leaf(Page, word, PROTECTION),
@@ -215,13 +215,12 @@ fn no_table(level: Level, origin: u64) -> FormatError {
     FormatError {
         level,
         word: origin,
-        what: "no live table there",
+        what: "no live table at this origin",
     }
 }
 
-/// Translates one address, from the top table at `origin` down. The indices
-/// wrap as the machine's do; whether `iova` is within reach is the caller's
-/// matter.
+/// Translates an IOVA, starting at the top table at `origin`. The caller must check that
+/// `iova` is within reach: the indices wrap as they do in the machine.
 pub(crate) fn find(
     memory: &impl Storage,
     origin: u64,
@@ -243,8 +242,8 @@ pub(crate) fn find(
     }
 }
 
-/// Reads a whole tree. Calls `visit` with each leaf and the address that it
-/// maps, in order, and returns how many tables there are.
+/// Reads a whole tree. Calls `visit` with each leaf and its IOVA, in order, and returns
+/// the number of tables.
 pub(crate) fn walk(
     memory: &impl Storage,
     origin: u64,

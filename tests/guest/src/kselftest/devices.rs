@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-//! The functions of the machine that the tests are given.
+//! The functions that the selftests run on.
 
 use anyhow::{Context, Result};
 
@@ -8,7 +8,7 @@ use crate::function::Function;
 
 const DRIVER: &str = "vfio-pci";
 
-/// What a test calls a device, and its PCI identity.
+/// The kinds of devices, and their PCI vendor and device IDs
 const KINDS: [(&str, &str); 5] = [
     ("nvme", "1b36:0010"),
     ("igb", "8086:10c9"),
@@ -17,7 +17,7 @@ const KINDS: [(&str, &str); 5] = [
     ("xhci", "1b36:000d"),
 ];
 
-/// One more, for tests that take two.
+/// One more, for tests that need two.
 const SPARE: (&str, &str) = ("second igb", "8086:10c9");
 
 /// A function that is bound to vfio-pci.
@@ -27,7 +27,7 @@ pub struct Device {
 }
 
 impl Device {
-    /// Takes the first of the functions that is of this kind.
+    /// Takes the first function of this kind and binds it to vfio-pci.
     fn take(kind: &'static str, ids: &str, functions: &mut Vec<Function>) -> Result<Self> {
         let is_it = |f: &Function| f.ids().is_ok_and(|found| found == ids);
         let index = functions.iter().position(is_it);
@@ -47,7 +47,7 @@ pub struct Devices {
 }
 
 impl Devices {
-    /// Takes one function of each kind from its driver, and the spare one.
+    /// Takes one function of each kind, and the spare one.
     pub fn take() -> Result<Self> {
         let mut all = Function::all();
         let kinds: Result<Vec<Device>> =
@@ -55,12 +55,12 @@ impl Devices {
         Ok(Self { kinds: kinds?, spare: Some(Device::take(SPARE.0, SPARE.1, &mut all)?) })
     }
 
-    /// For tests of none of them.
+    /// No devices, for tests that do not use any.
     pub fn none() -> Self {
         Self { kinds: Vec::new(), spare: None }
     }
 
-    /// One of each kind.
+    /// One device of each kind.
     pub fn iter(&self) -> impl Iterator<Item = &Device> {
         self.kinds.iter()
     }
@@ -70,7 +70,7 @@ impl Devices {
         devices.find(|device| device.kind == kind).with_context(|| format!("there is no {kind}"))
     }
 
-    /// Gives the NVMe back to its own driver and uses the disk.
+    /// Returns the NVMe function to its native driver and verifies the disk.
     pub fn give_back(self) -> Result<()> {
         let nvme = self.get("nvme")?;
         nvme.function.set_override("")?;

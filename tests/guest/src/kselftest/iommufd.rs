@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
-//! The kernel's iommufd selftests, on mock devices: they exercise the core on
-//! a big-endian machine, with the driver present. Not on its functions.
+//! The kernel's iommufd selftests. They use mock devices, not the driver's functions, so
+//! they test the core on a big-endian machine with the driver present.
 
 use anyhow::Result;
 
@@ -20,8 +20,8 @@ const EXPECTED: [Expected; 1] = [Expected {
     is_lacking: |_, _| Ok(true),
 }];
 
-/// Failures that the kernel with the C driver shows as well: of the machine, of
-/// every kernel for it, of this kernel, and of the core on a big-endian machine.
+/// Failures that also occur with the C driver. The reasons are the emulated machine, the
+/// kernel's s390 configuration, and bugs of the core, some of them on big endian only.
 const KNOWN: [Known; 5] = [
     Known {
         program: "iommufd",
@@ -70,12 +70,12 @@ const KNOWN: [Known; 5] = [
             "dirty64M.get_dirty_bitmap",
             "dirty128M.get_dirty_bitmap",
         ],
-        why: "big-endian: a bitmap that is not at a multiple of 8 bytes is filled by words \
-              that are (iova_bitmap_set())",
+        why: "big-endian: a bitmap that is not aligned to 8 bytes is filled in aligned words \
+              (iova_bitmap_set())",
     },
 ];
 
-/// Runs them; `guest.only=` is a part of the names of the programs to run.
+/// Runs the programs, or those whose names contain a part given in `guest.only=`.
 pub fn run(suite: &mut Suite, cmdline: &Cmdline) -> Result<()> {
     let devices = Devices::none();
     for program in PROGRAMS {

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
-//! Mode "kselftest": programs in the kernel's selftest style, those of the
-//! kernel and our own, with every result of theirs as one of ours.
+//! Mode "kselftest": runs the kernel's selftests and our own in the same style, and
+//! reports each of their results as a test point.
 //!
-//! A program's skip must be one that is expected, with its reason: what is not
-//! run has not passed.
+//! A skip must be on a list of expected skips, and its reason must hold. Any other skip
+//! is a failure.
 
 mod devices;
 mod iommufd;
@@ -18,13 +18,13 @@ use crate::cmdline::Cmdline;
 use crate::ktap::{Report, Suite};
 use crate::suites::dmesg;
 
-/// A suite: its name and what runs it.
+/// The name of a suite, and the function that runs it.
 type Entry = (&'static str, fn(&mut Suite, &Cmdline) -> Result<()>);
 
 const SUITES: [Entry; 3] =
     [("vfio", vfio::run), ("s390_iommu", own::run), ("iommufd", iommufd::run)];
 
-/// Runs the suites that the command line names, or all, then looks at the log.
+/// Runs the suites that the command line names, or all, then checks the log.
 pub fn run(cmdline: &Cmdline) -> Result<bool> {
     let names = cmdline.suites().unwrap_or_else(|| SUITES.map(|(name, _)| name).to_vec());
     let mut report = Report::start();

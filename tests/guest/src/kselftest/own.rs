@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
-//! This project's selftests, `tests/selftests`. Nothing in them is skipped, but for huge
-//! pages that the machine has none of.
+//! This project's selftests, `tests/selftests`. The only expected skip is that of huge
+//! pages on a machine without them.
 
 use anyhow::Result;
 
@@ -11,11 +11,11 @@ use crate::block::MIB;
 use crate::cmdline::Cmdline;
 use crate::ktap::Suite;
 
-/// Folder of the programs.
+/// Directory of the programs
 const FOLDER: &str = "s390_iommu";
 
-/// A program, what it is run on, and how many accesses must be refused in it.
-/// The programs count those themselves, test by test.
+/// The programs, the devices that they run on, and how many accesses the IOMMU must
+/// refuse. The programs also count the refusals themselves, test by test.
 const TESTS: [(&str, &[&str], usize); 6] = [
     ("bad_input_test", &["nvme"], 0),
     ("bad_input_test", &["igb"], 0),
@@ -36,7 +36,7 @@ const EXPECTED: [Expected; 1] = [Expected {
     is_lacking: |_, _| Ok(has_no_pages(MIB)),
 }];
 
-/// Runs them; `guest.only=` is a part of the names of the programs to run.
+/// Runs the programs, or those whose names contain a part given in `guest.only=`.
 pub fn run(suite: &mut Suite, cmdline: &Cmdline) -> Result<()> {
     let devices = Devices::take()?;
     for (program, kinds, refused) in TESTS {

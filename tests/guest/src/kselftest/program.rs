@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-//! Runs a selftest program and reads what it reports.
+//! Runs a selftest program and parses its output.
 
 use std::io::{BufRead, BufReader};
 use std::os::unix::process::ExitStatusExt;
@@ -13,14 +13,14 @@ use nix::unistd::Pid;
 
 use crate::console::say;
 
-/// Where the programs are in the initramfs.
+/// Directory of the programs in the initramfs
 const FOLDER: &str = "/kselftest";
-/// How often one looks whether a program has ended.
+/// The interval of checks whether a program has exited
 const PAUSE: Duration = Duration::from_millis(20);
-/// How a program ends that skipped all of itself.
+/// Exit status of a program that skips everything (`KSFT_SKIP`)
 const SKIPPED: i32 = 4;
 
-/// How a test of a program ended.
+/// The result of one test of a program.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum End {
     Passed,
@@ -33,50 +33,50 @@ pub enum End {
 pub struct Point {
     pub name: String,
     pub end: End,
-    /// The reason of a skip, or what was said last before a failure.
+    /// The reason of a skip, or the last line before a failure.
     pub why: String,
 }
 
-/// Everything that a program reported.
+/// The parsed output of a program.
 #[derive(Default)]
 pub struct Output {
     pub points: Vec<Point>,
     plan: Option<usize>,
-    /// Why all of it was skipped.
+    /// The reason, if the whole program was skipped.
     pub skipped: Option<String>,
     last: String,
 }
 
-/// Runs `folder/name` with arguments; its lines go to the console as comments.
+/// Runs `folder/name` with arguments and copies its output to the console as comments.
 ///
 /// # Errors
 ///
-/// It can not be run, takes longer than `limit`, or does not end as a program
-/// ends that has reported all of its tests.
+/// The program cannot be run, exceeds `limit`, or ends before it has reported all of its
+/// tests.
 pub fn run(name: &str, arguments: &[&str], limit: Duration) -> Result<Output> {
     let path = Path::new(FOLDER).join(name);
     say!("# run: {name} {}", arguments.join(" "));
-    let (reader, writer) = std::io::pipe().context("make a pipe")?;
+    let (reader, writer) = std::io::pipe().context("create a pipe")?;
     let mut command = Command::new(&path);
     command.args(arguments).stdin(Stdio::null());
-    // One pipe for both: what is said of a test stands beside its result.
+    // One pipe for both streams keeps diagnostics next to the result of their test.
     command.stdout(writer.try_clone()?).stderr(writer);
     std::os::unix::process::CommandExt::process_group(&mut command, 0);
     let mut child = command.spawn().with_context(|| format!("run {}", path.display()))?;
-    // The command keeps the ends of the pipe that it was given.
+    // The command holds write ends of the pipe, which would keep it from ending.
     drop(command);
     let watch = std::thread::spawn(move || wait(&mut child, limit));
     let mut output = Output::default();
     for line in BufReader::new(reader).split(b'\n') {
         output.line(&String::from_utf8_lossy(&line?));
     }
-    let Ok(status) = watch.join() else { bail!("the thread that waits for it died") };
+    let Ok(status) = watch.join() else { bail!("the thread that waits for the program died") };
     output.check(status?)?;
     Ok(output)
 }
 
-/// Waits for the end of a program, and ends what it leaves behind: that would
-/// keep its device, and the pipe.
+/// Waits for a program, then kills what is left of its process group, which would keep
+/// the device and the pipe open.
 fn wait(child: &mut Child, limit: Duration) -> Result<ExitStatus> {
     let end = Instant::now() + limit;
     let mut status = child.try_wait()?;
@@ -85,7 +85,7 @@ fn wait(child: &mut Child, limit: Duration) -> Result<ExitStatus> {
         status = child.try_wait()?;
     }
     let _ = killpg(Pid::from_raw(child.id().cast_signed()), Signal::SIGKILL);
-    status.with_context(|| format!("not done after {} s, and killed", limit.as_secs()))
+    status.with_context(|| format!("killed after {} s", limit.as_secs()))
 }
 
 impl Output {
@@ -103,7 +103,7 @@ impl Output {
         }
     }
 
-    /// `ok 1 name`, `not ok 2 name`, `ok 3 name # SKIP why`.
+    /// Parses `ok 1 name`, `not ok 2 name` or `ok 3 name # SKIP why`.
     fn point(&self, line: &str) -> Option<Point> {
         let (ok, rest) = match line.strip_prefix("not ok ") {
             Some(rest) => (false, rest),
@@ -114,17 +114,17 @@ impl Output {
         let name = name.trim().trim_start_matches("- ").to_owned();
         let (end, why) = match directive.trim().strip_prefix("SKIP") {
             Some(why) if ok => (End::Skipped, why),
-            // What is expected to fail has not passed.
+            // Any other directive, such as XFAIL, does not count as passed.
             _ if ok && directive.is_empty() => (End::Passed, ""),
             _ => (End::Failed, self.last.trim_start_matches('#')),
         };
         Some(Point { name, end, why: why.trim().to_owned() })
     }
 
-    /// A program that ended otherwise than it reports has not reported all.
+    /// Checks that the exit status and the plan match the reported results.
     fn check(&mut self, status: ExitStatus) -> Result<()> {
         if let Some(signal) = status.signal() {
-            bail!("ended by signal {signal}; {:?} was its last line", self.last);
+            bail!("killed by signal {signal}; its last line was {:?}", self.last);
         }
         let code = status.code().unwrap_or(-1);
         if code == SKIPPED && self.points.is_empty() {
@@ -132,12 +132,12 @@ impl Output {
             self.skipped.get_or_insert(last);
             return Ok(());
         }
-        let plan = self.plan.context("it printed no plan")?;
+        let plan = self.plan.context("the program printed no plan")?;
         let reported = self.points.len();
-        ensure!(plan == reported, "{plan} tests were planned and {reported} reported");
-        ensure!(plan > 0, "it has no tests");
+        ensure!(plan == reported, "{plan} tests planned, {reported} reported");
+        ensure!(plan > 0, "the program has no tests");
         let failed = self.points.iter().any(|point| point.end == End::Failed);
-        ensure!(failed || code == 0 || code == SKIPPED, "it ended with status {code}");
+        ensure!(failed || code == 0 || code == SKIPPED, "exit status {code}");
         Ok(())
     }
 }

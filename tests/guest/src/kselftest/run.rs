@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-//! Runs a program on a device and judges what it reports.
+//! Runs a program on a device and evaluates its results.
 
 use std::time::{Duration, Instant};
 
@@ -11,50 +11,48 @@ use crate::cmdline::Cmdline;
 use crate::kmsg::Tail;
 use crate::ktap::{KnownFailure, Suite, skip};
 
-/// A program takes a fraction of this, on a machine that has to share.
+/// Timeout of a program. Usually it needs a fraction of this; a busy host needs more.
 const LIMIT: Duration = Duration::from_secs(1800);
-/// And an event a fraction of this to be reported.
+/// Timeout until an error event is reported
 const LATE: Duration = Duration::from_secs(60);
 
-/// A skip that is expected.
+/// An expected skip.
 pub struct Expected {
     pub program: &'static str,
-    /// Part of the name of the test.
+    /// Part of the test's name.
     pub test: &'static str,
-    /// The kinds; none means each of them.
+    /// The kinds of devices; empty means all.
     pub only: &'static [&'static str],
-    /// Part of what the program says.
+    /// Part of the program's reason.
     pub says: &'static str,
-    /// What it is that the machine lacks.
+    /// What the machine lacks.
     pub why: &'static str,
-    /// Whether it does.
+    /// Whether the machine lacks it.
     pub is_lacking: fn(&Devices, &str) -> Result<bool>,
 }
 
-/// Failures that are on record: of the kernel's, whichever driver is in it.
+/// Known failures of the kernel, which do not depend on the driver.
 pub struct Known {
     pub program: &'static str,
-    /// Parts of the names of the tests.
+    /// Parts of the tests' names.
     pub tests: &'static [&'static str],
     pub why: &'static str,
 }
 
-/// A program and what it is run on.
+/// A program and the device that it runs on.
 pub struct Run<'a> {
-    /// The folder of the program.
+    /// The program's directory.
     pub folder: &'a str,
     pub program: &'a str,
-    /// What to call that which it is run on.
+    /// The kind of the device, or another name for what the program runs on.
     pub on: &'a str,
     pub devices: &'a Devices,
-    /// The skips that are expected.
     pub expected: &'a [Expected],
-    /// The failures that are on record.
     pub known: &'a [Known],
 }
 
 impl Run<'_> {
-    /// Runs it; `refused` is how many accesses the IOMMU must refuse.
+    /// Runs the program; `refused` is how many accesses the IOMMU must refuse.
     pub fn run(&self, suite: &mut Suite, arguments: &[&str], refused: usize) {
         let label = format!("{}: {}", self.on, self.program);
         let tail = Tail::open();
@@ -69,8 +67,8 @@ impl Run<'_> {
         for point in &output.points {
             suite.result(&format!("{label}: {}", point.name), self.judge(point));
         }
-        // A driver that let the access through would pass without this: the
-        // tests take any answer of the device.
+        // The tests accept any result of the device, so without this check they would
+        // also pass with a driver that lets the accesses through.
         suite.test(&format!("{label}: refused accesses"), || check_refused(tail?, refused));
     }
 
@@ -81,14 +79,14 @@ impl Run<'_> {
         let known = self.known.iter().find(is_it);
         match (point.end, known) {
             (End::Passed, None) => Ok(()),
-            (End::Passed, Some(_)) => Err(anyhow!("it is on record as failing, and passes")),
+            (End::Passed, Some(_)) => Err(anyhow!("listed as a known failure, but passes")),
             (End::Failed, None) => Err(anyhow!("{}", point.why)),
             (End::Failed, Some(known)) => Err(KnownFailure(known.why.to_owned()).into()),
             (End::Skipped, _) => self.judge_skip(&point.name, &point.why),
         }
     }
 
-    /// A skip that nothing explains is a failure.
+    /// A skip that is not expected, or whose reason does not hold, is a failure.
     fn judge_skip(&self, test: &str, says: &str) -> Result<()> {
         let explains = |expected: &&Expected| {
             expected.program == self.program
@@ -97,18 +95,19 @@ impl Run<'_> {
                 && says.contains(expected.says)
         };
         let Some(expected) = self.expected.iter().find(explains) else {
-            bail!("an unexpected skip: {says}");
+            bail!("unexpected skip: {says}");
         };
         ensure!(
             (expected.is_lacking)(self.devices, self.on)?,
-            "a skip without its reason, {}: {says}",
+            "skipped, but the reason does not hold ({}): {says}",
             expected.why
         );
         skip!("{}", expected.why)
     }
 }
 
-/// A thread of the kernel's reports the events, when it gets to it.
+/// Checks how many error events the kernel has reported. A kernel thread reports them,
+/// so wait.
 fn check_refused(mut tail: Tail, refused: usize) -> Result<()> {
     let end = Instant::now() + LATE;
     let mut seen = 0;
@@ -120,22 +119,21 @@ fn check_refused(mut tail: Tail, refused: usize) -> Result<()> {
         }
         std::thread::sleep(Duration::from_millis(10));
     }
-    ensure!(seen == refused, "{seen} error events of the function, not {refused}");
+    ensure!(seen == refused, "{seen} error events of the function, expected {refused}");
     Ok(())
 }
 
-/// How the PCI code reports that a function is in the error state.
+/// Whether the PCI code reports that a function is in the error state.
 fn is_error_event(message: &str) -> bool {
     message.starts_with("zpci:") && message.contains("reports an error for PCI function")
 }
 
-/// Whether a list has a kind of device; an empty one has each.
+/// Whether a list contains a kind of device; an empty list means all kinds.
 pub fn is_for(only: &[&str], kind: &str) -> bool {
     only.is_empty() || only.contains(&kind)
 }
 
-/// Whether the command line wants something of this name: a word of it lists
-/// parts of names.
+/// Whether the command line selects this name: the argument `key` lists parts of names.
 pub fn is_chosen(cmdline: &Cmdline, key: &str, name: &str) -> bool {
     let wanted = cmdline.value(key);
     wanted.is_none_or(|list| list.split(',').any(|part| name.contains(part)))

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
-//! The kernel's VFIO selftests, on one function of each kind and through every
-//! backend: each program goes through type1 and type1v2 of VFIO's own
-//! container, the same two of iommufd's, and a device of iommufd.
+//! The kernel's VFIO selftests, on one function of each kind and with every backend:
+//! type1 and type1v2 of VFIO's container, both of iommufd's compatibility container, and
+//! an iommufd device.
 
 use std::path::Path;
 
@@ -13,18 +13,18 @@ use crate::block::{KIB, MIB};
 use crate::cmdline::Cmdline;
 use crate::ktap::Suite;
 
-/// How many backends there are.
+/// Number of backends
 const BACKENDS: usize = 5;
-/// `memcpy_from_unmapped_iova` and `memcpy_to_unmapped_iova` make one access
-/// each to what is not mapped, `mix_and_match` ten.
+/// Accesses to unmapped IOVAs: `memcpy_from_unmapped_iova` and
+/// `memcpy_to_unmapped_iova` do one each, `mix_and_match` ten.
 const UNMAPPED: usize = 12;
 
-/// A program and what it is run on.
+/// A program and the devices that it runs on.
 struct Test {
     program: &'static str,
-    /// The kinds; none means each of them.
+    /// The kinds of devices; empty means all.
     only: &'static [&'static str],
-    /// How many accesses the IOMMU must refuse in all of it.
+    /// How many accesses the IOMMU must refuse in total.
     refused: usize,
 }
 
@@ -33,15 +33,15 @@ const TESTS: [Test; 6] = [
     Test { program: "vfio_pci_device_test", only: &[], refused: 0 },
     Test { program: "vfio_dma_mapping_mmio_test", only: &[], refused: 0 },
     Test { program: "vfio_dma_mapping_test", only: &[], refused: 0 },
-    // The library has a driver for none of the others.
+    // The library has no driver for the other kinds.
     Test { program: "vfio_pci_driver_test", only: &["igb"], refused: UNMAPPED * BACKENDS },
     Test { program: "vfio_pci_sriov_uapi_test", only: &["igb"], refused: 0 },
 ];
 
-/// The number of the capability of that name.
+/// Capability ID of MSI
 const MSI: u8 = 5;
 
-/// Runs on all functions at once.
+/// The program that runs on all functions at once
 const PARALLEL: &str = "vfio_pci_device_init_perf_test";
 
 pub const NO_EDAT: &str = "no huge pages: the emulated CPU has no EDAT";
@@ -76,13 +76,13 @@ const EXPECTED: [Expected; 4] = [
         test: "",
         only: &[],
         says: "SR-IOV may not be supported",
-        why: "the emulator shows 256 bytes of config space: no SR-IOV capability",
+        why: "the emulator has only 256 bytes of config space: no SR-IOV capability",
         is_lacking: |devices, kind| devices.get(kind)?.function.config_size().map(|n| n <= 256),
     },
 ];
 
-/// Runs them all; `guest.only=` is a part of the names of the programs to run,
-/// `guest.kind=` the kind of function.
+/// Runs the programs on all kinds of functions. `guest.only=` selects programs,
+/// `guest.kind=` kinds, both by a part of the name.
 pub fn run(suite: &mut Suite, cmdline: &Cmdline) -> Result<()> {
     let is_chosen = |key, name| is_chosen(cmdline, key, name);
     let devices = Devices::take()?;
@@ -103,7 +103,7 @@ pub fn run(suite: &mut Suite, cmdline: &Cmdline) -> Result<()> {
     Ok(())
 }
 
-/// Whether the kernel knows no huge pages of this size.
+/// Whether the kernel lacks huge pages of this size.
 pub fn has_no_pages(size: usize) -> bool {
     !Path::new(&format!("/sys/kernel/mm/hugepages/hugepages-{}kB", size / KIB)).exists()
 }

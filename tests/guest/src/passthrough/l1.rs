@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
-//! Mode "passthrough": gives drives to a guest of this guest, takes them back,
-//! and reads what was written there.
+//! Mode "passthrough": passes drives through to L2, takes them back, and verifies what
+//! L2 wrote.
 
 use std::time::Duration;
 
@@ -18,75 +18,75 @@ use crate::ktap::{Report, Suite};
 use crate::suites::dmesg;
 use crate::suites::modules::QUESTION;
 
-/// The driver that a function has while it is given away.
+/// The driver of a function that is passed through
 const VFIO: &str = "vfio-pci";
 
-/// One L2.
+/// One boot of L2.
 struct Round {
     name: &'static str,
     iommufd: bool,
     drives: usize,
-    /// How much L2 writes at once.
+    /// The size of L2's requests.
     request: usize,
-    /// Words for L2's kernel.
-    words: &'static str,
-    /// L2 reaches for memory that it unmapped, which is its end.
+    /// Arguments for L2's kernel command line.
+    args: &'static str,
+    /// L2 does DMA to unmapped memory, so that QEMU stops it.
     is_stopped: bool,
 }
 
-/// What most rounds are.
+/// Defaults of a round
 const USUAL: Round =
-    Round { name: "", iommufd: false, drives: 1, request: 128 * KIB, words: "", is_stopped: false };
+    Round { name: "", iommufd: false, drives: 1, request: 128 * KIB, args: "", is_stopped: false };
 
 const ROUNDS: [Round; 8] = [
     Round {
         name: "legacy",
-        words: "s390_iommu.large_pages=1 guest.large=1 guest.suite=remap,dma",
+        args: "s390_iommu.large_pages=1 guest.large=1 guest.suite=remap,dma",
         ..USUAL
     },
     Round {
         name: "legacy-small",
-        words: "s390_iommu.large_pages=0 guest.large=0 guest.suite=remap iommu.strict=1",
+        args: "s390_iommu.large_pages=0 guest.large=0 guest.suite=remap iommu.strict=1",
         ..USUAL
     },
     Round {
         name: "iommufd",
         iommufd: true,
-        // Where L2 flushes every unmap, L1 unmaps every page right away.
-        words: "s390_iommu.large_pages=1 guest.large=1 guest.suite=remap,dma iommu.strict=1",
+        // L2 flushes every unmap, so L1 unmaps every page immediately.
+        args: "s390_iommu.large_pages=1 guest.large=1 guest.suite=remap,dma iommu.strict=1",
         ..USUAL
     },
     Round {
         name: "iommufd-small",
         iommufd: true,
-        words: "s390_iommu.large_pages=0 guest.large=0 guest.suite=remap",
+        args: "s390_iommu.large_pages=0 guest.large=0 guest.suite=remap",
         ..USUAL
     },
     Round { name: "two", iommufd: true, drives: 2, ..USUAL },
-    // Each of these unmaps covers a page table, which a hypervisor may overlook.
+    // Each unmap covers a whole page table, which a hypervisor may overlook.
     Round {
         name: "requests",
         request: MIB,
-        words: "s390_iommu.large_pages=0 iommu.strict=1",
+        args: "s390_iommu.large_pages=0 iommu.strict=1",
         ..USUAL
     },
     Round {
         name: "stopped",
-        words: "guest.suite=remap guest.only=1M iommu.strict=1",
+        args: "guest.suite=remap guest.only=1M iommu.strict=1",
         is_stopped: true,
         ..USUAL
     },
-    Round { name: IDENTITY, words: "iommu.passthrough=1 guest.type=identity", ..USUAL },
+    Round { name: IDENTITY, args: "iommu.passthrough=1 guest.type=identity", ..USUAL },
 ];
 
-/// What L2 has as memory is mapped at once, and nothing afterwards. Debian's QEMU does not
-/// offer it for functions of an emulated host, the one of `make machine` does.
+/// A round without translation in L2: QEMU maps L2's memory once. Debian's QEMU does not
+/// offer this for functions of an emulated host, the one of `make machine` does.
 const IDENTITY: &str = "identity";
 
-/// Parameters of L1 that L2 gets as well.
+/// Arguments of L1 that are forwarded to L2
 const FORWARDED: [&str; 3] = ["guest.suite", "guest.only", "guest.inner"];
 
-/// Runs the rounds that `guest.rounds=` names, or all that L1's QEMU can do.
+/// Runs the rounds that `guest.rounds=` names, or all that L1's QEMU supports.
 pub fn run(cmdline: &Cmdline) -> Result<bool> {
     let names: Option<Vec<_>> = cmdline.value("guest.rounds").map(|v| v.split(',').collect());
     if let Some(unknown) = names.iter().flatten().find(|n| ROUNDS.iter().all(|r| r.name != **n)) {
@@ -130,14 +130,14 @@ impl Round {
             let name = format!("drive {}: L1 writes", drive.serial);
             suite.test(&name, || write(drive, &drive.before()));
         }
-        let words = format!(
+        let args = format!(
             "guest.drives={} guest.round={number} guest.request={} guest.calm={} {}{forwarded}",
             self.drives,
             self.request,
             u8::from(!self.is_stopped),
-            self.words
+            self.args
         );
-        let given = give(&drives).and_then(|()| self.guest(suite, &drives, &words, limit));
+        let given = give(&drives).and_then(|()| self.guest(suite, &drives, &args, limit));
         if self.is_stopped {
             suite.result("an access after an unmap stopped L2", expect_stopped(given));
         } else {
@@ -152,24 +152,24 @@ impl Round {
         Ok(())
     }
 
-    /// Boots L2 and takes over its results.
+    /// Boots L2 and reports its results as test points.
     fn guest(
         &self,
         suite: &mut Suite,
         drives: &[Drive],
-        words: &str,
+        args: &str,
         limit: Duration,
     ) -> Result<()> {
         let addresses: Vec<_> = drives.iter().map(|d| d.function.address.as_str()).collect();
-        // What QEMU offers by default depends on what L1 knows of the function's group.
+        // QEMU's default depends on what L1 knows about the function's group.
         let zpci = if self.name == IDENTITY { ",relaxed-translation=on" } else { "" };
-        let mut qemu = Qemu::start(&addresses, self.iommufd, zpci, words, limit)?;
+        let mut qemu = Qemu::start(&addresses, self.iommufd, zpci, args, limit)?;
         let mut heard = Heard::default();
         while let Some(line) = qemu.line()? {
-            // The words alone: the line may follow on one of the kernel's.
+            // Search the whole line: it may begin with part of a kernel message.
             if let Some((_, live)) = line.split_once(MOVED) {
                 look_at_domains(suite, drives);
-                if self.words.contains("strict=1") {
+                if self.args.contains("strict=1") {
                     suite.test("L1 has mapped what L2 has, no more", || expect_live(drives, live));
                 }
                 qemu.answer("")?;
@@ -177,7 +177,7 @@ impl Round {
                 let counters = Counters::read(&drives[0].function)?;
                 qemu.answer(&(counters.mapped - counters.unmapped).to_string())?;
             } else if line.starts_with("bytes: ") {
-                // For the host: what is in its file is not L1's word alone.
+                // For the host, which checks the contents of the drive's file itself.
                 say!("{line}");
             }
             heard.line(suite, &line);
@@ -185,13 +185,13 @@ impl Round {
         let complaints = qemu.complaints();
         let time = qemu.wait()?;
         heard.judge()?;
-        ensure!(complaints == 0, "L1's QEMU complained {complaints} times");
+        ensure!(complaints == 0, "L1's QEMU printed {complaints} errors");
         say!("# {}: L2 took {} s", self.name, time.as_secs());
         Ok(())
     }
 }
 
-/// Every page that L2 maps is one of L1's domain.
+/// Checks that the pages that L2 maps are mapped in L1's domains.
 fn look_at_domains(suite: &mut Suite, drives: &[Drive]) {
     for drive in drives {
         let name = format!("drive {}: L2's pages are mapped in L1's domain", drive.serial);
@@ -200,13 +200,13 @@ fn look_at_domains(suite: &mut Suite, drives: &[Drive]) {
             say!("# drive {}: L1's domain: {counters}", drive.serial);
             let pages: usize = drive.by_l2().iter().map(|t| t.bytes / 4096).sum();
             ensure!(counters.mapped >= pages as u64, "{counters}, L2 wrote {pages} pages");
-            ensure!(counters.sync_map > 0, "no mapping was made visible: {counters}");
+            ensure!(counters.sync_map > 0, "no refresh after a map: {counters}");
             Ok(())
         });
     }
 }
 
-/// Every unmap of L2's was one in L1.
+/// Checks that L1 has as many pages mapped as L2, so every unmap has reached L1.
 fn expect_live(drives: &[Drive], live: &str) -> Result<()> {
     let live: u64 = live.trim().parse().context("how many pages L2 has mapped")?;
     let mut outside = 0;
@@ -214,7 +214,7 @@ fn expect_live(drives: &[Drive], live: &str) -> Result<()> {
         let counters = Counters::read(&drive.function)?;
         outside += counters.mapped - counters.unmapped;
     }
-    ensure!(live > 0 && live == outside, "{outside} pages in L1, {live} in L2");
+    ensure!(live > 0 && live == outside, "{outside} pages are mapped in L1, {live} in L2");
     Ok(())
 }
 
@@ -222,11 +222,11 @@ fn expect_stopped(given: Result<()>) -> Result<()> {
     match given {
         Err(error) if error.is::<Stopped>() => Ok(()),
         Err(error) => Err(error),
-        Ok(()) => bail!("L2 came to its end"),
+        Ok(()) => bail!("L2 was not stopped"),
     }
 }
 
-/// What L2 reported.
+/// What L2 has reported so far.
 #[derive(Default)]
 struct Heard {
     points: usize,
@@ -247,15 +247,15 @@ impl Heard {
     }
 
     fn judge(&self) -> Result<()> {
-        let status = self.status.context("L2 said no last word")?;
+        let status = self.status.context("L2 printed no final status")?;
         let plan = self.plan.context("L2 printed no plan")?;
-        ensure!(plan == self.points, "{plan} tests were planned and {} reported", self.points);
+        ensure!(plan == self.points, "{plan} tests planned, {} reported", self.points);
         ensure!(status == 0, "L2 ended with status {status}");
         Ok(())
     }
 }
 
-/// `ok 1 name`, `not ok 2 name # why`.
+/// Parses `ok 1 name` or `not ok 2 name # why`.
 fn point(line: &str) -> Option<(&str, Result<()>)> {
     let numbered = |rest: &'_ str| rest.split(' ').next()?.parse::<usize>().ok();
     if let Some(rest) = line.strip_prefix("not ok ") {
@@ -291,7 +291,7 @@ fn take_back(drives: &[Drive]) -> Result<()> {
     drives.iter().try_for_each(|drive| change_driver(&drive.function, "", "nvme"))
 }
 
-/// Names the driver that a function may have, and sees that this one gets it.
+/// Restricts a function to a driver (or to none), and checks which one is bound.
 fn change_driver(function: &Function, only: &str, wanted: &str) -> Result<()> {
     function.unbind()?;
     function.set_override(only)?;
@@ -301,12 +301,12 @@ fn change_driver(function: &Function, only: &str, wanted: &str) -> Result<()> {
     Ok(())
 }
 
-/// A function that does DMA where nothing is mapped is put into the error
-/// state, which the PCI subsystem tells.
+/// Checks how many error events the PCI code has logged: DMA to an unmapped IOVA puts the
+/// function into the error state.
 fn events(wanted: usize) -> Result<()> {
     let messages = kmsg::messages()?;
     let events = messages.iter().filter(|m| m.contains("reports an error for PCI function"));
     let events: Vec<_> = events.collect();
-    ensure!(events.len() == wanted, "{} of them, {wanted} wanted: {events:?}", events.len());
+    ensure!(events.len() == wanted, "{} error events, expected {wanted}: {events:?}", events.len());
     Ok(())
 }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-//! Mode "l2": the guest inside the guest, on the drives that it was given.
+//! Mode "l2": the nested guest, which tests the drives that L1 passes through.
 
 use std::io::stdin;
 use std::time::Duration;
@@ -17,22 +17,21 @@ use crate::ktap::{Report, Suite};
 use crate::suites::modules::{self, ANSWER};
 use crate::{module, sysfs};
 
-/// The suites that can run on what is passed through.
+/// The suites that can run on passed-through functions
 const SUITES: [&str; 2] = ["remap", "dma"];
 
-/// The largest request that the NVMe driver makes by itself, above an IOMMU.
+/// The largest request of the NVMe driver by default, with an IOMMU
 const USUAL_MOST: usize = 128 * KIB;
-/// The type of a group that does not translate.
+/// The type of a group without translation
 pub const IDENTITY: &str = "identity";
 
-/// How long the drives may take to come up on a machine that an emulated
-/// machine emulates.
+/// How long the drives may take to come up with nested emulation
 const COME_UP: Duration = Duration::from_secs(300);
 
-/// What a drive's thread found: reading what L1 wrote, and writing.
+/// The results of a drive's thread: of reading what L1 wrote, and of writing.
 type Found = (Result<()>, Result<()>);
 
-/// Runs the tests of L2 and says whether all is well.
+/// Runs the tests of L2. Returns whether all of them passed.
 pub fn run(cmdline: &Cmdline) -> Result<bool> {
     let mut report = Report::start();
     let mut suite = report.suite("L2");
@@ -44,12 +43,12 @@ pub fn run(cmdline: &Cmdline) -> Result<bool> {
     Ok(report.finish())
 }
 
-/// Runs the suites that are named, on the drives that are moved by now.
+/// Runs the suites that the command line names, after the transfers.
 fn suites(report: &mut Report, cmdline: &Cmdline) {
-    // They ask L1 what is mapped there.
+    // The suites ask L1 how many pages it has mapped. Forward the answers to the module.
     std::thread::spawn(|| {
         for line in stdin().lines().map_while(Result::ok) {
-            // A question that nobody asks any more needs no answer.
+            // This fails if the module is gone, which then needs no answer.
             let _ = sysfs::write(ANSWER, &line);
         }
     });
@@ -70,7 +69,7 @@ fn tests(suite: &mut Suite, cmdline: &Cmdline) -> Result<()> {
     }
     suite.test("the groups' type", || group_types(&drives, cmdline));
     let before = counters(&drives)?;
-    // All at once: each function has a domain of its own in L1.
+    // All drives at once: each function has its own domain in L1.
     let found: Vec<Found> = std::thread::scope(|scope| {
         let threads: Vec<_> = drives.iter().map(|drive| scope.spawn(|| use_drive(drive))).collect();
         let join = |thread: std::thread::ScopedJoinHandle<Found>| {
@@ -96,15 +95,16 @@ fn tests(suite: &mut Suite, cmdline: &Cmdline) -> Result<()> {
     Ok(())
 }
 
-/// This driver with the page sizes that L1 wants, or the driver in C.
+/// Checks that this driver is active with the page sizes that L1 asked for, or the C
+/// driver.
 fn right_driver(cmdline: &Cmdline) -> Result<()> {
     let messages = kmsg::messages()?;
     let lines = kmsg::driver_lines(&messages);
     if cmdline.value("guest.inner") == Some("c") {
-        ensure!(lines.is_empty(), "this driver is at work: {lines:?}");
+        ensure!(lines.is_empty(), "the Rust driver is active: {lines:?}");
         return Ok(());
     }
-    ensure!(!lines.is_empty(), "the driver says nothing in the log");
+    ensure!(!lines.is_empty(), "no driver messages in the log");
     if let Some(large) = cmdline.value("guest.large") {
         let has_large = lines.iter().any(|line| line.contains("4 KiB and 1 MiB"));
         ensure!(has_large == (large == "1"), "guest.large={large}: {lines:?}");
@@ -128,12 +128,12 @@ fn group_types(drives: &[Drive], cmdline: &Cmdline) -> Result<()> {
     let wanted = cmdline.value("guest.type").unwrap_or(usual);
     for drive in drives {
         let kind = drive.function.group_type()?;
-        ensure!(kind == wanted, "{kind}, not {wanted}");
+        ensure!(kind == wanted, "the group type is {kind}, not {wanted}");
     }
     Ok(())
 }
 
-/// A domain that does not translate has none.
+/// Reads the counters, which are zero for an identity domain.
 fn counters(drives: &[Drive]) -> Result<Vec<Counters>> {
     let read = |drive: &Drive| match drive.function.group_type()?.as_str() {
         IDENTITY => Ok(Counters::default()),
@@ -146,7 +146,7 @@ fn use_drive(drive: &Drive) -> Found {
     (read(drive), write(drive).and_then(|()| large_requests(drive)))
 }
 
-/// Probed again, where the kernel lets the driver make larger ones.
+/// Loads a module that allows larger requests, and probes the drives again.
 fn with_large_requests(drives: Vec<Drive>, cmdline: &Cmdline) -> Result<Vec<Drive>> {
     module::load("mapping_size", "")?;
     for drive in drives {
@@ -156,7 +156,7 @@ fn with_large_requests(drives: Vec<Drive>, cmdline: &Cmdline) -> Result<Vec<Driv
     self::drives(cmdline)
 }
 
-/// On average they are half of what was written at once, or more.
+/// Checks that requests have on average at least half the size that was asked for.
 fn large_requests(drive: &Drive) -> Result<()> {
     if drive.request <= USUAL_MOST {
         return Ok(());
@@ -189,7 +189,7 @@ fn write(drive: &Drive) -> Result<()> {
     Ok(())
 }
 
-/// In a guest the machine sees a mapping only when it is refreshed.
+/// Checks that maps were refreshed: in a guest, a new mapping needs a refresh.
 fn told(moved: Counters) -> Result<()> {
     ensure!(moved.mapped > 0 && moved.sync_map > 0, "{moved}");
     Ok(())
@@ -198,6 +198,6 @@ fn told(moved: Counters) -> Result<()> {
 fn clean_log() -> Result<()> {
     let messages = kmsg::messages()?;
     let bad = kmsg::bad(&messages);
-    ensure!(bad.is_empty(), "{} lines, the first: {}", bad.len(), bad[0]);
+    ensure!(bad.is_empty(), "{} bad messages, the first: {}", bad.len(), bad[0]);
     Ok(())
 }

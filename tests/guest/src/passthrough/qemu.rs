@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-//! L1's own QEMU and what its guest says.
+//! L1's QEMU and the console of its guest.
 
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, ChildStdin, Command, Stdio};
@@ -10,22 +10,22 @@ use anyhow::{Context, Result, bail, ensure};
 
 use crate::console::say;
 
-/// Where the host's tools put an s390x QEMU with its libraries, and L2.
+/// Directory of an s390x QEMU with its libraries, and of L2's kernel and initramfs
 const FOLDER: &str = "/l2";
-/// How often progress is printed.
+/// Interval of progress messages
 const SIGN_OF_LIFE: Duration = Duration::from_secs(30);
 
-/// Parameters of L2's kernel: slow is not broken.
+/// Kernel parameters that raise L2's timeouts
 const PATIENCE: &str =
     "nvme_core.admin_timeout=250 nvme_core.io_timeout=250 rcupdate.rcu_cpu_stall_suppress=1";
 
-/// What its complaints begin with, and how many of them are shown.
+/// Prefix of QEMU's error messages, and how many of them are shown
 const COMPLAINT: &str = "qemu-system-s390x: ";
 const SHOWN: usize = 10;
-/// What it says when it stops its guest for good.
+/// QEMU's message when it stops its guest for good
 const STOPPED: &str = "Unrecoverable error detected";
 
-/// That it said so.
+/// The error if QEMU has stopped its guest.
 #[derive(Debug)]
 pub struct Stopped(String);
 
@@ -37,7 +37,7 @@ impl std::fmt::Display for Stopped {
 
 impl std::error::Error for Stopped {}
 
-/// A running QEMU; stopped when dropped.
+/// A running QEMU; killed when dropped.
 pub struct Qemu {
     child: Child,
     input: ChildStdin,
@@ -48,15 +48,16 @@ pub struct Qemu {
 }
 
 impl Qemu {
-    /// Starts it with functions of these addresses. `zpci` has more properties of theirs.
+    /// Starts QEMU with the functions at these addresses. `zpci` has further properties
+    /// of their zpci devices.
     pub fn start(
         addresses: &[&str],
         iommufd: bool,
         zpci: &str,
-        words: &str,
+        args: &str,
         limit: Duration,
     ) -> Result<Self> {
-        let mut command = command(words);
+        let mut command = command(args);
         if iommufd {
             command.args(["-object", "iommufd,id=iommufd0"]);
         }
@@ -90,8 +91,8 @@ impl Qemu {
         Ok(Self { child, input, lines, start: Instant::now(), limit, complaints: 0 })
     }
 
-    /// The next line of L2's console; none at the end. QEMU's complaints are
-    /// counted: there can be one for each page.
+    /// The next line of L2's console; `None` at the end. QEMU's errors are only counted
+    /// after the first few, because there can be one for each page.
     pub fn line(&mut self) -> Result<Option<String>> {
         loop {
             match self.lines.recv_timeout(SIGN_OF_LIFE) {
@@ -114,23 +115,23 @@ impl Qemu {
                 }
             }
             if self.start.elapsed() > self.limit {
-                bail!("L2 did not end within {} s and was stopped", self.limit.as_secs());
+                bail!("L2 was killed after {} s", self.limit.as_secs());
             }
         }
     }
 
-    /// Gives L2 the line that it waits for.
+    /// Sends a line to L2's console.
     pub fn answer(&mut self, line: &str) -> Result<()> {
         let line = format!("{line}\n");
         self.input.write_all(line.as_bytes()).context("write to L2's console")
     }
 
-    /// How often QEMU complained.
+    /// How many errors QEMU has printed.
     pub fn complaints(&self) -> usize {
         self.complaints
     }
 
-    /// Waits for the end and says how long it all took.
+    /// Waits for QEMU to exit. Returns how long it ran.
     pub fn wait(mut self) -> Result<Duration> {
         let status = self.child.wait().context("wait for L1's QEMU")?;
         ensure!(status.success(), "L1's QEMU failed ({status})");
@@ -145,8 +146,8 @@ impl Drop for Qemu {
     }
 }
 
-/// The program comes with its own loader and libraries, in one folder.
-fn command(words: &str) -> Command {
+/// QEMU's command line; the program has its own loader and libraries, in one directory.
+fn command(args: &str) -> Command {
     let at = |name: &str| format!("{FOLDER}/{name}");
     let mut command = Command::new(at("ld64.so.1"));
     command
@@ -156,7 +157,7 @@ fn command(words: &str) -> Command {
         .args(["-nodefaults", "-display", "none", "-no-reboot", "-L", FOLDER])
         .args(["-serial", "stdio", "-monitor", "none"])
         .args(["-kernel", &at("image"), "-initrd", &at("root.cpio")])
-        .args(["-append", &format!("console=ttysclp0 panic=-1 guest.mode=l2 {PATIENCE} {words}")])
+        .args(["-append", &format!("console=ttysclp0 panic=-1 guest.mode=l2 {PATIENCE} {args}")])
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped());

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
-//! Table memory shows where an administrator looks for it, and is charged to
-//! who asked for it.
+//! Table memory is accounted in the kernel's statistics and charged to the memory cgroup
+//! of the caller.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -14,16 +14,16 @@ use crate::ktap::Suite;
 use crate::module::Module;
 use crate::sysfs;
 
-/// The module that holds a domain with tables while it is loaded.
+/// The module that keeps a domain with tables while it is loaded
 const HOLDER: &str = "tables";
-/// What it maps: one page table, of a page of 4 KiB, for each MiB.
+/// How much it maps, with one page table of 4 KiB for each MiB
 const MEBIBYTES: i64 = 4096;
-/// Of 16 KiB: the domain's top table, and a segment table for each 2 GiB.
+/// Tables of 16 KiB: the domain's top table, and a segment table for each 2 GiB
 const UPPER_TABLES: i64 = 1 + MEBIBYTES / 2048;
 const EXPECTED: i64 = MEBIBYTES + 4 * UPPER_TABLES;
-/// What the top table takes.
+/// Pages of the top table
 const TOP: i64 = 4;
-/// Group statistics lag behind by a batch of each processor.
+/// How far cgroup statistics may be off, because each CPU updates them in batches
 const BATCH: i64 = 512;
 
 pub fn run(suite: &mut Suite, _: &Cmdline) -> Result<()> {
@@ -34,7 +34,7 @@ pub fn run(suite: &mut Suite, _: &Cmdline) -> Result<()> {
     Ok(())
 }
 
-/// Pages in use for tables of IOMMUs.
+/// The number of pages used for I/O translation tables, from two sources.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 struct Pages {
     secondary: i64,
@@ -42,7 +42,7 @@ struct Pages {
 }
 
 impl Pages {
-    /// As the kernel shows them, after every processor's share was added.
+    /// Reads both, after all CPUs' counts were added.
     fn read() -> Result<Self> {
         sysfs::write("/proc/sys/vm/stat_refresh", "1")?;
         let meminfo = fs::read_to_string("/proc/meminfo")?;
@@ -55,22 +55,23 @@ impl Pages {
         (self.secondary - before.secondary, self.iommu - before.iommu)
     }
 
-    /// Waits for what the DMA API's queue of unmaps has yet to give back.
+    /// Waits until so many more pages are in use than before. The DMA API's flush queue
+    /// may still have to free some.
     fn expect(before: Self, pages: i64, when: &str) -> Result<()> {
         let is = || Some(Self::read().ok()?.more_than(before));
         let reached = || is().filter(|more| *more == (pages, pages));
         let done = sysfs::wait_for("tables", Duration::from_secs(5), reached);
-        ensure!(done.is_ok(), "{when}: {:?} pages more, not {pages}", is());
+        ensure!(done.is_ok(), "{when}: {:?} more pages, expected {pages}", is());
         Ok(())
     }
 }
 
-/// The number behind a name at the start of a line.
+/// The number after a name at the start of a line.
 fn value(text: &str, name: &str) -> Result<i64> {
-    let mut words = text.lines().map(str::split_whitespace);
-    let line = words.find_map(|mut words| (words.next() == Some(name)).then_some(words));
-    let number = line.and_then(|mut words| words.next());
-    let number = number.with_context(|| format!("there is no {name}"))?;
+    let mut lines = text.lines().map(str::split_whitespace);
+    let line = lines.find_map(|mut fields| (fields.next() == Some(name)).then_some(fields));
+    let number = line.and_then(|mut fields| fields.next());
+    let number = number.with_context(|| format!("no {name}"))?;
     Ok(number.parse()?)
 }
 
@@ -90,14 +91,14 @@ fn shown() -> Result<()> {
 
 const DOMAINS: &str = "/sys/kernel/debug/s390_iommu/domains";
 
-/// What the driver's largest domain says of its tables, in bytes.
+/// The table memory of the driver's largest domain, in bytes.
 fn largest() -> Result<u64> {
     let infos = sysfs::list(DOMAINS).into_iter().filter_map(|domain| {
         let info = fs::read_to_string(domain.join("info")).ok()?;
         let value = info.lines().find_map(|line| line.strip_prefix("table memory:"))?;
         value.split_whitespace().next()?.parse().ok()
     });
-    infos.max().with_context(|| format!("{DOMAINS} has no domain with table memory"))
+    infos.max().with_context(|| format!("no domain with table memory in {DOMAINS}"))
 }
 
 fn shown_by_driver() -> Result<()> {
@@ -112,7 +113,7 @@ fn shown_by_driver() -> Result<()> {
     holder.unload()
 }
 
-/// A memory control group with this process in it; left when dropped.
+/// A memory cgroup that contains this process until it is dropped.
 struct Group {
     root: PathBuf,
 }
@@ -134,13 +135,13 @@ impl Group {
         self.root.join("charged")
     }
 
-    /// Pages of secondary page tables that the group is charged for.
+    /// Pages of secondary page tables that are charged to the group.
     fn tables(&self) -> Result<i64> {
         let text = fs::read_to_string(self.inner().join("memory.stat"))?;
         Ok(value(&text, "sec_pagetables")? / 4096)
     }
 
-    /// Pages of any kind.
+    /// Pages of all kinds that are charged to the group.
     fn all(&self) -> Result<i64> {
         Ok(sysfs::read(self.inner().join("memory.current"))?.parse::<i64>()? / 4096)
     }
@@ -161,11 +162,11 @@ fn charged(account: bool) -> Result<()> {
     let expected = if account { MEBIBYTES } else { 0 };
     let near = |pages: i64, expected: i64| (pages - expected).abs() <= BATCH;
     let charged = group.tables()? - tables;
-    ensure!(near(charged, expected), "mapped: {charged} pages of tables, not about {expected}");
+    ensure!(near(charged, expected), "mapped: {charged} table pages, expected about {expected}");
     let charged = group.all()? - all;
-    ensure!(near(charged, expected), "mapped: {charged} pages in all, not about {expected}");
+    ensure!(near(charged, expected), "mapped: {charged} pages in total, expected about {expected}");
     holder.unload()?;
     let charged = group.tables()? - tables;
-    ensure!(near(charged, 0), "freed: {charged} pages of tables are still charged");
+    ensure!(near(charged, 0), "freed: {charged} table pages are still charged");
     Ok(())
 }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-//! The machine came up on this driver, and shows what it should.
+//! The machine has booted with this driver, and sysfs is as expected.
 
 use anyhow::{Context, Result, ensure};
 
@@ -8,9 +8,9 @@ use crate::function::{Function, Region};
 use crate::ktap::Suite;
 use crate::{kmsg, sysfs};
 
-/// QEMU gives every emulated function the window 0x1_0000_0000 to
-/// 0x1ff_ffff_ffff_ffff, and takes three-level tables, which reach 4 TiB; an emulator
-/// that was made otherwise is described on the command line.
+/// Every function that QEMU emulates has the window from 0x1_0000_0000 to
+/// 0x1ff_ffff_ffff_ffff and supports three-level tables, which reach 4 TiB. Other
+/// configurations are described on the command line.
 const START_DMA: u64 = 0x1_0000_0000;
 const END_DMA: u64 = 0x1ff_ffff_ffff_ffff;
 
@@ -39,9 +39,9 @@ fn no_c_driver() -> Result<()> {
 fn named_in_log() -> Result<()> {
     let messages = kmsg::messages()?;
     let lines = kmsg::driver_lines(&messages);
-    ensure!(!lines.is_empty(), "no line of the log starts with \"s390_iommu:\"");
+    ensure!(!lines.is_empty(), "no message starts with \"s390_iommu:\"");
     let named = lines.iter().any(|line| line.chars().any(|c| c.is_ascii_digit()));
-    ensure!(named, "none of the driver's lines has a version: {}", lines[0]);
+    ensure!(named, "no driver message has a version: {}", lines[0]);
     Ok(())
 }
 
@@ -52,7 +52,7 @@ fn iommu_devices(functions: &[Function]) -> Result<()> {
         let expected = format!("s390-iommu.{:08x}", function.fid()?);
         ensure!(
             link.as_ref() == Some(&expected),
-            "{}: the iommu is {link:?}, not {expected}",
+            "{}: the IOMMU is {link:?}, expected {expected}",
             function.address
         );
     }
@@ -74,7 +74,7 @@ fn group_types(functions: &[Function], cmdline: &Cmdline) -> Result<()> {
     let expected = cmdline.value("guest.type").unwrap_or(usual);
     for function in functions {
         let kind = function.group_type()?;
-        ensure!(kind == expected, "{}: {kind}, not {expected}", function.address);
+        ensure!(kind == expected, "{}: {kind}, expected {expected}", function.address);
     }
     Ok(())
 }
@@ -86,12 +86,13 @@ fn reserved_regions(functions: &[Function], cmdline: &Cmdline) -> Result<()> {
         let reach = reach(cmdline.levels());
         let expected = expected_regions(cmdline.aperture_factor(), start, end, reach)?;
         let regions = function.reserved()?;
-        ensure!(regions == expected, "{}: {regions:x?}, not {expected:x?}", function.address);
+        ensure!(regions == expected, "{}: {regions:x?}, expected {expected:x?}", function.address);
     }
     Ok(())
 }
 
-/// Below the window, and above what the boot parameter leaves of it.
+/// The regions below the window and above its usable part, which the boot parameter may
+/// limit.
 fn expected_regions(factor: u64, start: u64, end: u64, reach: u64) -> Result<Vec<Region>> {
     let mut end = end.min(reach);
     if factor != 0 {
@@ -105,12 +106,12 @@ fn expected_regions(factor: u64, start: u64, end: u64, reach: u64) -> Result<Vec
     Ok(regions)
 }
 
-/// The last address that tables of so many levels translate.
+/// The last IOVA that tables with this number of levels translate.
 fn reach(levels: u32) -> u64 {
     u64::MAX >> (64 - (20 + 11 * (levels - 1)))
 }
 
-/// The first address behind the machine's memory.
+/// The first address after the machine's memory.
 fn memory_end() -> Result<u64> {
     let map = sysfs::read("/proc/iomem")?;
     let rams = map.lines().filter(|line| line.ends_with(": System RAM"));

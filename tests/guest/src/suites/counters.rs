@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-//! The five counters in debugfs say what happened.
+//! The five IOMMU counters in debugfs.
 
 use std::time::Duration;
 
@@ -24,9 +24,9 @@ pub fn run(suite: &mut Suite, cmdline: &Cmdline) -> Result<()> {
     transfer.verify(&nvme.disk()?)?;
     let moved = Counters::read(&nvme)? - before;
     suite.test("pages mapped are at least the pages moved", || {
-        // Every page is mapped once to be written and once to be read.
-        ensure!(moved.mapped >= 2 * PAGES, "{} pages moved: {moved}", 2 * PAGES);
-        ensure!(moved.mapped < 4 * PAGES, "{} pages moved: {moved}", 2 * PAGES);
+        // Every page is mapped once for the write and once for the read.
+        ensure!(moved.mapped >= 2 * PAGES, "{} pages transferred: {moved}", 2 * PAGES);
+        ensure!(moved.mapped < 4 * PAGES, "{} pages transferred: {moved}", 2 * PAGES);
         Ok(())
     });
     suite.test("an idle disk has unmapped what it mapped", || {
@@ -35,7 +35,7 @@ pub fn run(suite: &mut Suite, cmdline: &Cmdline) -> Result<()> {
     });
     suite.test("mappings are made visible, and not one by one", || {
         if shown::is_there() && !shown::maps_need_refresh(&nvme)? {
-            ensure!(moved.sync_map == 0, "the machine sees maps by itself: {moved}");
+            ensure!(moved.sync_map == 0, "unnecessary refreshes after maps: {moved}");
             return Ok(());
         }
         ensure!(moved.sync_map > 0, "{moved}");
@@ -43,10 +43,10 @@ pub fn run(suite: &mut Suite, cmdline: &Cmdline) -> Result<()> {
         Ok(())
     });
     let (before, single) = single_pages(&nvme)?;
-    // They take another way through the driver than ranges.
+    // Maps of single pages use another path in the driver than maps of ranges.
     suite.test("pages mapped one at a time are counted, and unmapped", || {
-        ensure!(single.mapped >= 2 * SINGLES, "{} pages moved: {single}", 2 * SINGLES);
-        ensure!(single.mapped < 4 * SINGLES, "{} pages moved: {single}", 2 * SINGLES);
+        ensure!(single.mapped >= 2 * SINGLES, "{} pages transferred: {single}", 2 * SINGLES);
+        ensure!(single.mapped < 4 * SINGLES, "{} pages transferred: {single}", 2 * SINGLES);
         ensure!(single.unmapped == single.mapped, "{single}");
         Ok(())
     });
@@ -59,8 +59,8 @@ pub fn run(suite: &mut Suite, cmdline: &Cmdline) -> Result<()> {
     Ok(())
 }
 
-/// Requests of one page: larger ones take a path through the DMA API that
-/// flushes at every unmap, deferred flushing or not.
+/// Transfers single pages. For larger requests the DMA API flushes after every unmap,
+/// even with deferred flushing.
 fn single_pages(nvme: &Function) -> Result<(Counters, Counters)> {
     let bytes = SINGLES as usize * PAGE;
     let transfer = Transfer { request: PAGE, ..Transfer::new(401, bytes) };
@@ -75,7 +75,7 @@ fn strict(moved: Counters) -> Result<()> {
     Ok(())
 }
 
-/// The queue of the DMA API is flushed when it is full or a second old.
+/// The DMA API flushes its queue when it is full, or after a second.
 fn lazy(nvme: &Function, before: &Counters, moved: Counters) -> Result<()> {
     ensure!(moved.sync < SINGLES / 4, "unmaps were flushed one by one: {moved}");
     sysfs::wait_for("flush of everything", Duration::from_secs(5), || {
@@ -84,10 +84,10 @@ fn lazy(nvme: &Function, before: &Counters, moved: Counters) -> Result<()> {
     })
 }
 
-/// Nothing that one function does is counted for another, idle one.
+/// DMA of one function does not change the counters of another, idle one.
 fn others(nvme: &Function, transfer: &Transfer) -> Result<()> {
     let Some(idle) = Function::of_driver("igb").into_iter().next() else {
-        skip!("there is no second, idle function");
+        skip!("the machine has no second, idle function");
     };
     let before = Counters::read(&idle)?;
     transfer.verify(&nvme.disk()?)?;

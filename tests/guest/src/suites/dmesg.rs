@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-//! The kernel log is clean.
+//! The kernel log contains no bad messages.
 
 use anyhow::ensure;
 
@@ -14,7 +14,7 @@ pub fn run(suite: &mut Suite) {
         for line in &bad {
             say!("# dmesg: {line}");
         }
-        ensure!(bad.is_empty(), "{} lines, the first: {}", bad.len(), bad[0]);
+        ensure!(bad.is_empty(), "{} bad messages, the first: {}", bad.len(), bad[0]);
         Ok(())
     });
 }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-//! Machines and kernels on which the module must refuse to start.
+//! Machines and kernels on which the module must refuse to load.
 
 use std::path::Path;
 
@@ -17,7 +17,7 @@ const DRIVER: &str = "/lib/modules/s390_iommu.ko";
 /// A machine without zPCI, or a kernel with `pci=off`.
 pub fn absent(suite: &mut Suite, _: &Cmdline) -> Result<()> {
     suite.test("there is no function", || {
-        ensure!(Function::all().is_empty(), "there is one");
+        ensure!(Function::all().is_empty(), "the machine has functions");
         Ok(())
     });
     suite.test("the module is refused", || {
@@ -26,13 +26,13 @@ pub fn absent(suite: &mut Suite, _: &Cmdline) -> Result<()> {
     Ok(())
 }
 
-/// A kernel that has a driver already, which `guest.beside=` names.
+/// A kernel that already has a driver, which `guest.beside=` names.
 pub fn beside(suite: &mut Suite, cmdline: &Cmdline) -> Result<()> {
     let (error, text) = match cmdline.value("guest.beside") {
         Some("rust") => (Errno::EBUSY, "s390_iommu: there is another driver"),
-        // It has no registration point.
+        // This kernel has no registration point.
         Some("c") => (Errno::ENOENT, "s390_iommu: Unknown symbol zpci_iommu_driver_register "),
-        other => bail!("guest.beside={}: rust or c", other.unwrap_or_default()),
+        other => bail!("guest.beside={}: must be rust or c", other.unwrap_or_default()),
     };
     suite.test("the other driver works", || use_disk(4000));
     suite.test("the module is refused", || refused(error, text));

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-//! The machine itself refuses instructions, under I/O.
+//! The emulated machine refuses instructions during I/O.
 
 use anyhow::{Result, ensure};
 
@@ -9,13 +9,13 @@ use crate::function::Function;
 use crate::ktap::Suite;
 use crate::{host, sysfs};
 
-/// RPCIT, as the machine's faults call it.
+/// Operation number of RPCIT in an injected fault
 const RPCIT: &str = "0x100";
 
 pub fn run(suite: &mut Suite, _: &Cmdline) -> Result<()> {
     let nvme = Function::first_of("nvme")?;
     suite.test("busy for a while: the data is right", || {
-        // Condition code 2, thirty times from the fortieth on.
+        // Condition code 2, 30 times, after the first 40
         transfer_with(&nvme, 800, &format!("{RPCIT}:40:30:2:0"))
     });
     suite.test("no resources once: the data is right", || {
@@ -37,10 +37,10 @@ fn transfer_with(nvme: &Function, seed: u64, fault: &str) -> Result<()> {
     transfer(nvme, seed)
 }
 
-/// More instructions than any fault here waits for: all of it must have come.
+/// Verifies a transfer that needs enough instructions to use up the injected fault.
 fn transfer(nvme: &Function, seed: u64) -> Result<()> {
     Transfer::new(seed, 8 * MIB).verify(&nvme.disk()?)?;
     let left = host::faults_left("nvme")?;
-    ensure!(left == 0, "{left} instructions were not refused, the test shows nothing");
+    ensure!(left == 0, "{left} refusals are left, so the test is void");
     Ok(())
 }

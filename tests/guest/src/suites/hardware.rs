@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
-//! What is run on real machines (`hardware.rs`), run here as another process: on the
-//! second drive, while the first one is used.
+//! Runs what real machines run (`hardware.rs`) in another process, on the second drive
+//! while the first one is in use.
 
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
@@ -15,14 +15,14 @@ use crate::console::say;
 use crate::function::Function;
 use crate::ktap::Suite;
 
-/// What a drive holds as a file system would.
+/// Opens a drive exclusively, as a file system would.
 fn hold(disk: &Path) -> Result<File> {
     let flags = (OFlag::O_EXCL | OFlag::O_DIRECT).bits();
     let file = OpenOptions::new().read(true).custom_flags(flags).open(disk);
     file.with_context(|| format!("hold {}", disk.display()))
 }
 
-/// The program on one function: whether it ended well, and what it printed.
+/// Runs the program on one function. Returns whether it passed, and its output.
 fn program(function: &Function) -> Result<(bool, String)> {
     let output = Command::new("/proc/self/exe").arg(&function.address).output()?;
     Ok((output.status.success(), String::from_utf8_lossy(&output.stdout).into_owned()))
@@ -30,7 +30,7 @@ fn program(function: &Function) -> Result<(bool, String)> {
 
 pub fn run(suite: &mut Suite, _: &Cmdline) -> Result<()> {
     let drives = Function::of_driver("nvme");
-    let [used, spare] = &drives[..] else { bail!("there are {} drives, not two", drives.len()) };
+    let [used, spare] = &drives[..] else { bail!("{} drives, expected 2", drives.len()) };
     suite.test("a drive that is used is refused", || {
         let held = hold(&spare.disk()?)?;
         let (good, text) = program(spare)?;
@@ -46,12 +46,12 @@ pub fn run(suite: &mut Suite, _: &Cmdline) -> Result<()> {
         }
         let failed: Vec<_> = text.lines().filter(|line| line.starts_with("not ok ")).collect();
         let passed = text.lines().filter(|line| line.starts_with("ok ")).count();
-        ensure!(good && failed.is_empty() && passed > 100, "{passed} passed, not {failed:?}");
+        ensure!(good && failed.is_empty() && passed > 100, "{passed} passed, failed: {failed:?}");
         Ok(())
     });
     suite.test("the drive that is used is left alone", || {
         let mut page = crate::block::Buffer::new(4096, 0);
-        held.read_exact_at(&mut page, 0).context("read from what was opened before")
+        held.read_exact_at(&mut page, 0).context("read from the drive in use")
     });
     Ok(())
 }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-//! A function comes back to its domain from whatever happens to it.
+//! A function works in its domain again after resets, recovery, hotplug and rebinding.
 
 use std::time::Duration;
 
@@ -26,7 +26,7 @@ pub fn run(suite: &mut Suite, _: &Cmdline) -> Result<()> {
     Ok(())
 }
 
-/// After each time the disk must work, and the group must be as before.
+/// Repeats an action. The disk must work each time, and the group's type must not change.
 fn repeat(nvme: &Function, seed: u64, action: fn(&Function) -> Result<()>) -> Result<()> {
     let kind = nvme.group_type()?;
     for round in 0..ROUNDS {
@@ -34,7 +34,7 @@ fn repeat(nvme: &Function, seed: u64, action: fn(&Function) -> Result<()>) -> Re
         verify(nvme, seed + round)?;
     }
     let now = nvme.group_type()?;
-    ensure!(now == kind, "the group was {kind}, and is {now}");
+    ensure!(now == kind, "the group's type was {kind}, now it is {now}");
     Ok(())
 }
 
@@ -52,7 +52,7 @@ fn reset_function(nvme: &Function) -> Result<()> {
     sysfs::write(nvme.path().join("reset"), "1")
 }
 
-/// The transfer must be right in the end: the driver repeats what was lost.
+/// The transfer must succeed, because the driver repeats the requests that were lost.
 fn reset_in_flight(nvme: &Function) -> Result<()> {
     let disk = nvme.disk()?;
     let transfer = Transfer::new(650, 16 * MIB);
@@ -66,7 +66,7 @@ fn reset_in_flight(nvme: &Function) -> Result<()> {
     })
 }
 
-/// Takes the device away and finds it again.
+/// Makes the kernel remove the device and scan for it again.
 fn recover(nvme: &Function) -> Result<()> {
     sysfs::write(nvme.path().join("recover"), "1")
 }
@@ -74,7 +74,7 @@ fn recover(nvme: &Function) -> Result<()> {
 fn slot(nvme: &Function) -> Result<()> {
     let slot = nvme.slot()?;
     sysfs::write(&slot, "0")?;
-    ensure!(!nvme.path().exists(), "the slot is off and the function is there");
+    ensure!(!nvme.path().exists(), "the slot is off, but the function still exists");
     sysfs::write(&slot, "1")?;
     sysfs::wait_for("driver", COME_UP, || nvme.driver()).map(drop)
 }
@@ -90,7 +90,7 @@ fn reset_unbound(nvme: &Function) -> Result<()> {
     nvme.probe()
 }
 
-/// All off, then all on: the last of the functions gives back what they share.
+/// Turns all slots off, then on again. The last function frees what they share.
 fn all_slots(nvme: &Function) -> Result<()> {
     let functions = Function::all();
     let slots: Result<Vec<_>> = functions.iter().map(Function::slot).collect();
@@ -98,7 +98,7 @@ fn all_slots(nvme: &Function) -> Result<()> {
     for slot in &slots {
         sysfs::write(slot, "0")?;
     }
-    ensure!(Function::all().is_empty(), "all slots are off and there are functions");
+    ensure!(Function::all().is_empty(), "all slots are off, but there are still functions");
     for slot in &slots {
         sysfs::write(slot, "1")?;
     }

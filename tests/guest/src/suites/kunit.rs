@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-//! What the kernel's own unit tests said.
+//! Reports the results of the kernel's KUnit tests.
 
 use anyhow::{Context, Result, ensure};
 
@@ -21,10 +21,9 @@ pub fn run(suite: &mut Suite, _: &Cmdline) -> Result<()> {
     Ok(())
 }
 
-/// Hands on each test case: its lines are indented by four, parameters of a
-/// case by eight. A suite that did not run has no cases, and all the same a
-/// line "ok" for itself, which must not count. Returns how many cases there
-/// were.
+/// Reports each test case of a suite. Cases are indented by four spaces, the parameters
+/// of a case by eight. A suite that did not run also has a line "ok" for itself, but no
+/// cases, so count only these. Returns how many there were.
 fn report(suite: &mut Suite, name: &str, text: &str) -> Result<usize> {
     let cases = cases(text);
     for result in &cases {
@@ -44,7 +43,7 @@ fn cases(text: &str) -> Vec<&str> {
     lines.filter(|line| line.starts_with("ok ") || line.starts_with("not ok ")).collect()
 }
 
-/// The name without the directive behind it.
+/// The name without the directive that follows it.
 fn label(what: &str) -> &str {
     what.split(" # ").next().unwrap_or(what)
 }
@@ -53,6 +52,6 @@ fn verdict(good: bool, what: &str) -> Result<()> {
     if let Some((_, why)) = what.split_once("# SKIP") {
         skip!("{}", why.trim());
     }
-    ensure!(good, "failed; the details are in the kernel log");
+    ensure!(good, "failed, see the kernel log");
     Ok(())
 }

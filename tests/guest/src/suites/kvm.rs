@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
-//! KVM beside the driver, as far as an emulated processor has it.
+//! KVM together with the driver, as far as an emulated CPU supports it.
 //!
-//! The module needs SIE, the instruction that runs a guest. Without it the
-//! module says so and is refused; what it would ask of the driver is asked by
-//! the suite "reenable".
+//! The KVM module needs SIE, the instruction that runs a guest. Without it the module
+//! fails to load with a message. The suite "reenable" makes the calls to the driver that
+//! KVM would make.
 
 use std::path::Path;
 
@@ -15,12 +15,12 @@ use crate::ktap::Suite;
 use crate::module::{self, Module};
 use crate::{kmsg, sysfs};
 
-/// The suite, and its module.
+/// Name of the suite and of the module
 pub const NAME: &str = "kvm";
-/// What the module says of a machine without SIE.
+/// The module's message on a machine without SIE
 const NO_SIE: &str = "SIE is not available";
 
-/// Whether this kernel has KVM as a module.
+/// Whether KVM is available as a module.
 pub fn is_there() -> bool {
     module::is_there(NAME)
 }
@@ -36,7 +36,7 @@ pub fn run(suite: &mut Suite, _: &Cmdline) -> Result<()> {
     Ok(())
 }
 
-/// `VFIO_PCI_ZDEV_KVM`, and what the KVM module calls.
+/// Symbols of `VFIO_PCI_ZDEV_KVM`, and those that the KVM module calls.
 fn symbols() -> Result<()> {
     let symbols = std::fs::read_to_string("/proc/kallsyms")?;
     for name in ["vfio_pci_zdev_open_device", "zpci_reenable_device"] {
@@ -48,7 +48,7 @@ fn symbols() -> Result<()> {
 fn has_sie() -> Result<bool> {
     let text = sysfs::read("/proc/cpuinfo")?;
     let features = text.lines().filter_map(|line| line.strip_prefix("features")).next();
-    Ok(features.is_some_and(|list| list.split_whitespace().any(|word| word == "sie")))
+    Ok(features.is_some_and(|list| list.split_whitespace().any(|feature| feature == "sie")))
 }
 
 fn load() -> Result<()> {
@@ -59,13 +59,13 @@ fn load() -> Result<()> {
 
 fn refused() -> Result<()> {
     let Err(error) = Module::load(NAME, "") else {
-        anyhow::bail!("the module loads on a processor without SIE");
+        anyhow::bail!("the module loads on a CPU without SIE");
     };
     let cause = error.downcast_ref::<nix::Error>().copied();
     ensure!(cause == Some(nix::Error::ENODEV), "{error:#}");
     let messages = kmsg::messages()?;
     let line = messages.iter().find(|message| message.contains(NO_SIE));
-    ensure!(line.is_some(), "the module did not say \"{NO_SIE}\"");
+    ensure!(line.is_some(), "the module did not print \"{NO_SIE}\"");
     say!("# kvm: {}", line.map_or("", String::as_str));
     Ok(())
 }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
-//! Memory that is plugged after functions were attached, used for DMA, and taken away.
+//! Memory that is plugged after functions were attached, used for DMA, and unplugged.
 //!
-//! The kernel has to give it to programs first: `memhp_default_state=online_movable`.
+//! With `memhp_default_state=online_movable` the kernel prefers it for programs.
 
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
@@ -24,7 +24,7 @@ const MORE: u64 = 512 << 20;
 const BYTES: usize = 16 * MIB;
 const REQUEST: usize = MIB;
 const PAGE: usize = 4096;
-/// How long the kernel may take to take memory, or to empty it.
+/// How long the kernel may take to plug memory, or to unplug it
 const PATIENCE: Duration = Duration::from_secs(60);
 
 pub fn run(suite: &mut Suite, _: &Cmdline) -> Result<()> {
@@ -43,7 +43,7 @@ pub fn run(suite: &mut Suite, _: &Cmdline) -> Result<()> {
     Ok(())
 }
 
-/// Has as much memory as that beside what was there from the start.
+/// Plugs or unplugs memory until this much is plugged.
 fn change(bytes: u64) -> Result<()> {
     host::memory(bytes)?;
     let is_done = || (plugged().ok()? == bytes).then_some(());
@@ -52,7 +52,7 @@ fn change(bytes: u64) -> Result<()> {
     result
 }
 
-/// Ends are inside.
+/// The ranges of plugged memory; both ends are inclusive.
 fn ranges() -> Result<Vec<(u64, u64)>> {
     let map = sysfs::read("/proc/iomem")?;
     let lines = map.lines().filter(|line| line.ends_with(": System RAM (virtio_mem)"));
@@ -68,7 +68,7 @@ fn plugged() -> Result<u64> {
     Ok(ranges()?.iter().map(|(first, last)| last + 1 - first).sum())
 }
 
-/// The device reads memory that was plugged, and writes other such memory.
+/// Verifies a transfer in which the device reads from and writes to plugged memory.
 fn transfer(disk: &Path, seed: u64) -> Result<()> {
     let flags = OFlag::O_DIRECT.bits();
     let file = OpenOptions::new().read(true).write(true).custom_flags(flags).open(disk)?;
@@ -81,12 +81,12 @@ fn transfer(disk: &Path, seed: u64) -> Result<()> {
         check_place(&read[part.clone()])?;
         file.write_all_at(&written[part.clone()], at)?;
         file.read_exact_at(&mut read[part.clone()], at)?;
-        ensure!(read[part.clone()] == written[part], "at {at:#x}: not what was written");
+        ensure!(read[part.clone()] == written[part], "at {at:#x}: data differs");
     }
     Ok(())
 }
 
-/// Each of these pages is in memory that was plugged.
+/// Checks that all pages of a buffer are in plugged memory.
 fn check_place(buffer: &[u8]) -> Result<()> {
     const PRESENT: u64 = 1 << 63;
     const NUMBER: u64 = (1 << 55) - 1;

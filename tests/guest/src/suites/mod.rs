@@ -29,16 +29,16 @@ use crate::cmdline::Cmdline;
 use crate::ktap::{Report, Suite};
 use crate::torture::{self, leaks::Leaks};
 
-/// A suite: its name and what runs it.
+/// The name of a suite, and the function that runs it.
 type Entry = (&'static str, fn(&mut Suite, &Cmdline) -> Result<()>);
 
-/// All suites, in the order in which they run.
+/// The suites that run by default, in this order
 const SUITES: &[Entry] = &[
     ("boot", boot::run),
     ("nvme", nvme::run),
     ("nic", nic::run),
     ("counters", counters::run),
-    // Before those that fill the log.
+    // Before the suites that fill the log
     ("seeing", seeing::run),
     ("api", |suite, cmdline| modules::run(suite, cmdline, "iommu_api")),
     ("dma", |suite, cmdline| modules::run(suite, cmdline, "dma")),
@@ -59,7 +59,7 @@ const SUITES: &[Entry] = &[
     ("kunit", kunit::run),
 ];
 
-/// Suites that need a machine of their own, and run only if they are named.
+/// Suites that need a special machine and run only if they are named
 const SPECIAL: [Entry; 20] = [
     ("faults", faults::run),
     ("gapless", |suite, cmdline| modules::run(suite, cmdline, "gapless")),
@@ -83,7 +83,7 @@ const SPECIAL: [Entry; 20] = [
     ("crash", torture::kexec::crash),
 ];
 
-/// Runs the suites that the command line names, or all, then looks at the log.
+/// Runs the suites that the command line names, or the default ones, then checks the log.
 pub fn run(cmdline: &Cmdline) -> Result<bool> {
     let chosen = choose(cmdline)?;
     let leaks = cmdline.value("guest.leaks").map(|_| Leaks::before()).transpose()?;
@@ -97,7 +97,7 @@ pub fn run(cmdline: &Cmdline) -> Result<bool> {
     if let Some(leaks) = leaks {
         leaks.run(&mut report.suite("leaks"));
     }
-    // The last, whatever was chosen: a kernel with a splat did not pass.
+    // Always last: a run with a splat fails.
     dmesg::run(&mut report.suite("dmesg"));
     Ok(report.finish())
 }
@@ -105,7 +105,7 @@ pub fn run(cmdline: &Cmdline) -> Result<bool> {
 fn choose(cmdline: &Cmdline) -> Result<Vec<Entry>> {
     let Some(names) = cmdline.suites() else {
         let mut all = SUITES.to_vec();
-        // A kernel without KVM is none to ask for it.
+        // Skip KVM silently if the kernel does not have it.
         all.retain(|(name, _)| *name != kvm::NAME || kvm::is_there());
         return Ok(all);
     };

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
-//! The driver comes and goes as a module.
+//! The driver as a module that is loaded and unloaded.
 //!
-//! The machine begins without a PCI function and without the driver.
+//! The machine starts without PCI functions and without the driver.
 
 use std::path::{Path, PathBuf};
 
@@ -18,16 +18,16 @@ use crate::state::{self, State};
 use crate::{host, kmsg, sysfs};
 
 const DRIVER: &str = "s390_iommu";
-/// Built by the kernel's own build, and outside of it.
+/// The module built in the kernel tree, and the one built outside
 const INSIDE: &str = "/lib/modules/s390_iommu.ko";
 const OUTSIDE: &str = "/lib/modules/external/s390_iommu.ko";
 const ROUNDS: u64 = 50;
-/// Rounds after which caches of all kinds have their size.
+/// Rounds after which caches have reached their usual size
 const WARM: u64 = 5;
 const DEVICES: [&str; 3] = ["nvme", "igb", "e1000e"];
 
 pub fn run(suite: &mut Suite, cmdline: &Cmdline) -> Result<()> {
-    ensure!(!is_loaded(), "the driver is loaded: say guest.driver=later");
+    ensure!(!is_loaded(), "the driver is loaded; boot with guest.driver=later");
     ensure!(Function::all().is_empty(), "the machine has functions");
     refusals(suite);
     failing_starts(suite)?;
@@ -64,18 +64,19 @@ fn load(path: &str, parameters: &str) -> Result<()> {
     module::try_load(Path::new(path), parameters).with_context(|| format!("load {path}"))
 }
 
-/// Unloads the driver; the kernel lets go of a function after its slot is gone.
+/// Unloads the driver. Waits until it is unused, because the kernel releases a function
+/// only after it has removed the slot.
 fn unload() -> Result<()> {
     let unused = || (module::users(DRIVER).ok()? == 0).then_some(());
     sysfs::wait_for("end of references", COME_UP, unused)?;
     module::try_unload(DRIVER).context("unload the driver")
 }
 
-/// Without the driver, all is as it was before, and no object is left.
+/// Checks that the unloaded driver has left nothing, not even an allocated object.
 fn nothing_left(before: &State) -> Result<()> {
     before.ensure_unchanged()?;
     let objects = state::allocations()?;
-    ensure!(objects.is_empty(), "objects of the driver's are left: {}", objects.join("; "));
+    ensure!(objects.is_empty(), "the driver has leaked objects: {}", objects.join("; "));
     Ok(())
 }
 
@@ -102,12 +103,12 @@ fn refusals(suite: &mut Suite) {
         let mut image = std::fs::read(INSIDE)?;
         image.truncate(image.len() / 2);
         let before = State::take()?;
-        ensure!(module::load_image(&image) == Err(Errno::ENOEXEC), "half a file was loaded");
+        ensure!(module::load_image(&image) == Err(Errno::ENOEXEC), "a truncated file was loaded");
         before.ensure_unchanged()
     });
 }
 
-/// The module with a text put over another one, wherever that stands.
+/// The module image with all occurrences of a text overwritten by another one.
 fn edited(old: &str, new: &str) -> Result<Vec<u8>> {
     let mut image = std::fs::read(INSIDE)?;
     let (old, new) = (old.as_bytes(), new.as_bytes());
@@ -116,14 +117,14 @@ fn edited(old: &str, new: &str) -> Result<Vec<u8>> {
         .enumerate()
         .filter_map(|(at, window)| (window == old).then_some(at))
         .collect();
-    ensure!(!places.is_empty(), "{INSIDE} has no {:?}", String::from_utf8_lossy(old));
+    ensure!(!places.is_empty(), "{INSIDE} does not contain {:?}", String::from_utf8_lossy(old));
     for at in places {
         image[at..at + new.len()].copy_from_slice(new);
     }
     Ok(image)
 }
 
-/// Every call that can fail, that the driver makes while it starts, does once.
+/// Fails each call that can fail while the driver starts, one per start.
 fn failing_starts(suite: &mut Suite) -> Result<()> {
     let fail = Module::load("init_fail", "")?;
     let empty = counted(|| Ok(()))?;
@@ -136,7 +137,7 @@ fn failing_starts(suite: &mut Suite) -> Result<()> {
         unplug("nvme")
     })?;
     suite.test("a start with a function takes more steps", || {
-        ensure!(empty > 0 && all > empty, "{empty} without, {all} with one");
+        ensure!(empty > 0 && all > empty, "{empty} steps without a function, {all} with one");
         Ok(())
     });
     for nth in empty + 1..=all {
@@ -146,7 +147,7 @@ fn failing_starts(suite: &mut Suite) -> Result<()> {
     fail.unload()
 }
 
-/// How many steps a start has that succeeds.
+/// The number of steps of a successful start.
 fn counted(with_driver: impl FnOnce() -> Result<()>) -> Result<u64> {
     fail_at(0)?;
     load(INSIDE, "")?;
@@ -173,7 +174,7 @@ fn failing(suite: &mut Suite, nth: u64, prepare: impl FnOnce() -> Result<()>) {
     suite.result(&format!("start fails: step {nth}, {failed}"), result);
 }
 
-/// Fails one step, sees that all is undone, and that the next load works.
+/// Fails one step, then checks that everything is undone and that the next load works.
 fn start_with_failure(
     nth: u64,
     prepare: impl FnOnce() -> Result<()>,
@@ -181,15 +182,15 @@ fn start_with_failure(
 ) -> Result<()> {
     let before = State::take()?;
     prepare()?;
-    // A function that has no IOMMU is no use to a driver.
+    // A driver cannot use a function whose IOMMU failed to come up, so do not probe any.
     sysfs::write("/sys/bus/pci/drivers_autoprobe", "0")?;
     fail_at(nth)?;
     let loaded = module::try_load(Path::new(INSIDE), "");
     *failed = fail_parameter("failed")?;
     fail_at(0)?;
     sysfs::write("/sys/bus/pci/drivers_autoprobe", "1")?;
-    ensure!(failed != "none", "no step has failed");
-    // Without memory for one function, the driver is there for the others.
+    ensure!(failed != "none", "no step failed");
+    // The driver stays loaded if it fails only for one function.
     if loaded.is_ok() {
         if Function::all().is_empty() {
             unload()?;
@@ -209,7 +210,8 @@ fn start_with_failure(
     nothing_left(&before)
 }
 
-/// The slot is there before the function is enabled, which a probe makes slow.
+/// Turns a slot off and on while its function comes up. The slot exists before the
+/// function is enabled, and a probe slows that down.
 fn slot_beside_start() -> Result<()> {
     plug_unserved()?;
     set_fail_parameter("enable_ms", 300)?;
@@ -233,15 +235,16 @@ fn slot_beside_start() -> Result<()> {
     unload()
 }
 
-/// Plugs the drive while there is no driver, and waits until it was refused.
+/// Plugs the drive without the driver, and waits until the kernel reports that the
+/// function waits for it.
 fn plug_unserved() -> Result<()> {
     kmsg::wait_for("waits for the driver", || host::plug("nvme"))
 }
 
 fn unserved() -> Result<()> {
     plug_unserved()?;
-    ensure!(Function::all().is_empty(), "there is a function");
-    ensure!(sysfs::list("/sys/class/iommu").is_empty(), "there is an IOMMU");
+    ensure!(Function::all().is_empty(), "the function is there without the driver");
+    ensure!(sysfs::list("/sys/class/iommu").is_empty(), "there is an IOMMU without the driver");
     Ok(())
 }
 
@@ -250,7 +253,7 @@ fn load_and_use(seed: u64) -> Result<()> {
     use_disk(seed)
 }
 
-/// The disk of the NVMe function, which has to appear first.
+/// Waits for the NVMe function and returns its disk.
 fn disk() -> Result<PathBuf> {
     let nvme = sysfs::wait_for("NVMe function", COME_UP, || Function::first_of("nvme").ok())?;
     nvme.disk()
@@ -261,7 +264,7 @@ fn use_disk(seed: u64) -> Result<()> {
     transfer.verify(&disk()?).map(drop)
 }
 
-/// Takes a device away and waits until the kernel has let it go.
+/// Unplugs a device and waits until the kernel has released it.
 fn unplug(device: &str) -> Result<()> {
     let slots = || sysfs::list("/sys/bus/pci/slots").len();
     let before = slots();
@@ -278,7 +281,7 @@ fn one_version(modinfo: Option<&str>) -> Result<()> {
     let expected = format!("IOMMU driver for zPCI in Rust, version {version},");
     let messages = kmsg::messages()?;
     let log = kmsg::driver_lines(&messages);
-    ensure!(log.iter().any(|line| line.contains(&expected)), "no line of the log: {expected}");
+    ensure!(log.iter().any(|line| line.contains(&expected)), "no message contains {expected:?}");
     Ok(())
 }
 
@@ -305,8 +308,8 @@ fn all_up() -> Result<()> {
     Ok(())
 }
 
-/// One reference is the subsystem's, which holds a function also in standby;
-/// one is the IOMMU core's.
+/// Each function has two references to the module: one by the zPCI subsystem, also in
+/// standby, and one by the IOMMU core.
 fn each_holds() -> Result<()> {
     let users = module::users(DRIVER)?;
     let functions = Function::all().len();
@@ -322,7 +325,7 @@ fn each_holds() -> Result<()> {
 
 fn refuse_unload() -> Result<()> {
     let result = module::try_unload(DRIVER);
-    ensure!(result == Err(Errno::EWOULDBLOCK), "unloading ended with {result:?}");
+    ensure!(result == Err(Errno::EWOULDBLOCK), "unloading returned {result:?}");
     Ok(())
 }
 
@@ -337,7 +340,7 @@ fn unload_under_load() -> Result<()> {
             tries += 1;
             std::thread::sleep(std::time::Duration::from_millis(1));
         }
-        ensure!(tries > 1, "the transfer was too short to try");
+        ensure!(tries > 1, "the transfer was too short for the test");
         writer.join().map_err(|_| anyhow!("the writer died"))?.map(drop)
     })
 }
@@ -351,13 +354,12 @@ fn last_function() -> Result<()> {
     sysfs::wait_for("end of references", COME_UP, unused)
 }
 
-/// The kernel leaves out what the module does not know, and says so; the driver
-/// comes up as without it.
+/// The kernel ignores an unknown parameter with a message, and the driver works as usual.
 fn unknown_parameter(start: &State) -> Result<()> {
     let (result, log) = kmsg::during(|| module::try_load(Path::new(INSIDE), "nonsense=1"))?;
-    ensure!(result.is_ok(), "the load ended with {result:?}");
+    ensure!(result.is_ok(), "loading returned {result:?}");
     let text = "s390_iommu: unknown parameter 'nonsense' ignored";
-    ensure!(log.iter().any(|line| line.contains(text)), "no line says {text:?}: {log:?}");
+    ensure!(log.iter().any(|line| line.contains(text)), "no message contains {text:?}: {log:?}");
     host::plug("nvme")?;
     use_disk(1003)?;
     unplug("nvme")?;
@@ -365,7 +367,7 @@ fn unknown_parameter(start: &State) -> Result<()> {
     start.ensure_unchanged()
 }
 
-/// What must not grow with the rounds, in KiB.
+/// Memory statistics that must not change with the rounds, in KiB.
 #[derive(Clone, Copy, Debug)]
 struct Memory {
     available: u64,
@@ -379,7 +381,7 @@ impl Memory {
     }
 }
 
-/// The error of a round, or what is to be said of memory.
+/// Runs the rounds. Returns the error of a round, or the result of the memory check.
 fn rounds(start: &State) -> Result<Result<()>> {
     let mut before = None;
     for round in 0..ROUNDS {
@@ -395,13 +397,13 @@ fn rounds(start: &State) -> Result<Result<()>> {
     Ok(compare(before, after))
 }
 
-/// The exact figures are those of each round; this is for what they do not name,
-/// and the kernel's own losses (a PCI host bridge costs some KiB a round) and
-/// caches are in it.
+/// Compares memory statistics. Each round already checks the exact numbers; this finds
+/// other losses. It is approximate because of caches and of the kernel's own leaks (a PCI
+/// host bridge loses some KiB per round).
 fn compare(before: Memory, after: Memory) -> Result<()> {
     const NOISE: u64 = 4096;
     let lost = before.available.saturating_sub(after.available);
-    ensure!(lost < NOISE, "{lost} KiB of MemAvailable are lost");
+    ensure!(lost < NOISE, "MemAvailable has shrunk by {lost} KiB");
     let grown = after.slab.saturating_sub(before.slab);
     ensure!(grown < NOISE, "Slab has grown by {grown} KiB");
     Ok(())
@@ -417,19 +419,19 @@ fn one_round(round: u64, start: &State) -> Result<()> {
             load(OUTSIDE, "large_pages=0")?;
             host::plug("nvme")?;
         }
-        // The event and the search come together.
+        // The hotplug event and the scan race with each other.
         _ => {
             host::plug("nvme")?;
             load(INSIDE, "large_pages=1")?;
         }
     }
     use_disk(2000 + round)?;
-    // Only then is it sure that what is looked for later can be seen.
+    // Make sure that the later checks for leaks can find something.
     if round == 0 {
-        ensure!(!state::allocations()?.is_empty(), "no object of the driver's is seen");
+        ensure!(!state::allocations()?.is_empty(), "cannot find the driver's objects");
     }
-    ensure!(state::table_pages()? > 0, "no table of the driver's is seen");
-    ensure!(state::module_bytes()? > 0, "no module is seen");
+    ensure!(state::table_pages()? > 0, "cannot find the driver's tables");
+    ensure!(state::module_bytes()? > 0, "cannot find the module's memory");
     refuse_unload()?;
     unplug("nvme")?;
     unload()?;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-//! Suites that run in the kernel, as test modules.
+//! Suites that are kernel modules.
 
 use std::path::{Path, PathBuf};
 
@@ -12,43 +12,41 @@ use crate::ktap::{Suite, skip};
 use crate::module::Module;
 use crate::sysfs;
 
-/// The module with what the suites share, and the driver in it that takes the
-/// functions under test.
+/// The support module of the suites, and its PCI driver for the functions under test
 const SUPPORT: &str = "iommu_test";
 const RESULTS: &str = "/sys/kernel/debug/iommu_test";
-/// What a test asks for that wants to know what the machine around has mapped,
-/// and where the answer goes.
+/// How a test in L2 asks how many pages L1 has mapped, and the file for the answer
 pub const QUESTION: &str = "iommu_test: how many pages are mapped outside?";
 pub const ANSWER: &str = "/sys/module/iommu_test/parameters/answer";
 
-/// Runs the module of a suite on the machine's NVMe functions, then gives
-/// them back to their driver and sees whether the disk works.
+/// Runs a suite's module on the NVMe functions, then returns them to their driver and
+/// verifies the disk.
 pub fn run(suite: &mut Suite, cmdline: &Cmdline, module: &str) -> Result<()> {
     run_with(suite, cmdline, module, "")
 }
 
-/// The same, with parameters for the module.
-pub fn run_with(suite: &mut Suite, cmdline: &Cmdline, module: &str, words: &str) -> Result<()> {
+/// Like [`run`], with parameters for the module.
+pub fn run_with(suite: &mut Suite, cmdline: &Cmdline, module: &str, args: &str) -> Result<()> {
     let functions = Function::of_driver("nvme");
     ensure!(!functions.is_empty(), "no PCI function is bound to the driver nvme");
     let borrowed = Borrowed::take(functions)?;
-    let result = run_module(suite, cmdline, module, words);
+    let result = run_module(suite, cmdline, module, args);
     let disk = borrowed.give_back();
     suite.test("the disk works afterwards", || verify(&disk?));
     result
 }
 
-fn run_module(suite: &mut Suite, cmdline: &Cmdline, module: &str, words: &str) -> Result<()> {
+fn run_module(suite: &mut Suite, cmdline: &Cmdline, module: &str, args: &str) -> Result<()> {
     let support = Module::load(SUPPORT, &parameters(cmdline))?;
-    let tests = Module::load(module, words)?;
+    let tests = Module::load(module, args)?;
     let results = find_results()?;
     report(suite, &sysfs::read(results)?)?;
     tests.unload()?;
     support.unload()
 }
 
-/// What the command line says of the support module: `guest.only=`, parts of
-/// the names of the tests to run, `guest.refresh_symbol=` and `guest.calm=`.
+/// The support module's parameters from the command line: `guest.only=` (parts of the
+/// names of the tests to run), `guest.refresh_symbol=` and `guest.calm=`.
 fn parameters(cmdline: &Cmdline) -> String {
     let given = ["only", "refresh_symbol", "calm"].into_iter().filter_map(|name| {
         let value = cmdline.value(&format!("guest.{name}"))?;
@@ -57,24 +55,24 @@ fn parameters(cmdline: &Cmdline) -> String {
     given.collect::<Vec<_>>().join(" ")
 }
 
-/// The one file with results: a suite's name need not be its module's.
+/// The only results file. Its name is the suite's, which may differ from the module's.
 fn find_results() -> Result<PathBuf> {
     let files = sysfs::list(RESULTS);
     files.into_iter().next().with_context(|| format!("no results in {RESULTS}"))
 }
 
 fn report(suite: &mut Suite, text: &str) -> Result<()> {
-    ensure!(!text.is_empty(), "the module reports nothing");
+    ensure!(!text.is_empty(), "the module has no results");
     for line in text.lines() {
         let Some((what, result)) = parse(line) else {
-            bail!("the module reports {line:?}");
+            bail!("cannot parse the result {line:?}");
         };
         suite.test(what, || result);
     }
     Ok(())
 }
 
-/// One line of the format that `tests/modules/iommu_test.h` describes.
+/// Parses a line in the format that `tests/modules/iommu_test.h` describes.
 fn parse(line: &str) -> Option<(&str, Result<()>)> {
     if let Some(rest) = line.strip_prefix("not ok ") {
         let (what, why) = rest.split_once(" # ")?;
@@ -95,7 +93,7 @@ fn verify(disk: &Path) -> Result<()> {
     Transfer::new(500, 2 * MIB).verify(disk).map(drop)
 }
 
-/// Functions that were taken from their driver for a test.
+/// Functions that were unbound from their driver for a test.
 struct Borrowed(Vec<Function>);
 
 impl Borrowed {
@@ -108,7 +106,7 @@ impl Borrowed {
         Ok(Self(functions))
     }
 
-    /// Returns the disk of the first function.
+    /// Rebinds the functions to their driver. Returns the disk of the first one.
     fn give_back(self) -> Result<PathBuf> {
         for function in &self.0 {
             function.unbind()?;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-//! Data sent over one network card arrives on the other.
+//! Verified transfers between two network cards.
 
 use anyhow::Result;
 

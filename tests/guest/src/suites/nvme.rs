@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-//! Data written to the NVMe drive comes back.
+//! Verified transfers to and from the NVMe drive.
 
 use std::path::Path;
 
@@ -10,7 +10,7 @@ use crate::cmdline::Cmdline;
 use crate::function::Function;
 use crate::ktap::Suite;
 
-/// Name, request size, offset of the buffer in its page, total size.
+/// Name, request size, offset of the buffer in its page, total size
 const SHAPES: [(&str, usize, usize, usize); 5] = [
     ("1 MiB requests", MIB, 0, 16 * MIB),
     ("4 KiB requests", 4 * KIB, 0, 2 * MIB),
@@ -29,7 +29,7 @@ pub fn run(suite: &mut Suite, _: &Cmdline) -> Result<()> {
     Ok(())
 }
 
-/// Different parts of the disk, different request sizes, at the same time.
+/// Simultaneous transfers to different parts of the disk, with different request sizes.
 fn at_once(disk: &Path) -> Result<()> {
     let transfer = |seed, start: usize, request| Transfer {
         start: start as u64,

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
-//! The machine refuses now and then, while data moves: a disk and network cards
-//! are slower, and no more than that.
+//! The machine refuses instructions during I/O. The disk and the network cards may only
+//! become slower.
 
 use anyhow::{Context, Result, ensure};
 
@@ -13,17 +13,17 @@ use crate::module::Module;
 use crate::nic::{Direction, Pair};
 use crate::{shown, sysfs};
 
-/// Refuses every n-th refresh, of any function.
+/// The module that refuses every nth refresh of any function
 const SUPPORT: &str = "iommu_test";
-/// How often: rarely, often, and as often as a second try can help.
+/// Intervals of refusals: rarely, often, and as often as a retry still helps
 const EVERY: [u64; 3] = [17, 5, 2];
 const REQUEST: usize = 512 * KIB;
 const BYTES: usize = 16 * MIB;
-/// The first operations on tables, one of which is refused: a reset needs one or
-/// two, taking a function away and finding it again a few more.
+/// How many of the first table operations are refused, one in each round. A reset needs
+/// one or two, a recovery a few more.
 const STEPS: u32 = 6;
-/// Condition code and status: insufficient resources, function not enabled,
-/// function in the error state, function gone.
+/// Condition codes and statuses: insufficient resources, function not enabled, function
+/// in the error state, function gone
 const ANSWERS: [(u8, u8); 4] = [(1, 16), (1, 4), (1, 40), (3, 0)];
 
 pub fn run(suite: &mut Suite, _: &Cmdline) -> Result<()> {
@@ -43,8 +43,9 @@ pub fn run(suite: &mut Suite, _: &Cmdline) -> Result<()> {
     Ok(())
 }
 
-/// Only a hypervisor that shadows the tables has no resources. Elsewhere a queue of
-/// unmaps whose flush is refused gives its IOVAs away, and nobody can make up for it.
+/// Runs a test only if a hypervisor shadows the tables, because no other machine runs out
+/// of resources. Elsewhere the DMA API would reuse the IOVAs in its queue although their
+/// flush was refused, and nothing could make up for that.
 fn shadowed(test: impl FnOnce() -> Result<()>) -> Result<()> {
     let nvme = Function::first_of("nvme")?;
     if shown::is_there() && !shown::maps_need_refresh(&nvme)? {
@@ -62,17 +63,17 @@ fn send(pair: &Pair, every: u64) -> Result<()> {
     sent.map(drop)
 }
 
-/// The disk is reset while the network is at work, and an operation on its table is
-/// refused. What a refused reset leaves, another one brings back.
+/// Resets the disk during network transfers, while one operation on its table is refused.
+/// A recovery must repair what a failed reset leaves.
 fn resets(pair: &Pair, cc: u8, status: u8) -> Result<()> {
     let nvme = Function::first_of("nvme")?;
     for step in 1..=STEPS {
         let what = || format!("operation {step} refused");
-        let words = format!("refuse_table={step} refuse_cc={cc} refuse_status={status}");
-        let support = Module::load(SUPPORT, &words)?;
+        let args = format!("refuse_table={step} refuse_cc={cc} refuse_status={status}");
+        let support = Module::load(SUPPORT, &args)?;
         let sent = std::thread::scope(|scope| {
             let sender = scope.spawn(|| pair.transfer(660, 2 * MIB, Direction::ToFar));
-            // Whether this succeeds is up to what was refused.
+            // Whether this succeeds depends on which operation was refused.
             let _ = sysfs::write(nvme.path().join("reset"), "1");
             let _ = sysfs::write(nvme.path().join("reset"), "1");
             sender.join().map_err(|_| anyhow::anyhow!("the sender died"))?
@@ -96,6 +97,6 @@ fn transfer(every: u64) -> Result<()> {
     result?;
     let bad = ["critical space allocation", "I/O error", "may reach unmapped memory"];
     let error = messages.iter().find(|message| bad.iter().any(|text| message.contains(text)));
-    ensure!(error.is_none(), "the kernel says {error:?}");
+    ensure!(error.is_none(), "bad kernel message: {error:?}");
     Ok(())
 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
-//! The root file system is on an NVMe drive, which the initramfs could mount
-//! because it has loaded the driver.
+//! The root file system is on an NVMe drive; the initramfs has loaded the driver and
+//! mounted it.
 
 use std::fs::File;
 use std::path::Path;
@@ -19,15 +19,15 @@ const DRIVER: &str = "s390_iommu";
 pub fn run(suite: &mut Suite, _: &Cmdline) -> Result<()> {
     suite.test("the root is on the NVMe drive", on_drive);
     suite.test("the initramfs is gone", || {
-        ensure!(!Path::new("/lib/modules").exists(), "/lib/modules is there");
-        ensure!(!Path::new("/init").exists(), "/init is there");
+        ensure!(!Path::new("/lib/modules").exists(), "/lib/modules exists");
+        ensure!(!Path::new("/init").exists(), "/init exists");
         Ok(())
     });
     suite.test("the driver is a module", || module::users(DRIVER).map(drop));
     suite.test("a file on the root comes back", || file(3000));
     suite.test("the driver cannot go from under the root", || {
         let result = module::try_unload(DRIVER);
-        ensure!(result == Err(Errno::EWOULDBLOCK), "unloading ended with {result:?}");
+        ensure!(result == Err(Errno::EWOULDBLOCK), "unloading returned {result:?}");
         file(3001)
     });
     Ok(())
@@ -37,7 +37,7 @@ fn on_drive() -> Result<()> {
     let disk = Function::first_of("nvme")?.disk()?;
     let mounts = sysfs::read("/proc/mounts")?;
     let mut lines = mounts.lines().map(|line| line.split(' ').collect::<Vec<_>>());
-    let root = lines.find(|words| words.get(1) == Some(&"/")).context("no root is mounted")?;
+    let root = lines.find(|fields| fields.get(1) == Some(&"/")).context("no root is mounted")?;
     ensure!(Path::new(root[0]) == disk, "the root is {}, not {}", root[0], disk.display());
     ensure!(root[2] == "ext2", "the root is of type {}", root[2]);
     Ok(())

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-//! The programs in `samples/` do what their READMEs say.
+//! Checks that the programs in `samples/` do what their READMEs describe.
 
 use std::path::Path;
 use std::process::Command;
@@ -16,9 +16,9 @@ use crate::{kmsg, sysfs};
 
 const MODULE: &str = "nvme_identify";
 const PROGRAM: &str = "/bin/vfio_identify";
-/// The serial number that QEMU was given for the first drive.
+/// The first drive's serial number on QEMU's command line
 const SERIAL: &str = "x0";
-/// What the machine says of DMA to where nothing is mapped.
+/// The kernel's message about DMA to an unmapped IOVA
 const STRAY_EVENT: &str = "Event 0x4 reports an error";
 
 pub fn run(suite: &mut Suite, _: &Cmdline) -> Result<()> {
@@ -43,7 +43,7 @@ pub fn run(suite: &mut Suite, _: &Cmdline) -> Result<()> {
     Ok(())
 }
 
-/// What the kernel's own driver says of the drive.
+/// The drive's identity according to the kernel's NVMe driver.
 struct Drive {
     model: String,
     serial: String,
@@ -59,24 +59,24 @@ impl Drive {
 
     fn check(&self) -> Result<()> {
         ensure!(self.serial == SERIAL, "the serial number is {:?}", self.serial);
-        ensure!(!self.model.is_empty(), "the drive has no model");
+        ensure!(!self.model.is_empty(), "the model is empty");
         Ok(())
     }
 
-    /// How both samples name it.
-    fn words(&self) -> String {
+    /// How both samples print the identity.
+    fn text(&self) -> String {
         format!("model \"{}\" serial \"{}\" ", self.model, self.serial)
     }
 
-    /// At the start and after each of two resets.
+    /// The sample prints it at the start and after each of two resets.
     fn check_three(&self, output: &str) -> Result<()> {
-        let count = output.matches(&self.words()).count();
-        ensure!(count == 3, "{count} lines have {:?}: {output:?}", self.words());
+        let count = output.matches(&self.text()).count();
+        ensure!(count == 3, "{count} lines contain {:?}: {output:?}", self.text());
         Ok(())
     }
 }
 
-/// Takes the function from its driver, gives it to another one, and back.
+/// Rebinds the function to another driver while `work` runs.
 fn lend<T>(nvme: &Function, driver: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
     nvme.unbind()?;
     nvme.set_override(driver)?;
@@ -87,8 +87,8 @@ fn lend<T>(nvme: &Function, driver: &str, work: impl FnOnce() -> Result<T>) -> R
     result
 }
 
-/// The module takes the function when it is loaded, and leaves nothing mapped
-/// when it gives it back: as much is mapped the second time as the first.
+/// The module binds to the function when it is loaded, and unmaps everything when it is
+/// unbound: the second time it has as many pages mapped as the first time.
 fn identify_in_kernel(nvme: &Function, drive: &Drive) -> Result<()> {
     let mut log = kmsg::Tail::open()?;
     let module = Module::load(MODULE, "")?;
@@ -96,15 +96,15 @@ fn identify_in_kernel(nvme: &Function, drive: &Drive) -> Result<()> {
     nvme.unbind()?;
     nvme.probe()?;
     let second = mapped_by_module(nvme)?;
-    ensure!(second == first, "{first} pages are mapped, the second time {second}");
+    ensure!(second == first, "{first} pages are mapped the first time, {second} the second time");
     module.unload()?;
-    let start = format!("{MODULE} {}: {}", nvme.address, drive.words());
+    let start = format!("{MODULE} {}: {}", nvme.address, drive.text());
     let count = log.read()?.iter().filter(|message| message.starts_with(&start)).count();
     ensure!(count == 2, "{count} messages start with {start:?}");
     Ok(())
 }
 
-/// Pages that are mapped. The file is only there while a driver has the function.
+/// The number of mapped pages. The counters exist only while a driver is bound.
 fn mapped_by_module(nvme: &Function) -> Result<u64> {
     let driver = nvme.driver();
     ensure!(driver.as_deref() == Some(MODULE), "the driver is {driver:?}");
@@ -112,11 +112,11 @@ fn mapped_by_module(nvme: &Function) -> Result<u64> {
     Ok(counters.mapped - counters.unmapped)
 }
 
-/// Returns what the program prints.
+/// Runs the program and returns its output.
 fn identify_by_vfio(nvme: &Function) -> Result<String> {
     nvme.probe()?;
-    ensure!(Path::new(PROGRAM).exists(), "there is no {PROGRAM}");
-    let output = Command::new(PROGRAM).arg(&nvme.address).output().context("start it")?;
+    ensure!(Path::new(PROGRAM).exists(), "no {PROGRAM}");
+    let output = Command::new(PROGRAM).arg(&nvme.address).output().context("start the program")?;
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     ensure!(
         output.status.success(),
@@ -128,15 +128,15 @@ fn identify_by_vfio(nvme: &Function) -> Result<String> {
     Ok(text(&output.stdout))
 }
 
-/// The program says so, and the kernel, which does not ask the program.
+/// Both the program's output and the kernel log must report the stray DMA.
 fn check_stray(nvme: &Function, output: &str, log: &[String]) -> Result<()> {
     for what in ["an error event", "the memory is untouched"] {
         let count = output.matches(what).count();
-        ensure!(count == 2, "{count} lines have {what:?}: {output:?}");
+        ensure!(count == 2, "{count} lines contain {what:?}: {output:?}");
     }
     let is_event = |m: &&String| m.contains(&nvme.address) && m.contains(STRAY_EVENT);
     let events = log.iter().filter(is_event).count();
-    ensure!(events == 2, "the kernel saw {events} events");
+    ensure!(events == 2, "the kernel reports {events} events, expected 2");
     Ok(())
 }
 

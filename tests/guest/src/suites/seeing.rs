@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-//! What the driver shows: debugfs, trace events, the log.
+//! The driver's debugfs files, trace events and log messages.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read;
@@ -20,13 +20,13 @@ use crate::tracing::{Event, Recording};
 
 const MAPS: &[&str] = &["iommu/map", "iommu/unmap"];
 const OURS: &[&str] = &["s390_iommu"];
-/// What a dump shows at most.
+/// The most ranges that a dump shows
 const LIMIT: usize = 16384;
 const REFUSED: &str = "attach refused, it stays where it was";
 
 pub fn run(suite: &mut Suite, cmdline: &Cmdline) -> Result<()> {
     if !shown::is_there() {
-        suite.test("debugfs has a folder of the driver", || skip!("the driver shows nothing"));
+        suite.test("debugfs has a folder of the driver", || skip!("the driver has no files"));
         return Ok(());
     }
     let nvme = Function::first_of("nvme")?;
@@ -53,7 +53,8 @@ fn start_line() -> Result<()> {
     Ok(())
 }
 
-/// Machine and driver agree on the table, and the rest is what sysfs says.
+/// The machine and the driver agree on the table, and the rest matches sysfs and the
+/// command line.
 fn function_file(nvme: &Function, cmdline: &Cmdline) -> Result<()> {
     let text = shown::function(nvme)?;
     let machine = value(&text, "registered, machine")?;
@@ -72,14 +73,14 @@ fn function_file(nvme: &Function, cmdline: &Cmdline) -> Result<()> {
 
 fn function_files() -> Result<()> {
     if function::is_restricted() {
-        skip!("there are functions that are none of the tests'");
+        skip!("the machine has functions that the tests must not use");
     }
     let mut expected = BTreeSet::new();
     for function in Function::all() {
         expected.insert(format!("{:08x}", function.fid()?));
     }
     let shown = shown::functions();
-    ensure!(shown == expected, "{shown:?}, should be {expected:?}");
+    ensure!(shown == expected, "{shown:?}, expected {expected:?}");
     Ok(())
 }
 
@@ -94,7 +95,7 @@ fn domain_info(nvme: &Function) -> Result<()> {
     ensure!(value(&info, "aperture")? == "0x0-0x3ffffffffff", "{info}");
     ensure!(value(&info, "page sizes")?.starts_with("4 KiB"), "{info}");
     ensure!(value(&info, "functions")? == format!("{:08x}", nvme.fid()?), "{info}");
-    // A top table is there in any case.
+    // There is at least the top table.
     ensure!(number("table memory")? >= 16384, "{info}");
     let (mapped, unmapped) = (number("pages mapped")?, number("pages unmapped")?);
     let live: usize = domain.dump()?.ranges.iter().map(|range| range.pages().count()).sum();
@@ -102,11 +103,12 @@ fn domain_info(nvme: &Function) -> Result<()> {
     Ok(())
 }
 
-/// Maps and unmaps as the core traced them, replayed.
+/// The maps and unmaps that the core traced, replayed.
 #[derive(Default)]
 struct Replay {
-    /// Every page that was ever mapped, and where it went.
+    /// Every page that was ever mapped: IOVA and physical address.
     ever: BTreeSet<(u64, u64)>,
+    /// The pages that are still mapped.
     live: BTreeMap<u64, u64>,
 }
 
@@ -129,8 +131,9 @@ impl Replay {
     }
 }
 
-/// The function comes up, moves data and rests while its maps are traced. What a
-/// dump shows on the way was mapped just so, and in the end both are the same.
+/// Traces the maps of a function that comes up, transfers data and becomes idle. Dumps
+/// during the transfers must show only pages that were mapped, and the last dump must
+/// match the trace.
 fn dumps_beside_io(nvme: &Function) -> Result<()> {
     nvme.unbind()?;
     let recording = Recording::start(MAPS)?;
@@ -154,16 +157,16 @@ fn dumps_beside_io(nvme: &Function) -> Result<()> {
     let after = domain.dump()?;
     let others = others_than(&domain)?;
     let replay = Replay::of(&recording.stop()?)?;
-    ensure!(during.len() >= 10, "only {} dumps were read beside the I/O", during.len());
+    ensure!(during.len() >= 10, "only {} dumps were read during the I/O", during.len());
     let mut changed = BTreeSet::new();
     for dump in during {
         let dump = dump?;
         for page in dump.ranges.iter().flat_map(Range::pages) {
-            ensure!(replay.ever.contains(&page), "{page:x?} is shown and was never mapped");
+            ensure!(replay.ever.contains(&page), "{page:x?} is shown, but was never mapped");
         }
         changed.insert(dump.ranges.len());
     }
-    ensure!(changed.len() > 1, "all dumps are the same: nothing was moved?");
+    ensure!(changed.len() > 1, "all dumps are the same: no transfers?");
     agree(&after, &others, &replay)
 }
 
@@ -175,7 +178,7 @@ fn move_data(disk: &Path) -> Result<()> {
     Ok(())
 }
 
-/// What is mapped for other functions: the core's events do not name the function.
+/// The pages of other domains, because the core's trace events do not name the function.
 fn others_than(domain: &Domain) -> Result<BTreeSet<(u64, u64)>> {
     let mut pages = BTreeSet::new();
     for other in Domain::all().into_iter().filter(|other| other != domain) {
@@ -185,22 +188,22 @@ fn others_than(domain: &Domain) -> Result<BTreeSet<(u64, u64)>> {
 }
 
 fn agree(dump: &Dump, others: &BTreeSet<(u64, u64)>, replay: &Replay) -> Result<()> {
-    ensure!(dump.more_from.is_none(), "more is mapped than a dump shows");
+    ensure!(dump.more_from.is_none(), "the dump is truncated");
     let shown: BTreeMap<u64, u64> = dump.ranges.iter().flat_map(Range::pages).collect();
-    ensure!(!shown.is_empty(), "a function in use maps nothing?");
+    ensure!(!shown.is_empty(), "the dump of a function in use is empty");
     for (iova, phys) in &shown {
         let traced = replay.live.get(iova);
-        ensure!(traced == Some(phys), "{iova:#x} is shown at {phys:#x}, traced at {traced:x?}");
+        ensure!(traced == Some(phys), "{iova:#x}: the dump has {phys:#x}, the trace {traced:x?}");
     }
     for (iova, phys) in &replay.live {
         let found = shown.get(iova) == Some(phys) || others.contains(&(*iova, *phys));
-        ensure!(found, "{iova:#x} to {phys:#x} was mapped and not unmapped, and is not shown");
+        ensure!(found, "{iova:#x} to {phys:#x} is still mapped, but not shown");
     }
     Ok(())
 }
 
-/// Runs a test on the domain of the module "seen", which maps `many` pages beside
-/// what it always maps; the domain must be gone from debugfs with the module.
+/// Runs a test on the domain of the module "seen", which maps `many` pages in addition to
+/// its usual ranges. After the module is unloaded the domain must be gone from debugfs.
 fn held_domain(many: usize, test: impl FnOnce(&Domain, usize) -> Result<()>) -> Result<()> {
     let held = Held::new(&format!("many={many}"))?;
     test(&held.domain, many)?;
@@ -213,12 +216,12 @@ struct Held {
 }
 
 impl Held {
-    fn new(words: &str) -> Result<Self> {
+    fn new(args: &str) -> Result<Self> {
         let before = Domain::all();
-        let module = Module::load("seen", words)?;
+        let module = Module::load("seen", args)?;
         let new: Vec<_> = Domain::all().into_iter().filter(|d| !before.contains(d)).collect();
         let [domain] = &new[..] else {
-            return Err(anyhow!("not one new domain is shown, but {}", new.len()));
+            return Err(anyhow!("{} new domains are shown, expected 1", new.len()));
         };
         Ok(Self { domain: domain.clone(), module })
     }
@@ -226,12 +229,12 @@ impl Held {
     fn release(self) -> Result<()> {
         ensure!(self.domain.is_there());
         self.module.unload()?;
-        ensure!(!self.domain.is_there(), "a domain that is gone is still shown");
+        ensure!(!self.domain.is_there(), "a freed domain is still shown");
         Ok(())
     }
 }
 
-/// What `tests/modules/seen.c` always maps.
+/// The ranges that `tests/modules/seen.c` always maps.
 fn expected(large: bool) -> [Range; 4] {
     let page = |first, last, phys| Range { first, last, phys, large: false, writable: true };
     [
@@ -244,7 +247,7 @@ fn expected(large: bool) -> [Range; 4] {
 
 fn exact_dump(domain: &Domain, _: usize) -> Result<()> {
     let info = domain.info()?;
-    ensure!(value(&info, "functions")?.is_empty(), "nobody is attached: {info}");
+    ensure!(value(&info, "functions")?.is_empty(), "functions are attached: {info}");
     let large = value(&info, "page sizes")?.contains("1 MiB");
     let dump = domain.dump()?;
     ensure!(dump.ranges == expected(large), "{dump:x?}");
@@ -252,7 +255,7 @@ fn exact_dump(domain: &Domain, _: usize) -> Result<()> {
     Ok(())
 }
 
-/// The limit counts ranges: the ones before, and so many of the module's pages.
+/// The limit counts ranges: three of the usual ones, then single pages.
 fn bounded_dump(domain: &Domain, _: usize) -> Result<()> {
     let dump = domain.dump()?;
     ensure!(dump.ranges.len() == LIMIT, "{} ranges", dump.ranges.len());
@@ -261,7 +264,7 @@ fn bounded_dump(domain: &Domain, _: usize) -> Result<()> {
     Ok(())
 }
 
-/// From the start, again from the start, and from the middle.
+/// Reads the dump to its end, then again from several offsets.
 fn read_again(domain: &Domain, _: usize) -> Result<()> {
     use std::os::unix::fs::FileExt;
 
@@ -273,13 +276,13 @@ fn read_again(domain: &Domain, _: usize) -> Result<()> {
     for start in [0, 5000, 70, 9000] {
         let part = &mut again[start..];
         file.read_exact_at(part, start as u64)?;
-        ensure!(*part == text.as_bytes()[start..], "it reads differently from {start} on");
+        ensure!(*part == text.as_bytes()[start..], "the dump differs when read again from {start}");
     }
     Ok(())
 }
 
-/// A thread of the module maps and unmaps 4 MiB, with the page tables. Dumps show
-/// parts of these, and nothing that never was.
+/// A thread of the module maps and unmaps 4 MiB, which allocates and frees page tables.
+/// Dumps may show any part of this, but nothing that was never mapped.
 fn dumps_beside_reclaim() -> Result<()> {
     const CHURN: u64 = 0x3_0000_0000;
     const CHURN_TO: u64 = 0x6666_1000;
@@ -301,11 +304,11 @@ fn dumps_beside_reclaim() -> Result<()> {
         some += usize::from(!churn.is_empty());
         none += usize::from(churn.is_empty());
     }
-    ensure!(some > 0 && none > 0, "shown in {some} dumps, not in {none}: nothing came and went");
+    ensure!(some > 0 && none > 0, "mapped in {some} dumps, unmapped in {none}: no change");
     held.release()
 }
 
-/// A file that is open when its domain goes reads an error, and can be closed.
+/// If a domain is freed while its file is open, reads fail, and the file can be closed.
 fn open_file() -> Result<()> {
     let held = Held::new("many=1000")?;
     let mut file = held.domain.open()?;
@@ -313,11 +316,11 @@ fn open_file() -> Result<()> {
     ensure!(file.read(&mut part)? > 0, "an empty dump");
     held.release()?;
     let late = file.read(&mut part);
-    ensure!(late.is_err(), "the domain is gone, and its dump reads {late:?}");
+    ensure!(late.is_err(), "reading the dump of a freed domain returned {late:?}");
     Ok(())
 }
 
-/// The attaches of the module "seeing", as trace events and in the log.
+/// Checks the trace events and messages of the attaches that the module "seeing" makes.
 fn attaches(suite: &mut Suite, cmdline: &Cmdline, nvme: &Function) -> Result<()> {
     let before = refusals()?;
     if !before.is_empty() {
@@ -354,10 +357,10 @@ fn refusals() -> Result<Vec<String>> {
     Ok(messages)
 }
 
-/// How long lines count that were said already (`DEFAULT_RATELIMIT_INTERVAL`).
+/// Longer than the interval of rate limits (`DEFAULT_RATELIMIT_INTERVAL`)
 const LIMITED: std::time::Duration = std::time::Duration::from_secs(6);
 
-/// An attach: what was attached before, what should be, and the error.
+/// A traced attach: from, to, result.
 type Attach<'e> = (&'e str, &'e str, &'e str);
 
 fn attaches_of<'e>(events: &'e [Event], function: &Function) -> Result<Vec<Attach<'e>>> {
@@ -389,16 +392,16 @@ fn traced_attaches(events: &[Event], nvme: &Function) -> Result<()> {
         (second, "blocked", "0"),
     ];
     let found = attaches.windows(4).any(|four| four == expected);
-    ensure!(found, "not found in {attaches:?}: {expected:?}");
+    ensure!(found, "{expected:?} not found in {attaches:?}");
     Ok(())
 }
 
-/// Each attach that succeeds refreshes the whole window; all succeed.
+/// There are at least as many refreshes as successful attaches, and all succeed.
 fn traced_refreshes(events: &[Event], nvme: &Function) -> Result<()> {
     let fid = format!("{:08x}", nvme.fid()?);
     let ours = events.iter().filter(|event| event.name == "s390_iommu_refresh");
     let ours: Vec<_> = ours.filter(|event| event.value("fid") == Some(&fid)).collect();
-    ensure!(ours.len() >= 3, "{} refreshes in all", ours.len());
+    ensure!(ours.len() >= 3, "only {} refreshes", ours.len());
     for event in ours {
         let good = event.value("cc") == Some("0") && event.value("retries") == Some("0");
         ensure!(good, "{event:?}");
@@ -406,7 +409,7 @@ fn traced_refreshes(events: &[Event], nvme: &Function) -> Result<()> {
     Ok(())
 }
 
-/// What was made for the module's domains was freed.
+/// All tables that were allocated for the module's domains were freed.
 fn traced_tables(events: &[Event], nvme: &Function) -> Result<()> {
     for domain in module_domains(&attaches_of(events, nvme)?)? {
         let of = |name: &str| -> BTreeSet<&str> {
@@ -415,8 +418,8 @@ fn traced_tables(events: &[Event], nvme: &Function) -> Result<()> {
             ours.filter_map(|event| event.value("table")).collect()
         };
         let (made, freed) = (of("s390_iommu_table_alloc"), of("s390_iommu_table_free"));
-        ensure!(!made.is_empty(), "no table of domain {domain} was made");
-        ensure!(made == freed, "domain {domain}: made {made:?}, freed {freed:?}");
+        ensure!(!made.is_empty(), "no table was allocated for domain {domain}");
+        ensure!(made == freed, "domain {domain}: allocated {made:?}, freed {freed:?}");
     }
     Ok(())
 }

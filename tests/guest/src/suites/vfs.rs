@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
-//! Virtual functions of a network card: made, used for DMA by their driver and by
-//! this program through VFIO, removed while they are used, made again.
+//! Virtual functions of a network card: created, used for DMA by their driver and by this
+//! program through VFIO, removed while in use, and created again.
 
 use std::os::fd::{AsRawFd, OwnedFd};
 
@@ -28,20 +28,21 @@ use crate::sysfs;
 
 const VFS: usize = 2;
 const BYTES: usize = 2 * MIB;
-/// What a transfer maps at least: its buffers are mapped once and used again.
+/// The fewest pages that a transfer maps: the driver maps buffers once and reuses them
 const MAPPED: u64 = 100;
-/// An EtherType for experiments.
+/// The EtherType for local experiments
 const ETHERTYPE: u16 = 0x88b5;
 const PACKET: usize = 1024;
 
 pub fn run(suite: &mut Suite, _: &Cmdline) -> Result<()> {
     let [card, far] = nic::functions()?;
-    // A module, so that it is not in the way where VFs are vfio-pci's.
+    // A module, so that it does not bind VFs that are meant for vfio-pci.
     module::load("igbvf", "")?;
-    // Each reset of the card, and each time that it goes down, takes the queues from its
-    // VFs, whose driver notices after 10 seconds.
+    // Keep the card up: whenever it is reset or goes down, the VFs lose their queues,
+    // which their driver notices only after 10 seconds.
     netlink::up(&card.interface()?)?;
-    // The card must not answer for the address of a VF, and receive in its place.
+    // The card must not reply to ARP requests for a VF's address, or it would receive the
+    // packets instead.
     sysfs::write("/proc/sys/net/ipv4/conf/all/arp_ignore", "1")?;
     for (round, seed) in ["made", "made again"].into_iter().zip([840, 860]) {
         let mut vfs = Vec::new();
@@ -75,7 +76,8 @@ fn make(card: &Function) -> Result<Vec<Function>> {
         let vf = Function { address };
         let driver = sysfs::wait_for("the VF's driver", COME_UP, || vf.driver())?;
         ensure!(driver == "igbvf", "{}: the driver is {driver}", vf.address);
-        // Or it takes the name of a card that is in another namespace.
+        // Wait until the interface is named, or it takes the name of a card that is in
+        // another namespace.
         vf.interface()?;
         Ok(vf)
     };
@@ -84,7 +86,7 @@ fn make(card: &Function) -> Result<Vec<Function>> {
         let group = vf.group().context("a VF has no group")?;
         let members = sysfs::list(vf.path().join("iommu_group/devices")).len();
         ensure!(members == 1, "group {group} of {} has {members} members", vf.address);
-        ensure!(vf.reserved()? == card.reserved()?, "{}: another window", vf.address);
+        ensure!(vf.reserved()? == card.reserved()?, "{}: the window differs", vf.address);
     }
     Ok(vfs)
 }
@@ -99,7 +101,8 @@ fn transfer(vf: &Function, seed: u64) -> Result<()> {
     Ok(())
 }
 
-/// Packets from mapped memory and into it, then one from memory that is unmapped.
+/// Sends and receives packets in mapped memory, then tries to send one from unmapped
+/// memory.
 fn by_vfio(function: &Function, interface: &str, seed: u64) -> Result<()> {
     let wire = Wire::on(interface)?;
     let mut vf = Vf::start(function)?;
@@ -108,19 +111,19 @@ fn by_vfio(function: &Function, interface: &str, seed: u64) -> Result<()> {
         vf.send(&sent).ok()?;
         wire.receive()
     })?;
-    ensure!(received == sent, "the VF sent something else");
+    ensure!(received == sent, "the VF sent wrong data");
     let sent = packet(seed + 100);
     let received = vf.receive(|| wire.send(&sent))?;
-    ensure!(received.starts_with(&sent), "the VF received something else");
+    ensure!(received.starts_with(&sent), "the VF received wrong data");
     vf.unmap_packets()?;
     while wire.receive().is_some() {}
     let unmapped = packet(seed + 200);
     kmsg::wait_for("reports an error for PCI function", || vf.put(&unmapped).map(drop))?;
-    ensure!(wire.receive().as_ref() != Some(&unmapped), "the VF read what is unmapped");
+    ensure!(wire.receive().as_ref() != Some(&unmapped), "the VF has read unmapped memory");
     Ok(())
 }
 
-/// To everyone, from a made-up address.
+/// A broadcast packet from a locally administered address.
 fn packet(seed: u64) -> Vec<u8> {
     let mut packet = vec![0; PACKET];
     packet[..6].fill(0xff);
@@ -138,7 +141,7 @@ fn remove(card: &Function, vfs: &[Function]) -> Result<()> {
     Ok(())
 }
 
-/// Raw packets over another card.
+/// A raw packet socket on another card.
 struct Wire {
     socket: OwnedFd,
     interface: String,
@@ -153,11 +156,11 @@ impl Wire {
             sll_family: libc::AF_PACKET as u16,
             sll_protocol: ETHERTYPE.to_be(),
             sll_ifindex: if_nametoindex(interface)?.cast_signed(),
-            // SAFETY: numbers.
+            // SAFETY: all fields are integers, for which zero is valid.
             ..unsafe { std::mem::zeroed() }
         };
         let length = size_of_val(&address) as u32;
-        // SAFETY: an address of the socket's family.
+        // SAFETY: the address is of the socket's family, and the length is its size.
         let result = unsafe { libc::bind(socket.as_raw_fd(), (&raw mut address).cast(), length) };
         Errno::result(result).context("bind to a card")?;
         setsockopt(&socket, ReceiveTimeout, &TimeVal::milliseconds(200))?;
@@ -169,7 +172,7 @@ impl Wire {
         Ok(())
     }
 
-    /// One of our kind, if there is one soon.
+    /// Receives a packet with our EtherType, if one arrives before the timeout.
     fn receive(&self) -> Option<Vec<u8>> {
         let mut packet = vec![0; 2 * PACKET];
         let length = recv(self.socket.as_raw_fd(), &mut packet, MsgFlags::empty()).ok()?;
@@ -180,7 +183,7 @@ impl Wire {
 
 impl Drop for Wire {
     fn drop(&mut self) {
-        // Best effort: a card that is left up bothers no later test.
+        // Best effort: a card that stays up does not disturb later tests.
         let _ = netlink::down(&self.interface);
     }
 }

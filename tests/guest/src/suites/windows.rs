@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
-//! Two drives whose windows differ, on one domain: a test module's, and those that
-//! user space gets from iommufd and from VFIO's container.
+//! Two drives with different windows in one domain: a domain of a test module, and those
+//! of iommufd and of VFIO's container.
 
 use std::fs::File;
 use std::os::fd::{AsRawFd, FromRawFd, RawFd};
@@ -23,11 +23,11 @@ const IOMMU_GET_INFO: c_ulong = TYPE + 112;
 
 pub fn run(suite: &mut Suite, cmdline: &Cmdline) -> Result<()> {
     let drives = Function::of_driver("nvme");
-    ensure!(drives.len() == 2, "there are {} drives, not two", drives.len());
+    ensure!(drives.len() == 2, "the machine has {} drives, not two", drives.len());
     modules::run(suite, cmdline, "windows")?;
     let window = |drive: &Function| -> Result<Range> {
         let start = cmdline.start_dma(&drive.address).unwrap_or(0x1_0000_0000);
-        Ok((start, cmdline.end_dma(&drive.address).context("the machine is not for this suite")?))
+        Ok((start, cmdline.end_dma(&drive.address).context("this suite needs guest.ends=")?))
     };
     let windows = [window(&drives[0])?, window(&drives[1])?];
     let common = (windows[0].0.max(windows[1].0), windows[0].1.min(windows[1].1));
@@ -53,12 +53,12 @@ pub fn run(suite: &mut Suite, cmdline: &Cmdline) -> Result<()> {
 }
 
 fn expect(what: &str, found: &[Range], expected: Range) -> Result<()> {
-    ensure!(found == [expected], "{what}: {found:x?}, not {expected:x?}");
+    ensure!(found == [expected], "{what}: {found:x?}, expected {expected:x?}");
     Ok(())
 }
 
-/// The first alone has its window, both together have what they share, and a map
-/// outside of that is refused.
+/// With the first drive alone its window can be mapped, with both drives only their
+/// common range. A map outside it is refused.
 fn iommufd(drives: &[Function], windows: [Range; 2], common: Range) -> Result<()> {
     let space = Space::new()?;
     let mut devices = Vec::new();
@@ -70,7 +70,7 @@ fn iommufd(drives: &[Function], windows: [Range; 2], common: Range) -> Result<()
     space.map(&page, common.0)?;
     space.map(&page, common.1 - 4095)?;
     for iova in [common.0 - 4096, common.1 + 1] {
-        ensure!(space.map(&page, iova).is_err(), "a map at {iova:#x} is not refused");
+        ensure!(space.map(&page, iova).is_err(), "a map at {iova:#x} succeeded");
     }
     Ok(())
 }
@@ -88,17 +88,17 @@ fn container(drives: &[Function], windows: [Range; 2], common: Range) -> Result<
         }
         let address = std::ffi::CString::new(drive.address.as_str())?;
         let device = call(&group, GROUP_GET_DEVICE_FD, address.as_ptr().cast_mut())?;
-        // SAFETY: the kernel has just opened it for us.
+        // SAFETY: the kernel has just returned this descriptor, and nothing else owns it.
         files.push((group, unsafe { File::from_raw_fd(device) }));
         expect("the container", &offered(&container)?, expected)?;
     }
     Ok(())
 }
 
-/// What the capability VFIO_IOMMU_TYPE1_INFO_CAP_IOVA_RANGE lists.
+/// The ranges that the capability VFIO_IOMMU_TYPE1_INFO_CAP_IOVA_RANGE lists.
 fn offered(container: &File) -> Result<Vec<Range>> {
     const IOVA_RANGE: u16 = 1;
-    /// Behind the size and the flags, the page sizes: where the capabilities begin.
+    /// Offset of `cap_offset`, after the size, the flags and the page sizes
     const FIRST: usize = 16;
     let mut info = [0_u64; 64];
     info[0] = (size_of_val(&info) as u64) << 32;
@@ -107,11 +107,12 @@ fn offered(container: &File) -> Result<Vec<Range>> {
     let half = |at: usize| u32::from_be_bytes(bytes[at..at + 4].try_into().expect("four"));
     let word = |at: usize| u64::from_be_bytes(bytes[at..at + 8].try_into().expect("eight"));
     let mut at = half(FIRST) as usize;
-    // An identifier and a version, where the next one is, how many, nothing
+    // Header: ID and version, offset of the next capability; then the number of ranges
+    // and padding.
     while at != 0 && half(at) >> 16 != u32::from(IOVA_RANGE) {
         at = half(at + 4) as usize;
     }
-    ensure!(at != 0, "there is no list of IOVAs");
+    ensure!(at != 0, "the container lists no IOVA ranges");
     let ranges = (0..half(at + 8) as usize).map(|i| at + 16 + 16 * i);
     Ok(ranges.map(|at| (word(at), word(at + 8))).collect())
 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
-//! Allocations fail, each in turn or at random: calls fail cleanly or are repeated,
-//! the data is right, and nothing is lost.
+//! Fault injection into allocations, one by one or at random: calls fail cleanly or are
+//! retried, data stays intact, and nothing leaks.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -19,12 +19,11 @@ use crate::nic::{Direction, Pair};
 use crate::{state, sysfs};
 
 const KINDS: [&str; 2] = ["/sys/kernel/debug/failslab", "/sys/kernel/debug/fail_page_alloc"];
-/// Of this thread: which allocation from now on is to fail.
+/// Selects which of this thread's next allocations fails
 const NTH: &str = "/proc/thread-self/fail-nth";
-/// How many allocations of a call that makes very many are tried, one after the other,
-/// before some are left out.
+/// How many allocations of a call are failed one by one before some are skipped
 const EACH: u64 = 24;
-/// How long the data moves while allocations fail at random.
+/// How long the transfers run while allocations fail at random
 const LONG: Duration = Duration::from_secs(30);
 
 pub fn run(suite: &mut Suite, cmdline: &Cmdline) -> Result<()> {
@@ -49,7 +48,8 @@ pub fn run(suite: &mut Suite, cmdline: &Cmdline) -> Result<()> {
     Ok(())
 }
 
-/// Lets every allocation be one that can fail, whoever waits for it; none does yet.
+/// Enables fault injection for all allocations, including those that may sleep. None
+/// fails yet.
 pub fn let_any_fail() -> Result<()> {
     if !Path::new(KINDS[0]).exists() {
         skip!("the kernel has no CONFIG_FAILSLAB");
@@ -57,7 +57,7 @@ pub fn let_any_fail() -> Result<()> {
     for kind in KINDS.map(Path::new) {
         sysfs::write(kind.join("probability"), "0")?;
         sysfs::write(kind.join("times"), "-1")?;
-        // Each failure would fill the log with a call trace.
+        // Do not log a call trace for each failure.
         sysfs::write(kind.join("verbose"), "0")?;
         sysfs::write(kind.join("ignore-gfp-wait"), "N")?;
     }
@@ -66,9 +66,10 @@ pub fn let_any_fail() -> Result<()> {
     sysfs::write(pages.join("min-order"), "0")
 }
 
-/// Has the nth allocation of a call fail. Says whether there were as many.
+/// Fails the nth allocation of a call. Returns the call's result, and whether there were
+/// as many allocations.
 fn with_failure<T>(nth: u64, call: impl FnOnce() -> T) -> Result<(T, bool)> {
-    // Opened before: an allocation of opening it is not one of the call's.
+    // The failure is armed after the file was opened, so the open itself does not count.
     sysfs::write(NTH, &nth.to_string())?;
     let result = call();
     let left: u64 = sysfs::read(NTH)?.parse()?;
@@ -78,14 +79,14 @@ fn with_failure<T>(nth: u64, call: impl FnOnce() -> T) -> Result<(T, bool)> {
     Ok((result, left == 0))
 }
 
-/// Only what is allocated for the driver is to fail: what it allocates itself, and what
-/// it is called for. The PCI core does not expect that it cannot name a device.
+/// Fails only allocations that the driver makes itself or that are made in functions that
+/// it calls. The PCI core, for example, does not handle a failure to name a device.
 fn let_the_driver_fail() -> Result<()> {
     let (start, end) = code_of_driver()?;
     let_fail(start, end)
 }
 
-/// Only what is allocated by, or below, the code in this range is to fail.
+/// Fails only allocations with an address in this range in their call trace.
 fn let_fail(start: u64, end: u64) -> Result<()> {
     for kind in KINDS.map(Path::new) {
         sysfs::write(kind.join("require-start"), &format!("{start:#x}"))?;
@@ -95,25 +96,25 @@ fn let_fail(start: u64, end: u64) -> Result<()> {
     Ok(())
 }
 
-/// Where its functions are: its symbols, without the few that lie elsewhere.
+/// The address range of the driver's code: the largest cluster of its symbols.
 fn code_of_driver() -> Result<(u64, u64)> {
     const APART: u64 = 1 << 20;
     let symbols = sysfs::read("/proc/kallsyms")?;
     let addresses = symbols.lines().filter_map(|line| {
-        let mut words = line.split(' ');
-        let (address, kind, name) = (words.next()?, words.next()?, words.next()?);
+        let mut fields = line.split(' ');
+        let (address, kind, name) = (fields.next()?, fields.next()?, fields.next()?);
         let is_code = kind.eq_ignore_ascii_case("t") && name.contains("s390_iommu");
         is_code.then(|| u64::from_str_radix(address, 16).ok())?
     });
     let mut addresses: Vec<_> = addresses.collect();
     addresses.sort_unstable();
     let together = addresses.chunk_by(|a, b| b - a < APART).max_by_key(|group| group.len());
-    let together = together.context("no symbol of the driver's")?;
+    let together = together.context("no symbols of the driver")?;
     Ok((together[0], together[together.len() - 1]))
 }
 
-/// One allocation after the other fails. Of a call that makes very many, it is each
-/// of the first and some of the others. `check` is given what the call returned.
+/// Repeats a call and fails its allocations one by one: each of the first ones, and a
+/// random selection of the rest. `check` gets the result of each call.
 fn each<T>(
     campaign: &mut Campaign,
     mut call: impl FnMut() -> Result<T>,
@@ -124,24 +125,24 @@ fn each<T>(
         let (result, has_failed) = with_failure(nth, &mut call)?;
         if !has_failed {
             say!("# allocations: {tried} of {} have failed, one after the other", nth - 1);
-            ensure!(tried > 0, "no allocation is made for the driver");
-            // Nothing failed: neither may the call.
+            ensure!(tried > 0, "the call makes no allocation that can fail");
+            // No allocation failed, so the call must succeed.
             return check(Ok(result.with_context(|| format!("after {nth} allocations"))?));
         }
         tried += 1;
         check(result).with_context(|| format!("allocation {nth} failed"))?;
-        ensure!(tried < EACH + 10 * campaign.rounds, "there is no end of allocations");
+        ensure!(tried < EACH + 10 * campaign.rounds, "too many allocations");
         nth += if tried < EACH { 1 } else { campaign.rng.u64(1..=2 * nth / EACH + 1) };
     }
 }
 
-/// The driver's own part, and the PCI core's, of finding a function.
+/// Turns a slot on: the part of the driver, and that of the PCI core.
 fn slot(campaign: &mut Campaign, nvme: &Function) -> Result<()> {
     let slot = nvme.slot()?;
     sysfs::write(&slot, "0")?;
     let call = || sysfs::write(&slot, "1");
     each(campaign, call, |_| {
-        // Whatever has failed: off and on again, and all is well.
+        // Whatever failed, turning the slot off and on again must help.
         let _ = sysfs::write(&slot, "0");
         sysfs::write(&slot, "1")?;
         sysfs::wait_for("driver", COME_UP, || nvme.driver())?;
@@ -152,7 +153,7 @@ fn slot(campaign: &mut Campaign, nvme: &Function) -> Result<()> {
     Transfer::new(1410, MIB).verify(&nvme.disk()?).map(drop)
 }
 
-/// What a driver's start allocates and maps.
+/// Binds a driver, which allocates and maps memory.
 fn bind(campaign: &mut Campaign, nvme: &Function) -> Result<()> {
     nvme.unbind()?;
     let call = || sysfs::write("/sys/bus/pci/drivers/nvme/bind", &nvme.address);
@@ -161,7 +162,8 @@ fn bind(campaign: &mut Campaign, nvme: &Function) -> Result<()> {
     Transfer::new(1411, MIB).verify(&nvme.disk()?).map(drop)
 }
 
-/// What a program asks of iommufd: it may be refused, and can ask again.
+/// Calls iommufd like a program. A call may fail, but must not leak tables, and works
+/// when it is repeated.
 fn iommufd(campaign: &mut Campaign, nvme: &Function) -> Result<()> {
     nvme.unbind()?;
     nvme.set_override("vfio-pci")?;
@@ -184,8 +186,8 @@ fn iommufd(campaign: &mut Campaign, nvme: &Function) -> Result<()> {
     Transfer::new(1412, MIB).verify(&nvme.disk()?).map(drop)
 }
 
-/// Allocations that may not wait fail, one of twenty: those of data that moves. All
-/// others do not, or this program would not live.
+/// Fails 5 % of the allocations that must not sleep, such as those of transfers. All
+/// others succeed, or this program would not survive.
 fn at_random(work: impl FnOnce() -> Result<()>) -> Result<()> {
     let set = |name: &str, value: &str| {
         KINDS.iter().try_for_each(|kind| sysfs::write(Path::new(kind).join(name), value))
@@ -212,7 +214,7 @@ fn busy_disk(nvme: &Function) -> Result<()> {
     })?;
     result.with_context(|| format!("transfer {round}"))?;
     let error = messages.iter().find(|message| message.contains("I/O error"));
-    ensure!(error.is_none(), "the kernel says {error:?}");
+    ensure!(error.is_none(), "bad kernel message: {error:?}");
     Ok(())
 }
 

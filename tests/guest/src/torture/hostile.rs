@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
-//! User space asks iommufd for anything, right or wrong, and every answer is held
-//! against what must be mapped. (VFIO's own container is the subject of the
-//! selftests.)
+//! Fuzzes iommufd with valid and invalid calls, and compares every result with a model of
+//! what must be mapped. (The selftests cover VFIO's own container.)
 
 use std::collections::BTreeMap;
 
@@ -19,9 +18,9 @@ use crate::state;
 use crate::sysfs;
 
 const PAGE: u64 = 4096;
-/// The program's memory: more than four tables of pages.
+/// Size of the memory to map: more than four page tables cover
 const MEMORY: usize = 4 * MIB + 16 * PAGE as usize;
-/// Calls a round.
+/// Calls per round
 const CALLS: u64 = 1000;
 
 pub fn run(suite: &mut Suite, cmdline: &Cmdline) -> Result<()> {
@@ -45,7 +44,7 @@ pub fn run(suite: &mut Suite, cmdline: &Cmdline) -> Result<()> {
     suite.test("no table is left", || {
         let same = || (state::table_pages().ok()? <= before).then_some(());
         let done = sysfs::wait_for("tables", std::time::Duration::from_secs(10), same);
-        ensure!(done.is_ok(), "{before} pages before, then {}", state::table_pages()?);
+        ensure!(done.is_ok(), "{before} table pages before, now {}", state::table_pages()?);
         Ok(())
     });
     nvme.unbind()?;
@@ -57,7 +56,7 @@ pub fn run(suite: &mut Suite, cmdline: &Cmdline) -> Result<()> {
     Ok(())
 }
 
-/// Each end of what can be mapped, and what is one page and one byte beside it.
+/// Maps at both ends of each range, and one page or one byte beside them.
 fn edges(nvme: &Function) -> Result<()> {
     let space = AddressSpace::new(&nvme.address)?;
     let pages = Pages::new(MEMORY)?;
@@ -68,7 +67,7 @@ fn edges(nvme: &Function) -> Result<()> {
                 .map(FIXED | READABLE, memory, PAGE, iova)
                 .with_context(|| format!("{iova:#x}"))?;
             let unmapped = space.unmap(iova, PAGE)?;
-            ensure!(unmapped == PAGE, "{iova:#x}: {unmapped} bytes were unmapped");
+            ensure!(unmapped == PAGE, "{iova:#x}: unmapped {unmapped} bytes");
         }
         let bad = [
             (first.wrapping_sub(PAGE), PAGE),
@@ -85,31 +84,32 @@ fn edges(nvme: &Function) -> Result<()> {
             (!(PAGE - 1), 2 * PAGE),
         ];
         for (iova, length) in bad {
-            // Nothing is below 0, and the last of all ranges may be followed by it.
+            // The page below IOVA 0 wraps around to the end of the address space.
             if first == 0 && iova > last && length == 2 * PAGE {
                 continue;
             }
             let done = space.map(FIXED | READABLE, memory, length, iova);
-            ensure!(done.is_err(), "{iova:#x} of {length:#x} bytes was mapped");
+            ensure!(done.is_err(), "a map of {length:#x} bytes at {iova:#x} succeeded");
         }
     }
     let left = space.unmap(0, u64::MAX).or_else(none_is_zero)?;
-    ensure!(left == 0, "{left} bytes were mapped");
+    ensure!(left == 0, "{left} bytes were still mapped");
     Ok(())
 }
 
-/// Whether nothing was there is an error has changed over the years.
+/// Treats ENOENT as 0 bytes: whether an unmap of nothing is an error depends on the
+/// kernel's version.
 fn none_is_zero(error: Errno) -> nix::Result<u64> {
     if error == Errno::ENOENT { Ok(0) } else { Err(error) }
 }
 
-/// Calls at random in one address space.
+/// Random calls in one address space.
 struct Fuzz<'a> {
     space: AddressSpace,
     pages: Pages,
     rng: Rng,
     ranges: Vec<(u64, u64)>,
-    /// What is mapped: how many bytes by IOVA.
+    /// The expected mappings: length by IOVA.
     model: BTreeMap<u64, u64>,
     nvme: &'a Function,
 }
@@ -140,11 +140,11 @@ impl<'a> Fuzz<'a> {
         }
         let mapped: u64 = self.model.values().sum();
         let unmapped = self.space.unmap(0, u64::MAX).or_else(none_is_zero)?;
-        ensure!(unmapped == mapped, "{unmapped} bytes were mapped in the end, not {mapped}");
+        ensure!(unmapped == mapped, "{unmapped} bytes were mapped at the end, expected {mapped}");
         Ok(())
     }
 
-    /// An IOVA: where something is, at an edge, or anywhere.
+    /// A random IOVA: near existing maps, at an edge, or anywhere.
     fn iova(&mut self) -> u64 {
         let (first, last) = self.ranges[self.rng.usize(..self.ranges.len())];
         let near = PAGE * self.rng.u64(0..2048);
@@ -153,7 +153,7 @@ impl<'a> Fuzz<'a> {
             1 => first.wrapping_sub(PAGE).wrapping_add(near),
             2 => self.rng.u64(..),
             3 => first.wrapping_add(self.rng.u64(0..1 << 24)),
-            // The end of a region's first table.
+            // Near the end of the first segment table, which spans 2 GiB
             4 => first.wrapping_add((2 << 30) - 1024 * PAGE + near),
             _ => first.wrapping_add(near),
         }
@@ -196,11 +196,11 @@ impl<'a> Fuzz<'a> {
     }
 
     fn record(&mut self, what: &str, iova: u64, length: u64) -> Result<()> {
-        ensure!(length > 0, "{what} of nothing at {iova:#x} succeeded");
-        ensure!(!self.overlaps(iova, length), "{what} at {iova:#x} went over something live");
-        let end = iova.checked_add(length - 1).context("it goes over the end")?;
+        ensure!(length > 0, "{what} of 0 bytes at {iova:#x} succeeded");
+        ensure!(!self.overlaps(iova, length), "{what} at {iova:#x} overlaps a live mapping");
+        let end = iova.checked_add(length - 1).context("the range wraps around")?;
         let is_inside = self.ranges.iter().any(|(first, last)| *first <= iova && end <= *last);
-        ensure!(is_inside, "{what} of {length:#x} bytes at {iova:#x} is out of reach");
+        ensure!(is_inside, "{what} of {length:#x} bytes at {iova:#x} is outside the ranges");
         ensure!((iova | length).is_multiple_of(PAGE), "{what} of {length:#x} bytes at {iova:#x}");
         self.model.insert(iova, length);
         Ok(())
@@ -215,7 +215,7 @@ impl<'a> Fuzz<'a> {
         }
     }
 
-    /// Only whole maps go, one after the other, up to one that is not all inside.
+    /// iommufd unmaps only whole maps, in order, up to the first one that the range cuts.
     fn unmap(&mut self) -> Result<()> {
         let known = self.model.keys().nth(self.rng.usize(0..8)).copied();
         let (iova, length) = match known {
@@ -230,20 +230,20 @@ impl<'a> Fuzz<'a> {
         let (bytes, is_cut) = self.remove(iova, iova + (length - 1));
         let is_expected = match done {
             Ok(unmapped) => unmapped == bytes && !is_cut,
-            // Whether nothing was there is an error has changed over the years.
+            // See `none_is_zero`.
             Err(Errno::ENOENT) => is_cut || bytes == 0,
             Err(_) => false,
         };
         ensure!(
             is_expected,
-            "an unmap of {length:#x} bytes at {iova:#x}, where {bytes:#x} are, cut: {is_cut}, \
-             ended with {done:x?}"
+            "an unmap of {length:#x} bytes at {iova:#x}, with {bytes:#x} mapped, cut: {is_cut}, \
+             returned {done:x?}"
         );
         Ok(())
     }
 
-    /// Takes out what an unmap takes; says how much, and whether it came to a map that
-    /// is only in part inside.
+    /// Removes from the model what an unmap removes. Returns how many bytes, and whether
+    /// it stops at a map that the range cuts.
     fn remove(&mut self, first: u64, last: u64) -> (u64, bool) {
         let before = self.model.range(..first).next_back();
         if before.is_some_and(|(start, size)| start + (size - 1) >= first) {
@@ -270,13 +270,14 @@ impl<'a> Fuzz<'a> {
         }
     }
 
-    /// The function leaves the address space with all that is mapped, and comes back.
+    /// Detaches the function from the address space with all its maps, and attaches it
+    /// again.
     fn attach(&mut self) -> Result<()> {
         self.space.detach().context("detach")?;
         self.space.attach().context("attach")
     }
 
-    /// A call that must not bring the kernel down, nor change what is mapped.
+    /// A random call, which must neither crash the kernel nor change what is mapped.
     fn anything(&mut self) -> Result<()> {
         let id = if self.rng.bool() { self.space.id } else { self.rng.u32(0..8) };
         let number = [nr::IOAS_ALLOW, nr::IOAS_RANGES, nr::OPTION, nr::HWPT_ALLOC, nr::IOAS_MAP]
@@ -291,9 +292,9 @@ impl<'a> Fuzz<'a> {
                 _ => u64::MAX,
             });
         }
-        // As IDs of other objects: no map can have worked, the memory is no memory.
+        // No map can succeed, because the arguments have no valid memory address.
         if call(&self.space.iommufd, number, &mut arguments).is_ok() && number == nr::IOAS_MAP {
-            bail!("a map of memory that is not there succeeded");
+            bail!("a map of an invalid address succeeded");
         }
         Ok(())
     }

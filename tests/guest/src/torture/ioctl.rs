@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-//! Calls of iommufd and VFIO with any arguments, right or wrong.
+//! Raw ioctls of iommufd and VFIO with arbitrary arguments.
 
 use std::fs::{File, OpenOptions};
 use std::num::NonZeroUsize;
@@ -14,12 +14,11 @@ use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous, munmap};
 
 use crate::sysfs;
 
-/// The structure of a call, field by field. iommufd's and VFIO's begin with their
-/// size.
+/// The argument structure of an ioctl, field by field. It begins with its size.
 pub struct Arguments(Vec<u8>);
 
 impl Arguments {
-    /// Of a structure that has this size, or says so.
+    /// Starts a structure with this value in its size field.
     pub fn new(size: u32) -> Self {
         Self(size.to_ne_bytes().to_vec())
     }
@@ -34,7 +33,7 @@ impl Arguments {
         self
     }
 
-    /// What the kernel wrote.
+    /// Reads a field that the kernel has written.
     pub fn get_u32(&self, at: usize) -> u32 {
         u32::from_ne_bytes(self.0[at..at + 4].try_into().expect("four bytes"))
     }
@@ -44,25 +43,26 @@ impl Arguments {
     }
 }
 
-/// A number of iommufd's or VFIO's.
+/// An ioctl number of iommufd or VFIO.
 pub const fn number(nr: u8) -> libc::Ioctl {
     request_code_none!(b';', nr) as libc::Ioctl
 }
 
-/// Makes a call; whatever the structure says of its size, the kernel finds memory.
+/// Calls an ioctl. The structure is padded, so that there is enough memory for any value
+/// in the size field.
 pub fn call(file: &File, nr: u8, arguments: &mut Arguments) -> nix::Result<()> {
-    /// No structure is larger.
-    const ROOM: usize = 4096;
+    /// No caller uses a larger size.
+    const SIZE: usize = 4096;
     let length = arguments.0.len();
-    arguments.0.resize(ROOM, 0);
-    // SAFETY: the kernel reads and writes no more than the size that the structure
-    // begins with, which no caller here makes larger than the memory behind it.
+    arguments.0.resize(SIZE, 0);
+    // SAFETY: the kernel accesses no more bytes than the size field says, and no caller
+    // sets it to more than the length of the buffer.
     let done = unsafe { libc::ioctl(file.as_raw_fd(), number(nr), arguments.0.as_mut_ptr()) };
     arguments.0.truncate(length.max(64));
     Errno::result(done).map(drop)
 }
 
-/// Pages of this program's.
+/// Anonymous memory.
 pub struct Pages {
     base: NonNull<libc::c_void>,
     pub size: usize,
@@ -70,9 +70,9 @@ pub struct Pages {
 
 impl Pages {
     pub fn new(size: usize) -> Result<Self> {
-        let length = NonZeroUsize::new(size).context("no memory asked for")?;
+        let length = NonZeroUsize::new(size).context("the size is 0")?;
         let access = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
-        // SAFETY: a new mapping, at an address that the kernel picks.
+        // SAFETY: a new mapping, at an address that the kernel chooses.
         let base = unsafe { mmap_anonymous(None, length, access, MapFlags::MAP_PRIVATE) }?;
         Ok(Self { base, size })
     }
@@ -84,14 +84,14 @@ impl Pages {
 
 impl Drop for Pages {
     fn drop(&mut self) {
-        // SAFETY: mapped in `new` with this size, and nothing points into it.
+        // SAFETY: mapped in `new` with this size, and there are no references to it.
         let _ = unsafe { munmap(self.base, self.size) };
     }
 }
 
-/// An address space of iommufd, and a function in it. All goes when it is dropped.
+/// An IOAS of iommufd with an attached function. Dropping it closes both.
 pub struct AddressSpace {
-    // Before the iommufd that it is bound to.
+    // Dropped before the iommufd that it is bound to
     pub device: File,
     pub iommufd: File,
     pub id: u32,
@@ -120,11 +120,11 @@ fn open(path: &str) -> Result<File> {
 }
 
 impl AddressSpace {
-    /// Of a function that the driver vfio-pci has.
+    /// Creates an IOAS and attaches a function that is bound to vfio-pci.
     pub fn new(address: &str) -> Result<Self> {
         let folder = format!("/sys/bus/pci/devices/{address}/vfio-dev");
         let entries = sysfs::list(&folder);
-        let entry = entries.first().with_context(|| format!("{address} has not vfio-pci"))?;
+        let entry = entries.first().with_context(|| format!("{address} is not on vfio-pci"))?;
         let device = open(&format!("/dev/vfio/devices/{}", sysfs::name(entry)))?;
         let iommufd = open("/dev/iommu")?;
         let mut bind = Arguments::new(16).u32(0).u32(iommufd.as_raw_fd() as u32).u32(0);
@@ -144,7 +144,7 @@ impl AddressSpace {
         call(&self.device, nr::DEVICE_DETACH, &mut Arguments::new(8).u32(0))
     }
 
-    /// What the function reaches: the first IOVA and the last one of each range.
+    /// The IOVA ranges that can be mapped, with inclusive ends.
     pub fn ranges(&self) -> Result<Vec<(u64, u64)>> {
         const MOST: usize = 16;
         let mut list = [0_u64; 2 * MOST];
@@ -162,14 +162,14 @@ impl AddressSpace {
         call(&self.iommufd, nr::IOAS_MAP, &mut map)
     }
 
-    /// Returns how much was unmapped.
+    /// Returns how many bytes were unmapped.
     pub fn unmap(&self, iova: u64, length: u64) -> nix::Result<u64> {
         let mut unmap = Arguments::new(24).u32(self.id).u64(iova).u64(length);
         call(&self.iommufd, nr::IOAS_UNMAP, &mut unmap)?;
         Ok(unmap.get_u64(16))
     }
 
-    /// A new one with a few maps in it: of a page, and of more than a table's.
+    /// A new address space with a few maps: of one page, and of several page tables.
     pub fn with_maps(address: &str) -> Result<Self> {
         let space = Self::new(address)?;
         let (first, _) = *space.ranges()?.first().context("nothing can be mapped")?;

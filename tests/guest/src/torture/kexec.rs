@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
-//! From one kernel to another one under I/O, without the machine being reset: the next
-//! one finds functions as the last one left them. The kernels are files of the first
-//! drive (`tools/src/suite/torture.rs`). Or the kernel crashes, and one that waited for
-//! that writes the dump to a drive.
+//! kexec during I/O: the machine is not reset, so the next kernel finds the functions as
+//! the previous one left them. The kernels are files on the first drive
+//! (`tools/src/suite/torture.rs`). Or the kernel crashes, and the crash kernel writes a
+//! dump to a drive.
 
 use std::convert::Infallible;
 use std::ffi::CString;
@@ -29,17 +29,17 @@ use crate::ktap::Suite;
 use crate::pattern::Stream;
 use crate::sysfs;
 
-/// `kexec_file_load` on s390, which the crate libc does not have there.
+/// `kexec_file_load` on s390, which the libc crate lacks
 const SYS_KEXEC_FILE_LOAD: libc::c_long = 381;
 const MOUNT: &str = "/mnt";
-/// The kernels, in the order in which they follow each other.
+/// The kernels, in the order in which they are booted
 const KERNELS: [&str; 3] = ["rust", "c", "rust"];
 const FILE_BYTES: usize = 4 * MIB;
-/// How much of the dump is written, and compared.
+/// How much of the dump is written and compared
 const DUMPED: usize = 64 * MIB;
-/// `KEXEC_FILE_ON_CRASH`.
+/// `KEXEC_FILE_ON_CRASH`
 const ON_CRASH: libc::c_ulong = 2;
-/// Where nobody writes while the kernel changes.
+/// Offset of a part of the drive that is not written during the kexec
 const QUIET: u64 = 128 * MIB as u64;
 
 pub fn run(suite: &mut Suite, cmdline: &Cmdline) -> Result<()> {
@@ -55,7 +55,7 @@ pub fn run(suite: &mut Suite, cmdline: &Cmdline) -> Result<()> {
     Ok(())
 }
 
-/// A crash under I/O, and the dump of it on a drive. Both kernels run this.
+/// Crashes during I/O and writes the dump to a drive. Both kernels run this.
 pub fn crash(suite: &mut Suite, cmdline: &Cmdline) -> Result<()> {
     let hop = cmdline.number("guest.hop").unwrap_or(0);
     let result = match hop {
@@ -66,7 +66,7 @@ pub fn crash(suite: &mut Suite, cmdline: &Cmdline) -> Result<()> {
     Ok(())
 }
 
-/// Returns only if it cannot be done.
+/// Crashes the kernel. Returns only on failure.
 fn die(cmdline: &Cmdline) -> Result<Infallible> {
     let mut campaign = Campaign::new(cmdline, "crash", 1);
     let drives = Function::of_driver("nvme");
@@ -76,7 +76,7 @@ fn die(cmdline: &Cmdline) -> Result<Infallible> {
     })
 }
 
-/// The memory of the kernel that died, to the second drive and back.
+/// Writes the memory of the crashed kernel to the second drive and reads it back.
 fn dump() -> Result<()> {
     let mut memory = File::open("/proc/vmcore").context("open the dump")?;
     let disk = Function::of_driver("nvme")[1].disk()?;
@@ -88,15 +88,15 @@ fn dump() -> Result<()> {
     for part in 0..DUMPED / MIB {
         let start = (part * MIB) as u64;
         memory.read_exact(&mut bytes).with_context(|| format!("read {start} of the dump"))?;
-        ensure!(part > 0 || bytes.starts_with(b"\x7fELF"), "the dump is no ELF file");
+        ensure!(part > 0 || bytes.starts_with(b"\x7fELF"), "the dump is not an ELF file");
         written.write_all_at(&bytes, start)?;
         read.read_exact_at(&mut again, start)?;
-        ensure!(bytes[..] == again[..], "MiB {part} of the dump came back as something else");
+        ensure!(bytes[..] == again[..], "MiB {part} of the dump differs when read back");
     }
     Ok(())
 }
 
-/// What the last kernel wrote is there, and this one's log is clean.
+/// Checks what the previous kernel wrote, and this kernel's log.
 fn arrive(hop: u64) -> Result<()> {
     let drives = Function::of_driver("nvme");
     ensure!(drives.len() == 2, "{} drives", drives.len());
@@ -106,7 +106,7 @@ fn arrive(hop: u64) -> Result<()> {
     }
     let messages = kmsg::messages()?;
     let bad = kmsg::bad(&messages);
-    ensure!(bad.is_empty(), "the kernel says {}", bad[0]);
+    ensure!(bad.is_empty(), "bad kernel message: {}", bad[0]);
     Ok(())
 }
 
@@ -133,11 +133,11 @@ fn file_data(hop: u64) -> Vec<u8> {
 fn check_file(hop: u64) -> Result<()> {
     let mut data = Vec::new();
     File::open(Path::new(MOUNT).join("data"))?.read_to_end(&mut data)?;
-    ensure!(data == file_data(hop), "the file of kernel {hop} is not what was written");
+    ensure!(data == file_data(hop), "the file written for kernel {hop} differs");
     Ok(())
 }
 
-/// Returns only if it cannot be done.
+/// Starts the next kernel. Returns only on failure.
 fn leave(campaign: &mut Campaign, next: u64) -> Result<Infallible> {
     let drives = Function::of_driver("nvme");
     let kernel = KERNELS[(next as usize - 1) % KERNELS.len()];
@@ -148,8 +148,8 @@ fn leave(campaign: &mut Campaign, next: u64) -> Result<Infallible> {
     })
 }
 
-/// Writes what the next kernel looks for, has that one wait, and leaves for it while
-/// data moves. Returns only if it cannot be done.
+/// Writes what the next kernel checks, loads that kernel, and calls `leave` during
+/// transfers. Returns only on failure.
 fn work_in_flight(
     campaign: &mut Campaign,
     drives: &[Function],
@@ -176,26 +176,26 @@ fn work_in_flight(
                 let done = leave();
                 over.store(true, std::sync::atomic::Ordering::Relaxed);
                 done?;
-                bail!("this kernel is still there")
+                bail!("this kernel is still running")
             })
         })
     })
 }
 
-/// Has a kernel wait to be started, with this one's command line.
+/// Loads a kernel with the command line of this one.
 fn load(kernel: &str, hop: u64, flags: libc::c_ulong) -> Result<()> {
     let open = |name: &str| {
         let path = Path::new(MOUNT).join(name);
         File::open(&path).with_context(|| format!("open {}", path.display()))
     };
     let (image, initrd) = (open(kernel)?, open("initrd")?);
-    let words = sysfs::read("/proc/cmdline")?;
-    let words = CString::new(format!("{words} guest.hop={hop}"))?;
-    let length = words.as_bytes_with_nul().len();
-    // SAFETY: two files, a text that ends with a zero, and its length with that.
+    let args = sysfs::read("/proc/cmdline")?;
+    let args = CString::new(format!("{args} guest.hop={hop}"))?;
+    let length = args.as_bytes_with_nul().len();
+    // SAFETY: two open files, and a NUL-terminated string with its length, NUL included.
     let done = unsafe {
         let (image, initrd) = (image.as_raw_fd(), initrd.as_raw_fd());
-        libc::syscall(SYS_KEXEC_FILE_LOAD, image, initrd, length, words.as_ptr(), flags)
+        libc::syscall(SYS_KEXEC_FILE_LOAD, image, initrd, length, args.as_ptr(), flags)
     };
     Errno::result(done).map(drop).context("kexec_file_load")
 }

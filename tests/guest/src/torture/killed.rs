@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
-//! A program that has a function by VFIO, and DMA in flight, is killed at any moment:
-//! the function goes back to its driver as if nothing was.
+//! Kills a program that uses a function through VFIO, with DMA in flight, at random
+//! moments. Afterwards the function works with its native driver.
 
 use std::time::{Duration, Instant};
 
@@ -14,10 +14,10 @@ use crate::ktap::Suite;
 use crate::state;
 use crate::sysfs;
 
-/// How often the function goes to its own driver and back, of all rounds.
+/// The function returns to its native driver once in this many rounds
 const NATIVE: u64 = 10;
-/// What tables of functions whose drivers are at work may take more, in pages: the
-/// DMA API frees what waits in its queues later.
+/// How many more pages of tables may be in use at the end, because the DMA API's flush
+/// queues of other functions delay frees
 const NOISE: u64 = 64;
 
 pub fn run(suite: &mut Suite, cmdline: &Cmdline) -> Result<()> {
@@ -44,7 +44,7 @@ fn give_back(nvme: &Function) -> Result<()> {
     nvme.probe()
 }
 
-/// How long the program takes if it is let alone.
+/// How long the program runs if it is not killed.
 fn whole(nvme: &Function) -> Result<Duration> {
     let start = Instant::now();
     let status = storms::user(nvme)?.wait()?;
@@ -77,7 +77,7 @@ fn kill_lent(campaign: &mut Campaign, nvme: &Function) -> Result<()> {
             lend(nvme)?;
         }
     }
-    ensure!(early > campaign.rounds / 4, "only {early} were killed before their end");
+    ensure!(early > campaign.rounds / 4, "only {early} were killed before they exited");
     let few = || (state::table_pages().ok()? <= before + NOISE).then_some(());
     sysfs::wait_for("end of tables", Duration::from_secs(10), few)
 }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-//! Nothing is left of what was done: no table, no object that nobody knows.
+//! Checks for leaks after all suites: tables, and objects that kmemleak reports.
 
 use std::path::Path;
 use std::time::Duration;
@@ -12,27 +12,27 @@ use crate::ktap::{Suite, skip};
 use crate::{state, sysfs};
 
 const KMEMLEAK: &str = "/sys/kernel/debug/kmemleak";
-/// It names no object that is younger.
+/// Minimum age of the objects that kmemleak reports
 const AGE: Duration = Duration::from_secs(6);
-/// How what it says of an object begins.
+/// How a report of an object begins
 const OBJECT: &str = "unreferenced object";
 const SETTLE: Duration = Duration::from_secs(1);
 
-/// What the driver holds without functions, before and after a boot's suites, if
-/// `guest.leaks=` asks for it.
+/// The table memory in use while all slots are off, measured before the suites and
+/// compared after them (`guest.leaks=`).
 pub struct Leaks {
     pages: u64,
     kibibytes: u64,
 }
 
 impl Leaks {
-    /// All functions go and come back.
+    /// Turns all slots off, measures, and turns them on again.
     pub fn before() -> Result<Self> {
         let functions = Function::all();
         let slots: Result<Vec<_>> = functions.iter().map(Function::slot).collect();
         let slots = slots?;
         all_off()?;
-        // What waits in a queue of unmaps is freed a moment later.
+        // Let the flush queues free their tables.
         std::thread::sleep(SETTLE);
         let leaks =
             Self { pages: state::table_pages()?, kibibytes: state::meminfo("SecPageTables")? };
@@ -45,7 +45,7 @@ impl Leaks {
         Ok(leaks)
     }
 
-    /// The last of a boot's suites: it ends without functions.
+    /// Runs the checks as the last suite, because all slots stay off.
     pub fn run(&self, suite: &mut Suite) {
         suite.test("all functions go", all_off);
         suite.test("as many tables are left as before", || self.no_more_tables());
@@ -55,9 +55,9 @@ impl Leaks {
     fn no_more_tables(&self) -> Result<()> {
         let same = || (state::table_pages().ok()? == self.pages).then_some(());
         let done = sysfs::wait_for("end of tables", COME_UP, same);
-        ensure!(done.is_ok(), "{} pages were left, now {}", self.pages, state::table_pages()?);
+        ensure!(done.is_ok(), "{} table pages before, now {}", self.pages, state::table_pages()?);
         let now = state::meminfo("SecPageTables")?;
-        ensure!(now == self.kibibytes, "SecPageTables: {} kB, now {now}", self.kibibytes);
+        ensure!(now == self.kibibytes, "SecPageTables: {} KiB before, now {now}", self.kibibytes);
         Ok(())
     }
 }
@@ -66,11 +66,11 @@ fn all_off() -> Result<()> {
     for function in Function::all() {
         sysfs::write(function.slot()?, "0")?;
     }
-    ensure!(Function::all().is_empty(), "all slots are off and there are functions");
+    ensure!(Function::all().is_empty(), "all slots are off, but there are still functions");
     Ok(())
 }
 
-/// What was found at the first look may be on its way: it must be there at the second.
+/// Scans twice, because the first scan may report false positives.
 fn no_leaks() -> Result<()> {
     if !Path::new(KMEMLEAK).exists() {
         skip!("the kernel has no kmemleak");
@@ -87,11 +87,12 @@ fn no_leaks() -> Result<()> {
         say!("# kmemleak: {line}");
     }
     let objects = new.len();
-    ensure!(objects == 0, "{objects} objects are leaked");
+    ensure!(objects == 0, "{objects} objects leaked");
     Ok(())
 }
 
-/// The PCI core of s390 makes a host bridge for each bus, and gives none back.
+/// Whether an object belongs to a host bridge: the s390 PCI code creates one for each
+/// bus, and frees none.
 fn is_of_bridge(text: &str) -> bool {
     let parts =
         ["resource_list_create_entry+", "pci_create_root_bus+", "pci_register_host_bridge+"];

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
-//! The campaign's suites (`make torture`): what may happen to a machine, many times,
-//! at random moments, while data moves.
+//! The suites of the campaign (`make torture`): events that can happen to a machine, many
+//! times, at random moments, during I/O.
 //!
-//! What is done at random begins with a number, `guest.seed=`, which is printed, so
-//! that it can be done again; `guest.rounds=` is how often, for a suite that repeats.
+//! The seed of the random numbers is `guest.seed=`. It is printed, so that a run can be
+//! repeated. `guest.rounds=` is the number of rounds of suites that have them.
 
 pub mod allocations;
 pub mod hostile;
@@ -24,14 +24,14 @@ use crate::console::say;
 use crate::ktap::Suite;
 use crate::suites::modules;
 
-/// What a suite of the campaign is given.
+/// The parameters of a suite.
 pub struct Campaign {
     pub rng: Rng,
     pub rounds: u64,
 }
 
 impl Campaign {
-    /// Reads the command line; `rounds` is how often if it does not say so.
+    /// Reads the command line; `rounds` is the default number of rounds.
     pub fn new(cmdline: &Cmdline, name: &str, rounds: u64) -> Self {
         let seed = seed(cmdline);
         let rounds = cmdline.number("guest.rounds").unwrap_or(rounds);
@@ -44,7 +44,7 @@ fn seed(cmdline: &Cmdline) -> u64 {
     cmdline.number("guest.seed").unwrap_or(1)
 }
 
-/// Threads in the kernel that know what is mapped.
+/// Kernel threads that compare lookups with their own record of what is mapped.
 pub fn oracle(suite: &mut Suite, cmdline: &Cmdline) -> Result<()> {
     let seed = seed(cmdline);
     say!("# oracle: seed {seed}");
@@ -52,7 +52,7 @@ pub fn oracle(suite: &mut Suite, cmdline: &Cmdline) -> Result<()> {
     modules::run_with(suite, cmdline, "oracle", &format!("seed={seed} seconds={seconds}"))
 }
 
-/// Allocations that fail inside of single calls.
+/// Allocation failures in single calls of the IOMMU API.
 pub fn failing(suite: &mut Suite, cmdline: &Cmdline) -> Result<()> {
     allocations::let_any_fail()?;
     modules::run(suite, cmdline, "failing")

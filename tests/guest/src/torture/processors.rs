@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-//! Processors and memory go and come while data moves.
+//! CPU and memory hotplug during I/O.
 
 use std::path::PathBuf;
 
@@ -27,21 +27,22 @@ pub fn run(suite: &mut Suite, cmdline: &Cmdline) -> Result<()> {
     Ok(())
 }
 
-/// What can be switched off in a folder.
+/// The `online` files in a directory.
 fn with_switch(folder: &str) -> Result<Vec<PathBuf>> {
     let switches = sysfs::list(folder).into_iter().map(|path| path.join("online"));
     let mut switches: Vec<_> = switches.filter(|path| path.is_file()).collect();
-    // The first one is what everything else runs on.
+    // Keep the first one online.
     if !switches.is_empty() {
         switches.remove(0);
     }
     if switches.is_empty() {
-        skip!("nothing in {folder} can be switched off");
+        skip!("nothing in {folder} can be set offline");
     }
     Ok(switches)
 }
 
-/// Not everything can go at any time: memory may be in use for good.
+/// Sets random ones offline or online. Setting one offline may fail, because memory may
+/// be in use permanently.
 fn switch(campaign: &mut Campaign, switches: &[PathBuf]) -> Result<()> {
     let mut went = 0;
     for _ in 0..campaign.rounds {
@@ -49,13 +50,13 @@ fn switch(campaign: &mut Campaign, switches: &[PathBuf]) -> Result<()> {
         let is_on = sysfs::read(path)? == "1";
         let done = sysfs::write(path, if is_on { "0" } else { "1" });
         went += u64::from(is_on && done.is_ok());
-        ensure!(is_on || done.is_ok(), "{}: it does not come back: {done:?}", path.display());
+        ensure!(is_on || done.is_ok(), "{}: does not come back online: {done:?}", path.display());
     }
     for path in switches {
         if sysfs::read(path)? == "0" {
             sysfs::write(path, "1")?;
         }
     }
-    ensure!(went > 0, "nothing of {} things went", switches.len());
+    ensure!(went > 0, "none of {} could be set offline", switches.len());
     Ok(())
 }

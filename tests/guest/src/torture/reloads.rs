@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
-//! The driver is loaded and unloaded while a drive is plugged and unplugged: the two
-//! know nothing of each other. The machine begins without a function.
+//! Loads and unloads the driver while a drive is plugged and unplugged independently. The
+//! machine starts without functions.
 
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -22,7 +22,7 @@ use crate::sysfs;
 
 const DRIVER: &str = "s390_iommu";
 const FILE: &str = "/lib/modules/s390_iommu.ko";
-/// Between two steps, in milliseconds, at most.
+/// Maximum pause between two steps, in milliseconds
 const PAUSE: u64 = 50;
 
 pub fn run(suite: &mut Suite, cmdline: &Cmdline) -> Result<()> {
@@ -34,7 +34,7 @@ pub fn run(suite: &mut Suite, cmdline: &Cmdline) -> Result<()> {
     suite.test("nothing is left", || {
         before.ensure_unchanged()?;
         let objects = state::allocations()?;
-        ensure!(objects.is_empty(), "objects of the driver's are left: {}", objects.join("; "));
+        ensure!(objects.is_empty(), "the driver has leaked objects: {}", objects.join("; "));
         Ok(())
     });
     Ok(())
@@ -68,7 +68,7 @@ fn beside_plugs(campaign: &mut Campaign) -> Result<()> {
     use_it()
 }
 
-/// Returns how often the driver could be unloaded: not so while it has a function.
+/// Returns how often the driver was unloaded, which fails while it has a function.
 fn reload(campaign: &mut Campaign) -> Result<u64> {
     let mut unloads = 0;
     for _ in 0..campaign.rounds {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-//! Functions are plugged and unplugged, again and again, while they are at work.
+//! Functions are plugged and unplugged repeatedly during I/O.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -17,10 +17,10 @@ use crate::function::{COME_UP, Function};
 use crate::ktap::{Suite, skip};
 use crate::{host, sysfs};
 
-/// What comes and goes: its name on the host, and its driver.
+/// The devices to plug: name on the host, and driver
 const DEVICES: [(&str, &str); 4] =
     [("nvme", "nvme"), ("igb", "igb"), ("e1000e", "e1000e"), ("virtio", "virtio-pci")];
-/// How long a function works before it goes, in milliseconds, at most.
+/// The maximum time that a function works before it is removed, in milliseconds
 const AT_WORK: u64 = 50;
 
 pub fn run(suite: &mut Suite, cmdline: &Cmdline) -> Result<()> {
@@ -47,17 +47,16 @@ pub fn run(suite: &mut Suite, cmdline: &Cmdline) -> Result<()> {
     Ok(())
 }
 
-/// The function of a driver that the host's device is, and how many functions the
-/// driver has with it.
+/// The function of a device of the host.
 fn find(device: &str, driver: &str) -> Result<Function> {
     let functions = Function::of_driver(driver);
-    // The host plugs the first drive, and the last of virtio's functions.
+    // The host plugs the first drive, but the last of the virtio functions.
     let found = if device == "virtio" { functions.last() } else { functions.first() };
     found.cloned().with_context(|| format!("no function is bound to {driver}"))
 }
 
-/// Half of the times the host takes it away, half of the times its slot is switched
-/// off. The other drive's data is right all the time.
+/// Removes a function and brings it back, alternately by unplugging it on the host and by
+/// its slot, during verified transfers of the other drive.
 fn come_and_go(campaign: &mut Campaign, device: &str, driver: &str) -> Result<()> {
     let function = find(device, driver)?;
     let slot = function.slot()?;
@@ -84,7 +83,7 @@ fn come_and_go(campaign: &mut Campaign, device: &str, driver: &str) -> Result<()
     })
 }
 
-/// Has the function do DMA, and something happen to it meanwhile.
+/// Runs `action` while the function does DMA.
 fn at_work(
     campaign: &mut Campaign,
     function: &Function,
@@ -103,7 +102,7 @@ fn at_work(
             ("virtio-pci", _) => {
                 scope.spawn(|| read_random(&is_over));
             }
-            // Packets go to and from the cards anyway.
+            // The cards already send and receive packets.
             _ => {}
         }
         std::thread::sleep(pause);
@@ -128,7 +127,7 @@ fn is_back(function: &Function, driver: &str) -> Result<()> {
     sysfs::wait_for(&format!("{driver} on {}", function.address), COME_UP, is_bound)
 }
 
-/// Takes the first drive away and brings it back at once.
+/// Unplugs the first drive and immediately plugs it again.
 fn replug() -> Result<Function> {
     host::unplug("nvme")?;
     host::plug("nvme")?;
@@ -138,10 +137,11 @@ fn replug() -> Result<Function> {
     })
 }
 
-/// A file of the drive before reaches nothing; the new drive works.
+/// Replugs a drive while its disk is open. Reads of the old file must fail, and the new
+/// drive must work.
 fn disk_is_open(rounds: u64) -> Result<()> {
     if Path::new("/proc/lockdep").exists() {
-        skip!("the PCI core of s390 takes zpci_add_remove_lock under a disk's lock: a splat");
+        skip!("known lockdep splat: zpci_add_remove_lock is taken under a disk's lock");
     }
     for round in 0..rounds / 10 + 1 {
         let nvme = Function::first_of("nvme")?;
@@ -149,10 +149,10 @@ fn disk_is_open(rounds: u64) -> Result<()> {
         let old = File::open(&disk).with_context(|| format!("open {}", disk.display()))?;
         let nvme = replug()?;
         let mut byte = [0];
-        // Not what the page cache has.
+        // An offset that is not in the page cache
         let read = old.read_at(&mut byte, 128 * MIB as u64 + round * MIB as u64);
-        // The kernel makes it empty: then it ends before.
-        ensure!(matches!(read, Err(_) | Ok(0)), "round {round}: the drive that is gone was read");
+        // The kernel sets the capacity to 0, so a read may also return 0 bytes.
+        ensure!(matches!(read, Err(_) | Ok(0)), "round {round}: the removed drive was read");
         Transfer::new(910 + round, MIB).verify(&nvme.disk()?)?;
     }
     Ok(())
@@ -183,8 +183,8 @@ fn group_is_open(rounds: u64) -> Result<()> {
     Ok(())
 }
 
-/// A program that has the function and maps and unmaps there. The kernel asks it to
-/// let the function go, which it does not: it has to be killed.
+/// Starts a program that uses the function and maps and unmaps. It ignores the kernel's
+/// request to release the function, so it has to be killed.
 pub fn user(nvme: &Function) -> Result<Child> {
     let mut command = Command::new("/bin/vfio_identify");
     command.arg(&nvme.address).stdout(Stdio::null()).stderr(Stdio::null());
@@ -208,7 +208,7 @@ fn iommufd_has_it(rounds: u64) -> Result<()> {
     Ok(())
 }
 
-/// A recovery takes the first drive away and brings it back, resets the other one.
+/// Recovers the first drive, which removes and rescans it, and resets the other one.
 fn recoveries(campaign: &mut Campaign) -> Result<()> {
     let drives = Function::of_driver("nvme");
     ensure!(drives.len() > 1, "the machine has one drive, not two");
@@ -218,7 +218,7 @@ fn recoveries(campaign: &mut Campaign) -> Result<()> {
     work::beside_transfers(&other, seed, || {
         for _ in 0..campaign.rounds / 10 + 1 {
             std::thread::sleep(Duration::from_millis(campaign.rng.u64(0..AT_WORK)));
-            // The driver repeats what was lost.
+            // The driver repeats lost requests.
             sysfs::write(last.path().join("reset"), "1")?;
             sysfs::write(drives[0].path().join("recover"), "1")?;
             sysfs::wait_for("driver", COME_UP, || drives[0].driver())?;
@@ -228,8 +228,8 @@ fn recoveries(campaign: &mut Campaign) -> Result<()> {
     Transfer::new(980, MIB).verify(&drives[0].disk()?).map(drop)
 }
 
-/// From strict to a queue of unmaps goes while the driver has the function, back
-/// only without it.
+/// Switches a group between strict and deferred flushing. Switching to deferred flushing
+/// is possible while a driver is bound, switching back is not.
 fn switch_type(rounds: u64) -> Result<()> {
     let nvme = Function::first_of("nvme")?;
     let kind = nvme.group_type()?;
@@ -252,6 +252,6 @@ fn switch_type(rounds: u64) -> Result<()> {
 
 fn verify_type(nvme: &Function, kind: &str, disk: &Path, round: u64) -> Result<()> {
     let now = nvme.group_type()?;
-    ensure!(now == kind, "the group is {now}, not {kind}");
+    ensure!(now == kind, "the group's type is {now}, expected {kind}");
     Transfer::new(995 + round, MIB).verify(disk).map(drop)
 }

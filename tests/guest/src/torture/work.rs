@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-//! Data that moves while something else happens.
+//! Background I/O for tests.
 
 use std::fs::OpenOptions;
 use std::net::{Ipv4Addr, UdpSocket};
@@ -18,25 +18,25 @@ use crate::{netlink, nic};
 const ADDRESS: [u8; 4] = [10, 98, 0, 1];
 const BROADCAST: Ipv4Addr = Ipv4Addr::new(10, 98, 0, 255);
 const PORT: u16 = 7001;
-/// Always something in flight, and time for others on an emulated machine.
+/// Packets per burst. Bursts keep packets in flight, and the gaps between them leave time
+/// for other work on an emulated machine.
 const BURST: u32 = 16;
 const GAP: Duration = Duration::from_millis(2);
 
-/// The disk of the machine's last drive, which stays when the first one goes.
+/// The disk of the last drive, which is not removed by tests.
 pub fn other_disk() -> Result<PathBuf> {
     let drives = Function::of_driver("nvme");
     ensure!(drives.len() > 1, "the machine has one drive, not two");
     drives[drives.len() - 1].disk()
 }
 
-/// Writes and reads back while something is done, again and again: every byte must
-/// be right, whatever is done.
+/// Repeats verified transfers while `work` runs.
 pub fn beside_transfers<T>(disk: &Path, seed: u64, work: impl FnOnce() -> Result<T>) -> Result<T> {
     let transfer = |round| Transfer::new(seed + round, MIB).verify(disk).map(drop);
     beside(transfer, work)
 }
 
-/// The same, for anything that is repeated and given the number of its round.
+/// Repeats `again` while `work` runs, with the number of the round.
 pub fn beside<T>(
     again: impl Fn(u64) -> Result<()> + Sync,
     work: impl FnOnce() -> Result<T>,
@@ -46,7 +46,7 @@ pub fn beside<T>(
         let other = scope.spawn(|| {
             let mut round = 0;
             while !is_over.load(Ordering::Relaxed) {
-                again(round).with_context(|| format!("beside, round {round}"))?;
+                again(round).with_context(|| format!("background work, round {round}"))?;
                 round += 1;
             }
             Ok::<_, anyhow::Error>(round)
@@ -54,12 +54,12 @@ pub fn beside<T>(
         let result = work();
         is_over.store(true, Ordering::Relaxed);
         let rounds = other.join().map_err(|_| anyhow!("the other thread died"))??;
-        ensure!(rounds > 0, "nothing was done beside");
+        ensure!(rounds > 0, "no round of background work was completed");
         result
     })
 }
 
-/// Reads a disk until it is gone, and does not mind its end.
+/// Reads a disk until it is removed or `is_over` is set; ignores errors.
 pub fn read_to_its_end(disk: &Path, is_over: &AtomicBool) {
     let open = OpenOptions::new().read(true).custom_flags(OFlag::O_DIRECT.bits()).open(disk);
     let Ok(file) = open else { return };
@@ -70,14 +70,14 @@ pub fn read_to_its_end(disk: &Path, is_over: &AtomicBool) {
     }
 }
 
-/// Brings both cards up and has one send to whoever listens, while something is
-/// done; either card may go and come.
+/// Brings both cards up and broadcasts packets on one of them while `work` runs. Either
+/// card may be removed and come back.
 pub fn beside_packets<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
     let is_over = AtomicBool::new(false);
     std::thread::scope(|scope| {
         scope.spawn(|| {
             while !is_over.load(Ordering::Relaxed) {
-                // A card that is not there now is there later.
+                // A card may be missing temporarily.
                 if send_for_a_while(&is_over).is_err() {
                     std::thread::sleep(Duration::from_millis(20));
                 }

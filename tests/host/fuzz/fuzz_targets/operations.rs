@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Sequences of operations from a fuzzer's bytes: the tree, the walker and a
-//! plain map agree. See `host::operations`.
+//! Fuzzes the translation tables with sequences of operations, and compares the tree with
+//! an independent walker and a plain map. See `host::operations`.
 //!
-//! With cargo-fuzz and a nightly compiler: `cargo fuzz run operations`. With the
-//! compiler that builds the kernel, from this folder:
+//! With cargo-fuzz and a nightly compiler: `cargo fuzz run operations`. With the compiler
+//! that builds the kernel, in the directory `fuzz`:
 //!
 //! ```text
 //! RUSTFLAGS="--cfg fuzzing -Cpasses=sancov-module \

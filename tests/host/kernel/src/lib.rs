@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! As much of the kernel crate as the driver's flush protocol needs, on the model
-//! checker's atomics: the driver's own files are compiled against it. Names and orders
-//! are those of `rust/kernel`; RCU is a lock that readers share and a grace period takes.
+//! The parts of the kernel crate that the driver's flush protocol needs, built on the
+//! model checker's atomics. The driver's own files are compiled against it. Names and
+//! memory orderings are those of `rust/kernel`. RCU is a reader-writer lock: a grace
+//! period takes it for writing.
 
 #![cfg(loom)]
 
@@ -11,7 +12,7 @@ pub mod prelude {
     pub use crate::{Error, Flags, KBox, Result, GFP_KERNEL};
 }
 
-/// `kernel::error::Error`; memory does not run out here.
+/// `kernel::error::Error`; never constructed, because allocations do not fail here.
 #[derive(Debug)]
 pub struct Error;
 
@@ -21,7 +22,7 @@ pub type Result<T = (), E = Error> = core::result::Result<T, E>;
 /// `kernel::alloc::Flags`.
 pub struct Flags;
 
-/// May sleep.
+/// `kernel::alloc::flags::GFP_KERNEL`.
 pub const GFP_KERNEL: Flags = Flags;
 
 /// `kernel::alloc::KBox`.
@@ -42,7 +43,7 @@ impl<T> KBox<T> {
     ///
     /// `raw` came from [`KBox::into_raw`].
     pub unsafe fn from_raw(raw: *mut T) -> Self {
-        // SAFETY: The caller's promise.
+        // SAFETY: By the safety requirements.
         KBox(unsafe { Box::from_raw(raw) })
     }
 }
@@ -63,7 +64,7 @@ pub mod sync {
     pub struct Arc<T>(std::sync::Arc<T>);
 
     impl<T> Arc<T> {
-        /// Without flags, unlike the kernel's.
+        /// Takes no flags, unlike the kernel's.
         pub fn new(value: T) -> Self {
             Arc(std::sync::Arc::new(value))
         }
@@ -77,7 +78,7 @@ pub mod sync {
         ///
         /// `raw` came from [`Arc::into_raw`].
         pub unsafe fn from_raw(raw: *const T) -> Self {
-            // SAFETY: The caller's promise.
+            // SAFETY: By the safety requirements.
             Arc(unsafe { std::sync::Arc::from_raw(raw) })
         }
 
@@ -109,7 +110,7 @@ pub mod sync {
 
     impl<T> From<ArcBorrow<'_, T>> for Arc<T> {
         fn from(borrow: ArcBorrow<'_, T>) -> Self {
-            // SAFETY: It is that of an `Arc` that is alive.
+            // SAFETY: The pointer came from `Arc::into_raw`, and the `Arc` is alive.
             unsafe {
                 std::sync::Arc::increment_strong_count(borrow.0);
                 Arc::from_raw(borrow.0)
@@ -121,9 +122,9 @@ pub mod sync {
     pub mod atomic {
         use loom::sync::atomic::{AtomicPtr, Ordering};
 
-        /// What orders an access.
+        /// The memory ordering of an access.
         pub trait Order {
-            /// In the words of the core library.
+            /// The ordering in the core library.
             const ORDER: Ordering;
         }
 
@@ -140,12 +141,12 @@ pub mod sync {
 
         orders!(Acquire, Relaxed, Release);
 
-        /// A value that is read and written in one piece.
+        /// `kernel::sync::atomic::Atomic`.
         pub struct Atomic<P: Pointer>(AtomicPtr<P::To>);
 
-        /// A pointer.
+        /// A raw pointer.
         pub trait Pointer {
-            /// What it points to.
+            /// The type that it points to.
             type To;
         }
 
@@ -173,10 +174,10 @@ pub mod sync {
 
     /// `kernel::sync::barrier`.
     pub mod barrier {
-        /// Reads and writes.
+        /// Orders reads and writes.
         pub struct Full;
 
-        /// A full barrier.
+        /// A full memory barrier.
         pub fn smp_mb(_: Full) {
             loom::sync::atomic::fence(loom::sync::atomic::Ordering::SeqCst);
         }
@@ -193,12 +194,12 @@ pub mod sync {
         /// A read-side critical section.
         pub struct Guard(#[allow(dead_code)] RwLockReadGuard<'static, ()>);
 
-        /// Begins one.
+        /// Begins a read-side critical section.
         pub fn read_lock() -> Guard {
             Guard(RCU.read().unwrap())
         }
 
-        /// Waits for those that began before.
+        /// Waits for the critical sections that began before.
         pub fn synchronize_rcu() {
             drop(RCU.write().unwrap());
         }
