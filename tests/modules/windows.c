@@ -301,7 +301,7 @@ static const struct test_case cases[] = {
 	{ "where both reach, both do DMA", test_common, &shared },
 	{ "below the second's window, the first does DMA alone", test_below, &shared, true },
 	{ "above the first's window, the second does DMA alone", test_above, &shared, true },
-	{ "a full flush is told of what each function reaches", test_full_flush, &shared },
+	{ "a full flush refreshes only what each function reaches", test_full_flush, &shared },
 	{}
 };
 

@@ -129,7 +129,7 @@ pub const MACHINE: [Variant; 11] = [
         "levels",
         "s390_iommu_aperture=0 guest.levels=5 \
             guest.ends=0001:0x3ffffffffff,0002:0x1fffffffffffff \
-            guest.suite=boot,nvme,nic,seeing,dma,attach,transitions,stress",
+            guest.suite=boot,nvme,nic,observability,dma,attach,transitions,stress",
         "-global zpci.dtsm=0x70 -device zpci,uid=1,target=nvme,edma=0x3ffffffffff \
             -device zpci,uid=2,target=igb,edma=0x1fffffffffffff",
     ),

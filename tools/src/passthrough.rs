@@ -48,7 +48,7 @@ fn rounds(project: &Project, append: &str) -> Result<Count> {
     let machine = machine.with_archives(project, "passthrough", inner)?;
     let (mut count, claims, files) = boot(project, &machine, append)?;
     if claims.is_empty() {
-        println!("    | no guest told of anything that it wrote");
+        println!("    | no guest reported what it wrote");
         count.failed += 1;
     }
     for claim in &claims {

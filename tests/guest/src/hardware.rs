@@ -17,8 +17,8 @@ const USAGE: &str = "guest FUNCTION... [guest.suite=SUITE,...]\n\
     Runs tests on NVMe functions, named as 0001:00:00.0, whose data is lost.";
 
 /// The default suites, none of which assumes an emulator
-pub const SUITES: &str =
-    "nvme,counters,seeing,api,dma,remap,attach,transitions,refuse,flush,fallback,stress,hotplug";
+pub const SUITES: &str = "nvme,counters,observability,api,dma,remap,attach,transitions,refuse,\
+     flush,fallback,stress,hotplug";
 
 /// Files that describe the machine, and how many of their first lines are shown
 const FILES: [(&str, usize); 4] =

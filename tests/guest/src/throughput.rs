@@ -35,7 +35,7 @@ const REQUESTS: [(&str, u64, u32); 8] = [
     ("write", 128, 32),
 ];
 
-/// iperf3's streams, as seen from the near card: name and arguments of the client
+/// iperf3's streams, from the point of view of the near card: name and arguments of the client
 const STREAMS: [(&str, &[&str]); 3] = [
     ("tcp-sent", &[]),
     ("tcp-received", &["--reverse"]),

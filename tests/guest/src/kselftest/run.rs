@@ -110,16 +110,16 @@ impl Run<'_> {
 /// so wait.
 fn check_refused(mut tail: Tail, refused: usize) -> Result<()> {
     let end = Instant::now() + LATE;
-    let mut seen = 0;
+    let mut events = 0;
     loop {
         let messages = tail.read()?;
-        seen += messages.iter().filter(|message| is_error_event(message)).count();
-        if seen >= refused || Instant::now() > end {
+        events += messages.iter().filter(|message| is_error_event(message)).count();
+        if events >= refused || Instant::now() > end {
             break;
         }
         std::thread::sleep(Duration::from_millis(10));
     }
-    ensure!(seen == refused, "{seen} error events of the function, expected {refused}");
+    ensure!(events == refused, "{events} error events of the function, expected {refused}");
     Ok(())
 }
 

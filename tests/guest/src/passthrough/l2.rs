@@ -86,7 +86,10 @@ fn tests(suite: &mut Suite, cmdline: &Cmdline) -> Result<()> {
         let moved = after - before;
         say!("# L2: drive {}: {moved}", drive.serial);
         if drive.function.group_type()? != IDENTITY {
-            suite.result(&format!("drive {}: maps are told to L1", drive.serial), told(moved));
+            suite.result(
+                &format!("drive {}: maps are reported to L1", drive.serial),
+                reported(moved),
+            );
         }
     }
     let live: u64 = counters(&drives)?.iter().map(|c| c.mapped - c.unmapped).sum();
@@ -190,7 +193,7 @@ fn write(drive: &Drive) -> Result<()> {
 }
 
 /// Checks that maps were refreshed: in a guest, a new mapping needs a refresh.
-fn told(moved: Counters) -> Result<()> {
+fn reported(moved: Counters) -> Result<()> {
     ensure!(moved.mapped > 0 && moved.sync_map > 0, "{moved}");
     Ok(())
 }

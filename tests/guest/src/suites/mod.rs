@@ -16,10 +16,10 @@ mod module;
 pub mod modules;
 mod nic;
 mod nvme;
+mod observability;
 mod pressure;
 mod root;
 mod samples;
-mod seeing;
 mod vfs;
 mod windows;
 
@@ -39,7 +39,7 @@ const SUITES: &[Entry] = &[
     ("nic", nic::run),
     ("counters", counters::run),
     // Before the suites that fill the log
-    ("seeing", seeing::run),
+    ("observability", observability::run),
     ("api", |suite, cmdline| modules::run(suite, cmdline, "iommu_api")),
     ("dma", |suite, cmdline| modules::run(suite, cmdline, "dma")),
     ("remap", |suite, cmdline| modules::run(suite, cmdline, "remap")),

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * Suite "seeing", the part in the kernel: successful and refused attaches. The
- * guest's suite of the same name checks the output that they cause.
+ * Suite "observability", the part in the kernel: successful and refused
+ * attaches. The guest's suite of the same name checks the output that they
+ * cause.
  */
 #include <linux/moduleparam.h>
 
@@ -56,4 +57,4 @@ static const struct test_case lots[] = {
 	{}
 };
 
-TEST_SUITE(seeing, "Attaches to inspect", many ? lots : one, &fn, NULL);
+TEST_SUITE(observability, "Attaches to inspect", many ? lots : one, &fn, NULL);

@@ -202,7 +202,7 @@ fn agree(dump: &Dump, others: &BTreeSet<(u64, u64)>, replay: &Replay) -> Result<
     Ok(())
 }
 
-/// Runs a test on the domain of the module "seen", which maps `many` pages in addition to
+/// Runs a test on the domain of the module "mappings", which maps `many` pages in addition to
 /// its usual ranges. After the module is unloaded the domain must be gone from debugfs.
 fn held_domain(many: usize, test: impl FnOnce(&Domain, usize) -> Result<()>) -> Result<()> {
     let held = Held::new(&format!("many={many}"))?;
@@ -218,7 +218,7 @@ struct Held {
 impl Held {
     fn new(args: &str) -> Result<Self> {
         let before = Domain::all();
-        let module = Module::load("seen", args)?;
+        let module = Module::load("mappings", args)?;
         let new: Vec<_> = Domain::all().into_iter().filter(|d| !before.contains(d)).collect();
         let [domain] = &new[..] else {
             return Err(anyhow!("{} new domains are shown, expected 1", new.len()));
@@ -234,7 +234,7 @@ impl Held {
     }
 }
 
-/// The ranges that `tests/modules/seen.c` always maps.
+/// The ranges that `tests/modules/mappings.c` always maps.
 fn expected(large: bool) -> [Range; 4] {
     let page = |first, last, phys| Range { first, last, phys, large: false, writable: true };
     [
@@ -320,14 +320,14 @@ fn open_file() -> Result<()> {
     Ok(())
 }
 
-/// Checks the trace events and messages of the attaches that the module "seeing" makes.
+/// Checks the trace events and messages of the attaches that the module makes.
 fn attaches(suite: &mut Suite, cmdline: &Cmdline, nvme: &Function) -> Result<()> {
     let before = refusals()?;
     if !before.is_empty() {
         std::thread::sleep(LIMITED);
     }
     let recording = Recording::start(OURS)?;
-    modules::run(suite, cmdline, "seeing")?;
+    modules::run(suite, cmdline, "observability")?;
     let events = recording.stop()?;
     let said = refusals()?;
     suite.test("an attach is traced: from, to, result", || traced_attaches(&events, nvme));
@@ -341,7 +341,7 @@ fn attaches(suite: &mut Suite, cmdline: &Cmdline, nvme: &Function) -> Result<()>
         ensure!(lines[0].contains("not enough resources"), "no reason: {}", lines[0]);
         Ok(())
     });
-    modules::run_with(suite, cmdline, "seeing", "many=1")?;
+    modules::run_with(suite, cmdline, "observability", "many=1")?;
     let all = refusals()?;
     suite.test("many refused attaches are a few lines", || {
         let lines = all.len() - said.len();

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
  * Not a suite: this provides a domain to inspect while the module is loaded.
- * The guest's suite "seeing" knows its mappings. No function is attached to it,
- * so the physical addresses are arbitrary.
+ * The guest's suite "observability" knows its mappings. No function is attached
+ * to it, so the physical addresses are arbitrary.
  */
-#define pr_fmt(fmt) "seen: " fmt
+#define pr_fmt(fmt) "mappings: " fmt
 
 #include <linux/delay.h>
 #include <linux/iommu.h>
@@ -100,7 +100,7 @@ static int __init seen_init(void)
 	}
 	ret = map_all();
 	if (!ret && churn) {
-		thread = kthread_run(come_and_go, NULL, "seen");
+		thread = kthread_run(come_and_go, NULL, "mappings");
 		ret = PTR_ERR_OR_ZERO(thread);
 	}
 	if (ret)
