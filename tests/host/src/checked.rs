@@ -244,7 +244,7 @@ impl<'m> Checked<'m> {
         }
     }
 
-    /// Adds levels to the tree, with at most `budget` allocations.
+    /// Widens the tree, with at most `budget` allocations.
     pub(crate) fn widen(&mut self, depth: Depth, budget: Option<u64>) -> Result<(), MapError> {
         let before = self.tree.root().depth;
         self.memory.limit(budget);
@@ -352,9 +352,9 @@ impl<'m> Checked<'m> {
             let mut visit = |at, leaf| assert_eq!(model.next(), Some((&at, &leaf)));
             let tables = walker::walk(self.memory, root.origin.0, level, 0, &mut visit)
                 .unwrap_or_else(|error| panic!("{error}"));
-            assert_eq!(model.next(), None, "not mapped");
+            assert_eq!(model.next(), None, "a mapping is missing");
             if *root == self.tree.root() {
-                assert_eq!(tables, self.memory.live(), "lost tables");
+                assert_eq!(tables, self.memory.live(), "live tables outside the tree");
             }
         }
     }

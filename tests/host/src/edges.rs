@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Cases that random operations hardly reach: the fast paths reject misaligned addresses,
+//! Cases that random operations rarely reach: the fast paths reject misaligned addresses,
 //! a live entry is found before an allocation, and a dump continues after a table was
 //! freed.
 

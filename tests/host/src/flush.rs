@@ -1,16 +1,16 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Model checks of the flush protocol: no flush is missed, and none hits a function that
-//! is not registered.
+//! Model checks of the flush protocol: no function misses a flush, and no function is
+//! refreshed without a registered table.
 //!
 //! Members, marks, flushes and the walk lock are the driver's own code (`address_space/`,
 //! `dma_table/`), with its memory orderings; `tests/host/kernel` replaces the kernel
 //! crate. `function.rs` needs a machine, so its steps are modeled here, with two pages,
 //! two address spaces and one function. The checked properties:
 //!
-//! - After an unmap and its flush, the page can be reused: the machine has not cached it,
-//!   and is not loading it (the checker would report a data race).
-//! - After a map and its flush, the machine of every attached function has loaded the
+//! - After an unmap and its flush, the page can be reused: the machine no longer caches
+//!   it, and is not loading it (the checker would report a data race).
+//! - After a map and its flush, the machine of every attached function can access the
 //!   page.
 //! - Only functions with a registered table are refreshed.
 //!
@@ -50,7 +50,7 @@ trait Protocol: Send + Sync + 'static {
     const GRACE_PERIOD: bool = true;
     /// The function is disabled before it stops being live.
     const DISABLE_FIRST: bool = true;
-    /// The attach checks for unmaps that ran during a walk.
+    /// The attach checks for unmaps that run beside a reader.
     const LOOK_BESIDE: bool = true;
 }
 
@@ -288,7 +288,7 @@ impl<P: Protocol> World<P> {
         if members.needs_flush() {
             members
                 .refresh_mapped(Range::ALL, false, counter)
-                .expect("refreshed");
+                .expect("no refresh is refused");
         }
     }
 
@@ -349,7 +349,7 @@ impl<P: Protocol> World<P> {
     fn join(&self, space: usize) {
         let function = self.function.as_arc_borrow();
         // SAFETY: The function outlives the threads, and only one of them joins.
-        unsafe { self.spaces[space].members.join(function) }.expect("memory");
+        unsafe { self.spaces[space].members.join(function) }.expect("memory is not limited");
     }
 
     fn leave(&self, space: usize) {
@@ -455,7 +455,7 @@ fn check<P: Protocol>(
         *count.lock().unwrap() += 1;
         let world = Arc::new(World::<P>::new(machine, mapped));
         prepare(&world);
-        let (first, others) = jobs.split_first().expect("a job");
+        let (first, others) = jobs.split_first().expect("at least one job");
         let spawn = |job: &Job<P>| {
             let (world, job) = (world.clone(), *job);
             thread::spawn(move || job(&world))
@@ -618,7 +618,7 @@ fn one_page<P: Protocol>(world: &World<P>) {
 /// Like [`one_page`], with a reader that walks the table all the time.
 fn one_page_walked<P: Protocol>(world: &World<P>) {
     one_page(world);
-    let walk = world.spaces[0].walk_lock.read(|| Err("nobody unmaps"));
+    let walk = world.spaces[0].walk_lock.read(|| Err("unmap running"));
     std::mem::forget(walk);
 }
 

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 
 //! Host tests of the parts of the driver that do not need a kernel. The driver's own
-//! files are compiled in. The tests add table memory that detects misuse, a walker that
-//! was written from the format alone, and a tree that is compared with a plain map after
-//! every operation.
+//! files are compiled in. The tests add table memory that detects misuse, an independent
+//! walker that implements only the format, and a tree that is compared with a plain map
+//! after every operation.
 //!
 //! With `--cfg loom` all tables have two entries, so every level is filled and reclaimed
 //! within a few pages, and the model checks are built.

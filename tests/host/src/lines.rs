@@ -3,7 +3,7 @@
 //! Counts cache line transfers between 64 CPUs that map and unmap, with a model of the
 //! caches (MESI) around the driver's own tables. Table entries, the root and the walk
 //! lock are those of `dma_table.rs`. Other fields need a kernel, so only their offsets
-//! are modeled: the current ones in `domain.rs`, and the previous ones.
+//! are modeled: those of the current layout, and those of the previous one.
 //!
 //! A transfer is a write to a line that another CPU has cached, or a read of a line that
 //! another CPU has modified.
@@ -175,7 +175,7 @@ const BEFORE: Around = Around {
     all_mark: true,
 };
 
-/// The current layout: `Paging` and `Space` in `domain.rs`, `page_counts.rs`
+/// The current layout: `Paging` in `domain.rs`, `AddressSpace`, and `page_counts.rs`
 const NOW: Around = Around {
     read: [0x1000, 0x2100],
     counters: [0x10_0000, 0x10_0008],
@@ -334,11 +334,11 @@ fn nobody_who_maps_a_page_waits_for_a_line() {
         println!("{what:<58}{before:>8.2}{now:>6.2}");
         (before, now)
     };
-    let strict = both("ranges apart, flushed by range", false, &apart);
-    let lazy = both("ranges apart, queued", true, &apart);
+    let strict = both("separate ranges, flushed by range", false, &apart);
+    let lazy = both("separate ranges, queued", true, &apart);
     let table = both("one page table, flushed by range", false, &one_table);
     let large = both(
-        "ranges apart, one CPU maps 1 MiB each time",
+        "separate ranges, one CPU maps 1 MiB each time",
         false,
         &beside_large,
     );

@@ -203,7 +203,7 @@ unsafe impl Memory for &HostMemory {
     }
 }
 
-/// Memory as a machine finds it that was refreshed after every unlink: only live tables.
+/// The view of a machine that was refreshed after every unlink: only live tables.
 impl Storage for HostMemory {
     fn table(&self, origin: u64, entries: usize) -> Option<impl Fn(usize) -> u64> {
         let mut state = self.state();

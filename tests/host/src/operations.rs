@@ -92,14 +92,14 @@ pub enum Operation {
         /// The offset in the page.
         offset: u16,
     },
-    /// Adds levels to the tree.
+    /// Widens the tree, unless it is deep enough.
     Widen {
         /// Whether to aim for five levels instead of four.
         twice: bool,
         /// How many allocations succeed; `None` means all.
         budget: Option<u8>,
     },
-    /// Refreshes the machine and frees unlinked tables.
+    /// Frees the unlinked tables, as after a refresh.
     Refresh,
 }
 

@@ -64,7 +64,7 @@ unsafe impl Memory for &Raw {
     }
 
     unsafe fn cells(&self, table: Phys) -> NonNull<AtomicU64> {
-        NonNull::new(table.0 as *mut AtomicU64).expect("a table")
+        NonNull::new(table.0 as *mut AtomicU64).expect("not null")
     }
 }
 
@@ -125,7 +125,7 @@ impl Owned {
     }
 
     fn release(&self, start: u64) {
-        self.0.lock().unwrap().remove(&start).expect("owned");
+        self.0.lock().unwrap().remove(&start).expect("an owner");
     }
 }
 

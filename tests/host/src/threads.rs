@@ -345,7 +345,7 @@ impl<O: Orders> Tree<O> {
             .tree
             .walk(|| Ok::<(), ()>(thread::yield_now()))
             .expect("no error");
-        let found = walk.find(Iova(page * PAGE_SIZE)).expect("in reach");
+        let found = walk.find(Iova(page * PAGE_SIZE)).expect("within reach");
         assert!(found.map_or(true, |found| found.phys == Phys(phys(page))));
     }
 
@@ -405,7 +405,7 @@ fn check<O: Orders>(prepare: Job<O>, jobs: &'static [Job<O>], after: &'static [u
         count.fetch_add(1, SeqCst);
         let tree = Arc::new(Tree::<O>::new());
         let mut unlinked = tree.work(prepare);
-        let (first, others) = jobs.split_first().expect("a job");
+        let (first, others) = jobs.split_first().expect("at least one job");
         let threads: Vec<_> = others
             .iter()
             .map(|job| {
@@ -417,7 +417,7 @@ fn check<O: Orders>(prepare: Job<O>, jobs: &'static [Job<O>], after: &'static [u
         for thread in threads {
             unlinked.extend(thread.join().unwrap());
         }
-        let tree = Arc::into_inner(tree).expect("the threads are gone");
+        let tree = Arc::into_inner(tree).expect("the threads have ended");
         tree.finish(unlinked, after);
     });
     println!("{} interleavings", runs.load(SeqCst));
@@ -523,14 +523,14 @@ checks! {
         ]
         => [THIRD_TABLE, THIRD_TABLE + 1];
 
-    /// A page table is unlinked while its neighbor is allocated in the same segment
+    /// A page table is unlinked while its neighbour is allocated in the same segment
     /// table.
     reclaim_a_page_table_beside_map:
         |t, _| t.map(0, PAGE_TABLE)
         => [|t, r| t.unmap(0, PAGE_TABLE, r), |t, _| t.map(PAGE_TABLE, 1)]
         => [PAGE_TABLE];
 
-    /// A segment table and all tables below it are unlinked while its neighbor is
+    /// A segment table and all tables below it are unlinked while its neighbour is
     /// allocated.
     reclaim_a_segment_table_beside_map:
         |t, _| t.map(0, SEGMENT_TABLE)
@@ -648,7 +648,7 @@ fn two_maps_of_one_range() {
         });
         let mine = map(&tree);
         assert!(mine != other.join().unwrap());
-        let tree = Arc::into_inner(tree).expect("the threads are gone");
+        let tree = Arc::into_inner(tree).expect("the threads have ended");
         tree.finish(Vec::new(), &[0, 1]);
     });
 }
@@ -677,7 +677,7 @@ fn the_last_owner_reclaims_the_table() {
         let mut unlinked = own(0)();
         unlinked.extend(other.join().unwrap());
         assert_eq!(unlinked.len(), 1);
-        let tree = Arc::into_inner(tree).expect("the threads are gone");
+        let tree = Arc::into_inner(tree).expect("the threads have ended");
         tree.finish(unlinked, &[]);
     });
 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A walker of I/O translation tables that was written from the format alone.
+//! An independent walker of I/O translation tables, which implements only the format.
 //!
 //! It shares no constants or code with the driver, reads table memory as the machine
 //! does, and is strict: entries that the machine would not accept, or that the driver
@@ -142,7 +142,7 @@ pub(crate) struct FormatError {
     pub(crate) level: Level,
     /// The bad entry, or the origin of a missing table.
     pub(crate) word: u64,
-    /// The description.
+    /// What is wrong with the entry.
     pub(crate) what: &'static str,
 }
 
