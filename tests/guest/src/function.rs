@@ -29,7 +29,7 @@ pub fn is_restricted() -> bool {
 }
 
 /// One PCI function.
-#[derive(Clone)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct Function {
     pub address: String,
 }

@@ -71,12 +71,13 @@ fn recover(nvme: &Function) -> Result<()> {
     sysfs::write(nvme.path().join("recover"), "1")
 }
 
-fn slot(nvme: &Function) -> Result<()> {
-    let slot = nvme.slot()?;
+/// Turns the function's slot off, then on again.
+pub fn slot(function: &Function) -> Result<()> {
+    let slot = function.slot()?;
     sysfs::write(&slot, "0")?;
-    ensure!(!nvme.path().exists(), "the slot is off, but the function still exists");
+    ensure!(!function.path().exists(), "the slot is off, but the function still exists");
     sysfs::write(&slot, "1")?;
-    sysfs::wait_for("driver", COME_UP, || nvme.driver()).map(drop)
+    sysfs::wait_for("driver", COME_UP, || function.driver()).map(drop)
 }
 
 fn rebind(nvme: &Function) -> Result<()> {

@@ -26,6 +26,8 @@ use crate::nic::{self, Direction, Pair};
 use crate::pattern::Stream;
 use crate::sysfs;
 
+use super::hotplug;
+
 const VFS: usize = 2;
 const BYTES: usize = 2 * MIB;
 /// The fewest pages that a transfer maps: the driver maps buffers once and reuses them
@@ -59,6 +61,10 @@ pub fn run(suite: &mut Suite, _: &Cmdline) -> Result<()> {
             by_vfio(second, &far.interface()?, seed + 5)
         });
         suite.test(&format!("DMA by {} goes on", first.address), || transfer(first, seed + 6));
+        suite.test(&format!("the slot of {} off and on", first.address), || {
+            hotplug::slot(first)?;
+            transfer(first, seed + 7)
+        });
         suite.test("VFs are removed", || remove(&card, &vfs));
     }
     netlink::down(&card.interface()?)?;

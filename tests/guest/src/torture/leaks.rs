@@ -17,6 +17,9 @@ const AGE: Duration = Duration::from_secs(6);
 /// How a report of an object begins
 const OBJECT: &str = "unreferenced object";
 const SETTLE: Duration = Duration::from_secs(1);
+/// How long the functions must stay the same: the last unplug and plug of a storm during
+/// boot takes several seconds on a slow kernel
+const QUIET: Duration = Duration::from_secs(12);
 
 /// The table memory in use while all slots are off, measured before the suites and
 /// compared after them (`guest.leaks=`).
@@ -28,7 +31,7 @@ pub struct Leaks {
 impl Leaks {
     /// Turns all slots off, measures, and turns them on again.
     pub fn before() -> Result<Self> {
-        let functions = Function::all();
+        let functions = settled();
         let slots: Result<Vec<_>> = functions.iter().map(Function::slot).collect();
         let slots = slots?;
         all_off()?;
@@ -59,6 +62,19 @@ impl Leaks {
         let now = state::meminfo("SecPageTables")?;
         ensure!(now == self.kibibytes, "SecPageTables: {} KiB before, now {now}", self.kibibytes);
         Ok(())
+    }
+}
+
+/// Waits until functions no longer come and go.
+fn settled() -> Vec<Function> {
+    let mut before = Function::all();
+    loop {
+        std::thread::sleep(QUIET);
+        let now = Function::all();
+        if now == before {
+            return now;
+        }
+        before = now;
     }
 }
 
