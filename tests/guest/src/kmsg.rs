@@ -105,13 +105,31 @@ fn text(record: &[u8]) -> Option<String> {
     Some(text.lines().next().unwrap_or_default().to_owned())
 }
 
+/// The begin and the end of a report about a warning
+const REPORT: [&str; 2] = ["[ cut here ]", "[ end trace"];
+/// Both are in a report that igb causes: it frees a packet before it unmaps it, and the
+/// check of freed pages (`iommu.debug_pagealloc=`) notices.
+const FREED_BY_IGB: [&str; 2] = ["__iommu_debug_check_unmapped", "igb_poll"];
+
 /// The messages that report a bug. Races count only if the report names a function of
 /// the IOMMU or zPCI code, because the rest of the kernel has known ones.
 pub fn bad(messages: &[String]) -> Vec<&String> {
     let has = |message: &str, marks: &[&str]| marks.iter().any(|mark| message.contains(mark));
     let is_others = |message: &str| message.contains(RACE) && !has(message, &["iommu", "zpci"]);
     let is_bad = |message: &&String| has(message, &BAD) && !is_others(message);
-    messages.iter().filter(is_bad).collect()
+    let is_igbs = |report: &[String]| {
+        FREED_BY_IGB.iter().all(|mark| report.iter().any(|message| message.contains(mark)))
+    };
+    let mut bad = Vec::new();
+    for part in messages.split_inclusive(|message| message.contains(REPORT[1])) {
+        let start = part.iter().position(|message| message.contains(REPORT[0]));
+        let (before, report) = part.split_at(start.unwrap_or(part.len()));
+        bad.extend(before.iter().filter(is_bad));
+        if !is_igbs(report) {
+            bad.extend(report.iter().filter(is_bad));
+        }
+    }
+    bad
 }
 
 /// The driver's messages.
