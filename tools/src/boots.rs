@@ -109,7 +109,7 @@ pub const GUEST: [Variant; 9] = [
 ];
 
 /// `PART=machine`: the functions are as real machines have them.
-pub const MACHINE: [Variant; 11] = [
+pub const MACHINE: [Variant; 12] = [
     full(
         "identity",
         "iommu.passthrough=1 guest.type=identity memhp_default_state=online_movable \
@@ -161,6 +161,13 @@ pub const MACHINE: [Variant; 11] = [
         "faults",
         "guest.suite=faults",
         "-device zpci,id=zpci-nvme,target=nvme",
+    ),
+    // The same, and refreshes are lost.
+    full(
+        "lost",
+        "iommu.strict=1 guest.suite=lost",
+        "-global zpci.refresh=off -global zpci.x-rereg-keeps=on \
+            -device zpci,id=zpci-nvme,target=nvme",
     ),
     // The kernel's selftests of VFIO, and ours, that other boots have to skip: VFs made by
     // vfio-pci, and huge pages. vfio-pci cannot claim the VFs of its PF on s390, where they

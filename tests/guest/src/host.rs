@@ -28,6 +28,9 @@ pub fn memory(bytes: u64) -> Result<()> {
     ask("memory", &bytes.to_string()).map(drop)
 }
 
+/// Ends a fault.
+pub const NO_FAULT: &str = "0:0:0:0:0";
+
 /// Makes instructions for a device's function fail: `OP:SKIP:COUNT:CC:STATUS`, as
 /// described in `integration/qemu/0006-fault.patch`.
 pub fn fault(device: &str, what: &str) -> Result<()> {

@@ -9,8 +9,18 @@ use crate::function::Function;
 use crate::ktap::Suite;
 use crate::{host, sysfs};
 
+use super::modules;
+
 /// Operation number of RPCIT in an injected fault
 const RPCIT: &str = "0x100";
+/// After ten of them, a re-registration is refused (condition code 1, status 24), and the
+/// function loses its table.
+const LOST_TABLE: &str = "0x206:10:1:1:24";
+/// Every re-registration is refused: the machine does not have the instruction.
+const NO_REREGISTRATION: &str = "6:0:1000000:1:24";
+
+/// A test in which one attach follows the other
+const REPLACES: &str = "replace 1000 times, DMA hits the new domain";
 
 pub fn run(suite: &mut Suite, _: &Cmdline) -> Result<()> {
     let nvme = Function::first_of("nvme")?;
@@ -28,6 +38,20 @@ pub fn run(suite: &mut Suite, _: &Cmdline) -> Result<()> {
         nvme.set_reset_method("default")?;
         reset?;
         transfer(&nvme, 802)
+    });
+    suite.test("a refused attach that costs the old table: DMA afterwards", || {
+        let passes = modules::passes("attach", REPLACES, LOST_TABLE)?;
+        ensure!(!passes, "the attach was not refused");
+        ensure!(
+            modules::passes("attach", REPLACES, host::NO_FAULT)?,
+            "replaces do not work any more"
+        );
+        Ok(())
+    });
+    suite.test("no re-registration: DMA on a domain that was attached", || {
+        let passes = modules::passes("dma", "map, attach, DMA", NO_REREGISTRATION)?;
+        ensure!(passes, "no DMA");
+        Ok(())
     });
     Ok(())
 }

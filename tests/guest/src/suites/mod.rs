@@ -11,6 +11,7 @@ mod hardware;
 mod hotplug;
 mod kunit;
 mod kvm;
+mod lost;
 mod memory;
 mod module;
 pub mod modules;
@@ -60,8 +61,9 @@ const SUITES: &[Entry] = &[
 ];
 
 /// Suites that need a special machine and run only if they are named
-const SPECIAL: [Entry; 20] = [
+const SPECIAL: [Entry; 21] = [
     ("faults", faults::run),
+    ("lost", lost::run),
     ("gapless", |suite, cmdline| modules::run(suite, cmdline, "gapless")),
     ("windows", windows::run),
     ("vfs", vfs::run),

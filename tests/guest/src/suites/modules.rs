@@ -8,6 +8,7 @@ use anyhow::{Context, Result, bail, ensure};
 use crate::block::{MIB, Transfer};
 use crate::cmdline::Cmdline;
 use crate::function::Function;
+use crate::host;
 use crate::ktap::{Suite, skip};
 use crate::module::Module;
 use crate::sysfs;
@@ -43,6 +44,41 @@ fn run_module(suite: &mut Suite, cmdline: &Cmdline, module: &str, args: &str) ->
     report(suite, &sysfs::read(results)?)?;
     tests.unload()?;
     support.unload()
+}
+
+/// Runs one test of a module and returns whether it passes. `fault` is what the host does
+/// to the first NVMe function's instructions meanwhile, see [`host::fault`].
+pub fn passes(module: &str, test: &str, fault: &str) -> Result<bool> {
+    let borrowed = Borrowed::take(Function::of_driver("nvme"))?;
+    let result = with_fault(module, test, fault);
+    for function in &borrowed.0 {
+        // What the machine still caches after a lost refresh must not meet the disk.
+        sysfs::write(function.path().join("reset"), "1")?;
+    }
+    verify(&borrowed.give_back()?)?;
+    result
+}
+
+fn with_fault(module: &str, test: &str, fault: &str) -> Result<bool> {
+    let support = Module::load(SUPPORT, &format!("only=\"{test}\""))?;
+    host::fault("nvme", fault)?;
+    let tests = Module::load(module, "");
+    host::fault("nvme", host::NO_FAULT)?;
+    let tests = tests?;
+    let text = sysfs::read(find_results()?)?;
+    tests.unload()?;
+    support.unload()?;
+    let mut lines = text.lines();
+    let (Some(line), None) = (lines.next(), lines.next()) else {
+        bail!("{test}: not one result: {text:?}");
+    };
+    let (name, result) = parse(line).with_context(|| format!("cannot parse {line:?}"))?;
+    ensure!(name == test, "{test}: the result is of {name}");
+    match result {
+        Ok(()) => Ok(true),
+        Err(_) if line.starts_with("not ok") => Ok(false),
+        Err(skip) => Err(skip),
+    }
 }
 
 /// The support module's parameters from the command line: `guest.only=` (parts of the
