@@ -62,9 +62,12 @@ pub fn passes(module: &str, test: &str, fault: &str) -> Result<bool> {
 fn with_fault(module: &str, test: &str, fault: &str) -> Result<bool> {
     let support = Module::load(SUPPORT, &format!("only=\"{test}\""))?;
     host::fault("nvme", fault)?;
+    let before = host::faults_left("nvme")?;
     let tests = Module::load(module, "");
+    let left = host::faults_left("nvme")?;
     host::fault("nvme", host::NO_FAULT)?;
     let tests = tests?;
+    ensure!(left < before || before == 0, "no instruction failed, so the test is void");
     let text = sysfs::read(find_results()?)?;
     tests.unload()?;
     support.unload()?;
