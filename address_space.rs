@@ -410,10 +410,19 @@ impl<M: Member> AddressSpace<M> {
     ) -> Result {
         let mapping = self.mapping(iova, phys, page_size, count, prot)?;
         // SAFETY: The caller's promise; the mapping is in reach.
-        let (bytes, result) = unsafe { self.table.map(mapping, gfp) };
+        let (bytes, result) = unsafe { self.table.map(mapping, gfp, |at| self.forget(at)) };
         self.page_counts.mapped(bytes);
         *mapped = bytes as usize;
         result.map_err(Error::from)
+    }
+
+    /// Makes the members forget the page table that a large page has replaced. Returns
+    /// whether none of them can be using it now.
+    fn forget(&self, iova: Iova) -> bool {
+        let counter = &self.counters.sync_map_rpcits;
+        !self.needs_flush()
+            || Range::sized(iova.0, LARGE_PAGE_SIZE)
+                .is_some_and(|range| self.members.refresh_unmapped(&[range], counter))
     }
 
     /// Checks a map of `count` pages of `page_size` bytes.

@@ -34,12 +34,14 @@
 //! visible before it can be reached. A caller that loses this race frees its own table
 //! and continues with the other one. Walkers read table entries with acquire.
 //!
-//! *A table is unlinked only by an unmap that covers everything that it spans.* This
-//! caller owns every range in it, so no other map, unmap or lookup is inside
-//! or can enter. The unlinked table keeps its content and goes to the
-//! [`DeferFree`] of the call, which must not free it before the machine has
-//! forgotten the range (by the refresh that follows the unmap, or by the full flush
-//! that follows queued unmaps).
+//! *A table is unlinked only by an unmap that covers everything that it spans, or by the
+//! map of a large page over an empty page table.* This caller owns every range in the
+//! table, so no other map, unmap or lookup is inside or can enter. A table that an unmap
+//! unlinks keeps its content and goes to the [`DeferFree`] of the call, which must not
+//! free it before the machine has forgotten the range (by the refresh that follows the
+//! unmap, or by the full flush that follows queued unmaps). A map makes the machine forget
+//! the table before it returns. If the machine refuses, the map puts the table back and
+//! fills it: a machine that knows the large page then translates the same as by the table.
 //!
 //! *An emptied entry may stay valid.* A hypervisor that shadows the tables may
 //! overlook that a segment or region entry has become invalid: QEMU reports unmapped

@@ -123,7 +123,7 @@ fn mapping(iova: u64, phys: u64, size: u64) -> Mapping {
 
 fn map(tree: &DmaTable<TablePages>, mapping: Mapping) -> (u64, Result<(), MapError>) {
     // SAFETY: A test has its tree for itself.
-    unsafe { tree.map(mapping, Gfp::KERNEL) }
+    unsafe { tree.map(mapping, Gfp::KERNEL, |_| true) }
 }
 
 fn unmap(tree: &DmaTable<TablePages>, iova: u64, size: u64) -> u64 {
@@ -287,6 +287,21 @@ mod tables {
             LARGE_PAGE_SIZE
         );
         assert_eq!(map(&tree, page), (PAGE_SIZE, Ok(())));
+        Ok(())
+    }
+
+    #[test]
+    fn a_large_page_replaces_an_empty_table() -> Result {
+        let tree = tree(Depth::Third)?;
+        let page = mapping(LARGE_PAGE_SIZE + PAGE_SIZE, 0x1000, PAGE_SIZE);
+        let large = mapping(LARGE_PAGE_SIZE, 7 * LARGE_PAGE_SIZE, LARGE_PAGE_SIZE);
+        assert_eq!(map(&tree, page), (PAGE_SIZE, Ok(())));
+        assert_eq!(map(&tree, large), (0, Err(MapError::InUse)));
+        assert_eq!(unmap(&tree, page.iova.0, PAGE_SIZE), PAGE_SIZE);
+        let bytes = tree.memory().bytes();
+        assert_eq!(map(&tree, large), (LARGE_PAGE_SIZE, Ok(())));
+        assert!(tree.memory().bytes() < bytes);
+        assert_eq!(phys(&tree, large.iova.0 + 1), Some(large.phys.0 + 1));
         Ok(())
     }
 

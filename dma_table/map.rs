@@ -135,6 +135,10 @@ impl<M: Memory> DmaTable<M> {
     /// the error if that is not all. Writes a run of entries only after it found all of
     /// them empty. New tables are kept on errors, for later maps.
     ///
+    /// If a large page replaces an empty page table, this calls `forget` with the first
+    /// IOVA of the large page. `forget` makes the machine forget the large page's range,
+    /// and returns whether it has.
+    ///
     /// # Safety
     ///
     /// The caller owns the range (see the head of `dma_table.rs`), which lies in the
@@ -144,12 +148,13 @@ impl<M: Memory> DmaTable<M> {
         &self,
         mapping: Mapping,
         flags: M::Flags,
+        mut forget: impl FnMut(Iova) -> bool,
     ) -> (u64, Result<(), MapError>) {
         let mut rest = mapping;
         while rest.size != 0 {
             let done = self
                 .segment_table(rest.iova, flags)
-                .and_then(|segments| self.map_in(&segments, rest, flags));
+                .and_then(|segments| self.map_in(&segments, rest, flags, &mut forget));
             match done {
                 Ok(bytes) => rest.advance(bytes),
                 Err((bytes, error)) => {
@@ -169,6 +174,7 @@ impl<M: Memory> DmaTable<M> {
         segments: &Table<'_, Segment, M>,
         mapping: Mapping,
         flags: M::Flags,
+        forget: &mut impl FnMut(Iova) -> bool,
     ) -> Result<u64, (u64, MapError)> {
         let part = part_in::<Segment>(mapping.iova, mapping.size);
         let mut rest = mapping;
@@ -181,9 +187,13 @@ impl<M: Memory> DmaTable<M> {
             };
             rest.advance(done);
             if rest.size != 0 {
-                let bytes = self
-                    .map_pages(segments.cell(rest.iova), rest, flags)
-                    .map_err(|error| (part.wrapping_sub(rest.size), error))?;
+                let segment = segments.cell(rest.iova);
+                let bytes = if rest.large && self.replace_table(segment, rest, forget) {
+                    LARGE_PAGE_SIZE
+                } else {
+                    self.map_pages(segment, rest, flags)
+                        .map_err(|error| (part.wrapping_sub(rest.size), error))?
+                };
                 rest.advance(bytes);
             }
         }
@@ -258,6 +268,42 @@ impl<M: Memory> DmaTable<M> {
             bytes = bytes.wrapping_add(LARGE_PAGE_SIZE);
         }
         bytes
+    }
+
+    /// Maps a large page over an empty page table, and frees the table. Returns false, and
+    /// leaves the table in the tree, if it is not empty, if there is a reader, or if the
+    /// machine does not forget the table. The caller owns the range of the large page.
+    #[cold]
+    fn replace_table(
+        &self,
+        segment: &M::Cell,
+        mapping: Mapping,
+        forget: &mut impl FnMut(Iova) -> bool,
+    ) -> bool {
+        let before = segment.load();
+        match self.peek::<Segment>(segment) {
+            Some(pages) if all_empty(pages.cells()) => {}
+            _ => return false,
+        }
+        {
+            let (_guard, may_unlink) = self.walk_lock.unmap();
+            if !may_unlink {
+                return false;
+            }
+            segment.store(mapping.phys.0 | LARGE | mapping.access.bits());
+        }
+        if !forget(mapping.iova) {
+            // The machine may know the large page. The caller maps the same memory by the
+            // table, so that does no harm.
+            segment.store(before);
+            return false;
+        }
+        if let Some(pages) = Segment::origin(before) {
+            // SAFETY: The table was part of the tree, and nothing leads to it any more: the
+            // caller owns its range, no reader is inside, and the machine has forgotten it.
+            unsafe { self.memory.free(pages, Shape::Page) };
+        }
+        true
     }
 
     /// The page table for `iova`, if it is present and `iova` is below the reach of the

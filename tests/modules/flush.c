@@ -454,6 +454,68 @@ TEST_CALL(tables_freed_strict, lose_table(false, -EIO, true))
 TEST_CALL(tables_freed_queued, lose_table(true, -EIO, true))
 TEST_CALL(tables_freed_no_resources, lose_table(true, -ENOMEM, true))
 
+/*
+ * A large page over an empty page table: the table is freed after a refresh of
+ * its range. If the machine refuses that, the table stays and is filled; if it
+ * lacks resources, a refresh of the whole window makes up for it. Device
+ * accesses reach the new memory in all cases.
+ */
+static int replace_table(void *memory, int error)
+{
+	dma_addr_t last = own_mib() + SZ_1M - PAGE_SIZE;
+	bool is_freed = error != -EIO;
+	u64 table = inject_table();
+	struct page *page;
+	int ret = map_at(own_mib(), PAGE_SIZE);
+
+	if (ret)
+		return ret;
+	page = table ? hold_table(own_mib()) : NULL;
+	if (!page)
+		return test_fail("no table of three levels is registered");
+	ret = unmap(own_mib(), PAGE_SIZE, false);
+	if (error)
+		inject_refuse_refresh(fn, error, 1);
+	inject_record(fn);
+	if (!ret)
+		ret = iommu_map(dom->domain, own_mib(), virt_to_phys(memory), SZ_1M, RW,
+				GFP_KERNEL);
+	if (!ret && is_freed && !is_covered(own_mib(), SZ_1M))
+		ret = test_fail("the machine was not made to forget the table");
+	if (!ret && error && !inject_refused())
+		ret = test_fail("no instruction was issued that could be refused");
+	inject_reset();
+	if (!ret && is_given_back(page) != is_freed)
+		ret = test_fail(is_freed ? "the empty table was not freed"
+				: "a table that the machine may still walk was freed");
+	put_page(page);
+	if (!ret)
+		ret = admin_check(fn, last, memory + SZ_1M - PAGE_SIZE);
+	if (!ret)
+		ret = unmap(own_mib(), SZ_1M, false);
+	return ret ? ret : test_domain_check(dom);
+}
+
+static int with_mib(int error)
+{
+	unsigned int order = get_order(SZ_1M);
+	void *memory;
+	int ret;
+
+	if (!(dom->domain->pgsize_bitmap & SZ_1M))
+		return test_skip("the domain has no large pages");
+	memory = (void *)__get_free_pages(GFP_KERNEL, order);
+	if (!memory)
+		return -ENOMEM;
+	ret = replace_table(memory, error);
+	free_pages((unsigned long)memory, order);
+	return ret;
+}
+
+TEST_CALL(large_over_table, with_mib(0))
+TEST_CALL(large_refused, with_mib(-EIO))
+TEST_CALL(large_no_resources, with_mib(-ENOMEM))
+
 /* Flushes may overlap, but must not rely on what another has not done yet. */
 static bool is_done_meanwhile;
 
@@ -571,6 +633,10 @@ static const struct test_case cases[] = {
 	  &running },
 	{ "tables of a full flush without resources, the domain freed",
 	  test_tables_freed_no_resources, &running },
+	{ "a large page over an empty table", test_large_over_table, &running },
+	{ "a large page over an empty table, refused", test_large_refused, &running },
+	{ "a large page over an empty table, no resources", test_large_no_resources,
+	  &running },
 	{ "attach and block of an empty domain", test_attach_empty, &running },
 	{ "attach of a few pages far apart", test_attach_spans, &running },
 	{ "two full flushes at once", test_overlap, &running },

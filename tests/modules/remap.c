@@ -166,6 +166,45 @@ static int remap(void)
 	return ret;
 }
 
+static int unmap_pages(void)
+{
+	dma_addr_t iova, end = first_iova() + shape.size;
+	size_t size;
+
+	for (iova = first_iova(); iova < end; iova += PAGE_SIZE) {
+		size = shape.queued ? test_unmap_queued(dom.domain, iova, PAGE_SIZE) :
+			iommu_unmap(dom.domain, iova, PAGE_SIZE);
+		if (size != PAGE_SIZE)
+			return test_fail("%zu bytes of a page were unmapped", size);
+	}
+	return 0;
+}
+
+/* Large pages where page tables were emptied page by page */
+static int emptied(void)
+{
+	void *old = memory(0, true);
+	void *new = memory(1, false);
+	int ret = map(old);
+
+	if (ret)
+		return ret;
+	ret = check_data(old);
+	if (unmap_pages())
+		return -EIO;
+	if (!ret)
+		ret = map(new);
+	if (ret)
+		return ret;
+	poison(old);
+	ret = check_data(new);
+	if (!ret)
+		ret = expect_poison(old);
+	if (unmap() && !ret)
+		return -EIO;
+	return ret;
+}
+
 /* Number of mapped pages of the test domain without the range */
 #define PAGES_BESIDE 4
 
@@ -255,6 +294,7 @@ TEST_CALL(strict_1m_remap, run(remap, SZ_16M, SZ_1M, false))
 TEST_CALL(strict_1m_unmapped, run(unmapped, SZ_16M, SZ_1M, false))
 TEST_CALL(strict_2m_remap, run(remap, SZ_16M, SZ_2M, false))
 TEST_CALL(strict_2m_unmapped, run(unmapped, SZ_16M, SZ_2M, false))
+TEST_CALL(strict_2m_emptied, run(emptied, SZ_16M, SZ_2M, false))
 TEST_CALL(strict_askew_remap, run(remap, ASKEW, SZ_2M, false))
 TEST_CALL(strict_askew_unmapped, run(unmapped, ASKEW, SZ_2M, false))
 TEST_CALL(strict_64m_remap, run(remap, SZ_16M, SZ_64M, false))
@@ -265,6 +305,7 @@ TEST_CALL(lazy_1m_remap, run(remap, SZ_16M, SZ_1M, true))
 TEST_CALL(lazy_1m_unmapped, run(unmapped, SZ_16M, SZ_1M, true))
 TEST_CALL(lazy_2m_remap, run(remap, SZ_16M, SZ_2M, true))
 TEST_CALL(lazy_2m_unmapped, run(unmapped, SZ_16M, SZ_2M, true))
+TEST_CALL(lazy_2m_emptied, run(emptied, SZ_16M, SZ_2M, true))
 TEST_CALL(lazy_askew_remap, run(remap, ASKEW, SZ_2M, true))
 TEST_CALL(lazy_askew_unmapped, run(unmapped, ASKEW, SZ_2M, true))
 TEST_CALL(lazy_64m_remap, run(remap, SZ_16M, SZ_64M, true))
@@ -277,6 +318,7 @@ static const struct test_case cases[] = {
 	{ "strict: 1M unmapped", test_strict_1m_unmapped },
 	{ "strict: 2M mapped again", test_strict_2m_remap },
 	{ "strict: 2M unmapped", test_strict_2m_unmapped },
+	{ "strict: 2M over emptied tables", test_strict_2m_emptied },
 	{ "strict: 2M askew mapped again", test_strict_askew_remap },
 	{ "strict: 2M askew unmapped", test_strict_askew_unmapped },
 	{ "strict: 64M mapped again", test_strict_64m_remap },
@@ -287,6 +329,7 @@ static const struct test_case cases[] = {
 	{ "lazy: 1M unmapped", test_lazy_1m_unmapped },
 	{ "lazy: 2M mapped again", test_lazy_2m_remap },
 	{ "lazy: 2M unmapped", test_lazy_2m_unmapped },
+	{ "lazy: 2M over emptied tables", test_lazy_2m_emptied },
 	{ "lazy: 2M askew mapped again", test_lazy_askew_remap },
 	{ "lazy: 2M askew unmapped", test_lazy_askew_unmapped },
 	{ "lazy: 64M mapped again", test_lazy_64m_remap },

@@ -35,6 +35,7 @@ pub(crate) struct Checked<'m> {
     /// Every root that the tree has had. Machines may have any of them registered.
     roots: Vec<Root>,
     unmaps: u64,
+    maps: u64,
 }
 
 /// The wait of a reader for unmaps. Never called, because there is one thread.
@@ -42,7 +43,7 @@ fn wait_for_nobody() -> Result<(), ()> {
     unreachable!()
 }
 
-/// One in this many unmaps runs while a reader is in the tree.
+/// One in this many maps and unmaps runs while a reader is in the tree.
 const VISITED: u64 = 8;
 
 impl<'m> Checked<'m> {
@@ -62,6 +63,7 @@ impl<'m> Checked<'m> {
             unlinked: Unlinked::new(memory),
             roots,
             unmaps: 0,
+            maps: 0,
         })
     }
 
@@ -108,21 +110,39 @@ impl<'m> Checked<'m> {
         } else {
             PAGE_SIZE
         };
-        // Large pages are used wherever there is no page table.
+        self.maps += 1;
+        let is_walked = self.maps.is_multiple_of(VISITED);
+        let forgets = !self.maps.is_multiple_of(3);
+        // Large pages are used wherever there is no page table, or an empty one that can be
+        // replaced.
         let leaves = (0..size).step_by(step as usize).map(|offset| {
-            let is_free = mapping.large && self.walk(iova.0 + offset).is_free(Level::Segment);
-            (offset, if is_free { LARGE_PAGE_SIZE } else { PAGE_SIZE })
+            let at = iova.0 + offset;
+            let is_replaced =
+                || forgets && !is_walked && self.first_live(at, LARGE_PAGE_SIZE).is_none();
+            let is_large =
+                mapping.large && (self.walk(at).is_free(Level::Segment) || is_replaced());
+            (offset, if is_large { LARGE_PAGE_SIZE } else { PAGE_SIZE })
         });
         let leaves: Vec<_> = leaves.collect();
         let live = self.first_live(iova.0, size);
 
+        let walk = is_walked.then(|| self.tree.walk(wait_for_nobody).expect("no wait"));
+        let forget = |at: Iova| {
+            // The table is not freed before the machine has forgotten it.
+            match self.walk(at.0) {
+                Found::Leaf(leaf) => assert_eq!(leaf.size, LARGE_PAGE_SIZE),
+                found => panic!("nothing to forget at {at:x?}: {found:?}"),
+            }
+            forgets
+        };
         self.memory.limit(budget);
         let (bytes, result) = if self.map_present(mapping) {
             (size, Ok(()))
         } else {
             // SAFETY: There is only one thread, and the range is within reach.
-            unsafe { self.tree.map(mapping, ()) }
+            unsafe { self.tree.map(mapping, (), forget) }
         };
+        drop(walk);
         match result {
             Ok(()) => assert_eq!((bytes, live), (size, None), "mapped over a live entry"),
             Err(MapError::InUse) => assert!(live.is_some(), "refused to map a free range"),

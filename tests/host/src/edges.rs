@@ -34,7 +34,7 @@ fn beside_a_page(test: impl Fn(&DmaTable<&HostMemory>)) {
     };
     // SAFETY: There is only one thread, and all IOVAs are within reach.
     unsafe {
-        assert_eq!(tree.map(mapping, ()), (PAGE_SIZE, Ok(())));
+        assert_eq!(tree.map(mapping, (), |_| true), (PAGE_SIZE, Ok(())));
         test(&tree);
         let found = tree.lookup(first.0).expect("it stays mapped");
         assert_eq!(found.phys, first.1);

@@ -7,7 +7,8 @@ use std::sync::atomic::AtomicU64;
 
 use crate::checked::Checked;
 use crate::dma_table::{
-    Access, DeferFree, Depth, DmaTable, Iova, Mapping, Phys, Shape, LARGE_PAGE_SIZE, PAGE_SIZE,
+    Access, DeferFree, Depth, DmaTable, Iova, MapError, Mapping, Phys, Shape, LARGE_PAGE_SIZE,
+    PAGE_SIZE,
 };
 use crate::memory::{HostMemory, Unlinked};
 use crate::walker::Level;
@@ -32,10 +33,10 @@ fn map_and_unmap(depth: Depth, iova: u64, size: u64, large: bool) -> usize {
     let far = mapping(iova ^ (depth.reach() / 2 + 1), PAGE_SIZE, false);
     // SAFETY: There is only one thread, and all IOVAs are within reach.
     unsafe {
-        assert_eq!(tree.map(far, ()), (PAGE_SIZE, Ok(())));
+        assert_eq!(tree.map(far, (), |_| true), (PAGE_SIZE, Ok(())));
         let before = memory.live();
         let range = mapping(iova, size, large);
-        assert_eq!(tree.map(range, ()), (size, Ok(())));
+        assert_eq!(tree.map(range, (), |_| true), (size, Ok(())));
         assert_eq!(tree.unmap(Iova(iova), size, &mut unlinked), size);
         assert!(tree.lookup(far.iova).is_some());
         let after = memory.live();
@@ -93,7 +94,10 @@ fn everything() {
     let mut unlinked = Unlinked::new(&memory);
     // SAFETY: There is only one thread, and all IOVAs are within reach.
     unsafe {
-        assert_eq!(tree.map(mapping(0, size, true), ()), (size, Ok(())));
+        assert_eq!(
+            tree.map(mapping(0, size, true), (), |_| true),
+            (size, Ok(()))
+        );
         tree.widen(Depth::First, ()).expect("memory is not limited");
         assert_eq!(tree.unmap(Iova(0), size, &mut unlinked), size);
     }
@@ -121,6 +125,49 @@ fn piece_by_piece() {
     );
     assert_eq!(tree.waiting(), 1);
     tree.finish();
+}
+
+/// A large page replaces an empty page table, which is freed once the machine has forgotten
+/// it. If the machine refuses, the table is filled instead.
+#[test]
+fn a_large_page_replaces_an_empty_table() {
+    let memory = HostMemory::default();
+    let tree = DmaTable::new(&memory, memory.vacant(), Depth::Third, (), AtomicU64::new)
+        .expect("memory is not limited");
+    let mut unlinked = Unlinked::new(&memory);
+    let page = mapping(LARGE_PAGE_SIZE, PAGE_SIZE, false);
+    let large = mapping(0, 2 * LARGE_PAGE_SIZE, true);
+    for forgets in [true, false] {
+        let live = memory.live();
+        // SAFETY: There is only one thread, and all IOVAs are within reach.
+        unsafe {
+            assert_eq!(tree.map(page, (), |_| true), (PAGE_SIZE, Ok(())));
+            let second = mapping(LARGE_PAGE_SIZE, LARGE_PAGE_SIZE, true);
+            let over = tree.map(second, (), |_| panic!("the table is in use"));
+            assert_eq!(over, (0, Err(MapError::InUse)));
+            assert_eq!(tree.unmap(page.iova, PAGE_SIZE, &mut unlinked), PAGE_SIZE);
+            let upper = memory.live() - live - 1;
+            let mut forgotten = Vec::new();
+            let forget = |at: Iova| {
+                assert_eq!(memory.live(), live + upper + 1, "freed too early");
+                forgotten.push(at.0);
+                forgets
+            };
+            assert_eq!(tree.map(large, (), forget), (large.size, Ok(())));
+            assert_eq!(forgotten, [LARGE_PAGE_SIZE]);
+            assert_eq!(memory.live(), live + upper + usize::from(!forgets));
+            for offset in (0..large.size).step_by(PAGE_SIZE as usize) {
+                let found = tree.lookup(Iova(offset)).expect("mapped");
+                assert_eq!(found.phys, Phys(large.phys.0 + offset));
+                let is_large = forgets || offset < LARGE_PAGE_SIZE;
+                assert_eq!(found.page_size == LARGE_PAGE_SIZE, is_large);
+            }
+            assert_eq!(tree.unmap(Iova(0), large.size, &mut unlinked), large.size);
+        }
+        unlinked.refresh();
+    }
+    drop(tree);
+    memory.check_all_freed();
 }
 
 /// A table is not freed if a hole ends the unmap before it covers the whole table,
@@ -172,7 +219,10 @@ fn long_unmaps_are_marked_under_the_walk_lock() {
         let size = 2 * LARGE_PAGE_SIZE;
         // SAFETY: There is only one thread, and all IOVAs are within reach.
         unsafe {
-            assert_eq!(tree.map(mapping(0, size, large), ()), (size, Ok(())));
+            assert_eq!(
+                tree.map(mapping(0, size, large), (), |_| true),
+                (size, Ok(()))
+            );
             let unmapped = tree.unmap(Iova(0), 4 * size, &mut marked);
             assert_eq!(unmapped, size);
         }

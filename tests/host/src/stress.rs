@@ -174,7 +174,7 @@ fn use_range(tree: &DmaTable<&Raw>, raw: &Raw, numbers: &mut Numbers, range: (u6
             large,
         };
         // SAFETY: As above.
-        assert_eq!(unsafe { tree.map(mapping, ()) }, (size, Ok(())));
+        assert_eq!(unsafe { tree.map(mapping, (), |_| true) }, (size, Ok(())));
     }
     for _ in 0..4 {
         let offset = numbers.below(size);

@@ -282,7 +282,7 @@ impl<O: Orders> Tree<O> {
         Tree { tree, tables }
     }
 
-    fn map_as(&self, page: u64, pages: u64, large: bool) {
+    fn map_as(&self, page: u64, pages: u64, large: bool, forgets: bool) {
         let mapping = Mapping {
             iova: Iova(page * PAGE_SIZE),
             phys: Phys(phys(page)),
@@ -291,7 +291,7 @@ impl<O: Orders> Tree<O> {
             large,
         };
         // SAFETY: The threads of a test use disjoint ranges, within reach.
-        let result = unsafe { self.tree.map(mapping, ()) };
+        let result = unsafe { self.tree.map(mapping, (), |_| forgets) };
         assert_eq!(result, (mapping.size, Ok(())));
     }
 
@@ -304,12 +304,17 @@ impl<O: Orders> Tree<O> {
         };
         match (pages == 1).then(empty_page).flatten() {
             Some(entry) => entry.fill(phys, Access::READ_WRITE),
-            None => self.map_as(page, pages, false),
+            None => self.map_as(page, pages, false, true),
         }
     }
 
     fn map_large(&self, page: u64, pages: u64) {
-        self.map_as(page, pages, true);
+        self.map_as(page, pages, true, true);
+    }
+
+    /// The machine refuses to forget tables that large pages replace.
+    fn map_large_refused(&self, page: u64, pages: u64) {
+        self.map_as(page, pages, true, false);
     }
 
     /// Tries the fast path first, as the driver does.
@@ -448,7 +453,7 @@ checks! {
         => [|t, _| t.map(0, 1), |t, _| t.map(1, 1), |t, _| t.map(2, 1)]
         => [0, 1, 2];
 
-    pages_and_a_frame_make_the_same_table:
+    pages_and_a_large_page_make_the_same_table:
         |_, _| ()
         => [|t, _| t.map_large(0, PAGE_TABLE), |t, _| t.map(2, 1)]
         => [0, 1, 2];
@@ -597,6 +602,26 @@ checks! {
         ]
         => [];
 
+    /// A large page replaces a page table that is empty.
+    replace_beside_a_reader:
+        |t, r| { t.map(0, 1); t.unmap(0, 1, r) }
+        => [|t, _| t.map_large(0, PAGE_TABLE), |t, _| t.walk(1)]
+        => [0, 1];
+
+    replace_beside_map_and_a_reader:
+        |t, r| { t.map(0, 1); t.unmap(0, 1, r) }
+        => [|t, _| t.map_large(0, PAGE_TABLE), |t, _| t.map(PAGE_TABLE, 1), |t, _| t.walk(0)]
+        => [0, 1, PAGE_TABLE];
+
+    refused_replace_beside_a_reader_and_the_machine:
+        |t, r| { t.map(0, 1); t.unmap(0, 1, r) }
+        => [
+            |t, _| t.map_large_refused(0, PAGE_TABLE),
+            |t, _| t.walk(1),
+            |t, _| { t.machine(1); }
+        ]
+        => [0, 1];
+
     two_reclaims_beside_a_reader:
         |t, _| t.map(0, SEGMENT_TABLE)
         => [
@@ -640,7 +665,7 @@ fn two_maps_of_one_range() {
                 large: false,
             };
             // SAFETY: The range is within reach, and no thread unmaps.
-            unsafe { tree.tree.map(mapping, ()) }.1.is_ok()
+            unsafe { tree.tree.map(mapping, (), |_| true) }.1.is_ok()
         };
         let other = thread::spawn({
             let tree = tree.clone();
@@ -731,6 +756,12 @@ mod weakened {
         readers_are_not_counted { const COUNTED: bool = false; }
             in |t, _| t.map(0, PAGE_TABLE)
             => [|t, r| { t.unmap(0, PAGE_TABLE, r); t.map(0, PAGE_TABLE) }, |t, _| t.walk(1)]
+            panics "Causality violation";
+
+        /// A map frees the table that a reader is in.
+        readers_beside_replace_are_not_counted { const COUNTED: bool = false; }
+            in |t, r| { t.map(0, 1); t.unmap(0, 1, r) }
+            => [|t, _| t.map_large(0, PAGE_TABLE), |t, _| t.walk(1)]
             panics "Causality violation";
 
         /// The reader counts itself, but earlier unlinks may not be visible to it.

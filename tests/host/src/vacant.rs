@@ -37,7 +37,7 @@ fn replace(depth: Depth, size: u64, large: [bool; 2], between: impl Fn(&HostMemo
         for (round, large) in large.into_iter().enumerate() {
             let phys = (round as u64 + 1) << 40;
             assert_eq!(
-                tree.map(mapping(iova, phys, size, large), ()),
+                tree.map(mapping(iova, phys, size, large), (), |_| true),
                 (size, Ok(()))
             );
             let last = walker::find(&memory, origin, top, iova + size - PAGE_SIZE);
@@ -67,7 +67,7 @@ fn replace(depth: Depth, size: u64, large: [bool; 2], between: impl Fn(&HostMemo
             assert!(!tree.unmap_page(tree.low(), Iova(iova)));
         }
         let one = mapping(iova + 0x3000, 0x5000, PAGE_SIZE, false);
-        assert_eq!(tree.map(one, ()), (PAGE_SIZE, Ok(())));
+        assert_eq!(tree.map(one, (), |_| true), (PAGE_SIZE, Ok(())));
         assert!(tree.unmap_page(tree.low(), one.iova));
     }
     assert!(memory.vacant_is_intact(), "a vacant table was written");
