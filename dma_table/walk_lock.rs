@@ -6,7 +6,7 @@ use super::table::Cell;
 
 /// Keeps tables in the tree while there are readers (see the head of `dma_table.rs`). One
 /// word counts, from its lowest bit: unmaps that may unlink, unmaps that may not because
-/// there is a reader, and readers.
+/// there is a reader, and readers. A map that replaces a table counts as an unmap.
 pub(crate) struct WalkLock<C: Cell>(pub(crate) C);
 
 impl<C: Cell> WalkLock<C> {

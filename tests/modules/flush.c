@@ -424,12 +424,11 @@ static int free_domain(void)
 static int lose_table(bool queued, int error, bool frees)
 {
 	struct page *page;
-	u64 table = inject_table();
 	int ret = map_at(own_mib(), SZ_1M);
 
 	if (ret)
 		return ret;
-	page = table ? hold_table(own_mib()) : NULL;
+	page = hold_table(own_mib());
 	if (!page)
 		return test_fail("no table of three levels is registered");
 	ret = unmap_refused(own_mib(), SZ_1M, queued, error);
@@ -464,13 +463,12 @@ static int replace_table(void *memory, int error)
 {
 	dma_addr_t last = own_mib() + SZ_1M - PAGE_SIZE;
 	bool is_freed = error != -EIO;
-	u64 table = inject_table();
 	struct page *page;
 	int ret = map_at(own_mib(), PAGE_SIZE);
 
 	if (ret)
 		return ret;
-	page = table ? hold_table(own_mib()) : NULL;
+	page = hold_table(own_mib());
 	if (!page)
 		return test_fail("no table of three levels is registered");
 	ret = unmap(own_mib(), PAGE_SIZE, false);

@@ -75,15 +75,17 @@ static int map(void *memory)
 	return ret == shape.size ? 0 : test_fail("%zd bytes were mapped", ret);
 }
 
+static int unmap_at(dma_addr_t iova, size_t size)
+{
+	size_t done = shape.queued ? test_unmap_queued(dom.domain, iova, size) :
+		iommu_unmap(dom.domain, iova, size);
+
+	return done == size ? 0 : test_fail("%zu bytes were unmapped", done);
+}
+
 static int unmap(void)
 {
-	size_t size;
-
-	if (shape.queued)
-		size = test_unmap_queued(dom.domain, first_iova(), shape.size);
-	else
-		size = iommu_unmap(dom.domain, first_iova(), shape.size);
-	return size == shape.size ? 0 : test_fail("%zu bytes were unmapped", size);
+	return unmap_at(first_iova(), shape.size);
 }
 
 static int check_page(void *memory, size_t offset)
@@ -168,16 +170,12 @@ static int remap(void)
 
 static int unmap_pages(void)
 {
-	dma_addr_t iova, end = first_iova() + shape.size;
-	size_t size;
+	dma_addr_t iova = first_iova();
+	int ret = 0;
 
-	for (iova = first_iova(); iova < end; iova += PAGE_SIZE) {
-		size = shape.queued ? test_unmap_queued(dom.domain, iova, PAGE_SIZE) :
-			iommu_unmap(dom.domain, iova, PAGE_SIZE);
-		if (size != PAGE_SIZE)
-			return test_fail("%zu bytes of a page were unmapped", size);
-	}
-	return 0;
+	for (; !ret && iova < neighbour_iova(); iova += PAGE_SIZE)
+		ret = unmap_at(iova, PAGE_SIZE);
+	return ret;
 }
 
 /* Large pages where page tables were emptied page by page */
