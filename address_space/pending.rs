@@ -269,8 +269,8 @@ impl Flushes {
         if self.everything {
             return Some(Range::ALL);
         }
-        let words = (0..).zip(pending.marks.iter().zip(&self.taken));
-        let chunks = words.flat_map(|(word, (cell, taken))| {
+        let cells = (0..).zip(pending.marks.iter().zip(&self.taken));
+        let chunks = cells.flat_map(|(word, (cell, taken))| {
             Bits(cell.load(Ordering::Acquire) | taken)
                 .map(move |bit| word * u64::from(WORD_BITS) + bit)
         });

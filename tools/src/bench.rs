@@ -233,15 +233,15 @@ fn rows<'a, const NAMES: usize, const NUMBERS: usize>(
 ) -> Result<Vec<([&'a str; NAMES], [u64; NUMBERS])>> {
     let mut rows = Vec::new();
     for line in lines {
-        let mut words = line.split_whitespace();
-        if words.next() != Some(kind) {
+        let mut fields = line.split_whitespace();
+        if fields.next() != Some(kind) {
             continue;
         }
         let (mut names, mut numbers) = (Vec::new(), Vec::new());
-        for word in words {
-            match word.parse::<i64>() {
+        for field in fields {
+            match field.parse::<i64>() {
                 Ok(number) => numbers.push(number.max(0) as u64),
-                Err(_) => names.push(word),
+                Err(_) => names.push(field),
             }
         }
         match (names.try_into(), numbers.try_into()) {
@@ -275,8 +275,8 @@ fn differences(guest: &str, first: &Figures, second: &Figures) -> Vec<String> {
 fn flush(lines: &[String]) -> Result<Flush> {
     let mut values = BTreeMap::new();
     for line in lines {
-        let words: Vec<&str> = line.split_whitespace().collect();
-        for pair in words.windows(2) {
+        let fields: Vec<&str> = line.split_whitespace().collect();
+        for pair in fields.windows(2) {
             let number = match pair[1].strip_prefix("0x") {
                 Some(digits) => u64::from_str_radix(digits, 16),
                 None => pair[1].parse(),

@@ -120,7 +120,7 @@ pub fn run(project: &Project) -> Result<()> {
 /// Whether a line of the console is shown to the caller: what the guest's
 /// program prints, and what the kernel says of itself and its IOMMU.
 fn is_interesting(line: &str) -> bool {
-    const WORDS: [&str; 9] = [
+    const SIGNS: [&str; 9] = [
         "Linux version",
         "iommu",
         "zpci:",
@@ -137,7 +137,7 @@ fn is_interesting(line: &str) -> bool {
     }
     let time = line.strip_prefix('[').map(str::trim_start);
     let is_kernel = time.is_some_and(|time| time.starts_with(|c: char| c.is_ascii_digit()));
-    !is_kernel || WORDS.iter().any(|word| line.contains(word))
+    !is_kernel || SIGNS.iter().any(|sign| line.contains(sign))
 }
 
 /// `make guest`: a shell; Ctrl-A X ends it.

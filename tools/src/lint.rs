@@ -289,18 +289,18 @@ fn documentation_command(text: &str, rustdoc: &str, output: &str) -> Option<Stri
     let line = text.lines().next()?.split_once(":= ")?.1;
     // What follows the compiler is kbuild's own bookkeeping.
     let line = line.split(" ; ").next()?.replace("\\#", "#");
-    let mut words: Vec<&str> = line.split_whitespace().collect();
-    let compiler = words.iter().position(|word| word.ends_with("rustc"))?;
-    words[compiler] = rustdoc;
-    let folder = words.iter().position(|word| *word == "--out-dir")? + 1;
-    words[folder] = output;
-    words.retain(|word| !LEFT_OUT.iter().any(|start| word.starts_with(start)));
+    let mut args: Vec<&str> = line.split_whitespace().collect();
+    let compiler = args.iter().position(|arg| arg.ends_with("rustc"))?;
+    args[compiler] = rustdoc;
+    let folder = args.iter().position(|arg| *arg == "--out-dir")? + 1;
+    args[folder] = output;
+    args.retain(|arg| !LEFT_OUT.iter().any(|start| arg.starts_with(start)));
     // Links to private items work where these have pages.
-    words.extend([
+    args.extend([
         "--document-private-items",
         "-Arustdoc::private_intra_doc_links",
     ]);
-    Some(words.join(" "))
+    Some(args.join(" "))
 }
 
 #[cfg(test)]

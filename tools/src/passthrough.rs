@@ -152,8 +152,8 @@ struct Claim {
 
 impl Claim {
     fn parse(line: &str) -> Option<Self> {
-        let words: Vec<&str> = line.strip_prefix("bytes: ")?.split_whitespace().collect();
-        let ["drive", drive, "start", start, "length", length, "sum", sum] = words[..] else {
+        let fields: Vec<&str> = line.strip_prefix("bytes: ")?.split_whitespace().collect();
+        let ["drive", drive, "start", start, "length", length, "sum", sum] = fields[..] else {
             return None;
         };
         Some(Self {

@@ -3,7 +3,7 @@
 //!
 //! A block of the README that begins with `$ make run` is compared with what that
 //! command printed. A line `...` stands for any lines, also none. Numbers may
-//! differ (times, rates, counts, versions) and so may the space between words;
+//! differ (times, rates, counts, versions) and so may the space between parts;
 //! checksums, addresses and texts may not.
 
 use crate::prelude::*;
@@ -11,7 +11,7 @@ use crate::prelude::*;
 /// A line that stands for others.
 const ELLIPSIS: &str = "...";
 /// What stands before the first line, and after the last.
-const FRAME: [&str; 2] = ["<begin>", "<end>"];
+const ENDS: [&str; 2] = ["<begin>", "<end>"];
 
 /// Compares the README's block of a command with what it printed.
 ///
@@ -38,15 +38,15 @@ fn block<'a>(text: &'a str, command: &str) -> Option<Vec<&'a str>> {
 
 /// A line of the block that cannot be found where it has to be, if there is one.
 fn missing<'a>(block: &[&'a str], printed: &[&str]) -> Option<&'a str> {
-    let printed: Vec<String> = framed(printed).into_iter().map(normal).collect();
+    let printed: Vec<String> = with_ends(printed).into_iter().map(normal).collect();
     let mut rest = &printed[..];
-    for run in framed(block).split(|line| line.trim() == ELLIPSIS) {
+    for run in with_ends(block).split(|line| line.trim() == ELLIPSIS) {
         let wanted: Vec<String> = run.iter().map(|line| normal(line)).collect();
         if wanted.is_empty() {
             continue;
         }
         let Some(place) = rest.windows(wanted.len()).position(|lines| lines == wanted) else {
-            let mut lines = run.iter().filter(|line| !FRAME.contains(line));
+            let mut lines = run.iter().filter(|line| !ENDS.contains(line));
             let first = lines.clone().next();
             return lines
                 .find(|line| !rest.contains(&normal(line)))
@@ -59,14 +59,14 @@ fn missing<'a>(block: &[&'a str], printed: &[&str]) -> Option<&'a str> {
 }
 
 /// What begins a block has to begin the output, and what ends it to end it.
-fn framed<'a>(lines: &[&'a str]) -> Vec<&'a str> {
-    [&FRAME[..1], lines, &FRAME[1..]].concat()
+fn with_ends<'a>(lines: &[&'a str]) -> Vec<&'a str> {
+    [&ENDS[..1], lines, &ENDS[1..]].concat()
 }
 
 /// A line with its numbers and its spaces made equal.
 fn normal(line: &str) -> String {
-    let words: Vec<&str> = line.split_whitespace().map(normal_word).collect();
-    words.join(" ")
+    let parts: Vec<&str> = line.split_whitespace().map(normal_word).collect();
+    parts.join(" ")
 }
 
 /// A decimal number or a version becomes "N", with what stands around it.

@@ -403,9 +403,9 @@ fn fuzz(step: &Step) -> Result<Count> {
 fn count_results(log: &str) -> Count {
     let mut sum = Count::default();
     for line in log.lines().filter_map(|l| l.strip_prefix("test result: ")) {
-        let words: Vec<&str> = line.split([' ', ';']).collect();
+        let parts: Vec<&str> = line.split([' ', ';']).collect();
         let number = |word| {
-            let pair = words.windows(2).find(|pair| pair[1] == word);
+            let pair = parts.windows(2).find(|pair| pair[1] == word);
             pair.and_then(|pair| pair[0].parse().ok()).unwrap_or(0)
         };
         sum += Count {

@@ -65,15 +65,15 @@ impl Suite<'_> {
                 });
                 // The driver in C may stop on machines that it was not made for.
                 let may_stop = driver == "c" && variant.name != USUAL.name;
-                let seen = match run {
+                let read = match run {
                     Err(error) if may_stop => {
                         println!("    | {error:#}");
                         Report::default()
                     }
                     run => run?,
                 };
-                let seen = report.insert(seen);
-                let ended = seen.status.is_some() && seen.plan == Some(seen.points.len());
+                let read = report.insert(read);
+                let ended = read.status.is_some() && read.plan == Some(read.points.len());
                 Ok(match ended {
                     false if may_stop => Count {
                         skipped: 1,
