@@ -3,7 +3,7 @@
 //! NVMe drive and iperf3 between the two network cards.
 //!
 //! A result is a line `bench: throughput NAME KIB IOS RPCITS`: KiB/s, the number of
-//! requests of the drive or of mapped pages of the cards, and the number of refreshes.
+//! requests of the drive or of maps and unmaps of the cards, and the number of refreshes.
 
 use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
@@ -15,6 +15,7 @@ use crate::console::say;
 use crate::counters::Counters;
 use crate::function::Function;
 use crate::nic::{self, Direction, Pair};
+use crate::tracing::Counted;
 
 /// Directory of the programs with their libraries
 const FOLDER: &str = "/load";
@@ -69,11 +70,11 @@ fn text(output: Output, what: &str) -> Result<String> {
     Ok(text)
 }
 
-/// The number of pages that these functions have mapped, and of their refreshes.
-fn work(functions: &[Function]) -> Result<(u64, u64)> {
-    functions.iter().try_fold((0, 0), |(mapped, refreshes), function| {
+/// The number of refreshes of these functions.
+fn refreshes(functions: &[Function]) -> Result<u64> {
+    functions.iter().try_fold(0, |sum, function| {
         let read = Counters::read(function)?;
-        Ok((mapped + read.mapped, refreshes + read.global + read.sync_map + read.sync))
+        Ok(sum + read.global + read.sync_map + read.sync)
     })
 }
 
@@ -83,7 +84,7 @@ fn requests(nvme: &Function, (order, size, depth): (&str, u64, u32)) -> Result<(
         true => "io_uring",
         false => "libaio",
     };
-    let (_, before) = work(std::slice::from_ref(nvme))?;
+    let before = refreshes(std::slice::from_ref(nvme))?;
     let output = program("fio")
         .args(["--name=bench", "--direct=1", "--thread", "--minimal", "--size=128m"])
         .args(["--time_based", &format!("--runtime={SECONDS}"), "--norandommap"])
@@ -93,7 +94,7 @@ fn requests(nvme: &Function, (order, size, depth): (&str, u64, u32)) -> Result<(
         .output()
         .context("start fio")?;
     let line = text(output, "fio")?;
-    let refreshes = work(std::slice::from_ref(nvme))?.1 - before;
+    let refreshes = refreshes(std::slice::from_ref(nvme))? - before;
     // Terse format, version 3: KiB and KiB/s of reads, then of writes
     let fields: Vec<&str> = line.trim().split(';').collect();
     let first = if order.ends_with("read") { 5 } else { 46 };
@@ -110,14 +111,16 @@ fn stream(pair: &Pair, name: &str, args: &[&str]) -> Result<()> {
     let cards = nic::functions()?;
     let server: Child = pair.start_far(program("iperf3").args(["--server", "--one-off"]))?;
     std::thread::sleep(LISTENS);
-    let (mapped_before, before) = work(&cards)?;
+    // How many pages a call maps depends on the packets.
+    let calls = [Counted::start("iommu/map")?, Counted::start("iommu/unmap")?];
+    let before = refreshes(&cards)?;
     let output = program("iperf3")
         .args(["--client", &nic::far_address(), "--time", SECONDS, "--format", "k"])
         .args(args)
         .output()
         .context("start iperf3")?;
-    let (mapped, refreshes) = work(&cards)?;
-    let (mapped, refreshes) = (mapped - mapped_before, refreshes - before);
+    let refreshes = refreshes(&cards)? - before;
+    let calls = calls.iter().try_fold(0, |sum, calls| anyhow::Ok(sum + calls.count()?))?;
     let lines = text(output, "iperf3")?;
     text(server.wait_with_output()?, "iperf3's server")?;
     // "[ 5] 0.00-2.00 sec 100 KBytes 410 Kbits/sec ... receiver"
@@ -127,6 +130,6 @@ fn stream(pair: &Pair, name: &str, args: &[&str]) -> Result<()> {
     let rate: Option<f64> = fields.nth(1).and_then(|field| field.parse().ok());
     let rate = rate.with_context(|| line.to_owned())? as u64 / 8;
     ensure!(rate > 0, "iperf3 transferred nothing: {line}");
-    say!("bench: throughput {name} {rate} {mapped} {refreshes}");
+    say!("bench: throughput {name} {rate} {calls} {refreshes}");
     Ok(())
 }

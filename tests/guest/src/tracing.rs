@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
-//! Records the kernel's trace events.
+//! Records the kernel's trace events, or counts them.
+
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 
@@ -58,6 +60,40 @@ impl Drop for Recording {
     fn drop(&mut self) {
         let _ = self.switch("0");
         let _ = sysfs::write(format!("{ROOT}/trace"), "");
+    }
+}
+
+/// The number of times that an event happens, counted until dropped. Needs
+/// `CONFIG_HIST_TRIGGERS`.
+pub struct Counted {
+    /// The event's directory.
+    event: PathBuf,
+}
+
+impl Counted {
+    /// A histogram with a line for each CPU; its total is what counts.
+    const TRIGGER: &str = "hist:keys=common_cpu";
+
+    /// Starts to count an event, given as `group/event`.
+    pub fn start(event: &str) -> Result<Self> {
+        let event = Path::new(ROOT).join("events").join(event);
+        sysfs::write(event.join("trigger"), Self::TRIGGER)?;
+        Ok(Self { event })
+    }
+
+    /// How often the event has happened until now.
+    pub fn count(&self) -> Result<u64> {
+        let text = sysfs::read(self.event.join("hist"))?;
+        // "Totals:", "    Hits: 12", and two more
+        let hits = text.lines().rev().find_map(|line| line.trim().strip_prefix("Hits: "));
+        hits.and_then(|hits| hits.parse().ok()).context(text)
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        // Truncating the file removes the trigger.
+        let _ = sysfs::write(self.event.join("trigger"), "");
     }
 }
 
