@@ -4,7 +4,7 @@
 use crate::{
     kselftest,
     prelude::*,
-    qemu::{EVERYTHING, USUAL},
+    qemu::{EVERYTHING, ONE_THREAD, USUAL},
 };
 
 /// The driver's KUnit suites run at boot; the guest's program reads their results.
@@ -188,11 +188,11 @@ pub const MACHINE: [Variant; 12] = [
 ];
 
 /// `make torture`.
-pub const TORTURE: [Variant; 10] = [
+pub const TORTURE: [Variant; 11] = [
     full("suites", "iommu.strict=1", ""),
     Variant {
         name: "storms",
-        append: "guest.suite=storms,killed,processors guest.rounds=6",
+        append: "guest.suite=storms,killed guest.rounds=6",
         ..STORM
     },
     Variant {
@@ -222,9 +222,15 @@ pub const TORTURE: [Variant; 10] = [
     // Many rounds, on a kernel without the slow checks.
     Variant {
         name: "fast",
-        append: "guest.suite=storms,killed,processors",
+        append: "guest.suite=storms,killed",
         kernel: FAST,
         ..STORM
+    },
+    Variant {
+        name: "processors",
+        append: "guest.suite=processors guest.rounds=6",
+        arguments: ONE_THREAD,
+        ..PLAIN
     },
     Variant {
         name: "kexec",

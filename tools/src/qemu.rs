@@ -50,6 +50,10 @@ pub const EVERYTHING: &str = "nvme igb e1000e nvme1";
 
 /// As fast as possible.
 const THREADED: &str = "-accel tcg,thread=multi";
+/// All processors in one thread, where many of them stop and start: with a thread for each,
+/// QEMU may deadlock. A processor that executes SIGP waits until another one has done what
+/// it orders, while that one waits until all are between instructions.
+pub const ONE_THREAD: &str = "-accel tcg,thread=single";
 /// The clock counts instructions, on one processor. Time of day and random
 /// numbers are the same at every boot.
 const COUNTING: &str = "-accel tcg -icount shift=0,sleep=off -rtc base=2026-01-01,clock=vm -seed 1";
@@ -157,14 +161,14 @@ impl Boot<'_> {
             }
         }
         let status = child.0.wait()?;
-        let seen = look(&drives);
+        let data = look(&drives);
         remove(&drives);
         let report = Report::parse(console.iter().map(String::as_str));
         if !status.success() && report.panic.is_none() {
             let last = console.last().map_or("it printed nothing", String::as_str);
             bail!("{}: QEMU failed ({status}): {last}", self.name);
         }
-        Ok((report, seen?))
+        Ok((report, data?))
     }
 
     /// Boots with the caller's terminal as the console.
@@ -211,7 +215,12 @@ impl Boot<'_> {
         let devices = devices.chain(self.devices.split_whitespace());
         let arguments = self.arguments.split_whitespace();
         let counts = self.counts_instructions;
-        let clock = if counts { COUNTING } else { THREADED }.split(' ');
+        let clock = match counts {
+            true => COUNTING,
+            false if self.arguments.contains("-accel") => "",
+            false => THREADED,
+        };
+        let clock = clock.split_whitespace();
         let (qemu, image, initrd) = (self.qemu, self.image, self.initrd);
         let (cpu, processors) = (self.cpu, self.processors.to_string());
         let memory = self.memory.to_string();

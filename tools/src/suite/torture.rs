@@ -11,10 +11,12 @@ use std::time::{SystemTime, UNIX_EPOCH};
 const LIMIT: Duration = Duration::from_secs(3600);
 /// The kernel that finds mistakes; `CONFIG=c` takes the place of `rust`.
 const DEBUG: &str = "debug,torture";
-/// Its command line: all messages are kept, and freed pages are not mapped.
-const ARGUMENTS: &str = "iommu.debug_pagealloc=1 page_owner=on log_buf_len=16M guest.leaks=1";
+/// Its command line: all messages are kept, and freed pages are not mapped. Packets take
+/// long there.
+const ARGUMENTS: &str =
+    "iommu.debug_pagealloc=1 page_owner=on log_buf_len=16M guest.leaks=1 guest.transfer=1";
 /// The boots of `make test`, with few rounds.
-const SHORT: [&str; 2] = ["oracle", "fast"];
+const SHORT: [&str; 3] = ["oracle", "fast", "processors"];
 const FEW_ROUNDS: &str = "guest.rounds=6 guest.seconds=3";
 
 /// `make torture`; `ONLY=` names one of its boots.
