@@ -443,7 +443,7 @@ static int test_scattered(void)
 /* Random ranges, compared with a list of what every page must translate to */
 
 #define SOAK_PAGES	6144
-/* A kernel with slow checks takes a tenth of a second for some of them. */
+/* KASAN makes each round slow. */
 #define SOAK_ROUNDS	(IS_ENABLED(CONFIG_KASAN) ? 1000 : 20000)
 #define SOAK_LONGEST	700
 
