@@ -9,7 +9,7 @@ mod scale;
 mod table;
 mod throughput;
 
-use crate::prelude::*;
+use crate::{prelude::*, qemu::COUNTING};
 use functions::Functions;
 use scale::Scale;
 use serde::{Deserialize, Serialize};
@@ -149,7 +149,7 @@ impl Bench {
             for run in 1..=RUNS {
                 let log = format!("bench-{}-{run}", guest.replace(' ', "-").to_lowercase());
                 let lines = measure(project, &machine, &log, &format!("map {append}"), |boot| {
-                    boot.counts_instructions = true;
+                    boot.clock = COUNTING;
                     boot.processors = 1;
                 })?;
                 let figures = figures(&lines)?;

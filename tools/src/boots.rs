@@ -4,7 +4,7 @@
 use crate::{
     kselftest,
     prelude::*,
-    qemu::{EVERYTHING, ONE_THREAD, USUAL},
+    qemu::{EVERYTHING, ONE_THREAD, THREADED, USUAL},
 };
 
 /// The driver's KUnit suites run at boot; the guest's program reads their results.
@@ -19,6 +19,7 @@ pub struct Variant {
     pub kunit: bool,
     /// The fragments of the kernel; by default it is that of the other parts.
     pub kernel: &'static str,
+    pub clock: &'static str,
     pub arguments: &'static str,
     pub plugged: &'static str,
     pub generators: usize,
@@ -36,6 +37,7 @@ pub const FULL: Variant = Variant {
     append: "",
     kunit: true,
     kernel: "",
+    clock: THREADED,
     arguments: "",
     plugged: EVERYTHING,
     // As many as a domain holds without further memory.
@@ -229,7 +231,7 @@ pub const TORTURE: [Variant; 11] = [
     Variant {
         name: "processors",
         append: "guest.suite=processors guest.rounds=6",
-        arguments: ONE_THREAD,
+        clock: ONE_THREAD,
         ..PLAIN
     },
     Variant {
@@ -264,6 +266,7 @@ impl Variant {
         let kunit = if self.kunit { KUNIT } else { "" };
         let append = format!("guest.mode=test {kunit} {}", self.append);
         Boot {
+            clock: self.clock,
             arguments: self.arguments,
             devices: if self.selftests {
                 kselftest::DEVICES

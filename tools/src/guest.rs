@@ -6,7 +6,7 @@ use crate::{
     ktap::Outcome,
     machine,
     prelude::*,
-    qemu::USUAL,
+    qemu::{THREADED, USUAL},
 };
 
 /// The boots of `make run`: a label, and what the kernel's command line gets.
@@ -73,7 +73,7 @@ impl Machine {
             generators: 0,
             root: None,
             cpu: "max",
-            counts_instructions: false,
+            clock: THREADED,
             processors: 2,
             memory: 2,
             arguments: "",

@@ -49,14 +49,16 @@ pub const USUAL: &str = "nvme igb e1000e";
 pub const EVERYTHING: &str = "nvme igb e1000e nvme1";
 
 /// As fast as possible.
-const THREADED: &str = "-accel tcg,thread=multi";
+pub const THREADED: &str = "-accel tcg,thread=multi";
 /// All processors in one thread, where many of them stop and start: with a thread for each,
 /// QEMU may deadlock. A processor that executes SIGP waits until another one has done what
 /// it orders, while that one waits until all are between instructions.
 pub const ONE_THREAD: &str = "-accel tcg,thread=single";
-/// The clock counts instructions, on one processor. Time of day and random
-/// numbers are the same at every boot.
-const COUNTING: &str = "-accel tcg -icount shift=0,sleep=off -rtc base=2026-01-01,clock=vm -seed 1";
+/// The guest's clock counts instructions, one a nanosecond, on one processor. Nothing that
+/// the guest can see depends on when it runs: time of day and random numbers are the same
+/// at every boot.
+pub const COUNTING: &str =
+    "-accel tcg -icount shift=0,sleep=off -rtc base=2026-01-01,clock=vm -seed 1";
 
 /// How often a device comes or goes while the kernel starts.
 const STORM: Duration = Duration::from_millis(50);
@@ -84,10 +86,9 @@ pub struct Boot<'a> {
     /// How many random number generators there are before the second drive. They
     /// do no DMA through the IOMMU, so that tests may attach them anywhere.
     pub generators: usize,
-    /// Whether the guest's clock counts instructions, one a nanosecond, and
-    /// nothing that the guest can see depends on when it runs. For one
-    /// processor.
-    pub counts_instructions: bool,
+    /// How processors and the guest's clock run: [`THREADED`], [`ONE_THREAD`] or
+    /// [`COUNTING`].
+    pub clock: &'static str,
     pub processors: u8,
     /// How much memory, in GiB. The host gives what the guest touches.
     pub memory: u32,
@@ -214,13 +215,7 @@ impl Boot<'_> {
         let devices = devices.iter().flat_map(|device| ["-device", device]);
         let devices = devices.chain(self.devices.split_whitespace());
         let arguments = self.arguments.split_whitespace();
-        let counts = self.counts_instructions;
-        let clock = match counts {
-            true => COUNTING,
-            false if self.arguments.contains("-accel") => "",
-            false => THREADED,
-        };
-        let clock = clock.split_whitespace();
+        let clock = self.clock.split(' ');
         let (qemu, image, initrd) = (self.qemu, self.image, self.initrd);
         let (cpu, processors) = (self.cpu, self.processors.to_string());
         let memory = self.memory.to_string();

@@ -3,7 +3,7 @@
 //!
 //! A block of the README that begins with `$ make run` is compared with what that
 //! command printed. A line `...` stands for any lines, also none. Numbers may
-//! differ (times, rates, counts, versions) and so may the space between parts;
+//! differ (times, rates, counts, versions) and so may the space in a line;
 //! checksums, addresses and texts may not.
 
 use crate::prelude::*;

@@ -1,8 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 //! Records the kernel's trace events, or counts them.
 
-use std::path::{Path, PathBuf};
-
 use anyhow::{Context, Result, ensure};
 
 use crate::sysfs;
@@ -66,8 +64,7 @@ impl Drop for Recording {
 /// The number of times that an event happens, counted until dropped. Needs
 /// `CONFIG_HIST_TRIGGERS`.
 pub struct Counted {
-    /// The event's directory.
-    event: PathBuf,
+    event: &'static str,
 }
 
 impl Counted {
@@ -75,15 +72,14 @@ impl Counted {
     const TRIGGER: &str = "hist:keys=common_cpu";
 
     /// Starts to count an event, given as `group/event`.
-    pub fn start(event: &str) -> Result<Self> {
-        let event = Path::new(ROOT).join("events").join(event);
-        sysfs::write(event.join("trigger"), Self::TRIGGER)?;
+    pub fn start(event: &'static str) -> Result<Self> {
+        sysfs::write(format!("{ROOT}/events/{event}/trigger"), Self::TRIGGER)?;
         Ok(Self { event })
     }
 
     /// How often the event has happened until now.
     pub fn count(&self) -> Result<u64> {
-        let text = sysfs::read(self.event.join("hist"))?;
+        let text = sysfs::read(format!("{ROOT}/events/{}/hist", self.event))?;
         // "Totals:", "    Hits: 12", and two more
         let hits = text.lines().rev().find_map(|line| line.trim().strip_prefix("Hits: "));
         hits.and_then(|hits| hits.parse().ok()).context(text)
@@ -93,7 +89,7 @@ impl Counted {
 impl Drop for Counted {
     fn drop(&mut self) {
         // Truncating the file removes the trigger.
-        let _ = sysfs::write(self.event.join("trigger"), "");
+        let _ = sysfs::write(format!("{ROOT}/events/{}/trigger", self.event), "");
     }
 }
 
