@@ -149,18 +149,22 @@ impl Iterator for Bits {
     }
 }
 
-/// At most [`MAX_RANGES`] ranges in ascending order. When there are more, they are merged
-/// into the last one, which then also covers the gaps.
+/// At most [`MAX_RANGES`] ranges in ascending order. A range also covers gaps, as long as
+/// they are at most half of it: this saves refreshes for twice the walk at most. What does
+/// not fit into the array is merged into the last range, with all gaps.
 #[derive(Clone, Copy)]
 pub(crate) struct Ranges {
     ranges: [Range; MAX_RANGES],
     count: usize,
+    /// How many bytes of gaps the last range may still cover.
+    gaps_left: u64,
 }
 
 impl Ranges {
     const NONE: Ranges = Ranges {
         ranges: [Range::ALL; MAX_RANGES],
         count: 0,
+        gaps_left: 0,
     };
 
     /// Everything.
@@ -174,22 +178,27 @@ impl Ranges {
         &self.ranges[..self.count.min(MAX_RANGES)]
     }
 
-    /// Adds a range that does not start before the last one.
+    /// Adds a range after the last one.
     fn push(&mut self, next: Range) {
         if next == Range::ALL {
             *self = Ranges::ALL;
             return;
         }
-        let full = self.count == MAX_RANGES;
         if let Some(last) = self.ranges[..self.count.min(MAX_RANGES)].last_mut() {
-            if full || last.last().wrapping_add(1) >= next.start() {
+            let gap = next.start().saturating_sub(last.last()).saturating_sub(1);
+            if gap <= self.gaps_left || self.count == MAX_RANGES {
                 *last = last.through(next);
+                self.gaps_left = self
+                    .gaps_left
+                    .saturating_sub(gap)
+                    .saturating_add(next.size());
                 return;
             }
         }
         if let Some(slot) = self.ranges.get_mut(self.count) {
             *slot = next;
             self.count += 1;
+            self.gaps_left = next.size();
         }
     }
 }

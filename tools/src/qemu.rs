@@ -59,6 +59,8 @@ pub const ONE_THREAD: &str = "-accel tcg,thread=single";
 /// at every boot.
 pub const COUNTING: &str =
     "-accel tcg -icount shift=0,sleep=off -rtc base=2026-01-01,clock=vm -seed 1";
+/// The same, but an idle guest waits for its devices in the host's time.
+pub const COUNTING_WORK: &str = "-accel tcg -icount shift=0 -rtc base=2026-01-01,clock=vm -seed 1";
 
 /// How often a device comes or goes while the kernel starts.
 const STORM: Duration = Duration::from_millis(50);
@@ -86,8 +88,8 @@ pub struct Boot<'a> {
     /// How many random number generators there are before the second drive. They
     /// do no DMA through the IOMMU, so that tests may attach them anywhere.
     pub generators: usize,
-    /// How processors and the guest's clock run: [`THREADED`], [`ONE_THREAD`] or
-    /// [`COUNTING`].
+    /// How processors and the guest's clock run: [`THREADED`], [`ONE_THREAD`],
+    /// [`COUNTING`] or [`COUNTING_WORK`].
     pub clock: &'static str,
     pub processors: u8,
     /// How much memory, in GiB. The host gives what the guest touches.

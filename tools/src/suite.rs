@@ -118,7 +118,7 @@ impl<'a> Suite<'a> {
             "guest" => self.guest()?,
             "peer" => self.peer(),
             "machine" => self.machine()?,
-            // Two boots of `make torture`.
+            // The short form of `make torture`.
             "torture" => self.torture()?,
             "module" => self.module()?,
             "passthrough" => {

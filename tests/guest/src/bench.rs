@@ -39,7 +39,7 @@ pub fn run(cmdline: &Cmdline) -> Result<bool> {
             ("iommu_functions", "")
         }
         Some("throughput") => {
-            throughput::run()?;
+            throughput::run(cmdline)?;
             return Ok(true);
         }
         Some(other) => bail!("unknown guest.bench={other}"),

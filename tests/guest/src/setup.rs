@@ -13,7 +13,7 @@ use crate::function::{COME_UP, Function};
 use crate::{module, sysfs};
 
 /// File systems, their mount points, and whether they are mandatory
-const MOUNTS: [(&str, &str, bool); 7] = [
+const MOUNTS: [(&str, &str, bool); 8] = [
     ("proc", "/proc", true),
     ("sysfs", "/sys", true),
     ("devtmpfs", "/dev", true),
@@ -21,6 +21,7 @@ const MOUNTS: [(&str, &str, bool); 7] = [
     ("tracefs", "/sys/kernel/tracing", false),
     ("tmpfs", "/tmp", true),
     ("devpts", "/dev/pts", false),
+    ("cgroup2", "/sys/fs/cgroup", false),
 ];
 
 /// Mounts the kernel's file systems.

@@ -203,6 +203,21 @@ mod marks {
         }
     }
 
+    /// A range covers gaps as long as they are at most half of it.
+    #[test]
+    fn small_gaps_are_refreshed_too() {
+        let pending = Pending::new(Range::sized(0, GIB).expect("not empty"));
+        let mut flushes = Flushes::new();
+        for chunk in [0, 2, 4, 7, 8, 9, 13] {
+            pending.mark_one(chunk << 20);
+        }
+        let ticket = flushes.begin(&pending, true);
+        let chunks =
+            |first: u64, count: u64| Range::sized(first << 20, count << 20).expect("not empty");
+        assert_eq!(ticket.ranges.as_slice(), [chunks(0, 5), chunks(7, 7)]);
+        flushes.end(&ticket, true);
+    }
+
     /// Ranges that a flush has taken stay known when an earlier flush ends.
     #[test]
     fn what_was_taken_stays_known() {

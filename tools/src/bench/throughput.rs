@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 //! What devices move in a second with each driver: by fio and iperf3, in boots that take
-//! turns, so that the host's other load affects both.
+//! turns, so that the host's other load affects both. In further boots, the guest's
+//! instructions for a load of a fixed size, which depend little on the host.
 
 use super::{
     get,
@@ -9,11 +10,17 @@ use super::{
     scale::spread,
     table::{ratio, Table},
 };
-use crate::{inner, prelude::*, qemu::EVERYTHING};
+use crate::{
+    inner,
+    prelude::*,
+    qemu::{COUNTING_WORK, EVERYTHING},
+};
 
 /// Boots of each driver in each mode: were both the same, all of one would be slower than
 /// all of the other once in 252 times.
 const ROUNDS: usize = 5;
+/// A boot that counts instructions takes a third of this.
+const COUNTED_LIMIT: Duration = Duration::from_secs(1200);
 /// The DMA API's modes: a name, and what the kernel's command line gets.
 const MODES: [(&str, &str); 2] = [("lazy", "iommu.strict=0"), ("strict", "iommu.strict=1")];
 /// The drivers, and so the kernels.
@@ -27,6 +34,8 @@ struct Figures {
     /// Requests of a drive or maps and unmaps of cards, and refreshes, in all boots.
     requests: u64,
     refreshes: u64,
+    /// Instructions, where they are counted.
+    instructions: u64,
 }
 
 impl Figures {
@@ -39,12 +48,21 @@ impl Figures {
 /// By load, mode and driver: `randread-4k-1 lazy rust`.
 type Throughput = BTreeMap<String, Figures>;
 
-/// Adds what a boot printed: `throughput LOAD RATE REQUESTS REFRESHES`.
-fn add(all: &mut Throughput, mode: &str, driver: &str, lines: &[String]) -> Result<()> {
-    for ([load], [rate, requests, refreshes]) in rows(lines, "throughput")? {
+/// Adds what a boot printed: `throughput LOAD RATE REQUESTS REFRESHES NANOSECONDS`.
+fn add(
+    all: &mut Throughput,
+    (mode, driver): (&str, &str),
+    counted: bool,
+    lines: &[String],
+) -> Result<()> {
+    for ([load], [rate, requests, refreshes, nanoseconds]) in rows(lines, "throughput")? {
         let figures = all.entry(format!("{load} {mode} {driver}")).or_default();
-        figures.rates.push(rate);
-        figures.rates.sort();
+        if counted {
+            figures.instructions += nanoseconds;
+        } else {
+            figures.rates.push(rate);
+            figures.rates.sort();
+        }
         figures.requests += requests;
         figures.refreshes += refreshes;
     }
@@ -82,17 +100,25 @@ fn measure_all(project: &Project) -> Result<Throughput> {
         ));
     }
     let mut all = Throughput::new();
-    for round in 1..=ROUNDS {
+    // In round 0, instructions are counted.
+    for round in 0..=ROUNDS {
+        let counted = round == 0;
         // Which of them is first must not make a difference.
         machines.reverse();
         for (mode, append) in MODES {
             for (driver, machine) in &machines {
                 let log = format!("bench-throughput-{mode}-{driver}-{round}");
-                let what = format!("throughput {append}");
+                let counts = if counted { "guest.counted=1" } else { "" };
+                let what = format!("throughput {append} {counts}");
                 let lines = measure(project, machine, &log, &what, |boot| {
                     boot.plugged = EVERYTHING;
+                    if counted {
+                        boot.clock = COUNTING_WORK;
+                        boot.processors = 1;
+                        boot.limit = COUNTED_LIMIT;
+                    }
                 })?;
-                add(&mut all, mode, driver, &lines)?;
+                add(&mut all, (mode, driver), counted, &lines)?;
             }
         }
     }
@@ -112,7 +138,8 @@ fn loads(all: &Throughput) -> Result<Vec<(String, &Figures, &Figures)>> {
     .collect()
 }
 
-/// No load takes more refreshes than with the C driver, and is slower in all boots.
+/// No load takes more refreshes or instructions than with the C driver, or is slower in all
+/// boots.
 fn judge(all: &Throughput) -> Result<Vec<Bound>> {
     let mut bounds = Vec::new();
     for (load, ours, theirs) in loads(all)? {
@@ -122,6 +149,11 @@ fn judge(all: &Throughput) -> Result<Vec<Bound>> {
             bounds.push(Bound::new("throughput", "both", what, figure, limit));
         };
         bound("C driver's slowest boot, and our fastest", worst, best);
+        bound(
+            "instructions, and the C driver's",
+            ours.instructions,
+            theirs.instructions,
+        );
         let (ours, theirs) = (ours.refreshes_a_thousand(), theirs.refreshes_a_thousand());
         bound(
             "refreshes of a thousand requests, and the C driver's",
@@ -135,12 +167,13 @@ fn judge(all: &Throughput) -> Result<Vec<Bound>> {
 fn table(all: &Throughput) -> Result<String> {
     let mut table = Table::new(
         "KiB a second by fio (order, size, depth) and iperf3, median (lowest to highest)",
-        &[26, 34, 34, 9, 13, 13],
+        &[26, 34, 34, 9, 14, 13, 13],
     );
     let head = [
         "this driver",
         "C driver",
         "ours/C",
+        "instructions",
         "RPCIT/1000",
         "C driver",
     ];
@@ -153,6 +186,7 @@ fn table(all: &Throughput) -> Result<String> {
                 spread(&ours.rates),
                 spread(&theirs.rates),
                 format!("{:.2}", ratio(median(ours), median(theirs))),
+                format!("{:.3}", ratio(ours.instructions, theirs.instructions)),
                 ours.refreshes_a_thousand().to_string(),
                 theirs.refreshes_a_thousand().to_string(),
             ],
@@ -168,17 +202,27 @@ mod tests {
     #[test]
     fn boots_are_added_and_judged() {
         let mut all = Throughput::new();
-        let lines = |rate, refreshes| [format!("throughput read-128k-1 {rate} 1000 {refreshes}")];
-        for rate in [7, 5] {
-            add(&mut all, "lazy", "rust", &lines(rate, 3)).unwrap();
-            add(&mut all, "lazy", "c", &lines(6, 3)).unwrap();
+        let line = |rate, refreshes, instructions| {
+            let line = format!("throughput read-128k-1 {rate} 1000 {refreshes} {instructions}");
+            [line]
+        };
+        for (rate, counted) in [(7, false), (1, true), (5, false)] {
+            add(&mut all, ("lazy", "rust"), counted, &line(rate, 3, 50)).unwrap();
+            add(&mut all, ("lazy", "c"), counted, &line(6, 3, 50)).unwrap();
         }
         assert_eq!(all["read-128k-1 lazy rust"].rates, [5, 7]);
+        assert_eq!(all["read-128k-1 lazy rust"].instructions, 50);
         assert!(judge(&all).unwrap().iter().all(|b| b.met));
-        // Slower in all boots, and more refreshes in one of them
-        for (ours, refreshes) in [(7, 3), (5, 30)] {
-            add(&mut all, "strict", "rust", &lines(ours, refreshes)).unwrap();
-            add(&mut all, "strict", "c", &lines(8, 3)).unwrap();
+        // Slower in all boots, more refreshes in one of them, and more instructions
+        for (ours, refreshes, counted) in [(7, 3, false), (1, 3, true), (5, 30, false)] {
+            add(
+                &mut all,
+                ("strict", "rust"),
+                counted,
+                &line(ours, refreshes, 51),
+            )
+            .unwrap();
+            add(&mut all, ("strict", "c"), counted, &line(8, 3, 50)).unwrap();
         }
         all.retain(|load, _| load.contains("strict"));
         assert!(judge(&all).unwrap().iter().all(|b| !b.met));

@@ -3,11 +3,10 @@
 //! of the caller.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
 use crate::cmdline::Cmdline;
 use crate::ktap::Suite;
@@ -113,45 +112,39 @@ fn shown_by_driver() -> Result<()> {
     holder.unload()
 }
 
+const ROOT: &str = "/sys/fs/cgroup";
+/// The group of the test
+const INNER: &str = "/sys/fs/cgroup/charged";
+
 /// A memory cgroup that contains this process until it is dropped.
-struct Group {
-    root: PathBuf,
-}
+struct Group;
 
 impl Group {
     fn enter() -> Result<Self> {
-        let root = Path::new("/tmp/cgroup").to_owned();
-        fs::create_dir_all(&root)?;
-        mount(Some("cgroup2"), &root, Some("cgroup2"), MsFlags::empty(), None::<&str>)
-            .context("mount cgroup2")?;
-        let group = Self { root };
-        sysfs::write(group.root.join("cgroup.subtree_control"), "+memory")?;
-        fs::create_dir_all(group.inner())?;
-        sysfs::write(group.inner().join("cgroup.procs"), "0")?;
+        sysfs::write(format!("{ROOT}/cgroup.subtree_control"), "+memory")?;
+        fs::create_dir_all(INNER)?;
+        let group = Self;
+        sysfs::write(format!("{INNER}/cgroup.procs"), "0")?;
         Ok(group)
-    }
-
-    fn inner(&self) -> PathBuf {
-        self.root.join("charged")
     }
 
     /// Pages of secondary page tables that are charged to the group.
     fn tables(&self) -> Result<i64> {
-        let text = fs::read_to_string(self.inner().join("memory.stat"))?;
+        let text = fs::read_to_string(format!("{INNER}/memory.stat"))?;
         Ok(value(&text, "sec_pagetables")? / 4096)
     }
 
     /// Pages of all kinds that are charged to the group.
     fn all(&self) -> Result<i64> {
-        Ok(sysfs::read(self.inner().join("memory.current"))?.parse::<i64>()? / 4096)
+        Ok(sysfs::read(format!("{INNER}/memory.current"))?.parse::<i64>()? / 4096)
     }
 }
 
 impl Drop for Group {
     fn drop(&mut self) {
-        let _ = sysfs::write(self.root.join("cgroup.procs"), "0");
-        let _ = fs::remove_dir(self.inner());
-        let _ = umount2(&self.root, MntFlags::MNT_DETACH);
+        let _ = sysfs::write(format!("{ROOT}/cgroup.procs"), "0");
+        let _ = fs::remove_dir(INNER);
+        let _ = sysfs::write(format!("{ROOT}/cgroup.subtree_control"), "-memory");
     }
 }
 
