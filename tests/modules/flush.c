@@ -15,8 +15,8 @@
 #include "iommu-pages.h"
 #include "iommu_test.h"
 
-/* No device accesses it, so any address will do; no large page fits it. */
-#define PHYS	0x10001000UL
+/* No device accesses it; no large page fits it. */
+#define PHYS	(NO_MEMORY + SZ_4K)
 
 /* More than the refreshes of any flush */
 #define ALL	100000

@@ -11,8 +11,6 @@
 
 /* No memory is accessed, so any address will do; not 0, which is "none". */
 #define PHYS		0x10000000UL
-/* No test machine has memory there. */
-#define NO_MEMORY	(1024UL * SZ_1G)
 
 static struct iommu_domain *domain;
 static struct test_function *fn;

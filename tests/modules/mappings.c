@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
  * Not a suite: this provides a domain to inspect while the module is loaded.
- * The guest's suite "observability" knows its mappings. No function is attached
- * to it, so the physical addresses are arbitrary.
+ * The guest's suite "observability" knows its mappings.
  */
 #define pr_fmt(fmt) "mappings: " fmt
 
@@ -13,20 +12,22 @@
 #include <linux/pci.h>
 #include <linux/sizes.h>
 
+#include "iommu_test.h"
+
 /* Three contiguous pages, and a read-only page after them */
 #define PAGES		0x0100000000ULL
-#define PAGES_TO	0x0012340000ULL
+#define PAGES_TO	(NO_MEMORY + 0x12340000)
 #define READ_ONLY	0x0100003000ULL
-#define READ_ONLY_TO	0x0012343000ULL
+#define READ_ONLY_TO	(NO_MEMORY + 0x12343000)
 /* 2 MiB, aligned, at the end of a table */
 #define FRAMES		0x017fe00000ULL
-#define FRAMES_TO	0x0040000000ULL
+#define FRAMES_TO	(NO_MEMORY + SZ_1G)
 /* Pages that all map to the same address */
 #define MANY		0x0200000000ULL
-#define MANY_TO		0x0055555000ULL
+#define MANY_TO		(NO_MEMORY + 0x55555000)
 /* 4 MiB that are mapped and unmapped, with all page tables */
 #define CHURN		0x0300000000ULL
-#define CHURN_TO	0x0066661000ULL
+#define CHURN_TO	(NO_MEMORY + 0x66661000)
 
 static unsigned int many;
 module_param(many, uint, 0444);

@@ -10,11 +10,10 @@
 #include <linux/pci.h>
 #include <linux/sizes.h>
 
-/*
- * No memory is accessed, so any address will do; not aligned to a large page,
- * so there is a page table for each MiB.
- */
-#define PHYS	0x10001000UL
+#include "iommu_test.h"
+
+/* Not aligned to a large page, so there is a page table for each MiB. */
+#define PHYS	(NO_MEMORY + SZ_4K)
 #define BASE	SZ_4G
 
 static unsigned int mebibytes = 1024;

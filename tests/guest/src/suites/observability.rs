@@ -238,10 +238,10 @@ impl Held {
 fn expected(large: bool) -> [Range; 4] {
     let page = |first, last, phys| Range { first, last, phys, large: false, writable: true };
     [
-        page(0x1_0000_0000, 0x1_0000_2fff, 0x1234_0000),
-        Range { writable: false, ..page(0x1_0000_3000, 0x1_0000_3fff, 0x1234_3000) },
-        Range { large, ..page(0x1_7fe0_0000, 0x1_7fff_ffff, 0x4000_0000) },
-        page(0x3ff_ffff_f000, 0x3ff_ffff_ffff, 0x1234_0000),
+        page(0x1_0000_0000, 0x1_0000_2fff, 0x100_1234_0000),
+        Range { writable: false, ..page(0x1_0000_3000, 0x1_0000_3fff, 0x100_1234_3000) },
+        Range { large, ..page(0x1_7fe0_0000, 0x1_7fff_ffff, 0x100_4000_0000) },
+        page(0x3ff_ffff_f000, 0x3ff_ffff_ffff, 0x100_1234_0000),
     ]
 }
 
@@ -285,7 +285,7 @@ fn read_again(domain: &Domain, _: usize) -> Result<()> {
 /// Dumps may show any part of this, but nothing that was never mapped.
 fn dumps_beside_reclaim() -> Result<()> {
     const CHURN: u64 = 0x3_0000_0000;
-    const CHURN_TO: u64 = 0x6666_1000;
+    const CHURN_TO: u64 = 0x100_6666_1000;
     let held = Held::new("churn=1")?;
     let large = value(&held.domain.info()?, "page sizes")?.contains("1 MiB");
     let expected = expected(large);
