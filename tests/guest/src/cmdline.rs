@@ -3,6 +3,8 @@
 
 use anyhow::{Context, Result, bail};
 
+use crate::block::MIB;
+
 /// What to do in this boot.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Mode {
@@ -75,6 +77,15 @@ impl Cmdline {
     pub fn number(&self, key: &str) -> Result<u64> {
         let value = self.value(key).with_context(|| format!("{key}= is missing"))?;
         value.parse().with_context(|| format!("{key}={value} is not a number"))
+    }
+
+    /// How many bytes a transfer between two cards has: `default`, or `guest.transfer=` in
+    /// MiB, for kernels where packets take long.
+    pub fn transfer(&self, default: usize) -> Result<usize> {
+        match self.value("guest.transfer") {
+            None => Ok(default),
+            Some(_) => Ok(self.number("guest.transfer")? as usize * MIB),
+        }
     }
 
     /// The suites to run, in the given order; `None` means all.

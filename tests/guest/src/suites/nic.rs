@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-//! Verified transfers between two network cards. `guest.transfer=` is the length of each,
-//! in MiB.
+//! Verified transfers between two network cards.
 
 use anyhow::Result;
 
@@ -11,7 +10,7 @@ use crate::ktap::Suite;
 use crate::nic::{Direction, Pair};
 
 pub fn run(suite: &mut Suite, cmdline: &Cmdline) -> Result<()> {
-    let bytes = cmdline.number("guest.transfer").unwrap_or(8) as usize * MIB;
+    let bytes = cmdline.transfer(8 * MIB)?;
     let pair = Pair::connect()?;
     suite.test("igb to e1000e", || pair.transfer(300, bytes, Direction::ToFar).map(drop));
     suite.test("e1000e to igb", || pair.transfer(301, bytes, Direction::FromFar).map(drop));

@@ -26,19 +26,20 @@ const STEPS: u32 = 6;
 /// in the error state, function gone
 const ANSWERS: [(u8, u8); 4] = [(1, 16), (1, 4), (1, 40), (3, 0)];
 
-pub fn run(suite: &mut Suite, _: &Cmdline) -> Result<()> {
+pub fn run(suite: &mut Suite, cmdline: &Cmdline) -> Result<()> {
     for every in EVERY {
         let name = format!("no resources for refresh {every}, {}, ...: data right", 2 * every);
         suite.test(&name, || shadowed(|| transfer(every)));
     }
     let pair = Pair::connect()?;
+    let bytes = cmdline.transfer(4 * MIB)?;
     for every in &EVERY[..2] {
         let name = format!("no resources for refresh {every}, {}, ...: network", 2 * every);
-        suite.test(&name, || shadowed(|| send(&pair, *every)));
+        suite.test(&name, || shadowed(|| send(&pair, *every, bytes)));
     }
     for (cc, status) in ANSWERS {
         let name = format!("resets refused with condition code {cc}, status {status}");
-        suite.test(&name, || resets(&pair, cc, status));
+        suite.test(&name, || resets(&pair, cc, status, bytes / 2));
     }
     Ok(())
 }
@@ -54,25 +55,25 @@ fn shadowed(test: impl FnOnce() -> Result<()>) -> Result<()> {
     test()
 }
 
-fn send(pair: &Pair, every: u64) -> Result<()> {
+fn send(pair: &Pair, every: u64, bytes: usize) -> Result<()> {
     let support = Module::load(SUPPORT, &format!("no_resources_every={every}"))?;
     let sent = pair
-        .transfer(620 + every, 4 * MIB, Direction::ToFar)
-        .and_then(|_| pair.transfer(640 + every, 4 * MIB, Direction::FromFar));
+        .transfer(620 + every, bytes, Direction::ToFar)
+        .and_then(|_| pair.transfer(640 + every, bytes, Direction::FromFar));
     support.unload()?;
     sent.map(drop)
 }
 
 /// Resets the disk during network transfers, while one operation on its table is refused.
 /// A recovery must repair what a failed reset leaves.
-fn resets(pair: &Pair, cc: u8, status: u8) -> Result<()> {
+fn resets(pair: &Pair, cc: u8, status: u8, bytes: usize) -> Result<()> {
     let nvme = Function::first_of("nvme")?;
     for step in 1..=STEPS {
         let what = || format!("operation {step} refused");
         let args = format!("refuse_table={step} refuse_cc={cc} refuse_status={status}");
         let support = Module::load(SUPPORT, &args)?;
         let sent = std::thread::scope(|scope| {
-            let sender = scope.spawn(|| pair.transfer(660, 2 * MIB, Direction::ToFar));
+            let sender = scope.spawn(|| pair.transfer(660, bytes, Direction::ToFar));
             // Whether this succeeds depends on which operation was refused.
             let _ = sysfs::write(nvme.path().join("reset"), "1");
             let _ = sysfs::write(nvme.path().join("reset"), "1");
