@@ -260,9 +260,12 @@ pub fn bindgen(project: &Project) -> Result<PathBuf> {
     step.run(
         command!(
             step,
-            "{cargo} install bindgen-cli --version {BINDGEN_BUILT} --locked --root {folder}"
+            "{cargo} install bindgen-cli --version {BINDGEN_BUILT} --locked --root {folder}
+                --no-default-features --features runtime"
         )
-        .env("CARGO_TARGET_DIR", &target),
+        .env("CARGO_TARGET_DIR", &target)
+        // It runs for seconds: what counts is how soon it is built.
+        .env("CARGO_PROFILE_RELEASE_OPT_LEVEL", "1"),
         "check the network, or name a bindgen with BINDGEN=",
     )?;
     let _ = fs_err::remove_dir_all(&target);
