@@ -109,7 +109,8 @@ pub fn clippy_programs(step: &Step) -> Result<Count> {
             command = guest_cargo(step, &clippy);
             command.args(["clippy", "--release"]).args(GUEST_ARGUMENTS);
         } else {
-            command = command!(step, "{clippy} clippy --locked --all-targets");
+            // The profile that builds them, so what runs while they compile is shared.
+            command = command!(step, "{clippy} clippy --release --locked --all-targets");
             command.env("CARGO_TARGET_DIR", target_folder(step, &folder));
         }
         command
