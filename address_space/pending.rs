@@ -150,8 +150,8 @@ impl Iterator for Bits {
 }
 
 /// At most [`MAX_RANGES`] ranges in ascending order. A range also covers gaps, as long as
-/// they are at most half of it: this saves refreshes for twice the walk at most. What does
-/// not fit into the array is merged into the last range, with all gaps.
+/// they are at most half of it: this saves refreshes, and at most doubles the walk. When
+/// there are more ranges, they are merged into the last one, with all gaps.
 #[derive(Clone, Copy)]
 pub(crate) struct Ranges {
     ranges: [Range; MAX_RANGES],

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 //! What devices move in a second with each driver: by fio and iperf3, in boots that take
 //! turns, so that the host's other load affects both. In further boots, the guest's
-//! instructions for a load of a fixed size, which depend little on the host.
+//! instructions for a load of a fixed size, which depend less on the host.
 
 use super::{
     get,
@@ -19,7 +19,7 @@ use crate::{
 /// Boots of each driver in each mode: were both the same, all of one would be slower than
 /// all of the other once in 252 times.
 const ROUNDS: usize = 5;
-/// A boot that counts instructions takes a third of this.
+/// No boot that counts instructions takes this long.
 const COUNTED_LIMIT: Duration = Duration::from_secs(1200);
 /// The DMA API's modes: a name, and what the kernel's command line gets.
 const MODES: [(&str, &str); 2] = [("lazy", "iommu.strict=0"), ("strict", "iommu.strict=1")];

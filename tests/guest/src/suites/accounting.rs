@@ -24,6 +24,9 @@ const EXPECTED: i64 = MEBIBYTES + 4 * UPPER_TABLES;
 const TOP: i64 = 4;
 /// How far cgroup statistics may be off, because each CPU updates them in batches
 const BATCH: i64 = 512;
+/// The root of all control groups, and the group of the test
+const ROOT: &str = "/sys/fs/cgroup";
+const INNER: &str = "/sys/fs/cgroup/charged";
 
 pub fn run(suite: &mut Suite, _: &Cmdline) -> Result<()> {
     suite.test("tables show in SecPageTables and nr_iommu_pages, and go", shown);
@@ -111,10 +114,6 @@ fn shown_by_driver() -> Result<()> {
     ensure!(unmapped <= before.max(4096 * TOP as u64), "unmapped: {unmapped} bytes of tables");
     holder.unload()
 }
-
-const ROOT: &str = "/sys/fs/cgroup";
-/// The group of the test
-const INNER: &str = "/sys/fs/cgroup/charged";
 
 /// A memory cgroup that contains this process until it is dropped.
 struct Group;
