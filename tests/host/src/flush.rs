@@ -16,26 +16,26 @@
 //!
 //! Run with `RUSTFLAGS="--cfg loom" cargo test --release flush`.
 
-use std::collections::BTreeSet;
 use std::marker::PhantomData;
 use std::sync::{Arc, Mutex as Unseen};
 
 use kernel::sync::{rcu, Arc as Shared};
-use loom::cell::UnsafeCell;
 use loom::sync::atomic::{
-    fence, AtomicBool, AtomicU64, AtomicUsize,
+    fence, AtomicU64, AtomicUsize,
     Ordering::{Acquire, Relaxed, SeqCst},
 };
 use loom::sync::Mutex;
 use loom::thread;
 
-use crate::address_space::members::{Member, Members};
+use crate::address_space::members::Members;
 use crate::address_space::pending::{Flushes, Pending};
 use crate::atomic::AtomicU64 as Word;
 use crate::dma_table::walk_lock::WalkLock;
-use crate::dma_table::Depth;
 use crate::range::Range;
-use crate::zpci::Refusal;
+
+mod machine;
+
+use machine::{Function, Machine, Page, Target};
 
 /// Steps of an attach or a reset that a test can leave out on purpose. `tests/mutations`
 /// does this for flushes.
@@ -57,143 +57,6 @@ trait Protocol: Send + Sync + 'static {
 /// The unmodified protocol of the driver.
 struct Sound;
 impl Protocol for Sound {}
-
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Machine {
-    /// Hardware: may walk a table as soon as it is registered, and caches entries until a
-    /// refresh, even if another table is registered.
-    Walks,
-    /// A hypervisor with a shadow, which only a refresh fills, and which is emptied when
-    /// another table is registered.
-    Shadows,
-}
-
-/// The registered table, or the state without one.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Target {
-    /// The function is disabled: it does no DMA, and a refresh finds an invalid handle.
-    Disabled,
-    Nothing,
-    Empty,
-    Identity,
-    Space(usize),
-}
-
-/// A page that an address space may map.
-struct Page {
-    /// The table entry: whether the page is mapped.
-    entry: AtomicBool,
-    /// The memory of the page. The machine reads it, its next owner writes it.
-    memory: UnsafeCell<()>,
-}
-
-// SAFETY: The model checker detects data races.
-unsafe impl Sync for Page {}
-
-/// A function and its machine, which reads the tables of both address spaces.
-struct Function {
-    machine: Machine,
-    pages: [[Page; 2]; 2],
-    /// `Function::live`.
-    live: AtomicBool,
-    /// The machine executes one instruction at a time for a function.
-    instruction: Mutex<()>,
-    registered: Unseen<Target>,
-    cached: Unseen<BTreeSet<(usize, usize)>>,
-}
-
-/// The model of the machine.
-impl Function {
-    fn new(machine: Machine, mapped: bool) -> Self {
-        let page = || Page {
-            entry: AtomicBool::new(mapped),
-            memory: UnsafeCell::new(()),
-        };
-        Function {
-            machine,
-            pages: [[page(), page()], [page(), page()]],
-            live: AtomicBool::new(false),
-            instruction: Mutex::new(()),
-            registered: Unseen::new(Target::Nothing),
-            cached: Unseen::default(),
-        }
-    }
-
-    /// Walks the registered table and caches the mapped pages.
-    fn walk(&self) {
-        let Target::Space(space) = *self.registered.lock().unwrap() else {
-            return;
-        };
-        for (number, page) in self.pages[space].iter().enumerate() {
-            if page.entry.load(Relaxed) {
-                page.memory.with(|_| ());
-                self.cached.lock().unwrap().insert((space, number));
-            }
-        }
-    }
-
-    /// Registers a table, or another state.
-    fn register(&self, target: Target) {
-        let _one = self.instruction.lock().unwrap();
-        *self.registered.lock().unwrap() = target;
-        match self.machine {
-            Machine::Walks => self.walk(),
-            Machine::Shadows => self.cached.lock().unwrap().clear(),
-        }
-    }
-
-    fn refresh(&self) {
-        let _one = self.instruction.lock().unwrap();
-        let target = *self.registered.lock().unwrap();
-        if target == Target::Disabled {
-            return;
-        }
-        let legal = matches!(target, Target::Empty | Target::Space(_));
-        assert!(legal, "refreshed while {target:?} is registered");
-        self.cached.lock().unwrap().clear();
-        self.walk();
-    }
-
-    /// Enables the function, or disables it, which drops the registration.
-    fn enable(&self, enabled: bool) {
-        let _one = self.instruction.lock().unwrap();
-        *self.registered.lock().unwrap() = if enabled {
-            Target::Nothing
-        } else {
-            Target::Disabled
-        };
-        self.cached.lock().unwrap().clear();
-    }
-
-    fn has_cached(&self, space: usize, page: usize) -> bool {
-        self.cached.lock().unwrap().contains(&(space, page))
-    }
-}
-
-impl Member for Function {
-    fn window(&self) -> Range {
-        Range::ALL
-    }
-
-    fn deepest(&self) -> Depth {
-        Depth::First
-    }
-
-    fn needs_refresh_to_map(&self) -> bool {
-        self.machine == Machine::Shadows
-    }
-
-    fn refresh_all(&self, ranges: &[Range], _: &AtomicU64) -> Result<(), Refusal> {
-        if !ranges.is_empty() && self.live.load(Acquire) {
-            self.refresh();
-        }
-        Ok(())
-    }
-
-    fn log_refused_flush(&self, refusal: Refusal) {
-        unreachable!("{refusal:?}");
-    }
-}
 
 /// The parts of `AddressSpace` that flushes use.
 struct Space {

@@ -3,7 +3,6 @@
 //! of the caller.
 
 use std::fs;
-use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
