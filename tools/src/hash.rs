@@ -20,6 +20,13 @@ pub fn of_program(name: &Path) -> impl Hash {
     (path.into_std_path_buf(), data)
 }
 
+const STAMP: &str = ".s390-iommu-built";
+
+/// Whether a build was completed in a folder.
+pub fn is_built(folder: &Path) -> bool {
+    folder.join(STAMP).exists()
+}
+
 /// Builds in a folder unless an earlier build with the same key was completed there; without
 /// a key it always builds. Returns whether it did.
 pub fn build_once(
@@ -28,7 +35,7 @@ pub fn build_once(
     key: Option<&String>,
     build: impl FnOnce() -> Result<()>,
 ) -> Result<bool> {
-    let stamp = folder.join(".s390-iommu-built");
+    let stamp = folder.join(STAMP);
     if made.exists() && key.is_some() && fs::read_to_string(&stamp).ok().as_ref() == key {
         return Ok(false);
     }

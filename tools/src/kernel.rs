@@ -38,6 +38,46 @@ pub fn with_driver(flavour: &str, name: &str) -> String {
     parts.collect::<Vec<_>>().join(",")
 }
 
+/// The folder of a kernel's objects in the cache.
+fn objects_folder(project: &Project, source: &str, flavour: &str) -> PathBuf {
+    let name = format!("{source}-{}", flavour.replace(',', "+"));
+    project.cache.join("objects").join(name)
+}
+
+/// The flavour that differs in the driver only, and is built first in `make test`.
+fn sibling(flavour: &str) -> String {
+    let is_driver = |part: &&str| ["rust", "module", "c"].contains(part);
+    let parts = flavour.split(',');
+    let parts = parts.map(|part| if is_driver(&part) { "rust" } else { part });
+    parts.collect::<Vec<_>>().join(",")
+}
+
+/// Begins a new folder with the objects of the same kernel with another driver: the kernel's
+/// `make` then builds only what the driver's options change.
+fn begin_with_sibling(
+    project: &Project,
+    objects: &Path,
+    source: &str,
+    flavour: &str,
+) -> Result<()> {
+    let from = objects_folder(project, source, &sibling(flavour));
+    if objects.exists() || !hash::is_built(&from) {
+        return Ok(());
+    }
+    let step = Step::start(project, "objects", &format!("copying those of {from}"))?;
+    let new = objects.with_extension("new");
+    let _ = fs_err::remove_dir_all(&new);
+    let advice = "check that there is space";
+    run!(step, "cp --archive --reflink=auto {from} {new}", advice)?;
+    // Commands that differ are run again, and those for Rust have the folder's path.
+    let edit = format!("s,{from},{objects},g");
+    let each = ["-name", ".*.cmd", "-exec", "sed", "-i", &edit, "{}", "+"];
+    run!(step, "find {new} {each...}", advice)?;
+    fs::rename(&new, objects)?;
+    step.done("copied");
+    Ok(())
+}
+
 /// Builds the kernel; what is up to date is not built again. The flavour names fragments of
 /// `tools/config/`, which are put on top of `base.config`, or on nothing where the first is
 /// `l2`.
@@ -54,13 +94,13 @@ pub fn build(project: &Project, flavour: &str) -> Result<Kernel> {
 
     let objects = match &project.kout {
         Some(path) => path.clone(),
-        None => {
-            let name = format!("{}-{}", source.name, flavour.replace(',', "+"));
-            project.cache.join("objects").join(name)
-        }
+        None => objects_folder(project, &source.name, flavour),
     };
     if !objects.join("vmlinux").exists() {
         check_space(project)?;
+    }
+    if project.kout.is_none() && source.pristine.is_some() {
+        begin_with_sibling(project, &objects, &source.name, flavour)?;
     }
     fs::create_dir_all(&objects)?;
     let wanted = wanted_config(project, flavour)?;
@@ -280,6 +320,14 @@ mod tests {
         assert_eq!(unmet(wanted, made), ["CONFIG_C=m"]);
         assert_eq!(unmet(wanted, "").len(), 3);
         assert!(unmet("CONFIG_A=y\nCONFIG_A=m\n", "CONFIG_A=m\n").is_empty());
+    }
+
+    #[test]
+    fn a_sibling_has_another_driver() {
+        assert_eq!(sibling("c"), "rust");
+        assert_eq!(sibling("module,debug"), "rust,debug");
+        assert_eq!(sibling("kselftest,c"), "kselftest,rust");
+        assert_eq!(sibling("l2,c"), "l2,rust");
     }
 
     #[test]
