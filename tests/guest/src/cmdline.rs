@@ -79,13 +79,19 @@ impl Cmdline {
         value.parse().with_context(|| format!("{key}={value} is not a number"))
     }
 
+    /// The value of a numeric argument that has a default.
+    pub fn number_or(&self, key: &str, default: u64) -> Result<u64> {
+        match self.value(key) {
+            None => Ok(default),
+            Some(_) => self.number(key),
+        }
+    }
+
     /// How many bytes a transfer between two cards has: `default`, or `guest.transfer=` in
     /// MiB, for kernels where packets take long.
     pub fn transfer(&self, default: usize) -> Result<usize> {
-        match self.value("guest.transfer") {
-            None => Ok(default),
-            Some(_) => Ok(self.number("guest.transfer")? as usize * MIB),
-        }
+        let mebibytes = self.number_or("guest.transfer", (default / MIB) as u64)?;
+        Ok(mebibytes as usize * MIB)
     }
 
     /// The suites to run, in the given order; `None` means all.

@@ -27,7 +27,7 @@ const EACH: u64 = 24;
 const LONG: Duration = Duration::from_secs(30);
 
 pub fn run(suite: &mut Suite, cmdline: &Cmdline) -> Result<()> {
-    let mut campaign = Campaign::new(cmdline, "allocations", 40);
+    let mut campaign = Campaign::new(cmdline, "allocations", 40)?;
     let_any_fail()?;
     let nvme = Function::first_of("nvme")?;
     let_the_driver_fail()?;

@@ -24,7 +24,7 @@ const MEMORY: usize = 4 * MIB + 16 * PAGE as usize;
 const CALLS: u64 = 1000;
 
 pub fn run(suite: &mut Suite, cmdline: &Cmdline) -> Result<()> {
-    let mut campaign = Campaign::new(cmdline, "hostile", 20);
+    let mut campaign = Campaign::new(cmdline, "hostile", 20)?;
     let nvme = Function::first_of("nvme")?;
     nvme.unbind()?;
     nvme.set_override("vfio-pci")?;

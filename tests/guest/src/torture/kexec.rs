@@ -43,8 +43,8 @@ const ON_CRASH: libc::c_ulong = 2;
 const QUIET: u64 = 128 * MIB as u64;
 
 pub fn run(suite: &mut Suite, cmdline: &Cmdline) -> Result<()> {
-    let mut campaign = Campaign::new(cmdline, "kexec", 10);
-    let hop = cmdline.number("guest.hop").unwrap_or(0);
+    let mut campaign = Campaign::new(cmdline, "kexec", 10)?;
+    let hop = cmdline.number_or("guest.hop", 0)?;
     let mut result = arrive(hop);
     if result.is_ok() && hop < campaign.rounds {
         let Err(error) = leave(&mut campaign, hop + 1);
@@ -57,7 +57,7 @@ pub fn run(suite: &mut Suite, cmdline: &Cmdline) -> Result<()> {
 
 /// Crashes during I/O and writes the dump to a drive. Both kernels run this.
 pub fn crash(suite: &mut Suite, cmdline: &Cmdline) -> Result<()> {
-    let hop = cmdline.number("guest.hop").unwrap_or(0);
+    let hop = cmdline.number_or("guest.hop", 0)?;
     let result = match hop {
         0 => die(cmdline).map(|never| match never {}),
         _ => arrive(hop).and_then(|()| dump()),
@@ -68,7 +68,7 @@ pub fn crash(suite: &mut Suite, cmdline: &Cmdline) -> Result<()> {
 
 /// Crashes the kernel. Returns only on failure.
 fn die(cmdline: &Cmdline) -> Result<Infallible> {
-    let mut campaign = Campaign::new(cmdline, "crash", 1);
+    let mut campaign = Campaign::new(cmdline, "crash", 1)?;
     let drives = Function::of_driver("nvme");
     ensure!(drives.len() == 2, "{} drives", drives.len());
     work_in_flight(&mut campaign, &drives, KERNELS[0], 1, ON_CRASH, || {

@@ -21,7 +21,7 @@ const NATIVE: u64 = 10;
 const NOISE: u64 = 64;
 
 pub fn run(suite: &mut Suite, cmdline: &Cmdline) -> Result<()> {
-    let mut campaign = Campaign::new(cmdline, "killed", 200);
+    let mut campaign = Campaign::new(cmdline, "killed", 200)?;
     let nvme = Function::first_of("nvme")?;
     let rounds = campaign.rounds;
     let name = format!("a program with DMA in flight is killed, {rounds} times");

@@ -32,23 +32,23 @@ pub struct Campaign {
 
 impl Campaign {
     /// Reads the command line; `rounds` is the default number of rounds.
-    pub fn new(cmdline: &Cmdline, name: &str, rounds: u64) -> Self {
-        let seed = seed(cmdline);
-        let rounds = cmdline.number("guest.rounds").unwrap_or(rounds);
+    pub fn new(cmdline: &Cmdline, name: &str, rounds: u64) -> Result<Self> {
+        let seed = seed(cmdline)?;
+        let rounds = cmdline.number_or("guest.rounds", rounds)?;
         say!("# {name}: seed {seed}, {rounds} rounds");
-        Self { rng: Rng::with_seed(seed), rounds }
+        Ok(Self { rng: Rng::with_seed(seed), rounds })
     }
 }
 
-fn seed(cmdline: &Cmdline) -> u64 {
-    cmdline.number("guest.seed").unwrap_or(1)
+fn seed(cmdline: &Cmdline) -> Result<u64> {
+    cmdline.number_or("guest.seed", 1)
 }
 
 /// Kernel threads that compare lookups with their own record of what is mapped.
 pub fn oracle(suite: &mut Suite, cmdline: &Cmdline) -> Result<()> {
-    let seed = seed(cmdline);
+    let seed = seed(cmdline)?;
     say!("# oracle: seed {seed}");
-    let seconds = cmdline.number("guest.seconds").unwrap_or(20);
+    let seconds = cmdline.number_or("guest.seconds", 20)?;
     modules::run_with(suite, cmdline, "oracle", &format!("seed={seed} seconds={seconds}"))
 }
 

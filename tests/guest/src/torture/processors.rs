@@ -12,7 +12,7 @@ use crate::ktap::{Suite, skip};
 use crate::sysfs;
 
 pub fn run(suite: &mut Suite, cmdline: &Cmdline) -> Result<()> {
-    let mut campaign = Campaign::new(cmdline, "processors", 100);
+    let mut campaign = Campaign::new(cmdline, "processors", 100)?;
     let rounds = campaign.rounds;
     let drives = Function::of_driver("nvme");
     let disk = drives.last().context("no drive")?.disk()?;

@@ -26,7 +26,7 @@ const FILE: &str = "/lib/modules/s390_iommu.ko";
 const PAUSE: u64 = 50;
 
 pub fn run(suite: &mut Suite, cmdline: &Cmdline) -> Result<()> {
-    let mut campaign = Campaign::new(cmdline, "reloads", 100);
+    let mut campaign = Campaign::new(cmdline, "reloads", 100)?;
     ensure!(Function::all().is_empty(), "the machine has functions");
     let before = State::take()?;
     let name = format!("{} loads and unloads beside plugs and unplugs", campaign.rounds);

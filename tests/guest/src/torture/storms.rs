@@ -24,7 +24,7 @@ const DEVICES: [(&str, &str); 4] =
 const AT_WORK: u64 = 50;
 
 pub fn run(suite: &mut Suite, cmdline: &Cmdline) -> Result<()> {
-    let mut campaign = Campaign::new(cmdline, "storms", 100);
+    let mut campaign = Campaign::new(cmdline, "storms", 100)?;
     let rounds = campaign.rounds;
     for (device, driver) in DEVICES {
         suite.test(&format!("{device} comes and goes at work, {rounds} times"), || {
