@@ -3,9 +3,8 @@
 //! it and give it what it must refuse.
 //!
 //! It has a kernel of its own, with `CONFIG_S390_IOMMU_RUST=m`, since nothing
-//! else shows that this option works. The kernel's C is in ccache by then, what
-//! is compiled anew is its Rust. The module is built twice, by that kernel and
-//! outside of it; the guest loads both.
+//! else shows that this option works. The module is built twice, by that kernel
+//! and outside of it; the guest loads both.
 
 use super::Suite;
 use crate::{initramfs, kernel::with_driver, modules, prelude::*, qemu::USUAL};
