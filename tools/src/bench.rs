@@ -128,15 +128,28 @@ pub fn run(project: &Project) -> Result<()> {
     }
     let bounds = bench.judge()?;
     print!("{}", table::of(&bench, &bounds)?);
-    let folder = project.build.join("bench");
-    fs::create_dir_all(&folder)?;
-    let (json, svg) = (folder.join("bench.json"), folder.join("bench.svg"));
-    let text = serde_json::to_string_pretty(&table::record(&bench, &bounds)?)?;
-    fs::write(&json, text + "\n")?;
-    chart::draw(&bench, &svg).with_context(|| format!("cannot write {svg}"))?;
-    println!("written: {json} and {svg}");
+    let panels = chart::of_calls(&bench)?;
+    write(project, "bench", &table::record(&bench, &bounds)?, &panels)?;
     let faults = judge::faults(&bench, &bounds);
     ensure!(faults.is_empty(), "bench: {}", faults.join("; "));
+    Ok(())
+}
+
+/// Writes figures for programs, and a chart.
+fn write(
+    project: &Project,
+    name: &str,
+    record: &impl Serialize,
+    panels: &[chart::Panel; 2],
+) -> Result<()> {
+    let folder = project.build.join("bench");
+    fs::create_dir_all(&folder)?;
+    let at = |kind: &str| folder.join(format!("{name}.{kind}"));
+    let (json, svg) = (at("json"), at("svg"));
+    let text = serde_json::to_string_pretty(record)?;
+    fs::write(&json, text + "\n")?;
+    chart::draw(panels, &svg)?;
+    println!("written: {json} and {svg}");
     Ok(())
 }
 

@@ -4,17 +4,20 @@
 //! instructions for a load of a fixed size, which depend less on the host.
 
 use super::{
+    chart::{Panel, Series, OURS, THEIRS},
     get,
     judge::Bound,
     measure, rows,
     scale::spread,
     table::{ratio, Table},
+    write,
 };
 use crate::{
     inner,
     prelude::*,
     qemu::{COUNTING_WORK, EVERYTHING},
 };
+use serde::Serialize;
 
 /// Boots of each driver in each mode: were both the same, all of one would be slower than
 /// all of the other once in 252 times.
@@ -27,7 +30,7 @@ const MODES: [(&str, &str); 2] = [("lazy", "iommu.strict=0"), ("strict", "iommu.
 const DRIVERS: [&str; 2] = ["rust", "c"];
 
 /// What was measured of one load.
-#[derive(Default)]
+#[derive(Default, Serialize)]
 struct Figures {
     /// KiB a second, in order; one figure a boot.
     rates: Vec<u64>,
@@ -39,6 +42,19 @@ struct Figures {
 }
 
 impl Figures {
+    fn median(&self) -> u64 {
+        self.rates[self.rates.len() / 2]
+    }
+
+    /// The lowest rate, the median, and the highest.
+    fn bar(&self) -> [u64; 3] {
+        [
+            self.rates[0],
+            self.median(),
+            self.rates[self.rates.len() - 1],
+        ]
+    }
+
     /// Refreshes of a thousand requests.
     fn refreshes_a_thousand(&self) -> u64 {
         self.refreshes * 1000 / self.requests.max(1)
@@ -73,6 +89,7 @@ fn add(
 pub fn run(project: &Project) -> Result<()> {
     let all = measure_all(project)?;
     print!("{}", table(&all)?);
+    write(project, "throughput", &all, &panels(&all)?)?;
     let bounds = judge(&all)?;
     let missed: Vec<_> = bounds.iter().filter(|bound| !bound.met).collect();
     for bound in &missed {
@@ -143,7 +160,7 @@ fn loads(all: &Throughput) -> Result<Vec<(String, &Figures, &Figures)>> {
 fn judge(all: &Throughput) -> Result<Vec<Bound>> {
     let mut bounds = Vec::new();
     for (load, ours, theirs) in loads(all)? {
-        let (best, worst) = (ours.rates[ours.rates.len() - 1], theirs.rates[0]);
+        let ([.., best], [worst, ..]) = (ours.bar(), theirs.bar());
         let mut bound = |what: &str, figure, limit| {
             let what = format!("{load}: {what}");
             bounds.push(Bound::new("throughput", "both", what, figure, limit));
@@ -179,13 +196,12 @@ fn table(all: &Throughput) -> Result<String> {
     ];
     table.line("", head);
     for (load, ours, theirs) in loads(all)? {
-        let median = |figures: &Figures| figures.rates[figures.rates.len() / 2];
         table.line(
             &load,
             [
                 spread(&ours.rates),
                 spread(&theirs.rates),
-                format!("{:.2}", ratio(median(ours), median(theirs))),
+                format!("{:.2}", ratio(ours.median(), theirs.median())),
                 format!("{:.3}", ratio(ours.instructions, theirs.instructions)),
                 ours.refreshes_a_thousand().to_string(),
                 theirs.refreshes_a_thousand().to_string(),
@@ -195,9 +211,64 @@ fn table(all: &Throughput) -> Result<String> {
     Ok(table.text)
 }
 
+/// The rates, a panel for each mode.
+fn panels(all: &Throughput) -> Result<[Panel; 2]> {
+    let loads = loads(all)?;
+    Ok(MODES.map(|(mode, _)| {
+        let mut places = Vec::new();
+        let mut series = [("this driver", OURS), ("C driver", THEIRS)].map(|(title, colour)| {
+            let bars = Vec::new();
+            Series {
+                title,
+                colour,
+                bars,
+            }
+        });
+        for (load, ours, theirs) in &loads {
+            if let Some(load) = load.strip_suffix(mode) {
+                places.push(load.trim_end().to_owned());
+                series[0].bars.push(ours.bar());
+                series[1].bars.push(theirs.bar());
+            }
+        }
+        Panel {
+            caption: format!("{mode}: KiB a second, median, lowest and highest"),
+            places,
+            scale: (10.0, 10e6),
+            series: series.into(),
+        }
+    }))
+}
+
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{super::chart, *};
+
+    #[test]
+    fn the_chart_has_each_load() {
+        let mut all = Throughput::new();
+        for (mode, driver) in [
+            ("lazy", "rust"),
+            ("lazy", "c"),
+            ("strict", "rust"),
+            ("strict", "c"),
+        ] {
+            for rate in [50, 30, 40] {
+                let line = format!("throughput read-{mode} {rate} 1000 3 1");
+                add(&mut all, (mode, driver), false, &[line]).unwrap();
+            }
+        }
+        let panels = panels(&all).unwrap();
+        for (panel, (mode, _)) in panels.iter().zip(MODES) {
+            assert_eq!(panel.places, [format!("read-{mode}")]);
+            assert!(panel.series.iter().all(|s| s.bars == [[30, 40, 50]]));
+        }
+        let folder = camino_tempfile::tempdir().unwrap();
+        let path = folder.path().join("chart.svg");
+        chart::draw(&panels, &path).unwrap();
+        let text = fs::read_to_string(path).unwrap();
+        assert!(text.contains("read-lazy") && text.contains("read-strict"));
+    }
 
     #[test]
     fn boots_are_added_and_judged() {
