@@ -5,8 +5,10 @@
  *
  * The cost of map and unmap is measured on domains without devices: the
  * driver's own, generic_pt's x86-64 format, and two whose operations do
- * nothing, which show the cost of the core alone. On an emulator that counts
- * instructions (one per nanosecond of its clock) the figures are instructions.
+ * nothing, which show the cost of the core alone; then of single pages on the
+ * driver's own with the function attached, with its refreshes. On an emulator
+ * that counts instructions (one per nanosecond of its clock) the figures are
+ * instructions; a refresh is one of them.
  *
  * The cost of a full flush is measured on a domain with the function attached.
  */
@@ -23,7 +25,7 @@
 
 static bool flush;
 module_param(flush, bool, 0444);
-MODULE_PARM_DESC(flush, "measure full flushes, not maps; the function must have no driver");
+MODULE_PARM_DESC(flush, "measure full flushes, not maps");
 
 /* The best of these counts: the page allocator sometimes does more work. */
 #define ROUNDS	4
@@ -72,34 +74,35 @@ static void wait_for_tick(void)
  * Maps @size bytes @calls times, @stride apart. Inlined with constants, so the
  * loop costs next to nothing.
  */
-static __always_inline int map_all(struct iommu_domain *domain, phys_addr_t phys, size_t size,
-				   unsigned int calls, size_t stride)
+static __always_inline int map_all(struct iommu_domain *domain, unsigned long iova,
+				   phys_addr_t phys, size_t size, unsigned int calls,
+				   size_t stride)
 {
 	unsigned int i;
 	int ret;
 
 	for (i = 0; i < calls; i++) {
-		ret = iommu_map(domain, IOVA + i * stride, phys + i * size, size, RW, GFP_KERNEL);
+		ret = iommu_map(domain, iova + i * stride, phys + i * size, size, RW, GFP_KERNEL);
 		if (ret)
 			return ret;
 	}
 	return 0;
 }
 
-static __always_inline size_t unmap_all(struct iommu_domain *domain, size_t size,
-					unsigned int calls, size_t stride)
+static __always_inline size_t unmap_all(struct iommu_domain *domain, unsigned long iova,
+					size_t size, unsigned int calls, size_t stride)
 {
 	size_t bytes = 0;
 	unsigned int i;
 
 	for (i = 0; i < calls; i++)
-		bytes += iommu_unmap(domain, IOVA + i * stride, size);
+		bytes += iommu_unmap(domain, iova + i * stride, size);
 	return bytes;
 }
 
 static __always_inline int measure_calls(struct iommu_domain *domain, struct figures *out,
-					 phys_addr_t phys, size_t size, unsigned int calls,
-					 size_t stride)
+					 unsigned long iova, phys_addr_t phys, size_t size,
+					 unsigned int calls, size_t stride)
 {
 	u64 start, mapped;
 	size_t bytes;
@@ -107,14 +110,14 @@ static __always_inline int measure_calls(struct iommu_domain *domain, struct fig
 
 	wait_for_tick();
 	start = now();
-	ret = map_all(domain, phys, size, calls, stride);
+	ret = map_all(domain, iova, phys, size, calls, stride);
 	mapped = now();
 	if (ret)
 		return ret;
 	out->map = mapped - start - clock_cost();
 	wait_for_tick();
 	start = now();
-	bytes = unmap_all(domain, size, calls, stride);
+	bytes = unmap_all(domain, iova, size, calls, stride);
 	out->unmap = now() - start - clock_cost();
 	return bytes == calls * size ? 0 : -EIO;
 }
@@ -123,38 +126,55 @@ static __always_inline int measure_calls(struct iommu_domain *domain, struct fig
 
 static int measure_4k(struct iommu_domain *domain, struct figures *out)
 {
-	return measure_calls(domain, out, PHYS + SZ_4K, SZ_4K, 1, 0);
+	return measure_calls(domain, out, IOVA, PHYS + SZ_4K, SZ_4K, 1, 0);
 }
 
 static int measure_64k(struct iommu_domain *domain, struct figures *out)
 {
-	return measure_calls(domain, out, PHYS + SZ_4K, SZ_64K, 1, 0);
+	return measure_calls(domain, out, IOVA, PHYS + SZ_4K, SZ_64K, 1, 0);
 }
 
 static int measure_1m(struct iommu_domain *domain, struct figures *out)
 {
-	return measure_calls(domain, out, PHYS + SZ_4K, SZ_1M, 1, 0);
+	return measure_calls(domain, out, IOVA, PHYS + SZ_4K, SZ_1M, 1, 0);
 }
 
 static int measure_64m(struct iommu_domain *domain, struct figures *out)
 {
-	return measure_calls(domain, out, PHYS + SZ_4K, SZ_64M, 1, 0);
+	return measure_calls(domain, out, IOVA, PHYS + SZ_4K, SZ_64M, 1, 0);
 }
 
 static int measure_1g(struct iommu_domain *domain, struct figures *out)
 {
-	return measure_calls(domain, out, PHYS, SZ_1G, 1, 0);
+	return measure_calls(domain, out, IOVA, PHYS, SZ_1G, 1, 0);
 }
 
 static int measure_singles(struct iommu_domain *domain, struct figures *out)
 {
-	return measure_calls(domain, out, PHYS, SZ_4K, 256, SZ_2M);
+	return measure_calls(domain, out, IOVA, PHYS, SZ_4K, 256, SZ_2M);
 }
 
-static const struct {
+/* In the window of every emulated function */
+#define WINDOW	SZ_4G
+#define STRIDE	SZ_2M
+#define SINGLES	256
+
+static int measure_attached_4k(struct iommu_domain *domain, struct figures *out)
+{
+	return measure_calls(domain, out, WINDOW, PHYS + SZ_4K, SZ_4K, 1, 0);
+}
+
+static int measure_attached_singles(struct iommu_domain *domain, struct figures *out)
+{
+	return measure_calls(domain, out, WINDOW, PHYS, SZ_4K, SINGLES, STRIDE);
+}
+
+struct bench_case {
 	const char *name;
 	int (*run)(struct iommu_domain *domain, struct figures *out);
-} cases[] = {
+};
+
+static const struct bench_case cases[] = {
 	{ "4K", measure_4k },
 	{ "64K", measure_64k },
 	{ "1M", measure_1m },
@@ -163,7 +183,13 @@ static const struct {
 	{ "singles", measure_singles },
 };
 
-static int measure_case(const char *subject, struct iommu_domain *domain, unsigned int index)
+static const struct bench_case attached_cases[] = {
+	{ "4K", measure_attached_4k },
+	{ "singles", measure_attached_singles },
+};
+
+static int measure_case(const char *subject, struct iommu_domain *domain,
+			const struct bench_case *which)
 {
 	struct figures best = { U64_MAX, U64_MAX }, figures = {};
 	unsigned int round;
@@ -171,9 +197,9 @@ static int measure_case(const char *subject, struct iommu_domain *domain, unsign
 
 	/* The first round allocates permanent tables and warms the caches. */
 	for (round = 0; round <= ROUNDS; round++) {
-		ret = cases[index].run(domain, &figures);
+		ret = which->run(domain, &figures);
 		if (ret) {
-			pr_err("%s %s: error %d\n", subject, cases[index].name, ret);
+			pr_err("%s %s: error %d\n", subject, which->name, ret);
 			return ret;
 		}
 		if (!round)
@@ -181,7 +207,7 @@ static int measure_case(const char *subject, struct iommu_domain *domain, unsign
 		best.map = min(best.map, figures.map);
 		best.unmap = min(best.unmap, figures.unmap);
 	}
-	pr_info("figure %s %s %llu %llu\n", subject, cases[index].name, best.map, best.unmap);
+	pr_info("figure %s %s %llu %llu\n", subject, which->name, best.map, best.unmap);
 	return 0;
 }
 
@@ -191,7 +217,28 @@ static int measure(const char *subject, struct iommu_domain *domain)
 	int ret = 0;
 
 	for (i = 0; i < ARRAY_SIZE(cases) && !ret; i++)
-		ret = measure_case(subject, domain, i);
+		ret = measure_case(subject, domain, &cases[i]);
+	return ret;
+}
+
+static int measure_attached(struct pci_dev *pdev, struct iommu_domain *domain)
+{
+	struct zpci_dev *zdev = to_zpci(pdev);
+	unsigned int i;
+	int ret;
+
+	if (zdev->start_dma > WINDOW || zdev->end_dma < WINDOW + SINGLES * STRIDE - 1)
+		return -ERANGE;
+	ret = iommu_device_claim_dma_owner(&pdev->dev, pdev);
+	if (ret)
+		return ret;
+	ret = iommu_attach_device(domain, &pdev->dev);
+	if (!ret) {
+		for (i = 0; i < ARRAY_SIZE(attached_cases) && !ret; i++)
+			ret = measure_case("attached", domain, &attached_cases[i]);
+		iommu_detach_device(domain, &pdev->dev);
+	}
+	iommu_device_release_dma_owner(&pdev->dev);
 	return ret;
 }
 
@@ -260,6 +307,8 @@ static int bench_maps(struct pci_dev *pdev)
 		return PTR_ERR(domain);
 	pr_info("page-sizes %#lx\n", domain->pgsize_bitmap);
 	ret = measure("driver", domain);
+	if (!ret)
+		ret = measure_attached(pdev, domain);
 	iommu_domain_free(domain);
 	if (!ret)
 		ret = measure_x86_64();

@@ -313,7 +313,13 @@ mod tests {
     pub(super) fn bench(base: u64) -> Bench {
         let mut text = String::new();
         for case in &CASES {
-            for (subject, cost) in [("driver", base), ("x86-64", 1), ("floor", 0), ("floor2", 0)] {
+            for (subject, cost) in [
+                ("driver", base),
+                ("attached", 1),
+                ("x86-64", 1),
+                ("floor", 0),
+                ("floor2", 0),
+            ] {
                 text += &format!("figure {subject} {} {cost} {cost}\n", case.name);
             }
         }
@@ -354,6 +360,15 @@ mod tests {
         assert!(faults(&bench(168)).is_empty());
         let over = "4K unmap, large off: 169 is over 168";
         assert_eq!(faults(&bench(169)), [over]);
+    }
+
+    #[test]
+    fn refreshes_must_not_cost_more_than_in_c() {
+        let mut bench = bench(100);
+        let on = bench.guests.get_mut(ON).unwrap();
+        on.get_mut("attached 4K").unwrap().unmap += 1;
+        let over = "attached unmap, 4K: 2 is over 1";
+        assert_eq!(faults(&bench), [over]);
     }
 
     #[test]

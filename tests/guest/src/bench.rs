@@ -28,11 +28,7 @@ pub fn run(cmdline: &Cmdline) -> Result<bool> {
     let nvme = Function::first_of("nvme")?;
     let (module, parameters) = match cmdline.value("guest.bench") {
         None | Some("map") => ("iommu_bench", "flush=0"),
-        Some("flush") => {
-            // The domain under test takes the function from the DMA API.
-            nvme.unbind()?;
-            ("iommu_bench", "flush=1")
-        }
+        Some("flush") => ("iommu_bench", "flush=1"),
         Some("scale") => ("iommu_scale", ""),
         Some("functions") => {
             boot_figures()?;
@@ -44,6 +40,10 @@ pub fn run(cmdline: &Cmdline) -> Result<bool> {
         }
         Some(other) => bail!("unknown guest.bench={other}"),
     };
+    if module == "iommu_bench" {
+        // The domain under test takes the function from the DMA API.
+        nvme.unbind()?;
+    }
     let parameters = match module {
         "iommu_functions" => String::new(),
         _ => format!("bdf={} {parameters}", nvme.address),

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 //! The bounds, and whether they are met.
 
-use super::{pair, Bench, Case, Cost, CASES, OFF, ON};
+use super::{pair, Bench, Case, Cost, C, CASES, OFF, ON};
 use crate::prelude::*;
 use serde::Serialize;
 
@@ -15,6 +15,9 @@ const BOUNDS: [(&str, &str, u64, u64); 6] = [
     ("64M", ON, 5 * 16_384, 4 * 16_384),
     ("1G", ON, 10_000, 7_000),
 ];
+
+/// The cases that are also measured with a function attached, which takes refreshes.
+pub const ATTACHED: [&str; 2] = ["4K", "singles"];
 
 /// The cases where large pages must not cost the driver's share anything.
 const SHARES: [&str; 3] = ["4K", "64K", "singles"];
@@ -74,6 +77,14 @@ impl Bench {
             let figure = self.share(ON, "floor2", case(name)?)?;
             bounds.extend(Bound::both(name, "share with large", figure, limit));
         }
+        for name in ATTACHED {
+            let cost = |guest| self.cost(guest, "attached", case(name)?);
+            for guest in [OFF, ON] {
+                let (figure, limit) = (cost(guest)?, cost(C)?);
+                let both = Bound::both("attached", name, figure, limit);
+                bounds.extend(both);
+            }
+        }
         let (ours, theirs) = pair(&self.flush)?;
         let corner = ours.window / CORNER * ours.batches;
         for (what, figure, limit) in [
@@ -97,7 +108,7 @@ impl Bench {
     }
 }
 
-fn case(name: &str) -> Result<&'static Case> {
+pub fn case(name: &str) -> Result<&'static Case> {
     let case = CASES.iter().find(|case| case.name == name);
     case.with_context(|| format!("bench: there is no case {name}"))
 }

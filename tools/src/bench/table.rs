@@ -1,7 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
 //! The figures as tables for people, and as a record for programs.
 
-use super::{judge::Bound, pair, Bench, Case, Cost, Flush, C, CASES, OFF, ON};
+use super::{
+    judge::{self, Bound, ATTACHED},
+    pair, Bench, Case, Cost, Flush, C, CASES, OFF, ON,
+};
 use crate::prelude::*;
 use serde::Serialize;
 use std::fmt::Write;
@@ -139,6 +142,8 @@ pub fn of(bench: &Bench, bounds: &[Bound]) -> Result<String> {
         let lines = these.map(|bound| describe(bound) + "\n");
         lines.collect::<String>()
     };
+    text += &attached(bench)?;
+    text += &bounds_of(&["attached"]);
     text += &flush(pair(&bench.flush)?);
     text += &bounds_of(&["flush"]);
     text += &bench.scale_table()?;
@@ -156,6 +161,26 @@ pub fn of(bench: &Bench, bounds: &[Bound]) -> Result<String> {
         bounds.len()
     )?;
     Ok(text)
+}
+
+/// Calls on a domain with a function, which is refreshed each time.
+fn attached(bench: &Bench) -> Result<String> {
+    let mut table = Table::new("With a function attached", &[23, 11, 11, 12, 9, 9]);
+    table.line("", ["large off", "large on", "C driver", "C/off", "C/on"]);
+    for name in ATTACHED {
+        let case = judge::case(name)?;
+        let cost = |guest| bench.cost(guest, "attached", case);
+        let (off, on, c) = (cost(OFF)?, cost(ON)?, cost(C)?);
+        let calls: [(&str, fn(Cost) -> u64); 2] =
+            [("map", |cost| cost.map), ("unmap", |cost| cost.unmap)];
+        for (call, pick) in calls {
+            let [off, on, c] = [off, on, c].map(pick);
+            let ratios = [off, on].map(|ours| format!("{:.2}", ratio(c, ours)));
+            let title = format!("{:<17}{call}", case.title);
+            table.line(&title, [off, on, c].map(digits).into_iter().chain(ratios));
+        }
+    }
+    Ok(table.text)
 }
 
 fn flush((ours, theirs): (&Flush, &Flush)) -> String {
