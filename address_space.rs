@@ -79,6 +79,10 @@ use kernel::{
 };
 
 use crate::{
+    atomic::{
+        AtomicBool,
+        Ordering, //
+    },
     dma_table::{
         dump::{
             Dump,
@@ -157,7 +161,7 @@ pub(crate) struct AddressSpace<M: Member> {
     number: u64,
     page_sizes: u64,
     /// Whether the next flush must make up for a refused one; set under the flush lock.
-    is_behind: Atomic<bool>,
+    is_behind: AtomicBool,
     page_counts: PageCounts,
     // Its marks have cache lines of their own.
     pending: Pending,
@@ -189,7 +193,7 @@ impl<M: Member> AddressSpace<M> {
             members: Members::new(),
             number,
             page_sizes,
-            is_behind: Atomic::new(false),
+            is_behind: AtomicBool::new(false),
             page_counts: PageCounts::new()?,
             pending: Pending::new(window),
             _apart: [0; LINE / 8],
@@ -347,7 +351,7 @@ impl<M: Member> AddressSpace<M> {
 
     /// Whether this flush must make up for a refused one.
     fn is_behind(&self) -> bool {
-        self.is_behind.load(Relaxed)
+        self.is_behind.load(Ordering::Relaxed)
     }
 
     /// The depth that the table needs with `member` among the members.
@@ -422,7 +426,7 @@ impl<M: Member> AddressSpace<M> {
         let counter = &self.counters.sync_map_rpcits;
         !self.needs_flush()
             || Range::sized(iova.0, LARGE_PAGE_SIZE)
-                .is_some_and(|range| self.members.refresh_unmapped(&[range], counter))
+                .is_some_and(|range| self.members.refresh_unmapped(range, counter))
     }
 
     /// Checks a map of `count` pages of `page_size` bytes.
@@ -535,6 +539,7 @@ impl<M: Member> AddressSpace<M> {
     ///
     /// The first error of a member that can do DMA; `ENOMEM` if the hypervisor has no
     /// resources left, because the caller may try again later.
+    #[inline]
     pub(crate) fn sync_map(&self, iova: u64, size: u64) -> Result {
         let range = Range::sized(iova, size).ok_or(EINVAL)?;
         let all = self.table.keeps_entries_valid();
@@ -548,11 +553,12 @@ impl<M: Member> AddressSpace<M> {
 
     /// Makes the members forget the range of the gather, then frees the tables that it
     /// holds. Call [`AddressSpace::needs_flush`] before.
+    #[inline]
     pub(crate) fn sync(&self, gather: &mut Gather) {
         let (start, last) = gather.range();
         let counter = &self.counters.sync_rpcits;
         let forgotten = Range::new(start, last)
-            .is_none_or(|range| self.members.refresh_unmapped(&[range], counter));
+            .is_none_or(|range| self.members.refresh_unmapped(range, counter));
         if !forgotten {
             self.fall_behind(gather);
             return;
@@ -583,7 +589,7 @@ impl<M: Member> AddressSpace<M> {
                 unsafe { self.deferred.take(&unlinked) };
             }
             let is_behind = flushes.end(ticket, forgotten);
-            self.is_behind.store(is_behind, Relaxed);
+            self.is_behind.store(is_behind, Ordering::Relaxed);
         };
         self.members
             .flush_all(&self.counters.global_rpcits, begin, end);
@@ -605,7 +611,7 @@ impl<M: Member> AddressSpace<M> {
     fn fall_behind(&self, gather: &mut Gather) {
         let mut flushes = self.flushes.lock();
         flushes.refused();
-        self.is_behind.store(true, Relaxed);
+        self.is_behind.store(true, Ordering::Relaxed);
         // SAFETY: The lock is held.
         unsafe { gather.defer(&self.deferred) };
     }

@@ -45,7 +45,6 @@ use kernel::{
     prelude::*,
     sync::{
         atomic::{
-            Acquire,
             Atomic,
             Relaxed, //
         },
@@ -57,7 +56,10 @@ use kernel::{
 
 use crate::{
     address_space::{
-        members::Member,
+        members::{
+            Extent,
+            Member, //
+        },
         readers::{
             self,
             Moment, //
@@ -65,6 +67,7 @@ use crate::{
         AddressSpace, //
     },
     atomic::{
+        AtomicBool,
         AtomicU64,
         Ordering, //
     },
@@ -207,7 +210,7 @@ pub(crate) struct Function {
     /// A table that maps nothing, as deep as the window needs.
     empty: Iota,
     /// Whether a refresh is legal.
-    live: Atomic<bool>,
+    live: AtomicBool,
     /// Whether a flush or an attach could not reach the function, because it was in the
     /// error state.
     missed: Atomic<bool>,
@@ -250,7 +253,7 @@ impl Function {
             window,
             deepest,
             empty,
-            live: Atomic::new(false),
+            live: AtomicBool::new(false),
             missed: Atomic::new(false),
             refused: Atomic::new(0),
             refused_cc: Atomic::new(0),
@@ -600,23 +603,19 @@ impl Member for Function {
         self.zdev.needs_refresh_to_map()
     }
 
-    fn refresh_all(&self, ranges: &[Range], counter: &AtomicU64) -> Result<(), Refusal> {
-        for range in ranges {
-            let Some(range) = range.clip(self.window) else {
-                continue;
-            };
-            if !self.live.load(Acquire) {
-                return Ok(());
-            }
-            counter.fetch_add(1, Ordering::Relaxed);
-            let result = self.refresh(range, 0);
-            if result == Err(Refusal::Resources) && range != self.window {
-                counter.fetch_add(1, Ordering::Relaxed);
-                return self.ignore_unreachable(self.refresh(self.window, 1));
-            }
-            self.ignore_unreachable(result)?;
+    #[inline(always)]
+    fn refresh_in_window(&self, range: Range, counter: &AtomicU64) -> Result<Extent, Refusal> {
+        let Some(range) = range.clip(self.window) else {
+            return Ok(Extent::Range);
+        };
+        if !self.live.load(Ordering::Acquire) {
+            return Ok(Extent::All);
         }
-        Ok(())
+        counter.fetch_add(1, Ordering::Relaxed);
+        match self.refresh(range, 0) {
+            Ok(()) => Ok(Extent::Range),
+            Err(refusal) => self.refresh_instead(range, refusal, counter),
+        }
     }
 
     fn log_refused_flush(&self, refusal: Refusal) {

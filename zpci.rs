@@ -27,7 +27,11 @@ use kernel::{
 };
 
 use crate::{
-    atomic::AtomicU64,
+    atomic::{
+        AtomicU32,
+        AtomicU64,
+        Ordering, //
+    },
     dma_table::{
         Depth,
         Root, //
@@ -161,8 +165,8 @@ impl Zdev {
     /// The handle of the function for instructions. It changes when the function is enabled
     /// or disabled.
     pub(crate) fn handle(self) -> u32 {
-        // SAFETY: By the invariant; read in one piece.
-        unsafe { atomic_load(&raw mut (*self.as_raw()).fh, Relaxed) }
+        // SAFETY: By the invariant; C writes it in one piece.
+        unsafe { AtomicU32::from_ptr(&raw mut (*self.as_raw()).fh) }.load(Ordering::Relaxed)
     }
 
     /// The first and the last IOVA (inclusive) that the machine grants.

@@ -7,6 +7,7 @@ use kernel::sync::rcu;
 
 use super::{
     members::{
+        Extent,
         Member,
         Members, //
     },
@@ -25,6 +26,7 @@ impl<M: Member> Members<M> {
     /// # Errors
     ///
     /// The first refusal of a member that can do DMA.
+    #[inline]
     pub(crate) fn refresh_mapped(
         &self,
         range: Range,
@@ -33,27 +35,46 @@ impl<M: Member> Members<M> {
     ) -> Result<(), Refusal> {
         let mut result = Ok(());
         let guard = rcu::read_lock();
-        for member in self.iter(&guard) {
+        self.iter(&guard).for_each(|member| {
             if all || member.needs_refresh_to_map() {
-                result = result.and(member.refresh_all(&[range], counter));
+                if let Err(refusal) = member.refresh_in_window(range, counter) {
+                    result = result.and(Err(refusal));
+                }
             }
-        }
+        });
         result
     }
 
     /// Makes the members forget what was unmapped. Returns whether none of them can be using
-    /// any of the ranges now. Call [`Members::needs_flush`] before.
-    pub(crate) fn refresh_unmapped(&self, ranges: &[Range], counter: &AtomicU64) -> bool {
+    /// any of the range now. Call [`Members::needs_flush`] before.
+    #[inline(always)]
+    pub(crate) fn refresh_unmapped(&self, range: Range, counter: &AtomicU64) -> bool {
+        let mut forgotten = true;
+        let guard = rcu::read_lock();
+        self.iter(&guard).for_each(|member| {
+            if let Err(refusal) = member.refresh_in_window(range, counter) {
+                log_refused_flush(member, refusal);
+                forgotten = false;
+            }
+        });
+        forgotten
+    }
+
+    /// The same for several ranges.
+    fn refresh_all(&self, ranges: &[Range], counter: &AtomicU64) -> bool {
         let mut forgotten = true;
         let guard = rcu::read_lock();
         for member in self.iter(&guard) {
-            if let Err(refusal) = member.refresh_all(ranges, counter) {
-                // As far as is known, a hypervisor without resources has processed the
-                // range all the same.
-                if refusal != Refusal::Resources {
-                    member.log_refused_flush(refusal);
+            for range in ranges {
+                match member.refresh_in_window(*range, counter) {
+                    Ok(Extent::Range) => continue,
+                    Ok(Extent::All) => (),
+                    Err(refusal) => {
+                        log_refused_flush(member, refusal);
+                        forgotten = false;
+                    }
                 }
-                forgotten = false;
+                break;
             }
         }
         forgotten
@@ -69,8 +90,15 @@ impl<M: Member> Members<M> {
     ) {
         let ticket = begin();
         // Members that joined before the marks were taken are refreshed.
-        let forgotten =
-            !self.needs_flush() || self.refresh_unmapped(ticket.ranges.as_slice(), counter);
+        let forgotten = !self.needs_flush() || self.refresh_all(ticket.ranges.as_slice(), counter);
         end(&ticket, forgotten);
+    }
+}
+
+/// As far as is known, a hypervisor without resources has processed the range all the same.
+#[cold]
+fn log_refused_flush(member: &impl Member, refusal: Refusal) {
+    if refusal != Refusal::Resources {
+        member.log_refused_flush(refusal);
     }
 }

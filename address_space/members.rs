@@ -5,11 +5,10 @@
 //!
 //! # The protocol
 //!
-//! Members occupy slots in chunks. Chunks are only ever added, and live as long as the
-//! list. Joining fills an empty slot, leaving empties it; the domain's attach lock
-//! serialises both. Readers walk the slots inside an RCU read-side critical section. A
-//! reader that began before a member left may still use it, so a member is freed only
-//! after a grace period.
+//! Members occupy slots. Slots are only ever added, and live as long as the list. Joining
+//! fills an empty slot, leaving empties it; the domain's attach lock serialises both.
+//! Readers walk the slots inside an RCU read-side critical section. A reader that began
+//! before a member left may still use it, so a member is freed only after a grace period.
 //!
 //! The count makes maps of a domain without members cheap. It is incremented before a
 //! member is refreshed for the first time, with a full barrier in between. A flush stores
@@ -21,16 +20,6 @@ use core::ptr;
 use kernel::{
     prelude::*,
     sync::{
-        atomic::{
-            Acquire,
-            Atomic,
-            Relaxed,
-            Release, //
-        },
-        barrier::{
-            smp_mb,
-            Full, //
-        },
         rcu,
         Arc,
         ArcBorrow, //
@@ -40,14 +29,29 @@ use kernel::{
 use crate::{
     atomic::{
         fence,
+        AtomicPtr,
         AtomicU64,
         AtomicUsize,
-        Ordering, //
+        Ordering::{
+            self,
+            Acquire,
+            Relaxed,
+            Release, //
+        }, //
     },
     dma_table::Depth,
     range::Range,
     zpci::Refusal, //
 };
+
+/// What needs no refresh any more.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Extent {
+    /// The range.
+    Range,
+    /// Everything.
+    All,
+}
 
 /// What an address space knows of a function that is attached to it.
 pub(crate) trait Member: Send + Sync {
@@ -60,36 +64,34 @@ pub(crate) trait Member: Send + Sync {
     /// Whether new mappings need a refresh.
     fn needs_refresh_to_map(&self) -> bool;
 
-    /// Refreshes the parts of some ranges that are in the window, if that is legal, and
-    /// counts the refreshes. If the hypervisor has no resources, refreshes the window once,
-    /// so that it processes everything that was unmapped.
+    /// Refreshes the part of a range that is in the window, if that is legal, and counts
+    /// the refresh. If the hypervisor has no resources, refreshes the window instead, so
+    /// that it processes everything that was unmapped.
     ///
     /// # Errors
     ///
-    /// The first refusal, if the function can do DMA.
+    /// The refusal, if the function can do DMA.
     ///
     /// # Context
     ///
     /// Any; after a full barrier.
-    fn refresh_all(&self, ranges: &[Range], counter: &AtomicU64) -> Result<(), Refusal>;
+    fn refresh_in_window(&self, range: Range, counter: &AtomicU64) -> Result<Extent, Refusal>;
 
     /// Logs that the machine may still use what was unmapped.
     fn log_refused_flush(&self, refusal: Refusal);
 }
 
-/// The model checker explores one slot; the protocol does not depend on their number.
-const SLOTS: usize = if cfg!(loom) { 1 } else { 6 };
-
-struct Chunk<T> {
-    slots: [Atomic<*mut T>; SLOTS],
-    next: Atomic<*mut Chunk<T>>,
+/// A place for a member.
+struct Slot<T> {
+    member: AtomicPtr<T>,
+    next: AtomicPtr<Slot<T>>,
 }
 
-impl<T> Chunk<T> {
+impl<T> Slot<T> {
     fn new() -> Self {
-        Chunk {
-            slots: core::array::from_fn(|_| Atomic::new(ptr::null_mut())),
-            next: Atomic::new(ptr::null_mut()),
+        Slot {
+            member: AtomicPtr::new(ptr::null_mut()),
+            next: AtomicPtr::new(ptr::null_mut()),
         }
     }
 }
@@ -98,10 +100,10 @@ impl<T> Chunk<T> {
 ///
 /// # Invariants
 ///
-/// A slot is null, or points to a `T` in an [`Arc`] that has a reference at least until a
+/// A slot is empty, or points to a `T` in an [`Arc`] that has a reference at least until a
 /// grace period after the slot was emptied. `next` is null or came from a [`KBox`].
 pub(crate) struct Members<T> {
-    first: Chunk<T>,
+    first: Slot<T>,
     count: AtomicUsize,
 }
 
@@ -114,7 +116,7 @@ impl<T> Members<T> {
     /// An empty list.
     pub(crate) fn new() -> Self {
         Members {
-            first: Chunk::new(),
+            first: Slot::new(),
             count: AtomicUsize::new(0),
         }
     }
@@ -146,32 +148,28 @@ impl<T> Members<T> {
         let member = Arc::into_raw(member.into());
         // SAFETY: It was made above.
         drop(unsafe { Arc::from_raw(member) });
-        let mut chunk = &self.first;
-        loop {
-            for slot in &chunk.slots {
-                if slot.load(Relaxed).is_null() {
-                    self.count.fetch_add(1, Ordering::SeqCst);
-                    // INVARIANT: The caller's promise.
-                    slot.store(member.cast_mut(), Release);
-                    smp_mb(Full);
-                    return Ok(());
-                }
-            }
-            if chunk.next.load(Relaxed).is_null() {
-                let next = KBox::new(Chunk::new(), GFP_KERNEL)?;
-                chunk.next.store(KBox::into_raw(next), Release);
+        let mut slot = &self.first;
+        while !slot.member.load(Relaxed).is_null() {
+            if slot.next.load(Relaxed).is_null() {
+                let next = KBox::new(Slot::new(), GFP_KERNEL)?;
+                slot.next.store(KBox::into_raw(next), Release);
             }
             // SAFETY: By the invariant; not null.
-            chunk = unsafe { &*chunk.next.load(Relaxed) };
+            slot = unsafe { &*slot.next.load(Relaxed) };
         }
+        self.count.fetch_add(1, Ordering::SeqCst);
+        // INVARIANT: The caller's promise.
+        slot.member.store(member.cast_mut(), Release);
+        fence(Ordering::SeqCst);
+        Ok(())
     }
 
     /// Removes a member. Readers that began before may still see it.
     pub(crate) fn leave(&self, member: *const T) {
         let guard = rcu::read_lock();
         for slot in self.slots(&guard) {
-            if ptr::eq(slot.load(Relaxed), member) {
-                slot.store(ptr::null_mut(), Release);
+            if ptr::eq(slot.member.load(Relaxed), member) {
+                slot.member.store(ptr::null_mut(), Release);
                 self.count.fetch_sub(1, Ordering::Release);
                 return;
             }
@@ -181,7 +179,7 @@ impl<T> Members<T> {
     /// A reference to a member, if there is one.
     pub(crate) fn first(&self) -> Option<Arc<T>> {
         let guard = rcu::read_lock();
-        let mut slots = self.slots(&guard).map(|slot| slot.load(Acquire));
+        let mut slots = self.slots(&guard).map(|slot| slot.member.load(Acquire));
         let first = slots.find(|member| !member.is_null())?;
         // SAFETY: By the invariant the pointer came from an `Arc` that has a reference; the
         // guard keeps that.
@@ -193,19 +191,15 @@ impl<T> Members<T> {
         self.slots(guard).filter_map(|slot| {
             // SAFETY: By the invariant the member lives until a grace period
             // after the slot was emptied; the guard holds that off.
-            unsafe { slot.load(Acquire).as_ref() }
+            unsafe { slot.member.load(Acquire).as_ref() }
         })
     }
 
-    fn slots<'a>(
-        &'a self,
-        _guard: &'a rcu::Guard,
-    ) -> impl Iterator<Item = &'a Atomic<*mut T>> + 'a {
-        let chunks = core::iter::successors(Some(&self.first), |chunk| {
-            // SAFETY: By the invariant; chunks live as long as the list.
-            unsafe { chunk.next.load(Acquire).as_ref() }
-        });
-        chunks.flat_map(|chunk| chunk.slots.iter())
+    fn slots<'a>(&'a self, _guard: &'a rcu::Guard) -> impl Iterator<Item = &'a Slot<T>> + 'a {
+        core::iter::successors(Some(&self.first), |slot| {
+            // SAFETY: By the invariant; slots live as long as the list.
+            unsafe { slot.next.load(Acquire).as_ref() }
+        })
     }
 }
 
@@ -214,8 +208,8 @@ impl<T> Drop for Members<T> {
         let mut next = self.first.next.load(Relaxed);
         while !next.is_null() {
             // SAFETY: By the invariant; nobody else uses the list any more.
-            let chunk = unsafe { KBox::from_raw(next) };
-            next = chunk.next.load(Relaxed);
+            let slot = unsafe { KBox::from_raw(next) };
+            next = slot.next.load(Relaxed);
         }
     }
 }

@@ -22,7 +22,14 @@ use super::{
     State, //
 };
 use crate::{
-    address_space::readers,
+    address_space::{
+        members::Extent,
+        readers, //
+    },
+    atomic::{
+        AtomicU64,
+        Ordering, //
+    },
     range::Range,
     trace,
     zpci::{
@@ -144,7 +151,7 @@ impl Function {
                 state.settle();
             }
             Err(refusal) if refusal.is_harmless() => {
-                self.live.store(false, Relaxed);
+                self.live.store(false, Ordering::Relaxed);
                 state.machine = Machine::Unknown;
             }
             Err(_) => (),
@@ -230,7 +237,7 @@ impl Function {
         }
         state.machine = Machine::Table(table);
         state.settled = false;
-        self.live.store(true, Relaxed);
+        self.live.store(true, Ordering::Relaxed);
         Ok(())
     }
 
@@ -253,7 +260,7 @@ impl Function {
         if !translates {
             self.set(state, self.empty)?;
         }
-        self.live.store(true, Relaxed);
+        self.live.store(true, Ordering::Relaxed);
         // The machine may read the next table as soon as it is registered. By then
         // every unmap either finds the function live or has emptied its entries.
         mb(Full);
@@ -263,7 +270,7 @@ impl Function {
     /// Stops refreshes, and waits for those under way, also for those that began before
     /// the function stopped being live for another reason.
     pub(super) fn stop_refreshes(&self) {
-        self.live.store(false, Relaxed);
+        self.live.store(false, Ordering::Relaxed);
         readers::wait_for_readers();
     }
 
@@ -454,15 +461,39 @@ impl Function {
     }
 
     /// Refreshes a range. `retries` is the number of attempts before this one.
-    #[inline]
+    #[inline(always)]
     pub(super) fn refresh(&self, range: Range, retries: u32) -> Result<(), Refusal> {
         let result = self.zdev.refresh(range);
-        let cc = result.map_or_else(Refusal::condition_code, |()| 0);
-        trace::refresh(self.zdev.fid(), range, cc, retries);
-        if cc != 0 {
-            self.refused.fetch_add(1, Relaxed);
-            self.refused_cc.store(cc.into(), Relaxed);
+        match result {
+            Ok(()) => trace::refresh(self.zdev.fid(), range, 0, retries),
+            Err(refusal) => self.count_refusal(range, refusal, retries),
         }
         result
+    }
+
+    #[cold]
+    fn count_refusal(&self, range: Range, refusal: Refusal, retries: u32) {
+        let cc = refusal.condition_code();
+        trace::refresh(self.zdev.fid(), range, cc, retries);
+        self.refused.fetch_add(1, Relaxed);
+        self.refused_cc.store(cc.into(), Relaxed);
+    }
+
+    /// The refresh of a range was refused. If resources were the reason, refreshes the
+    /// window.
+    #[cold]
+    pub(super) fn refresh_instead(
+        &self,
+        range: Range,
+        refusal: Refusal,
+        counter: &AtomicU64,
+    ) -> Result<Extent, Refusal> {
+        if refusal != Refusal::Resources || range == self.window {
+            self.ignore_unreachable(Err(refusal))?;
+            return Ok(Extent::Range);
+        }
+        counter.fetch_add(1, Ordering::Relaxed);
+        self.ignore_unreachable(self.refresh(self.window, 1))?;
+        Ok(Extent::All)
     }
 }

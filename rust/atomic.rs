@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The atomics of the map and unmap paths.
+//! The atomics of the map and unmap paths, and of their refreshes.
 //!
 //! Rust code in the kernel should use `kernel::sync::atomic`, and the rest of the driver
 //! does. On s390 each access through it calls a helper in C: `RUST_INLINE_HELPERS` is
@@ -13,6 +13,9 @@
 #[cfg(not(loom))]
 pub(crate) use core::sync::atomic::{
     fence,
+    AtomicBool,
+    AtomicPtr,
+    AtomicU32,
     AtomicU64,
     AtomicUsize,
     Ordering, //
@@ -20,6 +23,9 @@ pub(crate) use core::sync::atomic::{
 #[cfg(loom)]
 pub(crate) use loom::sync::atomic::{
     fence,
+    AtomicBool,
+    AtomicPtr,
+    AtomicU32,
     AtomicU64,
     AtomicUsize,
     Ordering, //

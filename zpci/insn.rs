@@ -50,6 +50,17 @@ pub(crate) enum Refusal {
 }
 
 impl Refusal {
+    /// From an error of `zpci_refresh_trans()`.
+    #[cold]
+    fn of_refresh(error: c_int) -> Self {
+        match error {
+            error if error == ENOMEM.to_errno() => Refusal::Resources,
+            error if error == ENODEV.to_errno() => Refusal::Gone,
+            error if error == -(bindings::ESHUTDOWN as c_int) => Refusal::InError,
+            _ => Refusal::Other,
+        }
+    }
+
     /// Whether the function cannot do any DMA, so its table is irrelevant for now. The
     /// recovery of the function registers the table again.
     pub(crate) fn is_harmless(self) -> bool {
@@ -230,21 +241,24 @@ impl Zdev {
     /// # Context
     ///
     /// Any.
+    #[inline]
     pub(crate) fn refresh(self, range: Range) -> Result<(), Refusal> {
         if range == Range::ALL {
-            // More than the instruction supports.
-            let [low, high] = Range::HALVES;
-            let (low, high) = (self.refresh(low), self.refresh(high));
-            return low.and(high);
+            return self.refresh_halves();
         }
         let function = u64::from(self.handle()) << 32;
         // SAFETY: No requirements.
         match unsafe { bindings::zpci_refresh_trans(function, range.start(), range.size()) } {
             0 => Ok(()),
-            error if error == ENOMEM.to_errno() => Err(Refusal::Resources),
-            error if error == ENODEV.to_errno() => Err(Refusal::Gone),
-            error if error == -(bindings::ESHUTDOWN as c_int) => Err(Refusal::InError),
-            _ => Err(Refusal::Other),
+            error => Err(Refusal::of_refresh(error)),
         }
+    }
+
+    /// One refresh of everything is more than the instruction supports.
+    #[cold]
+    fn refresh_halves(self) -> Result<(), Refusal> {
+        let [low, high] = Range::HALVES;
+        let (low, high) = (self.refresh(low), self.refresh(high));
+        low.and(high)
     }
 }

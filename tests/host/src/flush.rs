@@ -168,7 +168,7 @@ impl<P: Protocol> World<P> {
             members, counter, ..
         } = &self.spaces[space];
         if members.needs_flush() {
-            assert!(members.refresh_unmapped(&[Range::ALL], counter));
+            assert!(members.refresh_unmapped(Range::ALL, counter));
         }
         self.give_away(space, page);
     }

@@ -12,7 +12,7 @@ use loom::sync::atomic::{
 };
 use loom::sync::Mutex;
 
-use crate::address_space::members::Member;
+use crate::address_space::members::{Extent, Member};
 use crate::dma_table::Depth;
 use crate::range::Range;
 use crate::zpci::Refusal;
@@ -142,11 +142,12 @@ impl Member for Function {
         self.machine == Machine::Shadows
     }
 
-    fn refresh_all(&self, ranges: &[Range], _: &AtomicU64) -> Result<(), Refusal> {
-        if !ranges.is_empty() && self.live.load(Acquire) {
-            self.refresh();
+    fn refresh_in_window(&self, _: Range, _: &AtomicU64) -> Result<Extent, Refusal> {
+        if !self.live.load(Acquire) {
+            return Ok(Extent::All);
         }
-        Ok(())
+        self.refresh();
+        Ok(Extent::Range)
     }
 
     fn log_refused_flush(&self, refusal: Refusal) {
