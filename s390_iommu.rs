@@ -390,9 +390,9 @@ impl iommu::PagingDomain for Paging {
         domain.space().sync_map(iova, size as u64)
     }
 
+    #[inline]
     unsafe fn iova_to_phys(domain: &Domain, iova: u64) -> Option<PhysAddr> {
         // SAFETY: The caller's promise.
-        let found = unsafe { domain.space().lookup(iova) };
-        found.map(|translation| translation.phys.0)
+        unsafe { domain.share().lookup(iova) }
     }
 }

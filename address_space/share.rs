@@ -193,6 +193,23 @@ impl<M: Member> Share<M> {
         unsafe { self.space.unmap_range(iova, size, gather) }
     }
 
+    /// The physical address that `iova` is mapped to.
+    ///
+    /// # Safety
+    ///
+    /// Nobody unmaps a range that contains `iova` meanwhile.
+    #[inline]
+    pub(crate) unsafe fn lookup(&self, iova: u64) -> Option<u64> {
+        // SAFETY: The caller's promise.
+        if let Some(phys) = unsafe { self.space.table.lookup_page(self.low, Iova(iova)) } {
+            return Some(phys.0);
+        }
+        cold_path();
+        // SAFETY: As above.
+        let found = unsafe { self.space.lookup(iova) };
+        found.map(|translation| translation.phys.0)
+    }
+
     /// Unmaps a range that a later full flush covers.
     ///
     /// # Safety

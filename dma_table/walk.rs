@@ -4,6 +4,7 @@
 
 use super::{
     format::*,
+    map::Low,
     table::{
         Cell,
         Memory,
@@ -77,6 +78,18 @@ impl<M: Memory> DmaTable<M> {
     pub(crate) unsafe fn lookup(&self, iova: Iova) -> Option<Translation> {
         // SAFETY: The caller's promise.
         unsafe { self.find(iova) }?.ok()
+    }
+
+    /// Finds the physical address of `iova`, if it is in a page of 4 KiB and below the reach
+    /// of the lowest region-third table. For all others, call [`DmaTable::lookup`].
+    ///
+    /// # Safety
+    ///
+    /// As for [`DmaTable::lookup`]; `low` belongs to this tree.
+    #[inline]
+    pub(crate) unsafe fn lookup_page(&self, low: Low, iova: Iova) -> Option<Phys> {
+        let entry = self.pages(self.leaf(low, iova)?).cell(iova).load();
+        (entry & PAGE_INVALID == 0).then(|| translation(entry, PAGE_SIZE, iova).phys)
     }
 
     /// The translation of `iova`, or the size in bytes of the empty entry that covers it.

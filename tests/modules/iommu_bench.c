@@ -5,8 +5,8 @@
  *
  * The cost of map and unmap is measured on domains without devices: the
  * driver's own, generic_pt's x86-64 format, and two whose operations do
- * nothing, which show the cost of the core alone; then of single pages on the
- * driver's own with the function attached, with its refreshes. On an emulator
+ * nothing, which show the cost of the core alone; then that of lookups, and of
+ * single pages with the function attached, with its refreshes. On an emulator
  * that counts instructions (one per nanosecond of its clock) the figures are
  * instructions; a refresh is one of them.
  *
@@ -221,6 +221,31 @@ static int measure(const char *subject, struct iommu_domain *domain)
 	return ret;
 }
 
+/* Looks up an IOVA in a mapped page, and one in an empty entry of the same table. */
+static int measure_lookup(struct iommu_domain *domain)
+{
+	u64 start, mapped, empty;
+	phys_addr_t phys;
+	int ret = iommu_map(domain, IOVA, PHYS, SZ_4K, RW, GFP_KERNEL);
+
+	if (ret)
+		return ret;
+	wait_for_tick();
+	start = now();
+	phys = iommu_iova_to_phys(domain, IOVA + 8);
+	mapped = now() - start - clock_cost();
+	wait_for_tick();
+	start = now();
+	if (iommu_iova_to_phys(domain, IOVA + SZ_4K))
+		ret = -EIO;
+	empty = now() - start - clock_cost();
+	iommu_unmap(domain, IOVA, SZ_4K);
+	if (ret || (phys & PAGE_MASK) != PHYS)
+		return -EIO;
+	pr_info("figure lookup 4K %llu %llu\n", mapped, empty);
+	return 0;
+}
+
 static int measure_attached(struct pci_dev *pdev, struct iommu_domain *domain)
 {
 	struct zpci_dev *zdev = to_zpci(pdev);
@@ -307,6 +332,8 @@ static int bench_maps(struct pci_dev *pdev)
 		return PTR_ERR(domain);
 	pr_info("page-sizes %#lx\n", domain->pgsize_bitmap);
 	ret = measure("driver", domain);
+	if (!ret)
+		ret = measure_lookup(domain);
 	if (!ret)
 		ret = measure_attached(pdev, domain);
 	iommu_domain_free(domain);

@@ -314,6 +314,7 @@ mod tests {
         let mut text = String::new();
         for case in &CASES {
             for (subject, cost) in [
+                ("lookup", 1),
                 ("driver", base),
                 ("attached", 1),
                 ("x86-64", 1),

@@ -315,6 +315,11 @@ impl<'m> Checked<'m> {
         // SAFETY: There is only one thread.
         let found = unsafe { self.tree.lookup(Iova(iova)) };
         assert_eq!(found, translation, "lookup of {iova:#x}");
+        let is_near =
+            |found: &Translation| found.page_size == PAGE_SIZE && iova <= Depth::Third.reach();
+        // SAFETY: As above; the entry point is that of this tree.
+        let page = unsafe { self.tree.lookup_page(self.tree.low(), Iova(iova)) };
+        assert_eq!(page, found.filter(is_near).map(|found| found.phys));
     }
 
     /// Compares at the ends of a range, next to them, and at a few places inside.

@@ -88,6 +88,12 @@ impl Bench {
             let limit = self.share(C, "attached", "floor", case(name)?)?;
             bounds.extend(Bound::both("attached", name, figure, limit));
         }
+        for guest in [OFF, ON] {
+            let lookup =
+                |guest| Ok::<_, anyhow::Error>(self.cost(guest, "lookup", case("4K")?)?.map);
+            let (figure, limit) = (lookup(guest)?, lookup(C)?);
+            bounds.push(Bound::new("attached", "lookup", "lookup", figure, limit));
+        }
         let (ours, theirs) = pair(&self.flush)?;
         let corner = ours.window / CORNER * ours.batches;
         for (what, figure, limit) in [

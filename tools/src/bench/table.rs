@@ -163,23 +163,29 @@ pub fn of(bench: &Bench, bounds: &[Bound]) -> Result<String> {
     Ok(text)
 }
 
-/// Calls on a domain with a function, which is refreshed each time.
+/// Calls on a domain with a function, which is refreshed each time, and lookups.
 fn attached(bench: &Bench) -> Result<String> {
-    let mut table = Table::new("With a function attached", &[23, 11, 11, 12, 9, 9]);
+    let mut table = Table::new(
+        "With a function attached, and lookups",
+        &[26, 11, 11, 12, 9, 9],
+    );
     table.line("", ["large off", "large on", "C driver", "C/off", "C/on"]);
-    for name in ATTACHED {
+    let mut line = |subject: &str, name: &str, calls: [&str; 2]| {
         let case = judge::case(name)?;
-        let cost = |guest| bench.cost(guest, "attached", case);
-        let (off, on, c) = (cost(OFF)?, cost(ON)?, cost(C)?);
-        let calls: [(&str, fn(Cost) -> u64); 2] =
-            [("map", |cost| cost.map), ("unmap", |cost| cost.unmap)];
-        for (call, pick) in calls {
-            let [off, on, c] = [off, on, c].map(pick);
+        let cost = |guest| bench.cost(guest, subject, case);
+        let costs = [cost(OFF)?, cost(ON)?, cost(C)?];
+        let of_calls = [costs.map(|cost| cost.map), costs.map(|cost| cost.unmap)];
+        for (call, [off, on, c]) in calls.into_iter().zip(of_calls) {
             let ratios = [off, on].map(|ours| format!("{:.2}", ratio(c, ours)));
             let title = format!("{:<17}{call}", case.title);
             table.line(&title, [off, on, c].map(digits).into_iter().chain(ratios));
         }
+        Ok::<_, anyhow::Error>(())
+    };
+    for name in ATTACHED {
+        line("attached", name, ["map", "unmap"])?;
     }
+    line("lookup", "4K", ["lookup", "if empty"])?;
     Ok(table.text)
 }
 
