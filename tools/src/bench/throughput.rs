@@ -163,7 +163,7 @@ fn loads(all: &Throughput) -> Result<Vec<(String, &Figures, &Figures)>> {
 
 /// No load takes more refreshes than with the C driver, or is slower in all boots; and all
 /// of a mode do not take more instructions. A single load differs between two boots with the
-/// same driver, by a hundredth or two: it takes more or fewer interrupts.
+/// same driver, by up to 2 %, a received stream by 7 %.
 fn judge(all: &Throughput) -> Result<Vec<Bound>> {
     let mut bounds = Vec::new();
     for (load, ours, theirs) in loads(all)? {
