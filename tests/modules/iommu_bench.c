@@ -25,7 +25,7 @@
 
 static bool flush;
 module_param(flush, bool, 0444);
-MODULE_PARM_DESC(flush, "measure full flushes, not maps");
+MODULE_PARM_DESC(flush, "measure full flushes, not maps; the function must have no driver");
 
 /* The best of these counts: the page allocator sometimes does more work. */
 #define ROUNDS	4

@@ -27,14 +27,13 @@ pub struct Kernel {
 
 /// The same configuration with the driver as `name` says: `rust`, `module` or `c`.
 pub fn with_driver(flavour: &str, name: &str) -> String {
+    replace(flavour, &["rust", "module"], name)
+}
+
+/// The flavour with another fragment for some of its own.
+fn replace(flavour: &str, some: &[&str], name: &str) -> String {
     let parts = flavour.split(',');
-    let parts = parts.map(|part| {
-        if ["rust", "module"].contains(&part) {
-            name
-        } else {
-            part
-        }
-    });
+    let parts = parts.map(|part| if some.contains(&part) { name } else { part });
     parts.collect::<Vec<_>>().join(",")
 }
 
@@ -46,10 +45,7 @@ fn objects_folder(project: &Project, source: &str, flavour: &str) -> PathBuf {
 
 /// The flavour that differs in the driver only, and is built first in `make test`.
 fn sibling(flavour: &str) -> String {
-    let is_driver = |part: &&str| ["rust", "module", "c"].contains(part);
-    let parts = flavour.split(',');
-    let parts = parts.map(|part| if is_driver(&part) { "rust" } else { part });
-    parts.collect::<Vec<_>>().join(",")
+    replace(flavour, &["rust", "module", "c"], "rust")
 }
 
 /// Begins a new folder with the objects of the same kernel with another driver: the kernel's
@@ -65,7 +61,7 @@ fn begin_with_sibling(
         return Ok(());
     }
     let step = Step::start(project, "objects", &format!("copying those of {from}"))?;
-    let new = objects.with_extension("new");
+    let new = PathBuf::from(format!("{objects}.new"));
     let _ = fs_err::remove_dir_all(&new);
     let advice = "check that there is space";
     run!(step, "cp --archive --reflink=auto {from} {new}", advice)?;
