@@ -194,7 +194,7 @@ pub const TORTURE: [Variant; 11] = [
     full("suites", "iommu.strict=1", ""),
     Variant {
         name: "storms",
-        append: "guest.suite=storms,killed guest.rounds=6",
+        append: "guest.suite=storms,killed,refusals guest.rounds=6",
         ..STORM
     },
     Variant {
@@ -224,7 +224,7 @@ pub const TORTURE: [Variant; 11] = [
     // Many rounds, on a kernel without the slow checks.
     Variant {
         name: "fast",
-        append: "guest.suite=storms,killed",
+        append: "guest.suite=storms,killed,refusals",
         kernel: FAST,
         ..STORM
     },

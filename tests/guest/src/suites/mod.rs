@@ -61,7 +61,7 @@ const SUITES: &[Entry] = &[
 ];
 
 /// Suites that need a special machine and run only if they are named
-const SPECIAL: [Entry; 21] = [
+const SPECIAL: [Entry; 22] = [
     ("faults", faults::run),
     ("lost", lost::run),
     ("gapless", |suite, cmdline| modules::run(suite, cmdline, "gapless")),
@@ -75,6 +75,7 @@ const SPECIAL: [Entry; 21] = [
     ("beside", elsewhere::beside),
     ("storms", torture::storms::run),
     ("killed", torture::killed::run),
+    ("refusals", torture::refusals::run),
     ("processors", torture::processors::run),
     ("failing", torture::failing),
     ("allocations", torture::allocations::run),

@@ -12,6 +12,7 @@ pub mod kexec;
 pub mod killed;
 pub mod leaks;
 pub mod processors;
+pub mod refusals;
 pub mod reloads;
 pub mod storms;
 mod work;

@@ -1,0 +1,149 @@
+// SPDX-License-Identifier: GPL-2.0
+//! The host refuses a drive's instructions at random, or is busy for seconds. The other
+//! drive and the network cards are at work and must not notice.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+
+use super::{Campaign, work};
+use crate::block::{MIB, Transfer};
+use crate::cmdline::Cmdline;
+use crate::function::{COME_UP, Function};
+use crate::ktap::Suite;
+use crate::{host, sysfs};
+
+/// The drive's name on the host
+const DEVICE: &str = "nvme";
+/// Operations of the instructions: a refresh (`integration/qemu/0006-fault.patch`), and
+/// those of "Modify PCI Function Controls" that register, deregister and re-register the
+/// table, and reset the error state
+const REFRESH: u32 = 0x100;
+const REGISTER: u32 = 4;
+const OPERATIONS: [u32; 6] = [REFRESH, REGISTER, 5, 6, 7, 9];
+/// Condition codes and statuses: busy, and insufficient resources for a refresh. If there
+/// are only a few, they are retried and nobody notices.
+const BUSY: (u8, u8) = (2, 0);
+const NO_RESOURCES: (u8, u8) = (1, 16);
+/// More of them: not enabled, in the error state, blocked, invalid address space, already
+/// enabled, no address space, gone
+const ANSWERS: [(u8, u8); 9] =
+    [BUSY, NO_RESOURCES, (1, 4), (1, 8), (1, 12), (1, 20), (1, 24), (1, 28), (3, 0)];
+/// How long the host is busy
+const SECONDS: u64 = 3;
+/// More than any test uses up
+const ENDLESS: u32 = 1_000_000;
+
+/// One round of a test, and its number
+type Round = fn(&mut Campaign, &Function, u64) -> Result<()>;
+
+pub fn run(suite: &mut Suite, cmdline: &Cmdline) -> Result<()> {
+    let mut campaign = Campaign::new(cmdline, "refusals", 60)?;
+    let rounds = campaign.rounds;
+    let nvme = Function::first_of("nvme")?;
+    let tests: [(&str, Round); 2] = [("refusals that pass", passing), ("any refusals", any)];
+    for (what, round) in tests {
+        suite.test(&format!("{what}, at random, {rounds} times"), || {
+            repeat(&mut campaign, &nvme, round)
+        });
+    }
+    suite.test(&format!("refreshes are busy for {SECONDS} s"), || {
+        busy(REFRESH, || transfer(&nvme, 1600))
+    });
+    suite.test(&format!("a registration is busy for {SECONDS} s"), || {
+        busy(REGISTER, || nvme.unbind().and_then(|()| nvme.probe()))?;
+        transfer(&nvme, 1601)
+    });
+    Ok(())
+}
+
+fn repeat(campaign: &mut Campaign, nvme: &Function, round: Round) -> Result<()> {
+    let other = work::other_disk()?;
+    let seed = campaign.rng.u64(..) >> 8;
+    let result = work::beside_transfers(&other, seed, || {
+        work::beside_packets(|| {
+            (0..campaign.rounds).try_for_each(|number| {
+                round(campaign, nvme, number).with_context(|| format!("round {number}"))
+            })
+        })
+    });
+    host::fault(DEVICE, host::NO_FAULT)?;
+    result
+}
+
+/// What happens to the drive while its instructions are refused
+fn act(campaign: &mut Campaign, nvme: &Function) -> Result<()> {
+    let seed = campaign.rng.u64(..) >> 8;
+    match campaign.rng.u8(..4) {
+        0 => transfer(nvme, seed),
+        1 => {
+            nvme.set_reset_method("bus")?;
+            let reset = sysfs::write(nvme.path().join("reset"), "1");
+            nvme.set_reset_method("default")?;
+            reset
+        }
+        2 => {
+            nvme.unbind()?;
+            sysfs::write("/sys/bus/pci/drivers_probe", &nvme.address)
+        }
+        _ => {
+            let kind = nvme.group_type()?;
+            nvme.unbind()?;
+            let next = if kind == "DMA" { "DMA-FQ" } else { "DMA" };
+            let switched = sysfs::write(nvme.path().join("iommu_group/type"), next);
+            sysfs::write("/sys/bus/pci/drivers_probe", &nvme.address)?;
+            switched
+        }
+    }
+}
+
+fn transfer(nvme: &Function, seed: u64) -> Result<()> {
+    Transfer::new(seed, MIB).verify(&nvme.disk()?).map(drop)
+}
+
+fn fault(operation: u32, skip: u32, count: u32, (code, status): (u8, u8)) -> Result<()> {
+    host::fault(DEVICE, &format!("{operation}:{skip}:{count}:{code}:{status}"))
+}
+
+/// Busy answers, or a single one without resources: whatever is done succeeds.
+fn passing(campaign: &mut Campaign, nvme: &Function, round: u64) -> Result<()> {
+    let rng = &mut campaign.rng;
+    let skip = rng.u32(..30);
+    match rng.bool() {
+        true => fault(OPERATIONS[rng.usize(..3)], skip, rng.u32(1..20), BUSY)?,
+        false => fault(REFRESH, skip, 1, NO_RESOURCES)?,
+    }
+    act(campaign, nvme)?;
+    transfer(nvme, 1620 + round)
+}
+
+/// Any answer. What is done may fail, and the function may end in the error state; a
+/// recovery makes it work again.
+fn any(campaign: &mut Campaign, nvme: &Function, round: u64) -> Result<()> {
+    let rng = &mut campaign.rng;
+    let (operation, answer) = (OPERATIONS[rng.usize(..6)], ANSWERS[rng.usize(..9)]);
+    fault(operation, rng.u32(..8), rng.u32(1..4), answer)?;
+    let _ = act(campaign, nvme);
+    host::fault(DEVICE, host::NO_FAULT)?;
+    let what = || format!("operation {operation:#x}, answer {answer:?}");
+    sysfs::write(nvme.path().join("recover"), "1").with_context(what)?;
+    sysfs::wait_for("driver", COME_UP, || nvme.driver()).with_context(what)?;
+    transfer(nvme, 1680 + round).with_context(what)
+}
+
+/// Runs `work`, during which the host is busy for a while.
+fn busy(operation: u32, work: impl FnOnce() -> Result<()>) -> Result<()> {
+    fault(operation, 0, ENDLESS, BUSY)?;
+    std::thread::scope(|scope| {
+        let end = scope.spawn(|| {
+            std::thread::sleep(Duration::from_secs(SECONDS));
+            let left = host::faults_left(DEVICE)?;
+            host::fault(DEVICE, host::NO_FAULT)?;
+            ensure!(left > 0 && left < u64::from(ENDLESS), "{left} refusals are left");
+            Ok(())
+        });
+        let result = work();
+        end.join().map_err(|_| anyhow::anyhow!("the other thread died"))??;
+        result
+    })
+}
