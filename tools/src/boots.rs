@@ -71,6 +71,10 @@ pub const fn full(name: &'static str, append: &'static str, arguments: &'static 
 /// Functions cache table entries until the driver refreshes them.
 const NOT_SHADOWED: &str = "-global zpci.refresh=off -global zpci.x-rereg-keeps=on";
 
+/// The first drive's zPCI device has a name, so that its instructions can be refused until
+/// the drive is unplugged.
+const NAMED: &str = "-device zpci,id=zpci-nvme,target=nvme";
+
 /// `PART=guest`. Memory decides how large the windows are: those of a machine with
 /// 32 GiB are known to the last digit.
 pub const GUEST: [Variant; 9] = [
@@ -159,11 +163,7 @@ pub const MACHINE: [Variant; 12] = [
     // Until the refresh after a re-registration a function may hit the old table.
     full("replace", "guest.suite=gapless", NOT_SHADOWED),
     // The guest names the functions whose instructions are refused.
-    full(
-        "faults",
-        "guest.suite=faults",
-        "-device zpci,id=zpci-nvme,target=nvme",
-    ),
+    full("faults", "guest.suite=faults", NAMED),
     // The same, and refreshes are lost.
     full(
         "lost",
@@ -194,7 +194,9 @@ pub const TORTURE: [Variant; 11] = [
     full("suites", "iommu.strict=1", ""),
     Variant {
         name: "storms",
-        append: "guest.suite=storms,killed,refusals guest.rounds=6",
+        append: "guest.suite=refusals,storms,killed guest.rounds=6 \
+            nvme_core.admin_timeout=10",
+        arguments: NAMED,
         ..STORM
     },
     Variant {
@@ -224,8 +226,9 @@ pub const TORTURE: [Variant; 11] = [
     // Many rounds, on a kernel without the slow checks.
     Variant {
         name: "fast",
-        append: "guest.suite=storms,killed,refusals",
+        append: "guest.suite=refusals,storms,killed nvme_core.admin_timeout=10",
         kernel: FAST,
+        arguments: NAMED,
         ..STORM
     },
     Variant {

@@ -162,6 +162,14 @@ impl Function {
         sysfs::write(self.path().join("reset_method"), method)
     }
 
+    /// Resets the function once by this method.
+    pub fn reset_by(&self, method: &str) -> Result<()> {
+        self.set_reset_method(method)?;
+        let reset = sysfs::write(self.path().join("reset"), "1");
+        self.set_reset_method("default")?;
+        reset
+    }
+
     /// Triggers a probe and waits until a driver is bound.
     pub fn probe(&self) -> Result<()> {
         sysfs::write("/sys/bus/pci/drivers_probe", &self.address)?;

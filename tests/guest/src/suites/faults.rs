@@ -6,8 +6,8 @@ use anyhow::{Result, ensure};
 use crate::block::{MIB, Transfer};
 use crate::cmdline::Cmdline;
 use crate::function::Function;
+use crate::host;
 use crate::ktap::Suite;
-use crate::{host, sysfs};
 
 use super::modules;
 
@@ -32,11 +32,8 @@ pub fn run(suite: &mut Suite, _: &Cmdline) -> Result<()> {
         transfer_with(&nvme, 801, &format!("{RPCIT}:30:1:1:16"))
     });
     suite.test("a reset whose registration is busy: the data is right", || {
-        nvme.set_reset_method("bus")?;
         host::fault("nvme", "4:0:3:2:0")?;
-        let reset = sysfs::write(nvme.path().join("reset"), "1");
-        nvme.set_reset_method("default")?;
-        reset?;
+        nvme.reset_by("bus")?;
         transfer(&nvme, 802)
     });
     for (what, fault) in [

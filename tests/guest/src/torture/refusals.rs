@@ -38,7 +38,7 @@ const ENDLESS: u32 = 1_000_000;
 type Round = fn(&mut Campaign, &Function, u64) -> Result<()>;
 
 pub fn run(suite: &mut Suite, cmdline: &Cmdline) -> Result<()> {
-    let mut campaign = Campaign::new(cmdline, "refusals", 60)?;
+    let mut campaign = Campaign::new(cmdline, "refusals", 30)?;
     let rounds = campaign.rounds;
     let nvme = Function::first_of("nvme")?;
     let tests: [(&str, Round); 2] = [("refusals that pass", passing), ("any refusals", any)];
@@ -51,7 +51,7 @@ pub fn run(suite: &mut Suite, cmdline: &Cmdline) -> Result<()> {
         busy(REFRESH, || transfer(&nvme, 1600))
     });
     suite.test(&format!("a registration is busy for {SECONDS} s"), || {
-        busy(REGISTER, || nvme.unbind().and_then(|()| nvme.probe()))?;
+        busy(REGISTER, || nvme.reset_by("bus"))?;
         transfer(&nvme, 1601)
     });
     Ok(())
@@ -76,12 +76,7 @@ fn act(campaign: &mut Campaign, nvme: &Function) -> Result<()> {
     let seed = campaign.rng.u64(..) >> 8;
     match campaign.rng.u8(..4) {
         0 => transfer(nvme, seed),
-        1 => {
-            nvme.set_reset_method("bus")?;
-            let reset = sysfs::write(nvme.path().join("reset"), "1");
-            nvme.set_reset_method("default")?;
-            reset
-        }
+        1 => nvme.reset_by("bus"),
         2 => {
             nvme.unbind()?;
             sysfs::write("/sys/bus/pci/drivers_probe", &nvme.address)
