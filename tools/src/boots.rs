@@ -73,7 +73,7 @@ const NOT_SHADOWED: &str = "-global zpci.refresh=off -global zpci.x-rereg-keeps=
 
 /// The first drive's zPCI device has a name, so that its instructions can be refused until
 /// the drive is unplugged.
-const NAMED: &str = "-device zpci,id=zpci-nvme,target=nvme";
+pub const NAMED: &str = "-device zpci,id=zpci-nvme,target=nvme";
 
 /// `PART=guest`. Memory decides how large the windows are: those of a machine with
 /// 32 GiB are known to the last digit.

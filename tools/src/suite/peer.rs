@@ -4,7 +4,7 @@
 
 use super::Suite;
 use crate::{
-    boots::{full, Variant, MACHINE},
+    boots::{full, Variant, MACHINE, NAMED},
     ktap::{Outcome, Point, Report},
     prelude::*,
 };
@@ -15,6 +15,12 @@ const USUAL: Variant = full(
     "usual",
     "iommu.strict=1 guest.suite=nvme,nic,dma,remap,attach,flush,pressure",
     "",
+);
+/// The machine refuses instructions at random.
+const REFUSALS: Variant = full(
+    "refusals",
+    "guest.suite=refusals guest.rounds=4 nvme_core.admin_timeout=10",
+    NAMED,
 );
 /// The other boots for both: of those of `PART=machine`.
 const SPECIAL: [&str; 3] = ["identity", "windows", "vfs"];
@@ -53,7 +59,8 @@ impl Suite<'_> {
         self.kernel = None;
         let machine = Machine::prepare(self.project, flavour)?.corrected(self.project)?;
         let special = MACHINE.iter().filter(|boot| SPECIAL.contains(&boot.name));
-        let reports = iter::once(&USUAL).chain(special).map(|variant| {
+        let reports = [&USUAL, &REFUSALS].into_iter().chain(special);
+        let reports = reports.map(|variant| {
             let name = format!("peer-{driver}-{}", variant.name);
             let boot = variant.boot(&machine, &name, LIMIT);
             let mut report = None;
