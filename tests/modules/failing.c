@@ -12,7 +12,7 @@
 #include "iommu_test.h"
 
 /* No memory is accessed, so any address will do; no large page fits it. */
-#define PHYS	(SZ_256M + SZ_4K)
+#define PHYS	(NO_MEMORY + SZ_256M + SZ_4K)
 /* No call here makes more allocations. */
 #define MOST	2000
 
@@ -225,8 +225,11 @@ static int test_segments(void)
 	unsigned int i;
 
 	sg_init_table(segments, ARRAY_SIZE(segments));
-	for (i = 0; i < ARRAY_SIZE(segments); i++)
-		sg_set_page(&segments[i], pfn_to_page(PHYS_PFN(SZ_64M * (i + 1))), SZ_1M, 0);
+	for (i = 0; i < ARRAY_SIZE(segments); i++) {
+		unsigned long pfn = PHYS_PFN(NO_MEMORY + SZ_64M * (i + 1));
+
+		sg_set_page(&segments[i], pfn_to_page(pfn), SZ_1M, 0);
+	}
 	size = ARRAY_SIZE(segments) * SZ_1M;
 	return fail_each(&call);
 }

@@ -10,7 +10,7 @@
 #include "iommu_test.h"
 
 /* No memory is accessed, so any address will do; not 0, which is "none". */
-#define PHYS		0x10000000UL
+#define PHYS		(NO_MEMORY + SZ_256M)
 
 static struct iommu_domain *domain;
 static struct test_function *fn;

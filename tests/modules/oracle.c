@@ -17,7 +17,7 @@
 #include "iommu_test.h"
 
 /* No memory is accessed, so any address will do; no large page fits it. */
-#define PHYS		(SZ_256M + SZ_4K)
+#define PHYS		(NO_MEMORY + SZ_256M + SZ_4K)
 #define MAX_THREADS	4
 /* Pages of a run have one owner, and adjacent runs have different owners. */
 #define RUN		16
