@@ -105,11 +105,16 @@ fn text(record: &[u8]) -> Option<String> {
     Some(text.lines().next().unwrap_or_default().to_owned())
 }
 
-/// The begin and the end of a report about a warning
-const REPORT: [&str; 2] = ["[ cut here ]", "[ end trace"];
-/// Both are in a report that igb causes: it frees a packet before it unmaps it, and the
-/// check of freed pages (`iommu.debug_pagealloc=`) notices.
-const FREED_BY_IGB: [&str; 2] = ["__iommu_debug_check_unmapped", "igb_poll"];
+/// How reports begin and end: a warning's, and KASAN's
+const BEGINS: [&str; 2] = ["[ cut here ]", "BUG: KASAN:"];
+const ENDS: [&str; 2] = ["[ end trace", "=========="];
+/// What is in the reports of known bugs of Linux (`Documentation/torture.rst`). igb frees a
+/// packet before it unmaps it, and the check of freed pages (`iommu.debug_pagealloc=`)
+/// notices. An interrupt of a function may be handled while its handler is freed.
+const KNOWN: [[&str; 2]; 2] = [
+    ["__iommu_debug_check_unmapped", "igb_poll"],
+    ["use-after-free in __handle_irq_event_percpu", "zpci_floating_irq_handler"],
+];
 
 /// The messages that report a bug. Races count only if the report names a function of
 /// the IOMMU or zPCI code, because the rest of the kernel has known ones.
@@ -117,15 +122,16 @@ pub fn bad(messages: &[String]) -> Vec<&String> {
     let has = |message: &str, marks: &[&str]| marks.iter().any(|mark| message.contains(mark));
     let is_others = |message: &str| message.contains(RACE) && !has(message, &["iommu", "zpci"]);
     let is_bad = |message: &&String| has(message, &BAD) && !is_others(message);
-    let is_igbs = |report: &[String]| {
-        FREED_BY_IGB.iter().all(|mark| report.iter().any(|message| message.contains(mark)))
+    let is_known = |report: &[String]| {
+        let is_in = |mark: &&str| report.iter().any(|message| message.contains(*mark));
+        KNOWN.iter().any(|marks| marks.iter().all(|mark| is_in(mark)))
     };
     let mut bad = Vec::new();
-    for part in messages.split_inclusive(|message| message.contains(REPORT[1])) {
-        let start = part.iter().position(|message| message.contains(REPORT[0]));
+    for part in messages.split_inclusive(|message| has(message, &ENDS)) {
+        let start = part.iter().position(|message| has(message, &BEGINS));
         let (before, report) = part.split_at(start.unwrap_or(part.len()));
         bad.extend(before.iter().filter(is_bad));
-        if !is_igbs(report) {
+        if !is_known(report) {
             bad.extend(report.iter().filter(is_bad));
         }
     }
