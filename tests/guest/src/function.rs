@@ -82,6 +82,11 @@ impl Function {
         sysfs::read(self.path().join("iommu_group/type"))
     }
 
+    /// Sets it; without a driver the function gets a new domain.
+    pub fn set_group_type(&self, kind: &str) -> Result<()> {
+        sysfs::write(self.path().join("iommu_group/type"), kind)
+    }
+
     /// `vendor:device`, four hexadecimal digits each.
     pub fn ids(&self) -> Result<String> {
         let id = |file| -> Result<String> {

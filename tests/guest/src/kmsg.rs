@@ -124,7 +124,7 @@ pub fn bad(messages: &[String]) -> Vec<&String> {
     let is_bad = |message: &&String| has(message, &BAD) && !is_others(message);
     let is_known = |report: &[String]| {
         let is_in = |mark: &&str| report.iter().any(|message| message.contains(*mark));
-        KNOWN.iter().any(|marks| marks.iter().all(|mark| is_in(mark)))
+        KNOWN.iter().any(|marks| marks.iter().all(is_in))
     };
     let mut bad = Vec::new();
     for part in messages.split_inclusive(|message| has(message, &ENDS)) {

@@ -153,11 +153,20 @@ fn slot(campaign: &mut Campaign, nvme: &Function) -> Result<()> {
     Transfer::new(1410, MIB).verify(&nvme.disk()?).map(drop)
 }
 
-/// Binds a driver, which allocates and maps memory.
+/// Binds a driver, which allocates and maps memory. The domain is new each time, because a
+/// used one may have all tables that this needs.
 fn bind(campaign: &mut Campaign, nvme: &Function) -> Result<()> {
-    nvme.unbind()?;
+    let kind = nvme.group_type()?;
+    let renew = || {
+        nvme.unbind()?;
+        // The domain stays if only flushes become deferred.
+        nvme.set_group_type("DMA-FQ")?;
+        nvme.set_group_type("DMA")
+    };
+    renew()?;
     let call = || sysfs::write("/sys/bus/pci/drivers/nvme/bind", &nvme.address);
-    each(campaign, call, |_| nvme.unbind())?;
+    each(campaign, call, |_| renew())?;
+    nvme.set_group_type(&kind)?;
     nvme.probe()?;
     Transfer::new(1411, MIB).verify(&nvme.disk()?).map(drop)
 }

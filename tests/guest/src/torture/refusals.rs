@@ -85,7 +85,7 @@ fn act(campaign: &mut Campaign, nvme: &Function) -> Result<()> {
             let kind = nvme.group_type()?;
             nvme.unbind()?;
             let next = if kind == "DMA" { "DMA-FQ" } else { "DMA" };
-            let switched = sysfs::write(nvme.path().join("iommu_group/type"), next);
+            let switched = nvme.set_group_type(next);
             sysfs::write("/sys/bus/pci/drivers_probe", &nvme.address)?;
             switched
         }

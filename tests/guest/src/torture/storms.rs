@@ -233,20 +233,19 @@ fn recoveries(campaign: &mut Campaign) -> Result<()> {
 fn switch_type(rounds: u64) -> Result<()> {
     let nvme = Function::first_of("nvme")?;
     let kind = nvme.group_type()?;
-    let file = nvme.path().join("iommu_group/type");
     for round in 0..rounds / 10 + 1 {
         nvme.unbind()?;
-        sysfs::write(&file, "DMA")?;
+        nvme.set_group_type("DMA")?;
         nvme.probe()?;
         let disk = nvme.disk()?;
         work::beside_transfers(&disk, 990 + 100 * round, || {
             std::thread::sleep(Duration::from_millis(20));
-            sysfs::write(&file, "DMA-FQ")
+            nvme.set_group_type("DMA-FQ")
         })?;
         verify_type(&nvme, "DMA-FQ", &disk, round)?;
     }
     nvme.unbind()?;
-    sysfs::write(&file, &kind)?;
+    nvme.set_group_type(&kind)?;
     nvme.probe()
 }
 
