@@ -77,19 +77,19 @@ fn act(campaign: &mut Campaign, nvme: &Function) -> Result<()> {
     match campaign.rng.u8(..4) {
         0 => transfer(nvme, seed),
         1 => nvme.reset_by("bus"),
-        2 => {
+        // Bound again, on the same domain or on another
+        choice => {
             nvme.unbind()?;
-            sysfs::write("/sys/bus/pci/drivers_probe", &nvme.address)
-        }
-        _ => {
-            let kind = nvme.group_type()?;
-            nvme.unbind()?;
-            let next = if kind == "DMA" { "DMA-FQ" } else { "DMA" };
-            let switched = nvme.set_group_type(next);
+            let switched = if choice == 2 { Ok(()) } else { switch_type(nvme) };
             sysfs::write("/sys/bus/pci/drivers_probe", &nvme.address)?;
             switched
         }
     }
+}
+
+fn switch_type(nvme: &Function) -> Result<()> {
+    let is_strict = nvme.group_type()? == "DMA";
+    nvme.set_group_type(if is_strict { "DMA-FQ" } else { "DMA" })
 }
 
 fn transfer(nvme: &Function, seed: u64) -> Result<()> {
