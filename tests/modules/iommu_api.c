@@ -595,6 +595,14 @@ static int test_attached(void)
  */
 TEST_CALL(free_populated, map(base, NO_MEMORY, SZ_8M))
 
+#ifdef CONFIG_RANDOMIZE_IDENTITY_BASE
+/* Otherwise no test on this kernel notices a mix-up of virtual and physical addresses. */
+static int test_random_base(void)
+{
+	return __va(0) ? 0 : test_fail("physical addresses are virtual: has the CPU a PRNG?");
+}
+#endif
+
 static const struct test_case cases[] = {
 	{ "the aperture is the table's reach", test_geometry, &fresh },
 	{ "map and unmap 4 KiB to 256 MiB", test_sizes, &fresh },
@@ -620,6 +628,9 @@ static const struct test_case cases[] = {
 	{ "random maps and unmaps against a shadow", test_soak, &fresh },
 	{ "map, attach, map, unmap, detach", test_attached, &fresh },
 	{ "free a populated domain", test_free_populated, &fresh },
+#ifdef CONFIG_RANDOMIZE_IDENTITY_BASE
+	{ "memory is mapped at a random address", test_random_base, &fresh },
+#endif
 	{}
 };
 

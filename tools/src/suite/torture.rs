@@ -14,7 +14,7 @@ const DEBUG: &str = "debug,torture";
 /// Its command line: all messages are kept, and freed pages are not mapped. Packets take
 /// long there.
 const ARGUMENTS: &str =
-    "iommu.debug_pagealloc=1 page_owner=on log_buf_len=16M guest.leaks=1 guest.transfer=1";
+    "iommu.debug_pagealloc=1 page_owner=on log_buf_len=2M guest.leaks=1 guest.transfer=1";
 /// The boots of `make test`, with few rounds.
 const SHORT: [&str; 3] = ["oracle", "fast", "processors"];
 const FEW_ROUNDS: &str = "guest.rounds=6 guest.seconds=3";

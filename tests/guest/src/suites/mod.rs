@@ -89,7 +89,7 @@ const SPECIAL: [Entry; 22] = [
 /// Runs the suites that the command line names, or the default ones, then checks the log.
 pub fn run(cmdline: &Cmdline) -> Result<bool> {
     let chosen = choose(cmdline)?;
-    let leaks = cmdline.value("guest.leaks").map(|_| Leaks::before()).transpose()?;
+    let leaks = cmdline.value("guest.leaks").map(|_| Leaks::before(cmdline)).transpose()?;
     let mut report = Report::start();
     for (name, suite) in chosen {
         let mut points = report.suite(name);

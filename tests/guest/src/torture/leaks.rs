@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 
+use crate::cmdline::Cmdline;
 use crate::console::say;
 use crate::function::{COME_UP, Function};
 use crate::ktap::{Suite, skip};
@@ -17,9 +18,9 @@ const AGE: Duration = Duration::from_secs(6);
 /// How a report of an object begins
 const OBJECT: &str = "unreferenced object";
 const SETTLE: Duration = Duration::from_secs(1);
-/// How long the functions must stay the same: the last unplug and plug of a storm during
-/// boot takes several seconds on a slow kernel
-const QUIET: Duration = Duration::from_secs(12);
+/// How many seconds the functions must stay the same, unless `guest.quiet=` says more: the
+/// last unplug and plug of a storm during boot takes several on a slow kernel
+const QUIET: u64 = 1;
 
 /// The table memory in use while all slots are off, measured before the suites and
 /// compared after them (`guest.leaks=`).
@@ -30,8 +31,8 @@ pub struct Leaks {
 
 impl Leaks {
     /// Turns all slots off, measures, and turns them on again.
-    pub fn before() -> Result<Self> {
-        let functions = settled();
+    pub fn before(cmdline: &Cmdline) -> Result<Self> {
+        let functions = settled(cmdline.number_or("guest.quiet", QUIET)?);
         let slots: Result<Vec<_>> = functions.iter().map(Function::slot).collect();
         let slots = slots?;
         all_off()?;
@@ -66,10 +67,10 @@ impl Leaks {
 }
 
 /// Waits until functions no longer come and go.
-fn settled() -> Vec<Function> {
+fn settled(quiet: u64) -> Vec<Function> {
     let mut before = Function::all();
     loop {
-        std::thread::sleep(QUIET);
+        std::thread::sleep(Duration::from_secs(quiet));
         let now = Function::all();
         if now == before {
             return now;

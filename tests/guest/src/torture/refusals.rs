@@ -59,6 +59,7 @@ pub fn run(suite: &mut Suite, cmdline: &Cmdline) -> Result<()> {
 
 fn repeat(campaign: &mut Campaign, nvme: &Function, round: Round) -> Result<()> {
     let other = work::other_disk()?;
+    let kind = nvme.group_type()?;
     let seed = campaign.rng.u64(..) >> 8;
     let result = work::beside_transfers(&other, seed, || {
         work::beside_packets(|| {
@@ -68,7 +69,10 @@ fn repeat(campaign: &mut Campaign, nvme: &Function, round: Round) -> Result<()> 
         })
     });
     host::fault(DEVICE, host::NO_FAULT)?;
-    result
+    result?;
+    nvme.unbind()?;
+    nvme.set_group_type(&kind)?;
+    nvme.probe()
 }
 
 /// What happens to the drive while its instructions are refused
