@@ -382,10 +382,12 @@ impl iommu::PagingDomain for Paging {
         domain.space().needs_flush()
     }
 
+    #[inline]
     fn sync(domain: &Domain, gather: &mut Gather) {
         domain.space().sync(gather);
     }
 
+    #[inline]
     fn sync_map(domain: &Domain, iova: u64, size: usize) -> Result {
         domain.space().sync_map(iova, size as u64)
     }

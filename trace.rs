@@ -6,13 +6,16 @@
 //! driver, so they can be enabled before a driver that is a module is loaded.
 //! `kernel::tracepoint::declare_trace!` finds only tracepoints in the bindings of the
 //! kernel crate, which these are not. What follows does the same for them: a static
-//! branch, and a call if the event is enabled.
+//! branch, and a call if the event is enabled. Arguments are read only then.
 //!
 //! C header: `integration/zpci_iommu_trace.h`.
 
 use kernel::prelude::*;
 
-use crate::range::Range;
+use crate::{
+    range::Range,
+    zpci::Zdev, //
+};
 
 /// What is attached, in an event: the number of a domain, or one of these.
 pub(crate) mod attached {
@@ -38,7 +41,7 @@ macro_rules! points {
             $(#[$doc])*
             #[inline(always)]
             #[cfg_attr(not(CONFIG_TRACEPOINTS), allow(unused_variables))]
-            fn $name($($arg: $ty),*) {
+            fn $name(arguments: impl FnOnce() -> ($($ty),*)) {
                 #[cfg(CONFIG_TRACEPOINTS)]
                 // SAFETY: The key belongs to a tracepoint that C defines, and this is the
                 // call for it, which takes plain values.
@@ -48,6 +51,7 @@ macro_rules! points {
                         kernel::bindings::tracepoint,
                         key
                     ) {
+                        let ($($arg),*) = arguments();
                         $call($($arg),*);
                     }
                 }
@@ -81,29 +85,29 @@ fn errno(result: Result) -> c_int {
 /// An attach, successful or refused.
 #[inline(always)]
 pub(crate) fn attach(fid: u32, from: u64, to: u64, result: Result) {
-    point_attach(fid, from, to, errno(result));
+    point_attach(|| (fid, from, to, errno(result)));
 }
 
 /// A table was made deeper, or there was no memory for that.
 #[inline(always)]
 pub(crate) fn widen(domain: u64, from: u32, to: u32, result: Result) {
-    point_widen(domain, from, to, errno(result));
+    point_widen(|| (domain, from, to, errno(result)));
 }
 
 /// A range was refreshed for a function. `retries` is the number of attempts before.
 #[inline(always)]
-pub(crate) fn refresh(fid: u32, range: Range, cc: u8, retries: u32) {
-    point_refresh(fid, range.start(), range.last(), cc.into(), retries);
+pub(crate) fn refresh(zdev: &Zdev, range: Range, cc: u8, retries: u32) {
+    point_refresh(|| (zdev.fid(), range.start(), range.last(), cc.into(), retries));
 }
 
 /// A table was allocated, at a physical address. Domain 0 is the driver itself.
 #[inline(always)]
 pub(crate) fn table_alloc(domain: u64, table: u64, bytes: usize) {
-    point_table_alloc(domain, table, bytes as u32);
+    point_table_alloc(|| (domain, table, bytes as u32));
 }
 
 /// A table was freed, or was unlinked and is freed after the next flush.
 #[inline(always)]
 pub(crate) fn table_free(domain: u64, table: u64, bytes: usize, after_flush: bool) {
-    point_table_free(domain, table, bytes as u32, after_flush);
+    point_table_free(|| (domain, table, bytes as u32, after_flush));
 }

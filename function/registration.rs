@@ -465,7 +465,7 @@ impl Function {
     pub(super) fn refresh(&self, range: Range, retries: u32) -> Result<(), Refusal> {
         let result = self.zdev.refresh(range);
         match result {
-            Ok(()) => trace::refresh(self.zdev.fid(), range, 0, retries),
+            Ok(()) => trace::refresh(&self.zdev, range, 0, retries),
             Err(refusal) => self.count_refusal(range, refusal, retries),
         }
         result
@@ -474,7 +474,7 @@ impl Function {
     #[cold]
     fn count_refusal(&self, range: Range, refusal: Refusal, retries: u32) {
         let cc = refusal.condition_code();
-        trace::refresh(self.zdev.fid(), range, cc, retries);
+        trace::refresh(&self.zdev, range, cc, retries);
         self.refused.fetch_add(1, Relaxed);
         self.refused_cc.store(cc.into(), Relaxed);
     }
