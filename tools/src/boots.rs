@@ -198,7 +198,7 @@ pub const TORTURE: [Variant; 12] = [
         "machine",
         "memhp_default_state=online_movable guest.starts=0020:0x140000000 \
             guest.ends=0001:0x17fffffff,0020:0x1bfffffff \
-            guest.suite=vfs,memory,faults,gapless,windows",
+            guest.suite=faults,gapless,windows,memory,vfs",
         "-global zpci.refresh=off -global zpci.x-rereg-keeps=on \
             -global s390-pcihost.extended-config=on \
             -device zpci,id=zpci-nvme,uid=1,target=nvme,edma=0x17fffffff \

@@ -105,15 +105,17 @@ fn text(record: &[u8]) -> Option<String> {
     Some(text.lines().next().unwrap_or_default().to_owned())
 }
 
-/// How reports begin and end: a warning's, and KASAN's
-const BEGINS: [&str; 2] = ["[ cut here ]", "BUG: KASAN:"];
-const ENDS: [&str; 2] = ["[ end trace", "=========="];
+/// How reports begin and end: a warning's, KASAN's, and lockdep's
+const BEGINS: [&str; 3] = ["[ cut here ]", "BUG: KASAN:", "WARNING: possible circular locking"];
+const ENDS: [&str; 3] = ["[ end trace", "==========", "INFO: lockdep is turned off"];
 /// What is in the reports of known bugs of Linux (`Documentation/torture.rst`). igb frees a
 /// packet before it unmaps it, and the check of freed pages (`iommu.debug_pagealloc=`)
-/// notices. An interrupt of a function may be handled while its handler is freed.
-const KNOWN: [[&str; 2]; 2] = [
+/// notices. An interrupt of a function may be handled while its handler is freed. VFs are
+/// removed in the opposite order of locks.
+const KNOWN: [[&str; 2]; 3] = [
     ["__iommu_debug_check_unmapped", "igb_poll"],
     ["use-after-free in __handle_irq_event_percpu", "zpci_floating_irq_handler"],
+    ["(pci_rescan_remove_lock)", "pcibios_release_device"],
 ];
 
 /// The messages that report a bug. Races count only if the report names a function of

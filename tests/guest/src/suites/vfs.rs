@@ -29,14 +29,15 @@ use crate::sysfs;
 use super::hotplug;
 
 const VFS: usize = 2;
-const BYTES: usize = 2 * MIB;
 /// The fewest pages that a transfer maps: the driver maps buffers once and reuses them
 const MAPPED: u64 = 100;
 /// The EtherType for local experiments
 const ETHERTYPE: u16 = 0x88b5;
 const PACKET: usize = 1024;
 
-pub fn run(suite: &mut Suite, _: &Cmdline) -> Result<()> {
+pub fn run(suite: &mut Suite, cmdline: &Cmdline) -> Result<()> {
+    let bytes = cmdline.transfer(2 * MIB)?;
+    let transfer = |vf: &Function, seed| transfer(vf, seed, bytes);
     let [card, far] = nic::functions()?;
     // A module, so that it does not bind VFs that are meant for vfio-pci.
     module::load("igbvf", "")?;
@@ -69,7 +70,7 @@ pub fn run(suite: &mut Suite, _: &Cmdline) -> Result<()> {
     }
     netlink::down(&card.interface()?)?;
     suite.test("the card works afterwards", || {
-        Pair::connect()?.transfer(880, BYTES, Direction::ToFar).map(drop)
+        Pair::connect()?.transfer(880, bytes, Direction::ToFar).map(drop)
     });
     Ok(())
 }
@@ -97,11 +98,11 @@ fn make(card: &Function) -> Result<Vec<Function>> {
     Ok(vfs)
 }
 
-fn transfer(vf: &Function, seed: u64) -> Result<()> {
+fn transfer(vf: &Function, seed: u64, bytes: usize) -> Result<()> {
     let before = Counters::read(vf)?;
     let pair = Pair::connect_from(vf)?;
-    pair.transfer(seed, BYTES, Direction::ToFar)?;
-    pair.transfer(seed + 10, BYTES, Direction::FromFar)?;
+    pair.transfer(seed, bytes, Direction::ToFar)?;
+    pair.transfer(seed + 10, bytes, Direction::FromFar)?;
     let moved = Counters::read(vf)? - before;
     ensure!(moved.mapped >= MAPPED, "{}: {moved}", vf.address);
     Ok(())
