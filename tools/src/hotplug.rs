@@ -5,7 +5,9 @@
 //! The guest prints a line on its console, `guest: want plug NAME`, `guest: want
 //! unplug NAME` or `guest: want fault NAME OP:SKIP:COUNT:CC:STATUS`
 //! (`integration/qemu`), and reads a line there when it was done. The answer to
-//! `guest: want left NAME` is what is left of a fault. The name is a device of
+//! `guest: want left NAME` is what is left of a fault. One that begins with `guest: want
+//! busy SECONDS` ends after this time, even if the guest waits for that in an interrupt.
+//! The name is a device of
 //! [`DEVICES`]. `guest: want memory BYTES` asks for that much memory on top of what it
 //! started with, from the `virtio-mem` called [`MEMORY`]. QEMU gets its commands over QMP,
 //! on a socket that it inherits: no path can be too long, and none is left behind.
@@ -61,9 +63,13 @@ impl Hotplug {
             ["plug", name] => self.plug(find(name)?).map(done),
             ["unplug", name] => self.unplug(find(name)?).map(done),
             ["left", name] => self.left(find(name)?),
-            ["fault", name, what] => {
-                let path = zpci_path(find(name)?);
-                self.set(path, FAULT, what.into()).map(done)
+            ["fault", name, what] => self.fault(find(name)?, what).map(done),
+            ["busy", seconds, name, what] => {
+                let (seconds, device) = (seconds.parse()?, find(name)?);
+                self.fault(device, what)?;
+                writeln!(keyboard, "done").context("the guest does not listen")?;
+                std::thread::sleep(Duration::from_secs(seconds));
+                return self.fault(device, NO_FAULT);
             }
             ["memory", bytes] => {
                 let bytes: u64 = bytes.parse()?;
@@ -151,6 +157,10 @@ impl Hotplug {
         Ok(())
     }
 
+    fn fault(&mut self, device: &Device, what: &str) -> Result<()> {
+        self.set(zpci_path(device), FAULT, what.into())
+    }
+
     /// What is left of it, in the same notation.
     fn left(&mut self, device: &Device) -> Result<String> {
         let left = self.qmp.execute(&qmp::qom_get {
@@ -175,6 +185,7 @@ fn find(id: &str) -> Result<&'static Device> {
 
 /// The property of a zPCI function that has its instructions refused.
 const FAULT: &str = "x-fault";
+const NO_FAULT: &str = "0:0:0:0:0";
 /// The device that provides memory later.
 const MEMORY: &str = "/machine/peripheral/memory-later";
 const SIZE: &str = "requested-size";

@@ -37,6 +37,11 @@ pub fn fault(device: &str, what: &str) -> Result<()> {
     ask("fault", &format!("{device} {what}")).map(drop)
 }
 
+/// The same for a number of seconds, from a moment before this returns on.
+pub fn fault_for(seconds: u64, device: &str, what: &str) -> Result<()> {
+    ask("busy", &format!("{seconds} {device} {what}")).map(drop)
+}
+
 /// How many instructions are still going to fail.
 pub fn faults_left(device: &str) -> Result<u64> {
     let left = ask("left", device)?;

@@ -2,7 +2,7 @@
 //! The host refuses a drive's instructions at random, or is busy for seconds. The other
 //! drive and the network cards are at work and must not notice.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 
@@ -130,19 +130,15 @@ fn any(campaign: &mut Campaign, nvme: &Function, round: u64) -> Result<()> {
     transfer(nvme, 1680 + round).with_context(what)
 }
 
-/// Runs `work`, during which the host is busy for a while.
+/// Runs `work`, which cannot end before the host is no longer busy. A processor may wait
+/// for that in an interrupt, so the host itself ends it.
 fn busy(operation: u32, work: impl FnOnce() -> Result<()>) -> Result<()> {
-    fault(operation, 0, ENDLESS, BUSY)?;
-    std::thread::scope(|scope| {
-        let end = scope.spawn(|| {
-            std::thread::sleep(Duration::from_secs(SECONDS));
-            let left = host::faults_left(DEVICE)?;
-            host::fault(DEVICE, host::NO_FAULT)?;
-            ensure!(left > 0 && left < u64::from(ENDLESS), "{left} refusals are left");
-            Ok(())
-        });
-        let result = work();
-        end.join().map_err(|_| anyhow::anyhow!("the other thread died"))??;
-        result
-    })
+    let start = Instant::now();
+    let (code, status) = BUSY;
+    let what = format!("{operation}:0:{ENDLESS}:{code}:{status}");
+    host::fault_for(SECONDS, DEVICE, &what)?;
+    work()?;
+    let time = start.elapsed();
+    ensure!(time >= Duration::from_secs(SECONDS), "nothing was busy: it took {time:?}");
+    Ok(())
 }
