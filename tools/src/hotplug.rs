@@ -57,6 +57,8 @@ impl Hotplug {
         let Some(wish) = line.strip_prefix("guest: want ") else {
             return Ok(());
         };
+        // A message of the kernel may come before the line's end.
+        let wish = wish.split('[').next().unwrap_or_default();
         self.greet()?;
         let done = |()| "done".to_owned();
         let answer = match wish.split(' ').collect::<Vec<_>>()[..] {
