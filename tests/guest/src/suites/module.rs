@@ -32,6 +32,10 @@ pub fn run(suite: &mut Suite, cmdline: &Cmdline) -> Result<()> {
     refusals(suite);
     failing_starts(suite)?;
     let start = State::take()?;
+    suite.test("a function that waits for the driver is released", || {
+        plug_unserved()?;
+        host::unplug("nvme")
+    });
     suite.test("a function is not there before the driver", unserved);
     suite.test("loading brings the function up", || load_and_use(1000));
     let version = cmdline.value("guest.version").map(str::to_owned);
