@@ -192,8 +192,8 @@ pub const MACHINE: [Variant; 12] = [
 /// `make torture`.
 pub const TORTURE: [Variant; 12] = [
     full("suites", "iommu.strict=1", ""),
-    // What `suites` skips: a machine that caches, refuses, loses, has narrow windows and VFs,
-    // and gets memory.
+    // What `suites` skips: a machine that caches, refuses, has narrow windows and VFs, and
+    // gets memory.
     full(
         "machine",
         "memhp_default_state=online_movable guest.starts=0020:0x140000000 \

@@ -4,15 +4,15 @@
 //!
 //! The guest prints a line on its console, `guest: want plug NAME`, `guest: want
 //! unplug NAME` or `guest: want fault NAME OP:SKIP:COUNT:CC:STATUS`
-//! (`integration/qemu`), and reads a line there when it was done. The answer to
-//! `guest: want left NAME` is what is left of a fault. One that begins with `guest: want
-//! busy SECONDS` ends after this time, even if the guest waits for that in an interrupt.
-//! The name is a device of
-//! [`DEVICES`]. `guest: want memory BYTES` asks for that much memory on top of what it
-//! started with, from the `virtio-mem` called [`MEMORY`]. QEMU gets its commands over QMP,
-//! on a socket that it inherits: no path can be too long, and none is left behind.
+//! (`integration/qemu`), and reads a line there when it was done. A number of seconds may
+//! follow a fault: then the fault ends after this time, even if the guest waits for that in
+//! an interrupt. The answer to `guest: want left NAME` is what is left of a fault. The name
+//! is a device of [`DEVICES`]. `guest: want memory BYTES` asks for that much memory on top of
+//! what it started with, from the `virtio-mem` called [`MEMORY`]. QEMU gets its commands over
+//! QMP, on a socket that it inherits: no path can be too long, and none is left behind.
 
 use crate::{
+    ktap::printed,
     prelude::*,
     qemu::{Device, DEVICES},
 };
@@ -54,11 +54,9 @@ impl Hotplug {
     /// Does what a line of the console asks for; most ask for nothing. The
     /// answer goes to the guest's keyboard.
     pub fn obey(&mut self, line: &str, mut keyboard: impl Write) -> Result<()> {
-        let Some(wish) = line.strip_prefix("guest: want ") else {
+        let Some(wish) = printed(line).strip_prefix("guest: want ") else {
             return Ok(());
         };
-        // A message of the kernel may come before the line's end.
-        let wish = wish.split('[').next().unwrap_or_default();
         self.greet()?;
         let done = |()| "done".to_owned();
         let answer = match wish.split(' ').collect::<Vec<_>>()[..] {
@@ -66,8 +64,8 @@ impl Hotplug {
             ["unplug", name] => self.unplug(find(name)?).map(done),
             ["left", name] => self.left(find(name)?),
             ["fault", name, what] => self.fault(find(name)?, what).map(done),
-            ["busy", seconds, name, what] => {
-                let (seconds, device) = (seconds.parse()?, find(name)?);
+            ["fault", name, what, seconds] => {
+                let (device, seconds) = (find(name)?, seconds.parse()?);
                 self.fault(device, what)?;
                 writeln!(keyboard, "done").context("the guest does not listen")?;
                 std::thread::sleep(Duration::from_secs(seconds));

@@ -47,13 +47,14 @@ impl Report {
     }
 
     fn line(&mut self, line: &str) {
-        if let Some(text) = line.strip_prefix("1..") {
+        let own = printed(line);
+        if let Some(text) = own.strip_prefix("1..") {
             self.plan = self
                 .plan
                 .or_else(|| text.split_whitespace().next()?.parse().ok());
-        } else if let Some(text) = line.strip_prefix("guest: done status=") {
+        } else if let Some(text) = own.strip_prefix("guest: done status=") {
             self.status = text.trim().parse().ok();
-        } else if let Some(point) = point(line) {
+        } else if let Some(point) = point(own) {
             self.points.push(point);
         } else if line.contains("Kernel panic - not syncing") {
             self.panic.get_or_insert_with(|| line.trim().to_owned());
@@ -112,6 +113,17 @@ impl Report {
 pub fn count<'a>(points: impl IntoIterator<Item = &'a Point>, outcome: Outcome) -> usize {
     let points = points.into_iter();
     points.filter(|point| point.outcome == outcome).count()
+}
+
+/// What a program printed: a message of the kernel, which begins with its time, may come
+/// before the end of a line.
+pub fn printed(line: &str) -> &str {
+    let is_time = |at: &usize| {
+        let time = line[at + 1..].split_once(']').map(|(time, _)| time);
+        time.is_some_and(|time| time.contains('.') && time.trim_start().parse::<f64>().is_ok())
+    };
+    let mut brackets = line.match_indices('[').map(|(at, _)| at);
+    &line[..brackets.find(is_time).unwrap_or(line.len())]
 }
 
 /// `ok 1 name`, `not ok 2 - name # why`, `ok 3 name # SKIP why`.
@@ -188,6 +200,20 @@ mod tests {
         // A failed test is counted.
         let failed = ["1..1", "not ok 1 a # sums differ", "guest: done status=1"];
         assert!(faults(&failed).is_empty());
+    }
+
+    #[test]
+    fn a_message_before_the_end_of_a_line_is_cut() {
+        let message = "[  415.887627] pci_bus 0001:00: busn_res: [bus 00] is released";
+        for line in ["guest: want plug nvme", "ok 1 map[3] of 2.5 [MiB]"] {
+            assert_eq!(printed(line), line);
+            assert_eq!(printed(&format!("{line}{message}")), line);
+        }
+        let lines =
+            ["1..1", "ok 1 a", "guest: done status=0"].map(|line| format!("{line}{message}"));
+        let report = Report::parse(lines.iter().map(String::as_str));
+        assert_eq!(report.points[0].name, "a");
+        assert!(report.faults(true).is_empty());
     }
 
     #[test]

@@ -39,7 +39,7 @@ pub fn fault(device: &str, what: &str) -> Result<()> {
 
 /// The same for a number of seconds, from a moment before this returns on.
 pub fn fault_for(seconds: u64, device: &str, what: &str) -> Result<()> {
-    ask("busy", &format!("{seconds} {device} {what}")).map(drop)
+    ask("fault", &format!("{device} {what} {seconds}")).map(drop)
 }
 
 /// How many instructions are still going to fail.

@@ -100,8 +100,12 @@ fn transfer(nvme: &Function, seed: u64) -> Result<()> {
     Transfer::new(seed, MIB).verify(&nvme.disk()?).map(drop)
 }
 
-fn fault(operation: u32, skip: u32, count: u32, (code, status): (u8, u8)) -> Result<()> {
-    host::fault(DEVICE, &format!("{operation}:{skip}:{count}:{code}:{status}"))
+fn text(operation: u32, skip: u32, count: u32, (code, status): (u8, u8)) -> String {
+    format!("{operation}:{skip}:{count}:{code}:{status}")
+}
+
+fn fault(operation: u32, skip: u32, count: u32, answer: (u8, u8)) -> Result<()> {
+    host::fault(DEVICE, &text(operation, skip, count, answer))
 }
 
 /// Busy answers, or a single one without resources: whatever is done succeeds.
@@ -134,9 +138,7 @@ fn any(campaign: &mut Campaign, nvme: &Function, round: u64) -> Result<()> {
 /// for that in an interrupt, so the host itself ends it.
 fn busy(operation: u32, work: impl FnOnce() -> Result<()>) -> Result<()> {
     let start = Instant::now();
-    let (code, status) = BUSY;
-    let what = format!("{operation}:0:{ENDLESS}:{code}:{status}");
-    host::fault_for(SECONDS, DEVICE, &what)?;
+    host::fault_for(SECONDS, DEVICE, &text(operation, 0, ENDLESS, BUSY))?;
     work()?;
     let time = start.elapsed();
     ensure!(time >= Duration::from_secs(SECONDS), "nothing was busy: it took {time:?}");
